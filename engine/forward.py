@@ -1,0 +1,46 @@
+"""THE PAGE: one forward pass of Qwen2, for every backend, prompt and decode, run and trace.
+
+Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
+H head size, F mlp width, V vocabulary, E = (N + 2K) H. `k` is a backend (a module of pure functions, kernels/__init__.py),
+`tap` an identity function that may look at a stage on its way (trace/tap.py); stages are defined in trace/stages.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..trace.tap import Tap
+from .kernels import Cache, Kernels
+from .weights import Weights
+
+
+def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> Any:
+    """Logits [V] of the last of the tokens [T] (int32), which stand behind what the cache holds; the cache grows by T."""
+    c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
+    N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
+    pos_T = cache.positions(T)
+
+    x_TD = tap.layer(0)("embedding", k.embed(tokens_T, w.embed))
+    for i, layer in enumerate(w.layers):
+        at = tap.layer(i)
+
+        h_TD = at("attn_norm", k.rms_norm(x_TD, layer.attn_norm_D, eps))
+        qkv_TE = at("qkv_matmul", k.linear(h_TD, layer.qkv))
+        qkv_TE = at("qkv_bias", k.add(qkv_TE, layer.qkv_bias_E))
+        q_TNH = at("q_post_rope", k.rope(qkv_TE[:, : N * H].reshape(T, N, H), pos_T, w.inv_freq_h))
+        k_TKH = at("k_post_rope", k.rope(qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H), pos_T, w.inv_freq_h))
+        k_SKH, v_SKH = cache.append(i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
+        scores_NTS = at("attn_scores", k.attn_scores(q_TNH, k_SKH, pos_T))
+        probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T))
+        mix_TNH = at("attention", k.attn_mix(probs_NTS, v_SKH, pos_T))
+        x_TD = at("post_attn_residual", k.add(x_TD, at("attn_out", k.linear(mix_TNH.reshape(T, N * H), layer.attn_out))))
+
+        h_TD = at("ffn_norm", k.rms_norm(x_TD, layer.ffn_norm_D, eps))
+        both_TG = k.linear(h_TD, layer.gate_up)  # G = 2F
+        gate_TF, up_TF = at("ffn_gate", both_TG[:, :F]), at("ffn_up", both_TG[:, F:])
+        h_TF = at("ffn_swigl", k.mul(at("ffn_silu", k.silu(gate_TF)), up_TF))
+        x_TD = at("post_ffn_residual", k.add(x_TD, at("ffn_out", k.linear(h_TF, layer.ffn_down))))
+
+    cache.advance(T)
+    x_TD = tap.whole("final_norm", k.rms_norm(x_TD, w.final_norm_D, eps))
+    return tap.whole("lm_head", k.linear(x_TD[-1:], w.lm_head)[0])

@@ -1,0 +1,91 @@
+"""What a backend is: a module (or folder) of this package with these functions, found by its name.
+
+All are pure: arrays in, new arrays out; no backend knows a file or a model. Arrays are the backend's own kind
+(NumPy on the CPU, device arrays on a GPU); `to_host` brings one back as a NumPy array for the tap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...quant.errors import BadInput
+from ..config import Config
+from ..weights import Weights
+
+BACKENDS = ("cpu", "reference", "cuda")
+
+
+class Cache(Protocol):
+    """Keys and values of every layer for the positions so far; the only thing that changes during a forward pass."""
+
+    length: int
+    capacity: int
+
+    def positions(self, count: int) -> Any:
+        """int32 [T]: the absolute positions of the next `count` tokens. Raises BadInput if they pass the capacity."""
+
+    def append(self, layer: int, k_TKH: Any, v_TKH: Any) -> tuple[Any, Any]:
+        """Stores T new positions of a layer; returns keys and values of all S = length + T positions, [S, K, H] each."""
+
+    def advance(self, count: int) -> None:
+        """The forward pass is over: `count` positions more are held."""
+
+
+class Kernels(Protocol):
+    """The functions of a backend. x is in the backend's activation type (float32; float64 on the reference in f64)."""
+
+    PRECISIONS: tuple[str, ...]
+
+    def prepare(self, w: Weights, precision: str) -> Weights:
+        """The weights of a file in the form that this backend computes with, for one of its PRECISIONS."""
+
+    def new_cache(self, c: Config, capacity: int, precision: str) -> Cache: ...
+
+    def embed(self, tokens_T: Any, embed_VD: Any) -> Any:
+        """Rows of the embedding: [T, D]."""
+
+    def rms_norm(self, x_TD: Any, gain_D: Any, eps: float) -> Any:
+        """x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich 2019), each row."""
+
+    def linear(self, x_TI: Any, w: Any) -> Any:
+        """x W^T: [T, O] for a matrix [O, I]; the rows of stacked matrices one after the other."""
+
+    def add(self, x_TD: Any, y: Any) -> Any:
+        """x + y, with y of the same shape or one row [D]."""
+
+    def mul(self, x_TF: Any, y_TF: Any) -> Any: ...
+
+    def silu(self, x_TF: Any) -> Any:
+        """x / (1 + exp(-x)) (Elfwing et al. 2017)."""
+
+    def rope(self, x_TNH: Any, pos_T: Any, inv_freq_h: Any) -> Any:
+        """Rotary embedding (Su et al. 2021) of split halves, as Qwen2 has it: element j pairs with j + H/2."""
+
+    def attn_scores(self, q_TNH: Any, k_SKH: Any, pos_T: Any) -> Any:
+        """q.k / sqrt(H), [N, T, S]; query head n reads kv head n // (N / K); 0 where the key comes after the query."""
+
+    def softmax(self, scores_NTS: Any, pos_T: Any) -> Any:
+        """Soft-max over the keys up to the query; 0 after it."""
+
+    def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: Any) -> Any:
+        """Probabilities times values: [T, N, H]."""
+
+    def to_host(self, x: Any) -> NDArray[np.floating]:
+        """The array as NumPy's; it may be a view, so who keeps it copies it."""
+
+
+def backend(name: str) -> Kernels:
+    """The backend of that name. Raises BadInput if there is none; an import error inside one comes through as it is."""
+    if name not in BACKENDS:
+        raise BadInput(f"unknown backend {name!r}; there are {', '.join(BACKENDS)}")
+    return cast(Kernels, import_module(f".{name}", __package__))
+
+
+def check_precision(k: Kernels, name: str, precision: str) -> None:
+    """Raises BadInput if the backend does not compute in that precision."""
+    if precision not in k.PRECISIONS:
+        raise BadInput(f"backend {name} has no precision {precision!r}; it has {', '.join(k.PRECISIONS)}")

@@ -1,0 +1,155 @@
+"""The reference backend: NumPy, as plain as the formulas, in float32 or float64. The slow twin that judges all the others.
+
+In f64 everything after the exactly dequantised weights is float64: the judge. Products go through NumPy's own matmul, so f32
+results may move in the last bits with the number of positions at once; bit-identity is the CPU backend's promise, not this one's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...quant.errors import BadInput
+from ...quant.tensor import QTensor, dequantize
+from ..config import Config
+from ..weights import Layer, Weights
+
+PRECISIONS = ("f32", "f64")
+
+Array = NDArray[np.floating[Any]]
+
+
+class Matrix:
+    """Stacked quantised matrices of one input width, dequantised a slab of rows at a time: memory stays at the file's size."""
+
+    ROWS = 4096
+
+    def __init__(self, parts: tuple[QTensor, ...], dtype: Any) -> None:
+        self.parts, self.dtype = parts, dtype
+
+    def slabs(self) -> Any:
+        for part in self.parts:
+            for start in range(0, part.shape[0], self.ROWS):
+                yield dequantize(part, start, min(start + self.ROWS, part.shape[0])).astype(self.dtype, copy=False)
+
+    def rows(self, index_T: NDArray[np.integer[Any]]) -> Array:
+        (part,) = self.parts
+        return np.concatenate([dequantize(part, i, i + 1) for i in index_T.tolist()]).astype(self.dtype)
+
+
+def prepare(w: Weights, precision: str) -> Weights:
+    dtype = {"f32": np.float32, "f64": np.float64}[precision]
+
+    def vector(*parts: QTensor) -> Array:
+        return np.concatenate([dequantize(p) for p in parts]).astype(dtype)
+
+    def matrix(*parts: QTensor) -> Matrix:
+        return Matrix(parts, dtype)
+
+    layers = tuple(
+        Layer(
+            attn_norm_D=vector(v.attn_norm_D),
+            qkv=matrix(*v.qkv),
+            qkv_bias_E=vector(*v.qkv_bias_E),
+            attn_out=matrix(v.attn_out),
+            ffn_norm_D=vector(v.ffn_norm_D),
+            gate_up=matrix(*v.gate_up),
+            ffn_down=matrix(v.ffn_down),
+        )
+        for v in w.layers
+    )
+    return replace(
+        w, embed=matrix(w.embed), layers=layers, final_norm_D=vector(w.final_norm_D), lm_head=matrix(w.lm_head)
+    )
+
+
+class KVCache:
+    """Keys and values [layers, capacity, K, H], handed out as views."""
+
+    def __init__(self, c: Config, capacity: int, dtype: Any) -> None:
+        shape = (c.num_hidden_layers, capacity, c.num_key_value_heads, c.head_dim)
+        self.k, self.v, self.length, self.capacity = np.zeros(shape, dtype), np.zeros(shape, dtype), 0, capacity
+
+    def positions(self, count: int) -> NDArray[np.int32]:
+        if self.length + count > self.capacity:
+            raise BadInput(f"{self.length + count} positions do not fit a cache of {self.capacity}")
+        return np.arange(self.length, self.length + count, dtype=np.int32)
+
+    def append(self, layer: int, k_TKH: Array, v_TKH: Array) -> tuple[Array, Array]:
+        end = self.length + len(k_TKH)
+        self.k[layer, self.length : end], self.v[layer, self.length : end] = k_TKH, v_TKH
+        return self.k[layer, :end], self.v[layer, :end]
+
+    def advance(self, count: int) -> None:
+        self.length += count
+
+
+def new_cache(c: Config, capacity: int, precision: str) -> KVCache:
+    return KVCache(c, capacity, np.float64 if precision == "f64" else np.float32)
+
+
+def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: Matrix) -> Array:
+    return embed_VD.rows(tokens_T)
+
+
+def rms_norm(x_TD: Array, gain_D: Array, eps: float) -> Array:
+    """1 / sqrt, then the gain, as the formula is written; no 16-bit cast anywhere."""
+    mean_T1 = np.mean(np.square(x_TD), axis=-1, keepdims=True)
+    return x_TD / np.sqrt(mean_T1 + x_TD.dtype.type(eps)) * gain_D
+
+
+def linear(x_TI: Array, w: Matrix) -> Array:
+    return np.concatenate([x_TI @ slab_OI.T for slab_OI in w.slabs()], axis=1)
+
+
+def add(x_TD: Array, y: Array) -> Array:
+    return x_TD + y
+
+
+def mul(x_TF: Array, y_TF: Array) -> Array:
+    return x_TF * y_TF
+
+
+def silu(x_TF: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) = inf for very negative x, and x / inf = -0.0 is right
+        return x_TF / (1 + np.exp(-x_TF))
+
+
+def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32]) -> Array:
+    """The angle is the float32 product that Hugging Face computes in every precision; its cosine and sine are taken in float64."""
+    angle_Th = (pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
+    cos_T1h, sin_T1h = (f(angle_Th)[:, None, :].astype(x_TNH.dtype) for f in (np.cos, np.sin))
+    a_TNh, b_TNh = np.split(x_TNH, 2, axis=-1)
+    return np.concatenate((a_TNh * cos_T1h - b_TNh * sin_T1h, b_TNh * cos_T1h + a_TNh * sin_T1h), axis=-1)
+
+
+def _after(pos_T: NDArray[np.int32], S: int) -> NDArray[np.bool_]:
+    """[T, S]: the key stands after the query."""
+    return np.arange(S) > pos_T[:, None]
+
+
+def attn_scores(q_TNH: Array, k_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
+    (T, N, H), K = q_TNH.shape, k_SKH.shape[1]
+    q_KGTH = q_TNH.reshape(T, K, N // K, H).transpose(1, 2, 0, 3)
+    scores_NTS = (q_KGTH @ k_SKH.transpose(1, 2, 0)[:, None]).reshape(N, T, -1) / q_TNH.dtype.type(np.sqrt(H))
+    scores_NTS[:, _after(pos_T, len(k_SKH))] = 0
+    return scores_NTS
+
+
+def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
+    masked_NTS = np.where(_after(pos_T, scores_NTS.shape[2]), -np.inf, scores_NTS)
+    e_NTS = np.exp(masked_NTS - masked_NTS.max(axis=-1, keepdims=True))
+    return e_NTS / e_NTS.sum(axis=-1, keepdims=True)
+
+
+def attn_mix(probs_NTS: Array, v_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
+    (N, T, S), (_, K, H) = probs_NTS.shape, v_SKH.shape
+    mix_KGTH = probs_NTS.reshape(K, N // K, T, S) @ v_SKH.transpose(1, 0, 2)[:, None]
+    return mix_KGTH.transpose(2, 0, 1, 3).reshape(T, N, H)
+
+
+def to_host(x: Array) -> Array:
+    return x

@@ -1,0 +1,36 @@
+"""A tap is an identity: the forward pass hands it every stage, and gets the same value back."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class At(Protocol):
+    """Takes a stage's name and value, returns the value itself. It may read the value now; it must not keep or change it."""
+
+    def __call__(self, stage: str, value: Any) -> Any: ...
+
+
+class Tap(Protocol):
+    """What the forward pass talks to: one At per layer, and one for the stages of the whole model."""
+
+    def layer(self, index: int) -> At: ...
+
+    def whole(self, stage: str, value: Any) -> Any: ...
+
+
+def _pass(stage: str, value: Any) -> Any:
+    return value
+
+
+class Silent:
+    """The tap that looks at nothing."""
+
+    def layer(self, index: int) -> At:
+        return _pass
+
+    def whole(self, stage: str, value: Any) -> Any:
+        return value
+
+
+SILENT = Silent()
