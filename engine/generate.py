@@ -1,0 +1,73 @@
+"""Prefill, then decode: token ids in, token ids out. Knows no text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quant.errors import BadInput
+from ..trace.tap import SILENT
+from .config import Config
+from .forward import forward
+from .kernels import Cache, Kernels
+from .sample import Sampling, sample
+from .weights import Weights
+
+CHUNK = 512  # positions at once: bounds the N T S scores of a long prompt
+
+
+def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
+    """Raises BadInput for an empty prompt, an id the embedding has no row for, or more positions than the model was made for."""
+    if not ids:
+        raise BadInput("the prompt is empty; give at least one token")
+    if bad := [i for i in ids if not 0 <= i < c.vocab_size]:
+        raise BadInput(f"token id {bad[0]} is outside the vocabulary of {c.vocab_size}")
+    if len(ids) > c.max_position_embeddings:
+        raise BadInput(f"the prompt has {len(ids)} tokens, more than the context of {c.max_position_embeddings}")
+    if len(ids) + max_tokens > c.max_position_embeddings:
+        room = c.max_position_embeddings - len(ids)
+        raise BadInput(
+            f"{len(ids)} prompt tokens and {max_tokens} new ones do not fit the context of {c.max_position_embeddings}; ask for at most {room}"
+        )
+
+
+def prefill(
+    ids: Sequence[int], w: Weights, cache: Cache, k: Kernels, progress: Callable[[int], None] = lambda done: None
+) -> NDArray[np.floating]:
+    """Runs the prompt in chunks; logits [V] of its last position. `progress` is told the positions done so far."""
+    for start in range(0, len(ids), CHUNK):
+        logits_V = forward(np.array(ids[start : start + CHUNK], np.int32), w, cache, k, SILENT)
+        progress(min(start + CHUNK, len(ids)))
+    return k.to_host(logits_V)
+
+
+def generate(
+    ids: Sequence[int],
+    w: Weights,
+    k: Kernels,
+    precision: str,
+    max_tokens: int,
+    stop: Sequence[int] = (),
+    sampling: Sampling | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[int]:
+    """Yields up to max_tokens new ids; a stop id is yielded too, and ends it. Raises BadInput as check_prompt does.
+
+    The cache holds no more positions than the prompt and the new tokens need. The last id is never fed back.
+    """
+    sampling = sampling or Sampling()
+    check_prompt(ids, w.config, max_tokens)
+    if max_tokens < 1:
+        return
+    generator = np.random.default_rng(sampling.seed)
+    cache = k.new_cache(w.config, len(ids) + max_tokens, precision)
+    token = sample(prefill(ids, w, cache, k, progress), sampling, generator)
+    yield token
+    for _ in range(max_tokens - 1):
+        if token in stop:
+            return
+        logits_V = k.to_host(forward(np.array([token], np.int32), w, cache, k, SILENT))
+        token = sample(logits_V, sampling, generator)
+        yield token

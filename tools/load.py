@@ -1,0 +1,79 @@
+"""What the commands that compute share: the model's arguments, and a model ready to run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import dataclass
+
+from ..engine.bind import bind
+from ..engine.files import Checkpoint, open_checkpoint
+from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
+from ..engine.tokenizer import Tokenizer
+from ..engine.weights import Weights
+from ..quant.errors import BadInput
+from .models import resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in a backend's form, and how long that took in seconds."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+    kernels: Kernels
+    backend: str
+    precision: str
+    seconds: float
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """-m/--model (or a positional MODEL), --backend, --precision, -t/--threads."""
+    if positional:
+        parser.add_argument("model", metavar="MODEL", help="model file, folder or alias")
+    else:
+        parser.add_argument("-m", "--model", metavar="MODEL", help="model file, folder or alias (default: the 0.5B, if it was pulled)")
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what computes (default: cpu)")
+    parser.add_argument("--precision", choices=("f32", "int8", "f64"), default="f32", help="f32: activations are never rounded; int8: as ggml does; f64: reference only")
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
+
+
+def set_threads(count: int | None) -> None:
+    """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
+    if count is None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= count <= cores:
+        raise BadInput(f"{count} threads: this machine has {cores} to give")
+    import numba
+
+    numba.set_num_threads(count)
+
+
+def open_weights(path_or_alias: str | None) -> tuple[Checkpoint, Weights]:
+    """The model's file opened and its tensors bound to their roles; nothing is decoded yet."""
+    checkpoint = open_checkpoint(resolve(path_or_alias))
+    try:
+        return checkpoint, bind(checkpoint.config, checkpoint.tensors)
+    except BadInput as error:
+        raise BadInput(f"{checkpoint.path}: {error}") from None
+
+
+def load(args: argparse.Namespace) -> Loaded:
+    """Opens the model of the arguments and prepares it for the backend and precision they name."""
+    start = time.perf_counter()
+    k = backend(args.backend)
+    check_precision(k, args.backend, args.precision)
+    set_threads(args.threads)
+    checkpoint, weights = open_weights(args.model)
+    prepared = k.prepare(weights, args.precision)
+    return Loaded(checkpoint, prepared, k, args.backend, args.precision, time.perf_counter() - start)
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The file's own tokenizer. Raises BadInput if it has none."""
+    vocabulary = checkpoint.vocabulary()
+    if vocabulary is None:
+        raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text")
+    return Tokenizer.from_vocabulary(vocabulary)

@@ -1,0 +1,57 @@
+"""The command `engine`: finds the command's file, and turns bad input into one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+from ..quant.errors import BadInput
+
+# command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a module
+# of the standard library shadows it when run as a script.
+COMMANDS = {
+    "run": ("run", "answer a prompt"),
+    "pull": ("pull", "download a model"),
+    "inspect": ("show", "what is in a model file"),
+    "trace": ("record", "write or summarise every stage of a forward pass"),
+    "diff": ("diff", "two dumps, or the weights of two models, side by side"),
+}
+
+
+def parser_for(command: str | None) -> argparse.ArgumentParser:
+    """The parser of the whole command line; only the named command's file is imported (start-up is a figure too)."""
+    parser = argparse.ArgumentParser(
+        prog="engine",
+        description="An independent Qwen2 engine: runs a model, shows every stage of it, judges other engines' dumps.",
+        epilog="example: engine run -p 'What is 2+2?' --chat        (help on one command: engine run --help)",
+    )
+    parser.add_argument("--version", action="version", version=f"qwenref {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        sub = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == command:
+            import_module(f".{module}", __package__).add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 differs or unexplained (diff, verify), 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command = next((word for word in argv if not word.startswith("-")), None)
+    args = parser_for(command).parse_args(argv)
+    try:
+        status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
+        sys.stdout.flush()
+        return int(status)
+    except BadInput as error:
+        print(f"engine {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has gone; keep the interpreter from complaining once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
