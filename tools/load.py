@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from dataclasses import dataclass
 
 from ..engine.bind import bind
@@ -18,14 +17,13 @@ from .models import resolve
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in a backend's form, and how long that took in seconds."""
+    """A model in a backend's form."""
 
     checkpoint: Checkpoint
     weights: Weights
     kernels: Kernels
     backend: str
     precision: str
-    seconds: float
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
@@ -60,15 +58,12 @@ def open_weights(path_or_alias: str | None) -> tuple[Checkpoint, Weights]:
         raise BadInput(f"{checkpoint.path}: {error}") from None
 
 
-def load(args: argparse.Namespace) -> Loaded:
-    """Opens the model of the arguments and prepares it for the backend and precision they name."""
-    start = time.perf_counter()
+def load(args: argparse.Namespace, checkpoint: Checkpoint, weights: Weights) -> Loaded:
+    """The opened model in the form of the backend and precision that the arguments name."""
     k = backend(args.backend)
     check_precision(k, args.backend, args.precision)
     set_threads(args.threads)
-    checkpoint, weights = open_weights(args.model)
-    prepared = k.prepare(weights, args.precision)
-    return Loaded(checkpoint, prepared, k, args.backend, args.precision, time.perf_counter() - start)
+    return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -1,0 +1,40 @@
+# Two commands: `make run` answers a question with the 0.5B model, `make test` runs every check. Both make .venv and fetch the model themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := qwen2.5-coder-0.5b-instruct-q4_k_m
+
+.PHONY: run test lint pull oracle clean
+
+run: pull            ## ask the model a question
+	$(BIN)/engine run -m $(MODEL) --chat -p "What is 2+2?"
+
+test: lint pull      ## formatting, types, every test
+	$(BIN)/pytest -q -n auto
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pull: .venv/run
+	$(BIN)/engine pull $(MODEL)
+
+oracle: .venv/oracle pull   ## the slow comparisons with transformers (and llama.cpp, if llama-cpp-python is installed in .venv)
+	$(BIN)/pytest -q -m oracle
+
+.venv/run: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/pip install -q -e .
+	touch $@
+
+.venv/dev: .venv/run
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+.venv/oracle: .venv/dev
+	$(BIN)/pip install -q -e '.[oracle]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

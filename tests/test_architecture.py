@@ -1,0 +1,138 @@
+"""The house rules that a program can check: import arrows, no shadowed standard library, every package ships, small files."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = ("engine", "quant", "trace", "tools")
+FOREIGN = {"torch", "transformers", "llama_cpp"}
+
+# who -> what it may import of this project. The longest matching prefix of a file's path rules; `judge` is trace's exception.
+JUDGE = {"engine/kernels/reference", "engine/config", "engine/weights"}
+ARROWS: dict[str, set[str]] = {
+    "quant": {"quant"},
+    "trace": {"trace", "quant"},
+    "trace/verify": {"trace", "quant"} | JUDGE,
+    "trace/recipes": {"trace", "quant"} | JUDGE,
+    "trace/hypotheses": {"trace", "quant"} | JUDGE,
+    "engine/config": {"quant"},
+    "engine/weights": {"engine/config", "quant"},
+    "engine/kernels": {"engine/kernels", "engine/weights", "engine/config", "quant"},
+    "engine/files": {"engine/files", "engine/config", "quant"},
+    "engine": {"engine", "quant", "trace/tap"},
+    "tools": {"engine", "quant", "trace", "tools", ""},
+}
+
+
+def sources() -> list[Path]:
+    return sorted(p for folder in CODE for p in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(absolute module or path inside the project, is it at module level) of every import statement."""
+    tree = ast.parse(path.read_text())
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    package = path.relative_to(ROOT).parent
+    for node in ast.walk(tree):
+        top = id(node) not in inside
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if not node.level:
+                yield node.module or "", top
+                continue
+            base = package
+            for _ in range(node.level - 1):
+                base = base.parent
+            stem = base / (node.module or "").replace(".", "/")
+            for alias in node.names:
+                target = stem / alias.name
+                found = target if (ROOT / target).with_suffix(".py").is_file() else stem
+                yield "./" + found.as_posix().removeprefix("."), top
+
+
+def rule(path: str, table: dict[str, set[str]]) -> set[str]:
+    return table[max((p for p in table if path.startswith(p)), key=len)]
+
+
+def broken_arrows(path: Path) -> list[str]:
+    inside = path.relative_to(ROOT).with_suffix("").as_posix()
+    allowed = rule(inside, ARROWS)
+    wrong = []
+    for name, top in imports(path):
+        if name.startswith("./"):
+            target = name[2:].strip("/")
+            if not any(target == a or (a and target.startswith(a)) for a in allowed):
+                wrong.append(f"{inside} imports {target or 'the package root'}")
+        elif name.split(".")[0] == "qwenref":
+            wrong.append(f"{inside} imports {name} absolutely")
+        elif name.split(".")[0] in FOREIGN and (top or not inside.startswith("tools/")):
+            wrong.append(f"{inside} imports {name}" + (" at module level" if top else ""))
+    return wrong
+
+
+def test_arrows() -> None:
+    assert [w for p in sources() for w in broken_arrows(p)] == []
+
+
+@pytest.mark.parametrize(
+    ("inside", "statement"),
+    [
+        ("quant/x.py", "from ..engine import config"),
+        ("trace/x.py", "from ..engine.kernels import reference"),
+        ("engine/x.py", "from ..trace.store import Dump"),
+        ("engine/kernels/x.py", "from ..files import Checkpoint"),
+        ("engine/files/x.py", "from ..forward import forward"),
+        ("engine/x.py", "from ..tools import load"),
+        ("tools/x.py", "import torch"),
+        ("engine/x.py", "def f():\n    import torch"),
+        ("engine/x.py", "import qwenref.quant"),
+    ],
+)
+def test_a_broken_arrow_is_seen(inside: str, statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for p in sources():
+        (tmp_path / p.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / p.relative_to(ROOT)).touch()
+    (tmp_path / inside).write_text(statement)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert broken_arrows(tmp_path / inside)
+
+
+def test_every_package_ships() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {"qwenref." + p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in sources()}
+    assert listed == folders | {"qwenref"}
+
+
+def test_root_holds_only_init() -> None:
+    assert [p.name for p in ROOT.glob("*.py")] == ["__init__.py"]
+
+
+def test_no_standard_library_module_is_shadowed() -> None:
+    """Neither from the checkout (`python -m`, `-c` put it first on the path) nor by a tool run as a script (its folder comes first)."""
+    out = subprocess.run(
+        [sys.executable, "-c", "import trace; print(trace.__file__)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not Path(out.stdout.strip()).is_relative_to(ROOT)
+    assert [p for p in (ROOT / "tools").glob("*.py") if p.stem in sys.stdlib_module_names] == []
+    assert [f for f in CODE if (ROOT / f / "__init__.py").exists()] == []
+
+
+def test_no_catch_all_modules() -> None:
+    assert [p for p in sources() if p.stem in {"utils", "util", "common", "helpers", "helper", "misc", "core"}] == []
+
+
+def test_the_page_stays_a_page() -> None:
+    text = (ROOT / "engine" / "forward.py").read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 60
+    assert sum(isinstance(n, ast.FunctionDef) for n in ast.walk(tree)) == 1
+    assert not any(isinstance(n, ast.If | ast.IfExp | ast.ClassDef) for n in ast.walk(tree))

@@ -1,0 +1,26 @@
+"""A progress bar on a terminal, silence in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told how much is done so far; the bar is on stderr and gone at the end.
+
+    unit: "bytes" shows sizes and speed; anything else is a plain count. rich is only imported where there is a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    numbers = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    columns = [TextColumn("{task.description}"), BarColumn(), *numbers, TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

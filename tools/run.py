@@ -1,0 +1,142 @@
+"""engine run: answers a prompt, streaming."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..quant.errors import BadInput
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .load import add_model_arguments
+
+    parser.description = "Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes, figures to stderr."
+    parser.epilog = (
+        "examples:\n  engine run -p 'What is 2+2?' --chat\n  engine run -p 'def fibonacci(n):' -n 48\n  engine run -f prompt.txt --json"
+    )
+    add_model_arguments(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; - reads it from stdin (the default where stdin is a pipe)")
+    prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
+    parser.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="stop after N new tokens (default: 256)")
+    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    parser.add_argument("--temp", type=float, default=0.0, metavar="X", help="temperature; 0, the default, is greedy")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of mass P (1: all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
+    parser.add_argument("--json", action="store_true", help="one JSON object with ids, text and figures instead of streaming")
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The prompt's text, exactly as given. Raises BadInput where there is none, or where it is not UTF-8."""
+    if args.prompt is not None and args.prompt != "-":
+        text: str = args.prompt
+    elif args.file is not None:
+        try:
+            text = _utf8(Path(args.file).read_bytes(), args.file)
+        except OSError as error:
+            raise BadInput(f"prompt file {args.file}: {error.strerror}") from None
+    elif args.prompt == "-" or not sys.stdin.isatty():
+        text = _utf8(sys.stdin.buffer.read(), "stdin")
+    else:
+        raise BadInput("no prompt; give one with -p TEXT, -f FILE, or through a pipe")
+    if not text:
+        raise BadInput("the prompt is empty; give at least one character")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise BadInput("the prompt is not valid UTF-8")
+    return text
+
+
+def _utf8(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"prompt from {name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
+
+
+def prompt_ids(tokenizer: Tokenizer, checkpoint: Checkpoint, text: str, args: argparse.Namespace) -> list[int]:
+    """The ids of the text, or of the chat that holds it. Control tokens in the user's own text stay plain text."""
+    if not args.chat:
+        return tokenizer.encode(text)
+    from ..engine.chat import chat_ids
+
+    messages = [{"role": "user", "content": text}]
+    if args.system is not None:
+        messages.insert(0, {"role": "system", "content": args.system})
+    return chat_ids(tokenizer, messages)
+
+
+def describe(f: dict[str, Any]) -> str:
+    """The one line of figures."""
+    line = f"load {f['load_s']:.2f} s; prompt {f['prompt_tokens']} tokens, {f['prompt_tokens_per_s']:.1f}/s; first token after {f['first_token_s']:.2f} s"
+    return line + (f"; generated {f['generated_tokens']} tokens, {f['generated_tokens_per_s']:.1f}/s" if f["generated_tokens_per_s"] else "")
+
+
+def main(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    if args.system is not None and not args.chat:
+        raise BadInput("--system is part of a chat; give --chat too")
+    if args.max_tokens < 1:
+        raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
+    text = read_prompt(args)
+
+    from ..engine.generate import check_prompt, generate
+    from ..engine.sample import Sampling
+    from .load import load, open_tokenizer, open_weights
+    from .progress import progress
+
+    sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
+    with ThreadPoolExecutor(1) as pool:  # the vocabulary is read while the weights are packed
+        checkpoint, bound = open_weights(args.model)
+        pending = pool.submit(open_tokenizer, checkpoint)
+        model = load(args, checkpoint, bound)
+        tokenizer = pending.result()
+    ids = prompt_ids(tokenizer, checkpoint, text, args)
+    check_prompt(ids, model.weights.config, args.max_tokens)
+    loaded = time.perf_counter()
+
+    stream, out, made = tokenizer.stream(), [], []
+    with progress("prompt", len(ids)) as advance:
+        tokens = generate(
+            ids, model.weights, model.kernels, args.precision, args.max_tokens, tokenizer.eos_ids, sampling, advance
+        )
+        made.append(next(tokens))
+    first = time.perf_counter()
+    interrupted = False
+    try:
+        while True:
+            piece = "" if made[-1] in tokenizer.eos_ids else stream.push(made[-1])
+            out.append(piece)
+            if not args.json:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            made.append(next(tokens))
+    except StopIteration:
+        pass
+    except KeyboardInterrupt:
+        interrupted = True
+    out.append(stream.flush())
+    done = time.perf_counter()
+
+    figures = {
+        "load_s": round(loaded - started, 3),
+        "first_token_s": round(first - started, 3),
+        "prompt_tokens": len(ids),
+        "prompt_tokens_per_s": round(len(ids) / (first - loaded), 2),
+        "generated_tokens": len(made),
+        "generated_tokens_per_s": round((len(made) - 1) / (done - first), 2) if len(made) > 1 else None,
+    }
+    if args.json:
+        result: dict[str, Any] = {"model": str(checkpoint.path), "backend": args.backend, "precision": args.precision}
+        print(json.dumps(result | {"prompt_ids": ids, "ids": made, "text": "".join(out), "figures": figures}))
+    else:
+        print(out[-1])
+        print(describe(figures), file=sys.stderr)
+    return 130 if interrupted else 0
