@@ -1,0 +1,136 @@
+"""Small synthetic Qwen2 models: seeded random weights of any block format, scaled so that activations stay near 1.
+
+Nothing is trained and nothing is downloaded; what a test learns from such a model is whether two ways to compute the
+same thing agree, at sizes where a wrong index, group or row shows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from qwenref.engine.bind import PER_LAYER, WHOLE, bind, shapes
+from qwenref.engine.config import Config
+from qwenref.engine.weights import Weights
+from qwenref.quant import f32
+from qwenref.quant.tensor import QTensor
+
+NORMS = ("attn_norm", "ffn_norm", "final_norm")
+BIASES = ("q_bias", "k_bias", "v_bias")
+
+# Formats that gguf-py cannot write: byte offsets of the block's half-precision scale and of its second scale, and how
+# much larger the second must be for random codes to average to zero (a K-quant's value is d sc q - dmin m).
+SCALES: dict[str, tuple[int, int | None, float]] = {
+    "Q2_K": (80, 82, 1.5),
+    "Q3_K": (108, None, 0.0),
+    "Q4_K": (0, 2, 7.5),
+    "Q5_K": (0, 2, 15.5),
+    "Q6_K": (208, None, 0.0),
+    "IQ4_NL": (0, None, 0.0),
+    "IQ4_XS": (0, None, 0.0),
+}
+
+
+def tiny_config(
+    *,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    mlp: int = 96,
+    vocab: int = 259,
+    tied: bool = False,
+) -> Config:
+    """A Qwen2 configuration with Qwen2.5's constants and the sizes asked for."""
+    return Config(
+        model_type="qwen2",
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=mlp,
+        vocab_size=vocab,
+        max_position_embeddings=32768,
+        rope_theta=1_000_000.0,
+        rms_norm_eps=float(np.float32(1e-6)),
+        tie_word_embeddings=tied,
+    )
+
+
+def tiny_tensor(
+    name: str, fmt: str, shape: tuple[int, ...], std: float, mean: float, rng: np.random.Generator
+) -> QTensor:
+    """Random normal values in any format; where gguf-py cannot write it, random codes under scales of that size."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    if fmt == "F32":
+        values = (mean + std * rng.standard_normal(shape)).astype(np.float32)
+        return QTensor(fmt, shape, f32.encode(values).reshape(-1), name)
+    kind = GGMLQuantizationType[fmt]
+    block, size = GGML_QUANT_SIZES[kind]
+    assert shape[-1] % block == 0, f"{name}: rows of {shape[-1]} values are no whole number of {fmt} blocks of {block}"
+    if fmt not in SCALES:
+        values = (mean + std * rng.standard_normal(shape)).astype(np.float32)
+        return QTensor(fmt, shape, np.ascontiguousarray(quantize(values, kind)).view(np.uint8).reshape(-1), name)
+    at, at_min, ratio = SCALES[fmt]
+    blocks = rng.integers(0, 256, (prod(shape) // block, size), np.uint8)
+
+    def scale(d_n: np.ndarray) -> None:
+        for offset, factor in ((at, 1.0), (at_min, ratio)):
+            if offset is not None:
+                blocks[:, offset : offset + 2] = (d_n * factor).astype("<f2").view(np.uint8).reshape(-1, 2)
+
+    scale(np.ones(len(blocks)))
+    unit = float(np.std(dequantize(blocks, kind)))
+    scale(std / unit * rng.uniform(0.5, 1.5, len(blocks)))
+    return QTensor(fmt, shape, blocks.reshape(-1), name)
+
+
+def tiny_weights(
+    *,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    mlp: int = 96,
+    vocab: int = 259,
+    formats: str | Mapping[str, str] = "F32",
+    tied: bool = False,
+    seed: int = 0,
+) -> Weights:
+    """A model of QTensors, the same for the same arguments.
+
+    formats: one format for every matrix, or role (bind.PER_LAYER, bind.WHOLE) -> format with F32 for the rest. Norms
+    and biases are F32 unless a mapping names them. Block formats need widths that are whole blocks (256 for K-quants).
+    """
+    c = tiny_config(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp=mlp,
+        vocab=vocab,
+        tied=tied,
+    )
+    rng = np.random.default_rng(seed)
+    of_role = {r: formats for r in shapes(c) if r not in NORMS + BIASES} if isinstance(formats, str) else formats
+
+    def tensor(role: str, name: str) -> QTensor:
+        shape = shapes(c)[role]
+        fmt = of_role.get(role, "F32")
+        if role in NORMS:
+            return tiny_tensor(name, fmt, shape, std=0.1, mean=1.0, rng=rng)
+        if role in BIASES:
+            return tiny_tensor(name, fmt, shape, std=0.5, mean=0.0, rng=rng)
+        return tiny_tensor(name, fmt, shape, std=1.0 if role == "embed" else shape[-1] ** -0.5, mean=0.0, rng=rng)
+
+    tensors = [tensor(role, ggml) for role, (_, ggml) in WHOLE.items() if not (tied and role == "lm_head")]
+    tensors += [tensor(role, ggml.format(i)) for i in range(layers) for role, (_, ggml) in PER_LAYER.items()]
+    return bind(c, {t.name: t for t in tensors})
