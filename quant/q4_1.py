@@ -1,0 +1,34 @@
+"""Q4_1: 32 values of 4 bits, times one half, plus another.
+
+C struct block_q4_1, 20 bytes: half d; half m; uint8 qs[16]. The low nibbles are values 0 to 15, the high ones 16 to 31.
+value[j] = d * q[j] + m.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .fit import ratio
+
+STRUCT = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
+BLOCK, BYTES = 32, STRUCT.itemsize
+
+
+def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    b = blocks.view(STRUCT)[:, 0]
+    y = np.concatenate((b["qs"] & 15, b["qs"] >> 4), axis=1).astype(np.float32)
+    y *= b["d"].astype(np.float32)[:, None]
+    y += b["m"].astype(np.float32)[:, None]
+    return y
+
+
+def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The rule of ggml's quantize_row_q4_1_ref: the smallest value becomes 0, the largest 15."""
+    m = values.min(axis=1)
+    d = (values.max(axis=1) - m) / 15
+    q = np.minimum(np.trunc((values - m[:, None]) * ratio(1, d)[:, None] + np.float32(0.5)), 15).astype(np.uint8)
+    b = np.empty(len(values), STRUCT)
+    b["d"], b["m"] = d, m
+    b["qs"] = q[:, :16] | q[:, 16:] << 4
+    return b.view(np.uint8).reshape(-1, BYTES)

@@ -1,0 +1,31 @@
+"""Q8_1: Q8_0 with the sum of its block. ggml makes it of the activations that meet Q4_1 and Q5_1; no file holds it.
+
+C struct block_q8_1, 36 bytes: half d; half s; int8 qs[32]. value[j] = d * qs[j]; s = d * (qs[0] + ... + qs[31]),
+with d before its rounding to half.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .fit import ratio, round_half_away
+
+STRUCT = np.dtype([("d", "<f2"), ("s", "<f2"), ("qs", "i1", 32)])
+BLOCK, BYTES = 32, STRUCT.itemsize
+
+
+def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    b = blocks.view(STRUCT)[:, 0]
+    y = b["qs"].astype(np.float32)
+    y *= b["d"].astype(np.float32)[:, None]
+    return y
+
+
+def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The rule of ggml's quantize_row_q8_1_ref."""
+    d = np.abs(values).max(axis=1) / 127
+    q = round_half_away(values * ratio(1, d)[:, None])
+    b = np.empty(len(values), STRUCT)
+    b["d"], b["s"], b["qs"] = d, q.sum(axis=1) * d, q
+    return b.view(np.uint8).reshape(-1, BYTES)
