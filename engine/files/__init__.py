@@ -1,14 +1,17 @@
-"""Containers: one file each, path -> Checkpoint. `open_checkpoint` asks each by the file's first bytes, not by its suffix."""
+"""Containers: one file each, path -> Checkpoint. `open_checkpoint` goes by a file's first bytes, not by its suffix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ...quant.errors import BadInput
 from ...quant.tensor import QTensor
 from ..config import Config
+from .mapped import read_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,8 @@ class Vocabulary:
     tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first;
     types: ggml's token types by id (1 normal, 3 control, 4 user-defined, 5 unused, 6 byte);
     model, pre: ggml's names of the algorithm ("gpt2") and of the pre-tokenizer ("qwen2");
-    eos_ids: every id that ends an answer. tokenizer_json: Hugging Face's own file, where the model has one; then it rules.
+    eos_ids: every id that ends an answer;
+    tokenizer_json: Hugging Face's own file, where the model has one; then it rules.
     """
 
     tokens: list[str]
@@ -38,8 +42,10 @@ class Vocabulary:
 class Checkpoint:
     """An opened model file or folder.
 
-    tensors: by the names that the file uses, in file order, memory-mapped; metadata: the file's own key/value pairs, for
-    `engine inspect` and `engine convert`; vocabulary: reads the tokenizer when called, None if the file has none.
+    tensors: by the names that the file uses, in file order, memory-mapped;
+    metadata: the file's own key/value pairs, for `engine inspect` and `engine convert`;
+    vocabulary: reads the tokenizer when called, None if the file has none;
+    notes: a line each on what is odd about the file but does no harm; commands print them on stderr.
     """
 
     path: Path
@@ -48,10 +54,44 @@ class Checkpoint:
     tensors: dict[str, QTensor]
     metadata: Mapping[str, Any]
     vocabulary: Callable[[], Vocabulary | None]
+    notes: tuple[str, ...] = ()
+
+
+# The files beside this one that know a container. Each has recognises(path, head) -> bool, where head is the beginning
+# of the file (nothing for a folder), and open(path) -> Checkpoint. The first that recognises the path opens it.
+CONTAINERS = ("gguf",)
+
+# What users take for a model: its first bytes, and the way out.
+PICKLE = "Python pickles can run code and are never opened; convert it to safetensors"
+OLD = "a GGML file from before GGUF; convert the original weights again"
+FOREIGN = (
+    (b"PK\x03\x04", f"a zip archive, as PyTorch's .bin and .pt are; {PICKLE}"),
+    (b"\x80", f"a pickle; {PICKLE}"),
+    (b"FUGG", "GGUF with swapped bytes; convert the original weights again"),
+    (b"lmgg", OLD),
+    (b"fmgg", OLD),
+    (b"tjgg", OLD),
+    (b"\x89HDF", "an HDF5 file (Keras), which is not supported"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard; unpack it first"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the model itself; get that with `git lfs pull`"),
+    (b"<", "a web page, perhaps of a failed download, not a model"),
+)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a model of any known container. Raises BadInput that names the file and what is wrong with it."""
-    from . import gguf
-
-    return gguf.open_gguf(Path(path))
+    path = Path(path)
+    folder = path.is_dir()
+    head = b"" if folder else read_head(path, 64)
+    for name in CONTAINERS:
+        container = import_module(f".{name}", __package__)
+        if container.recognises(path, head):
+            return cast(Checkpoint, container.open(path))
+    known = f"it must be one of {', '.join(CONTAINERS)}"
+    if folder:
+        raise BadInput(f"{path}: a folder with no model in it that can be opened; {known}")
+    if not head:
+        raise BadInput(f"{path}: the file is empty")
+    what = next((what for magic, what in FOREIGN if head.startswith(magic)), f"no known model file; {known}")
+    raise BadInput(f"{path}: {what} (it begins with {head[:8]!r})")
