@@ -1,4 +1,4 @@
-"""APRT, aprender's stage file: `APRT`, u32 layer (0xFFFFFFFF: the whole model), u32 count, then the float32, little-endian.
+"""APRT, aprender's stage file: `APRT`, u32 layer (0xFFFFFFFF: whole model), u32 count, float32 values; little-endian.
 
 The file says neither shape nor stage nor positions: its path and the manifest (trace/store.py) do.
 """

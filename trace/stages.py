@@ -14,6 +14,8 @@ from typing import Literal
 
 from ..quant.errors import BadInput
 
+Scope = Literal["layer", "first", "whole"]
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -30,7 +32,7 @@ class Stage:
 
     name: str
     shape: str
-    scope: Literal["layer", "first", "whole"]
+    scope: Scope
     positions: Literal["all", "last"]
     capture: Mapping[str, str]
     hf: str
