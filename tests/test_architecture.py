@@ -119,7 +119,11 @@ def test_root_holds_only_init() -> None:
 def test_no_standard_library_module_is_shadowed() -> None:
     """Neither from the checkout (`python -m`, `-c` put it first on the path) nor by a tool run as a script (its folder comes first)."""
     out = subprocess.run(
-        [sys.executable, "-c", "import trace; print(trace.__file__)"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import trace; print(trace.__file__)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert not Path(out.stdout.strip()).is_relative_to(ROOT)
     assert [p for p in (ROOT / "tools").glob("*.py") if p.stem in sys.stdlib_module_names] == []

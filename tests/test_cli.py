@@ -65,7 +65,12 @@ def test_missing_prompt_file() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [(("-n", "0"), "at least 1"), (("--temp", "-1"), "temperature"), (("--top-p", "0"), "top-p"), (("--system", "x"), "--chat")],
+    [
+        (("-n", "0"), "at least 1"),
+        (("--temp", "-1"), "temperature"),
+        (("--top-p", "0"), "top-p"),
+        (("--system", "x"), "--chat"),
+    ],
 )
 def test_senseless_flags(flags: tuple[str, ...], says: str) -> None:
     assert says in refused("run", "-p", "x", *flags)

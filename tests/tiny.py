@@ -62,7 +62,7 @@ def tiny_config(
 
 
 def tiny_tensor(
-    name: str, fmt: str, shape: tuple[int, ...], std: float, mean: float, rng: np.random.Generator
+    name: str, fmt: str, shape: tuple[int, ...], *, std: float, mean: float, rng: np.random.Generator
 ) -> QTensor:
     """Random normal values in any format; where gguf-py cannot write it, random codes under scales of that size."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType

@@ -31,9 +31,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = Fals
     if positional:
         parser.add_argument("model", metavar="MODEL", help="model file, folder or alias")
     else:
-        parser.add_argument("-m", "--model", metavar="MODEL", help="model file, folder or alias (default: the 0.5B, if it was pulled)")
+        parser.add_argument(
+            "-m", "--model", metavar="MODEL", help="model file, folder or alias (default: the 0.5B, if it was pulled)"
+        )
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what computes (default: cpu)")
-    parser.add_argument("--precision", choices=("f32", "int8", "f64"), default="f32", help="f32: activations are never rounded; int8: as ggml does; f64: reference only")
+    parser.add_argument(
+        "--precision",
+        choices=("f32", "int8", "f64"),
+        default="f32",
+        help="f32: activations are never rounded; int8: as ggml does; f64: reference only",
+    )
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
 
 

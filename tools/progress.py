@@ -19,7 +19,11 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    numbers = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    numbers = (
+        [DownloadColumn(), TransferSpeedColumn()]
+        if unit == "bytes"
+        else [TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    )
     columns = [TextColumn("{task.description}"), BarColumn(), *numbers, TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)

@@ -16,22 +16,30 @@ from ..quant.errors import BadInput
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .load import add_model_arguments
 
-    parser.description = "Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes, figures to stderr."
-    parser.epilog = (
-        "examples:\n  engine run -p 'What is 2+2?' --chat\n  engine run -p 'def fibonacci(n):' -n 48\n  engine run -f prompt.txt --json"
+    parser.description = (
+        "Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes, figures to stderr."
     )
+    parser.epilog = "examples:\n  engine run -p 'What is 2+2?' --chat\n  engine run -p 'def fibonacci(n):' -n 48\n  engine run -f prompt.txt --json"
     add_model_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; - reads it from stdin (the default where stdin is a pipe)")
+    prompt.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="the prompt; - reads it from stdin (the default where stdin is a pipe)"
+    )
     prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
-    parser.add_argument("-n", "--max-tokens", type=int, default=256, metavar="N", help="stop after N new tokens (default: 256)")
+    parser.add_argument(
+        "-n", "--max-tokens", type=int, default=256, metavar="N", help="stop after N new tokens (default: 256)"
+    )
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     parser.add_argument("--temp", type=float, default=0.0, metavar="X", help="temperature; 0, the default, is greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of mass P (1: all)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of mass P (1: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
-    parser.add_argument("--json", action="store_true", help="one JSON object with ids, text and figures instead of streaming")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object with ids, text and figures instead of streaming"
+    )
 
 
 def read_prompt(args: argparse.Namespace) -> str:
@@ -76,7 +84,11 @@ def prompt_ids(tokenizer: Tokenizer, checkpoint: Checkpoint, text: str, args: ar
 def describe(f: dict[str, Any]) -> str:
     """The one line of figures."""
     line = f"load {f['load_s']:.2f} s; prompt {f['prompt_tokens']} tokens, {f['prompt_tokens_per_s']:.1f}/s; first token after {f['first_token_s']:.2f} s"
-    return line + (f"; generated {f['generated_tokens']} tokens, {f['generated_tokens_per_s']:.1f}/s" if f["generated_tokens_per_s"] else "")
+    return line + (
+        f"; generated {f['generated_tokens']} tokens, {f['generated_tokens_per_s']:.1f}/s"
+        if f["generated_tokens_per_s"]
+        else ""
+    )
 
 
 def main(args: argparse.Namespace) -> int:
