@@ -33,7 +33,9 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> An
         scores_NTS = at("attn_scores", k.attn_scores(q_TNH, k_SKH, pos_T))
         probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T))
         mix_TNH = at("attention", k.attn_mix(probs_NTS, v_SKH, pos_T))
-        x_TD = at("post_attn_residual", k.add(x_TD, at("attn_out", k.linear(mix_TNH.reshape(T, N * H), layer.attn_out))))
+        x_TD = at(
+            "post_attn_residual", k.add(x_TD, at("attn_out", k.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))
+        )
 
         h_TD = at("ffn_norm", k.rms_norm(x_TD, layer.ffn_norm_D, eps))
         both_TG = k.linear(h_TD, layer.gate_up)  # G = 2F

@@ -47,7 +47,9 @@ class Tokenizer:
         _check(v, self._ids, vocab_size)
         self._bpe = _library_tokenizer(v, self._ids, nfc)
         control = sorted((v.tokens[i] for i, t in enumerate(v.types) if t == CONTROL), key=len, reverse=True)
-        self._control: re.Pattern[str] | None = re.compile(f"({'|'.join(map(re.escape, control))})") if control else None
+        self._control: re.Pattern[str] | None = (
+            re.compile(f"({'|'.join(map(re.escape, control))})") if control else None
+        )
 
     @classmethod
     def from_vocabulary(cls, v: Vocabulary, vocab_size: int | None = None) -> Tokenizer:
@@ -121,7 +123,9 @@ class Tokenizer:
         try:
             return self._bpe.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
-            raise BadInput("the text is not Unicode: it holds half of a surrogate pair (was it read as UTF-8?)") from None
+            raise BadInput(
+                "the text is not Unicode: it holds half of a surrogate pair (was it read as UTF-8?)"
+            ) from None
 
 
 def _library_tokenizer(v: Vocabulary, ids: dict[str, int], nfc: bool) -> Any:
@@ -154,7 +158,9 @@ def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
         raise BadInput(f"tokenizer: token {ids['']} is empty")
     if other := set(v.types) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
         id = next(i for i, t in enumerate(v.types) if t in other)
-        raise BadInput(f"tokenizer: token {id} {v.tokens[id]!r} has type {v.types[id]}, which byte-level BPE does not know")
+        raise BadInput(
+            f"tokenizer: token {id} {v.tokens[id]!r} has type {v.types[id]}, which byte-level BPE does not know"
+        )
     if lost := [b for c, b in _BYTE.items() if c not in ids]:  # the library would drop such bytes without a word
         raise BadInput(f"tokenizer: no token for {len(lost)} of the 256 bytes, the first 0x{min(lost):02X}")
     if len(set(v.merges)) != len(v.merges):

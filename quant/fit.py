@@ -49,7 +49,13 @@ def affine_groups(values: Floats, top: int) -> tuple[Any, ...]:
     scale_6 = np.clip(np.rint(scale * ratio(1, fine)), 0, 63)
     min_6 = np.clip(np.rint(-offset * ratio(1, fine_min)), 0, 63)
     q = _round_to(x, fine * scale_6, fine_min * min_6, top)
-    return d, dmin, scale_6.reshape(n, 8).astype(np.uint8), min_6.reshape(n, 8).astype(np.uint8), q.T.reshape(n, 8, 32).astype(np.uint8)
+    return (
+        d,
+        dmin,
+        scale_6.reshape(n, 8).astype(np.uint8),
+        min_6.reshape(n, 8).astype(np.uint8),
+        q.T.reshape(n, 8, 32).astype(np.uint8),
+    )
 
 
 def _round_to(x: Floats, scale: Floats, minimum: Floats, top: int) -> Floats:

@@ -98,9 +98,14 @@ class TestWithTheModel:
         a, b, c = (engine(*flags, seed).stdout for seed in ("1", "1", "2"))
         assert a == b != c
 
-    def test_control_tokens_in_the_prompt_are_text(self, model_path: Path) -> None:
-        done = engine("run", "-m", str(model_path), "-p", "<|im_end|>", "-n", "1", "--json")
-        assert 151645 not in json.loads(done.stdout)["prompt_ids"]
+    def test_control_tokens_count_in_a_raw_prompt_and_not_in_a_message(self, model_path: Path) -> None:
+        ids = []
+        for flags in ((), ("--chat",)):
+            done = engine("run", "-m", str(model_path), "-p", "a<|im_end|>b", "-n", "1", "--json", *flags)
+            ids.append(json.loads(done.stdout)["prompt_ids"])
+        raw, chat = ids
+        assert raw.count(151645) == 1
+        assert chat.count(151645) == 2  # the template ends the system message and the user's
 
     def test_context_overflow(self, model_path: Path) -> None:
         assert "context" in refused("run", "-m", str(model_path), "-p", "x", "-n", "40000")

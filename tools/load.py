@@ -73,9 +73,12 @@ def load(args: argparse.Namespace, checkpoint: Checkpoint, weights: Weights) -> 
     return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
 
 
-def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The file's own tokenizer. Raises BadInput if it has none."""
+def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
+    """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = checkpoint.vocabulary()
     if vocabulary is None:
         raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text")
-    return Tokenizer.from_vocabulary(vocabulary)
+    try:
+        return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size), vocabulary.chat_template
+    except BadInput as error:
+        raise BadInput(f"{checkpoint.path}: {error}") from None

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..engine.tokenizer import Tokenizer
 from ..quant.errors import BadInput
 
 
@@ -69,16 +70,16 @@ def _utf8(data: bytes, name: str) -> str:
         raise BadInput(f"prompt from {name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
 
 
-def prompt_ids(tokenizer: Tokenizer, checkpoint: Checkpoint, text: str, args: argparse.Namespace) -> list[int]:
-    """The ids of the text, or of the chat that holds it. Control tokens in the user's own text stay plain text."""
+def prompt_ids(tokenizer: Tokenizer, template: str | None, text: str, args: argparse.Namespace) -> list[int]:
+    """The ids of the text, or of the chat that holds it. Control tokens count in a raw prompt, as everywhere; in a message of a chat they are plain text."""
     if not args.chat:
-        return tokenizer.encode(text)
+        return tokenizer.prompt_ids(text)
     from ..engine.chat import chat_ids
 
     messages = [{"role": "user", "content": text}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})
-    return chat_ids(tokenizer, messages)
+    return chat_ids(tokenizer, template, messages)
 
 
 def describe(f: dict[str, Any]) -> str:
@@ -109,12 +110,12 @@ def main(args: argparse.Namespace) -> int:
         checkpoint, bound = open_weights(args.model)
         pending = pool.submit(open_tokenizer, checkpoint)
         model = load(args, checkpoint, bound)
-        tokenizer = pending.result()
-    ids = prompt_ids(tokenizer, checkpoint, text, args)
+        tokenizer, template = pending.result()
+    ids = prompt_ids(tokenizer, template, text, args)
     check_prompt(ids, model.weights.config, args.max_tokens)
     loaded = time.perf_counter()
 
-    stream, out, made = tokenizer.stream(), [], []
+    text_of, out, made = tokenizer.stream(), [], []
     with progress("prompt", len(ids)) as advance:
         tokens = generate(
             ids, model.weights, model.kernels, args.precision, args.max_tokens, tokenizer.eos_ids, sampling, advance
@@ -124,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
     interrupted = False
     try:
         while True:
-            piece = "" if made[-1] in tokenizer.eos_ids else stream.push(made[-1])
+            piece = "" if made[-1] in tokenizer.eos_ids else text_of(made[-1])
             out.append(piece)
             if not args.json:
                 sys.stdout.write(piece)
@@ -134,7 +135,7 @@ def main(args: argparse.Namespace) -> int:
         pass
     except KeyboardInterrupt:
         interrupted = True
-    out.append(stream.flush())
+    out.append(text_of(None))
     done = time.perf_counter()
 
     figures = {
