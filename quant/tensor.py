@@ -45,12 +45,13 @@ def format_module(name: str) -> ModuleType:
     """The module of a format by ggml's type name. Raises BadInput if there is none."""
     module = f"{__package__}.{name.lower()}"
     try:
-        found = import_module(module)
-        if hasattr(found, "BLOCK"):
-            return found
+        found = import_module(module) if name.isidentifier() else None
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
+        found = None
+    if found and hasattr(found, "BLOCK"):
+        return found
     raise BadInput(f"no decoder for weight format {name}")
 
 
