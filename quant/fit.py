@@ -75,18 +75,19 @@ def _round_affine(x: Floats, scale: Floats, minimum: Floats, top: int) -> Floats
 def _fit_affine(x: Floats, top: int) -> tuple[Floats, Floats]:
     """[32, g] -> scale >= 0 and minimum >= 0 of each group, x ~ scale * q - minimum."""
     low = np.minimum(x.min(axis=0), 0)
-    shifted, per_span = x - low, ratio(1, x.max(axis=0) - low)
+    span = x.max(axis=0) - low
+    shifted, per_span = x - low, ratio(1, span)
     count, sum_x = len(x), x.sum(axis=0)
-    scale, minimum, least = np.zeros_like(low), -low, np.full_like(low, np.inf)
+    scale, minimum, least = span / top, -low, np.full_like(low, np.inf)  # kept where no trial is any good
     for trial in np.linspace(top - 1, top + 1, 21, dtype=np.float32):
         q = np.clip(np.rint(shifted * (per_span * trial)), 0, top)
         sum_q, sum_qq, sum_xq = q.sum(axis=0), np.square(q).sum(axis=0), (x * q).sum(axis=0)
         det = count * sum_qq - sum_q * sum_q
-        free = sum_q * sum_xq - sum_qq * sum_x >= 0  # the best minimum is not below 0; else 0 is the best there is
+        free = (det > 0) & (sum_q * sum_xq >= sum_qq * sum_x)  # the best minimum is not below 0; else 0 is the best
         s = np.where(free, (count * sum_xq - sum_x * sum_q) * ratio(1, det), sum_xq * ratio(1, sum_qq))
         m = np.where(free, (sum_q * sum_xq - sum_qq * sum_x) * ratio(1, det), np.float32(0))
         error = np.square(q * s - m - x).sum(axis=0)
-        better = (error < least) & (det > 0)
+        better = (error < least) & (sum_qq > 0)
         least, scale, minimum = (np.where(better, *pair) for pair in ((error, least), (s, scale), (m, minimum)))
     return scale, minimum
 
@@ -119,8 +120,9 @@ def _round_linear(x: Floats, scale: Floats) -> Floats:
 
 def _fit_linear(x: Floats) -> Floats:
     """[16, g] -> the signed scale of each group, x ~ scale * q; the extreme falls on the side of -32."""
-    per_extreme = ratio(1, signed_extreme(x.T))
-    scale, most = np.zeros_like(per_extreme), np.zeros_like(per_extreme)
+    extreme = signed_extreme(x.T)
+    per_extreme = ratio(1, extreme)
+    scale, most = extreme / np.float32(-32), np.zeros_like(extreme)
     for trial in np.linspace(-31, -33, 21, dtype=np.float32):
         q = np.clip(np.rint(x * (per_extreme * trial)), -32, 31)
         sum_xq = (x * q).sum(axis=0)

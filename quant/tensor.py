@@ -74,6 +74,8 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
     Raises BadInput if the tensor's bytes are not those of its shape.
     """
     f = format_module(w.format)
+    if not w.shape:
+        raise BadInput(f"tensor {w.name}: a single value has no rows")
     *outer, width = w.shape
     row = row_bytes(w.format, width)
     if w.data.size != prod(outer) * row:

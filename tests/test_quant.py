@@ -203,6 +203,8 @@ def test_what_is_no_tensor_is_refused() -> None:
     data = np.zeros(144 * 3, np.uint8)
     with pytest.raises(BadInput, match=r"^tensor blk.0.x: 432 bytes, but Q4_K of shape \(2, 256\) takes 288$"):
         dequantize(QTensor("Q4_K", (2, 256), data, "blk.0.x"))
+    with pytest.raises(BadInput, match="tensor w: a single value has no rows"):
+        dequantize(QTensor("F32", (), data[:4], "w"))
     with pytest.raises(BadInput, match="a row of 896 values is not a whole number of Q4_K blocks of 256"):
         row_bytes("Q4_K", 896)
     for name in ("Q1_0", "I32", "tensor", "Fit", "../f32", "q4_k.x", ""):

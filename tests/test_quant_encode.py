@@ -39,8 +39,13 @@ def test_what_can_be_written() -> None:
 @pytest.mark.parametrize("name", PLAIN)
 @given(x=weights)
 def test_plain_formats_are_gguf_pys_bytes(name: str, x: NDArray[np.float32]) -> None:
-    want = gguf_quantize(x, gguf.GGMLQuantizationType[name]).view(np.uint8).reshape(-1)
-    np.testing.assert_array_equal(quantize(x, name).data, want)
+    f = format_module(name)
+    blocks = x.reshape(-1, f.BLOCK)
+    size = np.ptp(blocks, axis=1) if name.endswith("_1") else np.abs(blocks).max(axis=1)
+    defined = (size == 0) | (size > 1e-35) | (f.BLOCK == 1)  # between, ggml casts an infinite 1 / step to a byte
+    with np.errstate(all="ignore"):
+        want = gguf_quantize(x, gguf.GGMLQuantizationType[name]).view(np.uint8).reshape(-1, f.BYTES)
+    np.testing.assert_array_equal(quantize(x, name).data.reshape(-1, f.BYTES)[defined], want[defined])
 
 
 def test_bf16_rounds_to_even_and_keeps_nans_quiet() -> None:
@@ -56,7 +61,7 @@ def test_bf16_rounds_to_even_and_keeps_nans_quiet() -> None:
 @pytest.mark.parametrize("name", PLAIN)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_decoded_values_are_written_without_loss_of_more_than_a_step(name: str, seed: int) -> None:
-    """|x - decode(encode(x))| is at most half a step, and a whole one where a signed code has no room at its upper end."""
+    """|x - decode(encode(x))| is at most half a step, and a whole one where signed codes end one step earlier above."""
     x = np.random.default_rng(seed).standard_normal((8, 256)).astype(np.float32)
     b = x.reshape(-1, 32)
     extreme, span = np.abs(b).max(axis=1, keepdims=True), np.ptp(b, axis=1, keepdims=True)
