@@ -50,7 +50,7 @@ def affine_groups(
     n = len(values)
     x = np.ascontiguousarray(values.reshape(n * 8, 32).T)
     scale, minimum = _fit_affine(x, top)
-    d, dmin = ((v.reshape(n, 8).max(axis=1) / 63).astype(np.float16) for v in (scale, minimum))
+    d, dmin = (_half(v.reshape(n, 8).max(axis=1) / 63) for v in (scale, minimum))
     step, step_min = (np.repeat(v.astype(np.float32), 8) for v in (d, dmin))
     near, near_min = np.rint(scale * ratio(1, step)), np.rint(minimum * ratio(1, step_min))
 
@@ -66,6 +66,13 @@ def affine_groups(
     q = _round_affine(x, step * scale, step_min * minimum, top)
     scale_n8, min_n8 = (v.reshape(n, 8).astype(np.uint8) for v in (scale, minimum))
     return d, dmin, scale_n8, min_n8, q.T.reshape(n, 8, 32).astype(np.uint8)
+
+
+def _half(v: Floats) -> Halves:
+    """To half precision, to nearest; among the subnormal halves away from 0, or scales would not reach the values."""
+    half = v.astype(np.float16)
+    short = (np.abs(half) < np.abs(v)) & (np.abs(v) < 2**-14)
+    return np.where(short, np.nextafter(half, np.copysign(np.float16(np.inf), half)), half)
 
 
 def _round_affine(x: Floats, scale: Floats, minimum: Floats, top: int) -> Floats:
@@ -100,7 +107,7 @@ def linear_groups(values: Floats) -> tuple[Halves, NDArray[np.int8], NDArray[np.
     n = len(values)
     x = np.ascontiguousarray(values.reshape(n * 16, 16).T)
     scale = _fit_linear(x)
-    d = (signed_extreme(scale.reshape(n, 16)) / -128).astype(np.float16)
+    d = _half(signed_extreme(scale.reshape(n, 16)) / np.float32(-128))
     step = np.repeat(d.astype(np.float32), 16)
     near = np.rint(scale * ratio(1, step))
 
