@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...quant.errors import BadInput
+from ...quant.ggml import TYPES
 from ...quant.tensor import QTensor
 from ..config import from_gguf, unknown_gguf_keys
 from . import Checkpoint, Vocabulary
@@ -22,18 +23,6 @@ from .mapped import map_file
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 CONTROL, LAST_TYPE = 3, 6  # llama_token_type: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
-
-# ggml_type: our module's name, values and bytes of a block. 4, 5, 31 to 33 and 36 to 38 were withdrawn.
-TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
-}  # fmt: skip
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -74,7 +63,7 @@ def open(path: Path) -> Checkpoint:
         tensors=tensors,
         metadata=metadata,
         vocabulary=lambda: vocabulary(metadata, config.vocab_size),
-        files=tuple(paths) if len(paths) > 1 else (),
+        files=tuple(paths),
         notes=tuple(notes),
     )
 
@@ -106,7 +95,7 @@ def tensors_of(path: Path, header: Header, file: NDArray[np.uint8], notes: list[
     for t in header.tensors:
         what = f"{path}: tensor {t.name!r}"
         if t.type not in TYPES:
-            raise BadInput(f"{what} is of unknown or withdrawn ggml type {t.type}")
+            raise BadInput(f"{what} is of type {t.type}, which ggml does not have or no longer has")
         name, block, block_bytes = TYPES[t.type]
         if t.dims[0] % block:
             raise BadInput(f"{what}: its rows of {t.dims[0]} values are not whole {name} blocks of {block}")
