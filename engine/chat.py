@@ -1,9 +1,9 @@
 """Chat: messages -> ids, by the model file's own Jinja template.
 
-A template is a stranger's program. It runs in Jinja's immutable sandbox, cut down to what chat templates need (below), and
-every value that it makes is charged against a budget, so that neither time nor memory can run away. Why the budget holds:
-macros, includes, multiplication and lists of variables are refused, so values cannot contain each other and grow only by
-`+`, `~`, slices, calls, filters and output, all of which are charged; each turn of a loop is charged with the text in it.
+A template is a stranger's program. It runs in Jinja's immutable sandbox, cut down to what chat templates need (below),
+and every value that it makes is charged against a budget, so that neither time nor memory can run away. Why that is
+enough: macros, includes, multiplication and lists of variables are refused, so values cannot hold each other and grow
+only by `+`, `~`, slices, calls, filters and output, all of which are charged; a turn of a loop costs the text in it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,24 @@ CPU_SECONDS = 0.5
 ARGUMENT_CHARS = 256  # str.strip(chars) and the like are quadratic
 
 # What a template may use. The names are Jinja's (classes of jinja2.nodes, filters, tests) and Python's (methods).
-NODES = set(
-    "Template Output TemplateData If For Assign AssignBlock Break Continue Name NSRef Const List Tuple Dict Pair Keyword "
-    "Getattr Getitem Slice Call Filter Test Compare Operand And Or Not Neg Add Sub Mod Concat CondExpr".split()
-)
-FILTERS = "count d default first items last length lower upper".split()
-TESTS = "!= == boolean defined eq equalto even false in integer iterable mapping ne none number odd sequence string true undefined"
-METHODS = set("endswith get items keys lower lstrip rstrip split startswith strip title upper values".split())
+# fmt: off
+NODES = [
+    "Template", "Output", "TemplateData", "If", "For", "Assign", "AssignBlock", "Break", "Continue", "Name", "NSRef",
+    "Const", "List", "Tuple", "Dict", "Pair", "Keyword", "Getattr", "Getitem", "Slice", "Call", "Filter", "Test",
+    "Compare", "Operand", "And", "Or", "Not", "Neg", "Add", "Sub", "Mod", "Concat", "CondExpr",
+]
+FILTERS = [
+    "count", "d", "default", "first", "items", "last", "length", "lower", "upper",
+]
+TESTS = [
+    "!=", "==", "boolean", "defined", "eq", "equalto", "even", "false", "in", "integer", "iterable", "mapping", "ne",
+    "none", "number", "odd", "sequence", "string", "true", "undefined",
+]
+METHODS = [
+    "endswith", "get", "items", "keys", "lower", "lstrip", "rstrip", "split", "startswith", "strip", "title", "upper",
+    "values",
+]
+# fmt: on
 
 Message = dict[str, Any]
 
@@ -81,27 +92,26 @@ def chat_ids(
 ) -> list[int]:
     """Ids of a conversation. Control tokens come from the template only: <|im_end|> in a message is text.
 
-    Equal to Hugging Face's apply_chat_template where no message holds a control token; there, Hugging Face lets the message
-    end its own turn. How: a mark that occurs nowhere else is put into such text, and taken out after the template's control
-    tokens have been found. Raises BadInput as `render` does.
+    Equal to Hugging Face's apply_chat_template where no message holds a control token (there it counts as one).
+    How: a mark that occurs nowhere else breaks such text; the rendered whole is cut at the control tokens that are left,
+    and the mark taken out again. Raises BadInput as `render` does.
     """
-    everything = json.dumps(messages, ensure_ascii=False) + str(template)
+    everything = json.dumps(messages, ensure_ascii=False) + (template or "")
     mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in everything)
 
     def spoil(text: str) -> str:
         parts = (
-            part if isinstance(part, str) else tokenizer.name(part).replace("", mark, 2)
-            for part in tokenizer.split(text)
+            tokenizer.name(p)[0] + mark + tokenizer.name(p)[1:] if isinstance(p, int) else p
+            for p in tokenizer.split(text)
         )
         return "".join(parts)
 
-    bos, eos = tokenizer.bos_id, tokenizer.eos_ids[:1]
     text = render(
         template,
         _map_text(spoil, messages),
         add_generation_prompt,
-        bos_token="" if bos is None else tokenizer.name(bos),
-        eos_token="".join(map(tokenizer.name, eos)),
+        bos_token="" if tokenizer.bos_id is None else tokenizer.name(tokenizer.bos_id),
+        eos_token=tokenizer.name(tokenizer.eos_ids[0]) if tokenizer.eos_ids else "",
     )
     ids: list[int] = []
     for part in tokenizer.split(text):
@@ -154,7 +164,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "join": self.join,
             "string": self.text,
         }
-        self.tests = {name: DEFAULT_TESTS[name] for name in TESTS.split()}
+        self.tests = {name: DEFAULT_TESTS[name] for name in TESTS}
 
     def charge(self, size: int) -> None:
         self._budget -= size + 1
@@ -225,18 +235,18 @@ class _Meter(NodeTransformer):
             raise BadInput(f"chat template, line {node.lineno}: {kind} is not supported")
         return super().visit(node, *args, **kwargs)
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (Jinja's name)
         text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         turn = nodes.ExprStmt(_ours("charge", nodes.Const(text)))
         self.generic_visit(node)
         node.body.insert(0, turn)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 (Jinja's name)
         self.generic_visit(node)
         return _ours("glue", *node.nodes)
 
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 (Jinja's name)
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             return node
