@@ -93,7 +93,7 @@ def chat_ids(
     """Ids of a conversation. Control tokens come from the template only: <|im_end|> in a message is text.
 
     Equal to Hugging Face's apply_chat_template where no message holds a control token (there it counts as one).
-    How: a mark that occurs nowhere else breaks such text; the rendered whole is cut at the control tokens that are left,
+    How: a mark that occurs nowhere else breaks such text; the rendered whole is cut at the control tokens left in it,
     and the mark taken out again. Raises BadInput as `render` does.
     """
     everything = json.dumps(messages, ensure_ascii=False) + (template or "")

@@ -82,7 +82,7 @@ class Tokenizer:
         return ids
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Ids of a raw prompt, as Hugging Face's `tokenizer(text)`: control tokens count, BOS first if the file asks."""
+        """Ids of a raw prompt, as Hugging Face's `tokenizer(text)`: control tokens count; BOS first if asked for."""
         return ([self.bos_id] if self.add_bos and self.bos_id is not None else []) + self.encode(text, special=True)
 
     def split(self, text: str) -> Iterator[int | str]:
