@@ -144,8 +144,8 @@ HOSTILE = {
     "T26 to_bytes": "{{ (1).to_bytes(2000000000) }}",
     "T26 doubling": "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "T26 doubling ~": "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "T26 doubling set": "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}"
-    "{% set n.x = y %}{% endfor %}",
+    "T26 doubling set": "{% set n = namespace(x='a') %}{% for i in range(40) %}"
+    "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
     "T26 doubling lists": "{% set n = namespace(x='a') %}{% for i in range(40) %}"
     "{% set n.x = [n.x, n.x] %}{% endfor %}",
     "T26 adding lists": "{% set n = namespace(x=messages) %}{% for i in range(40) %}"

@@ -262,7 +262,7 @@ def main() -> None:
         [rng.randrange(256) for _ in range(rng.randint(1, 8))] for _ in range(300)
     ]  # single bytes: seldom UTF-8
     sequences += [i[k : k + 3] for i in ids[:400:7] for k in range(0, len(i), 5)] + [[151644, 872, 198, 151657, 151645]]
-    golden = {
+    golden: dict[str, Any] = {
         "command": "python -m qwenref.tools.golden_tokenizer MODEL.gguf tests/golden/tokenizer.json.gz",
         "model": {"file": args.model.name, "sha256": hashlib.sha256(args.model.read_bytes()).hexdigest()},
         "versions": {m.__name__: m.__version__ for m in (transformers, tokenizers, llama_cpp)},
