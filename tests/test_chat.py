@@ -150,7 +150,7 @@ HOSTILE = {
     "{% set n.x = [n.x, n.x] %}{% endfor %}",
     "T26 adding lists": "{% set n = namespace(x=messages) %}{% for i in range(40) %}"
     "{% set n.x = n.x + n.x %}{% endfor %}",
-    "T26 namespaces": "{% set n = namespace(x=1) %}{% for i in range(60) %}"
+    "T26 namespaces": "{% set n = namespace(x=1) %}{% for i in range(22) %}"
     "{% set m = namespace(a=n.x, b=n.x) %}{% set n.x = m %}{% endfor %}{{ messages[n.x] }}",
     "T26 slices": "{% set n = namespace(x='a') %}{% for i in range(20) %}{% set n.x = n.x + n.x %}{% endfor %}"
     + "".join(f"{{% set a{i} = n.x[1:] %}}" for i in range(500)),
