@@ -26,3 +26,10 @@ class Config:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes by shape letter (engine/forward.py) that every prompt shares."""
+        N, K, H = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        D, F, V = self.hidden_size, self.intermediate_size, self.vocab_size
+        return {"D": D, "N": N, "K": K, "H": H, "E": (N + 2 * K) * H, "F": F, "V": V}
