@@ -1,8 +1,8 @@
 """GGUF files that are broken or lie. Each ends in one BadInput that names file and fault, soon and in little memory.
 
 Most causes are on record: CVE-2024-21802, -21825, -21836, -23496, -23605 (counts and lengths), CVE-2025-53630,
-CVE-2026-27940, -33298 (sizes that wrap), CVE-2026-7482 (a tensor past the end), llama.cpp#27188 (an array of 2^63 strings
-in 43 bytes), #26690 (the type of an array's elements), #26318 (alignment).
+CVE-2026-27940, -33298 (sizes that wrap), CVE-2026-7482 (a tensor past the end), llama.cpp#27188 (2^63 strings in
+43 bytes), #26690 (the type of an array's elements), #26318 (alignment).
 """
 
 from __future__ import annotations
