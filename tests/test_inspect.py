@@ -69,12 +69,12 @@ def test_terminal_is_not_commanded(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def wide(scale: float, least: float) -> Gguf:
-    """A model of one head of 256, so that its matrices can be Q4_K; the first block of ffn_down has these two scales."""
+    """A model of one head of 256, so that its matrices can be Q4_K; row 1 of ffn_down has these two scales."""
     D, block = 256, struct.pack("<ee", 0.5, 0.25) + bytes(range(140))
-    shapes = {t.name: t.dims for t in TENSORS}
+    vocabulary = {"token_embd.weight": (D, 8), "output.weight": (D, 8)}
     tensors = []
-    for name, dims in shapes.items():
-        dims = {"token_embd.weight": (D, 8), "output.weight": (D, 8)}.get(str(name), (D,) * len(dims))
+    for name, rank in ((str(t.name), len(t.dims)) for t in TENSORS):
+        dims = vocabulary.get(name, (D,) * rank)
         data = block * dims[-1] if len(dims) == 2 else bytes(4 * D)
         if name == "blk.0.ffn_down.weight":
             data = data[:144] + struct.pack("<ee", scale, least) + data[148:]
