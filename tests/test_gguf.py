@@ -1,4 +1,4 @@
-"""The GGUF reader on good files, held against gguf-py: files that its writer made, a real model that its reader read."""
+"""The GGUF reader on good files, held against gguf-py: what its writer wrote, and a real model that its reader read."""
 
 from __future__ import annotations
 
