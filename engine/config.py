@@ -60,6 +60,13 @@ class Config:
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes by shape letter (engine/forward.py) that every prompt shares."""
+        N, K, H = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        D, F, V = self.hidden_size, self.intermediate_size, self.vocab_size
+        return {"D": D, "N": N, "K": K, "H": H, "E": (N + 2 * K) * H, "F": F, "V": V}
+
 
 # Config's fields and their GGUF keys, which follow the architecture's name.
 GGUF_KEYS: dict[str, tuple[str, type]] = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..quant.errors import BadInput
 from . import aprt
 from .plan import parse_ranges
-from .stages import STAGES, Stage, execution_order, find, shape_of_count, stage
+from .stages import STAGES, Stage, by_name, execution_order, find, shape_of_count
 from .store import MANIFEST, PROMPT, file_name, files_of, phase_name, read_manifest
 
 _PATH = re.compile(r"(?:decode-(\d{4,9})/)?(?:layer-(0|[1-9]\d{0,9})/)?([^/]+)\.bin", re.ASCII)
@@ -83,7 +83,7 @@ class Dump:
 
     def get(self, name: str, layer: int | None = None, phase: int = PROMPT) -> Entry | None:
         """The file of a stage; None if the dump has none."""
-        return self._by_key.get((phase, layer, stage(name).name))
+        return self._by_key.get((phase, layer, by_name(name).name))
 
     def check_digests(self) -> None:
         """Raises BadInput if a file is not the one that the manifest describes."""
