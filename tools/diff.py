@@ -130,6 +130,7 @@ def as_json(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> dict[str
         "only_a": pairs.only_a,
         "only_b": pairs.only_b,
         "fed_other_tokens": pairs.apart,
+        "ignored": pairs.ignored,
         "stages": [r.as_json(pairs, args.tolerance) for r in rows],
     }
 
@@ -174,7 +175,7 @@ def print_text(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> None:
         for d in shown.figures.top:
             print(f"  {place(shown.a, d.index, pairs.sizes):<40} A {d.a:< 16.9g} B {d.b:< 16.9g} |A-B| {d.size:.6e}")
     print()
-    for name, labels in (("only in A", pairs.only_a), ("only in B", pairs.only_b)):
+    for name, labels in (("only in A", pairs.only_a), ("only in B", pairs.only_b), ("no stage", pairs.ignored)):
         if labels:
             print(f"not compared, {name}: {len(labels)} ({', '.join(labels[:4])}{', ...' if len(labels) > 4 else ''})")
     if pairs.apart:

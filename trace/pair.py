@@ -16,6 +16,7 @@ class Pairs:
     """both: entries of one stage, layer and phase, in order of execution. only_a, only_b: labels of the rest.
 
     apart: labels of decode steps that were fed another token in each dump, and so are no longer comparable.
+    ignored: paths of .bin files that are no stage's.
     """
 
     both: tuple[tuple[Entry, Entry], ...]
@@ -23,6 +24,7 @@ class Pairs:
     only_b: tuple[str, ...]
     apart: tuple[str, ...]
     sizes: Mapping[str, int] | None
+    ignored: tuple[str, ...] = ()
 
 
 def pair_files(a: Path, b: Path) -> Pairs:
@@ -37,7 +39,7 @@ def pair_files(a: Path, b: Path) -> Pairs:
 
 
 def pair_dumps(path_a: Path, path_b: Path) -> Pairs:
-    """Two folders, with or without manifests; one's sizes serve the other. Raises BadInput if they cannot be compared."""
+    """Two folders, with or without manifests; one's sizes serve the other. Raises BadInput if they do not compare."""
     a, b = open_dump(path_a), open_dump(path_b)
     if a.sizes is None and b.sizes is not None:
         a = open_dump(path_a, b.sizes)
@@ -63,6 +65,7 @@ def pair_dumps(path_a: Path, path_b: Path) -> Pairs:
         only_b=tuple(e.label for k, e in keys_b.items() if k not in keys_a),
         apart=tuple(x.label for x, _ in common if x.phase > agreed),
         sizes=a.sizes,
+        ignored=tuple(str(d.path / f) for d in (a, b) for f in d.ignored),
     )
 
 
