@@ -7,12 +7,15 @@ same thing agree, at sizes where a wrong index, group or row shows at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from qwenref.engine.bind import PER_LAYER, WHOLE, bind, shapes
 from qwenref.engine.config import Config
+from qwenref.engine.kernels import backend
 from qwenref.engine.weights import Weights
 from qwenref.quant import f32
 from qwenref.quant.tensor import QTensor
@@ -134,3 +137,22 @@ def tiny_weights(
     tensors = [tensor(role, ggml) for role, (_, ggml) in WHOLE.items() if not (tied and role == "lm_head")]
     tensors += [tensor(role, ggml.format(i)) for i in range(layers) for role, (_, ggml) in PER_LAYER.items()]
     return bind(c, {t.name: t for t in tensors})
+
+
+def backends() -> list[Any]:
+    """(backend, precision) of all that can compute here, as pytest parameters; the rest is skipped, with the reason."""
+    import pytest
+
+    params = [pytest.param("reference", p, id=f"reference-{p}") for p in ("f32", "f64")]
+    for name in ("cpu", "cuda"):
+        reason = None
+        if find_spec(f"qwenref.engine.kernels.{name}") is None:
+            reason = f"there is no backend {name} yet"
+        elif name == "cuda":
+            from numba import cuda
+
+            reason = None if cuda.is_available() else "no CUDA device here"
+        precisions = ("f32", "int8") if reason else backend(name).PRECISIONS
+        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        params += [pytest.param(name, p, id=f"{name}-{p}", marks=marks) for p in precisions]
+    return params
