@@ -40,9 +40,16 @@ def load(path: Path, dtype: str = "float32") -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=first, attn_implementation="eager", local_files_only=True, **where
     )
+    return cast_weights(model, dtype).eval()
+
+
+def cast_weights(model: Any, dtype: str) -> Any:
+    """The same model with its weights in another dtype; buffers, such as the inverse frequencies, stay as they are."""
+    import torch
+
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
-    return model.eval()
+    return model
 
 
 @contextmanager
