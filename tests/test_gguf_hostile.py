@@ -129,6 +129,7 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         (one_key(STR, text("abc", HUGE)), "9223372036854775808 bytes"),
         (one_key(STR, text("abc", 4)), "takes 4 bytes, and the file ends after 3"),
         (one_key(STR, text("abc", 2**64 - 1)), "bytes"),
+        (one_key(ARR, struct.pack("<IQ", STR, 1) + text("abc", 4)), "the last of 1 strings ends past the end"),
     ],
     "G18 array length": [
         (one_key(ARR, array(k, [], n)), "takes") for n in (HUGE, 2**33, 2**61) for k in (U8, STR, U64)
