@@ -4,8 +4,8 @@
 
 All stages of all layers in float64 would be hundreds of MB, so each tensor is kept as 16 sums of its values under
 random signs. Two tensors whose difference has the RMS d differ in such a sum by d sqrt(n) times a number of mean
-square 1 (Johnson and Lindenstrauss 1984), so the sums measure the difference of the whole tensors: no element is left out, and a
-wrong one anywhere shows in all of them. Transformers' float32 run is kept as its relative RMS error.
+square 1 (Johnson and Lindenstrauss 1984), so the sums measure the difference of the whole tensors: no element is left
+out, and a wrong one anywhere shows in all of them. Transformers' float32 run is kept as its relative RMS error.
 """
 
 from __future__ import annotations
