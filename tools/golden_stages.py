@@ -2,10 +2,10 @@
 
     python -m qwenref.tools.golden_stages MODEL.gguf tests/golden/hf_stages.npz
 
-All stages of all layers in float64 would be 300 MB, so each tensor is kept as 16 sums of its values under random signs.
-Two tensors whose difference has the RMS d differ in such a sum by d sqrt(n) times a number of mean square 1
-(Johnson and Lindenstrauss 1984), so the 16 sums measure the difference of the whole tensors: no element is left out, and
-a wrong one anywhere shows in all of them. Transformers' float32 run is kept as its relative RMS error, tensor by tensor.
+All stages of all layers in float64 would be hundreds of MB, so each tensor is kept as 16 sums of its values under
+random signs. Two tensors whose difference has the RMS d differ in such a sum by d sqrt(n) times a number of mean
+square 1 (Johnson and Lindenstrauss 1984), so the sums measure the difference of the whole tensors: no element is left
+out, and a wrong one anywhere shows in all of them. Transformers' float32 run is kept as its relative RMS error.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ PROMPTS = {
 def _signs(count: int) -> NDArray[np.float64]:
     """[count, SUMS] of +1 and -1, from the raw bits of PCG64, which NumPy promises never to change."""
     bits = np.unpackbits(np.random.PCG64(2).random_raw(count).astype("<u8").view(np.uint8)).reshape(count, 64)
-    return 1.0 - 2.0 * bits[:, :SUMS]
+    return np.where(bits[:, :SUMS], -1.0, 1.0)
 
 
 def signed_sums(x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """[SUMS] sums of all values of the array in row-major order, each under signs of its own."""
-    return x.astype(np.float64).reshape(-1) @ _signs(x.size)
+    sums: NDArray[np.float64] = x.astype(np.float64).reshape(-1) @ _signs(x.size)
+    return sums
 
 
 def rms(x: NDArray[np.floating[Any]]) -> float:
@@ -87,12 +88,14 @@ def main() -> None:
         {
             "made_by": "python -m qwenref.tools.golden_stages MODEL.gguf tests/golden/hf_stages.npz",
             "engine": f"Hugging Face Transformers {transformers.__version__}, torch {torch.__version__}, eager, CPU",
-            "float64": "norms, soft-max, cosine and sine, which Transformers computes in float32 in every dtype, are patched "
+            "float64": "norms, soft-max, cosine and sine, which Transformers computes in float32 always, are patched "
             "to float64; the angles stay the float32 products that they are; Q, K, V are a product, then a sum",
             "model": source.name,
             "model_sha256": hashlib.file_digest(source.open("rb"), "sha256").hexdigest(),
             "prompts": PROMPTS,
-            "fields": "stages: layer.stage; rms, sums (signed_sums) of the float64 run; float32_error: RMS(float32 - float64) / rms",
+            "stages": "layer.stage, in the order of the other arrays",
+            "rms, sums": "of the float64 run, sums as signed_sums has them",
+            "float32_error": "RMS of float32 - float64, over rms",
         }
     )
     np.savez_compressed(target, **arrays)
