@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,3 +197,34 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     """RMS(a - b) / RMS(a), in float64."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     return float(np.sqrt(np.mean(np.square(x - y)) / np.mean(np.square(x)))) if np.any(x != y) else 0.0
+
+
+def write_gguf(path: Path, w: Weights) -> Path:
+    """The model as a GGUF file without a tokenizer, written by gguf-py."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    c, out = w.config, GGUFWriter(path, "qwen2")
+    out.add_block_count(c.num_hidden_layers)
+    out.add_context_length(c.max_position_embeddings)
+    out.add_embedding_length(c.hidden_size)
+    out.add_feed_forward_length(c.intermediate_size)
+    out.add_head_count(c.num_attention_heads)
+    out.add_head_count_kv(c.num_key_value_heads)
+    out.add_key_length(c.head_dim)
+    out.add_value_length(c.head_dim)
+    out.add_rope_freq_base(c.rope_theta)
+    out.add_layer_norm_rms_eps(c.rms_norm_eps)
+    layers = [
+        (x.attn_norm_D, *x.qkv, *x.qkv_bias_E, x.attn_out, x.ffn_norm_D, *x.gate_up, x.ffn_down) for x in w.layers
+    ]
+    head = () if c.tie_word_embeddings else (w.lm_head,)
+    for t in (w.embed, w.final_norm_D, *head, *(t for layer in layers for t in layer)):
+        if t.format == "F32":
+            out.add_tensor(t.name, t.data.view("<f4").reshape(t.shape))
+        else:
+            out.add_tensor(t.name, t.data.reshape(*t.shape[:-1], -1), raw_dtype=GGMLQuantizationType[t.format])
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
