@@ -67,10 +67,10 @@ def from_json(file: Any, vocab_size: int | None = None) -> Tokenizer:
 
 
 def refused(v: Vocabulary, *words: str, vocab_size: int | None = None) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadInput) as error:
         Tokenizer.from_vocabulary(v, vocab_size)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2  # that it ends, on a busy machine too; not how fast
     message = str(error.value)
     assert "\n" not in message and len(message) < 300
     for word in words:

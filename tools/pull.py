@@ -36,7 +36,8 @@ class Unavailable(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Downloads a model, resuming what an earlier run has left, and verifies its SHA-256."
     parser.epilog = (
-        f"known aliases: {', '.join(MODELS)}\nthey go to {directory()} (QWENREF_MODELS names another folder)"
+        f"example:\n  engine pull {DEFAULT}\n\naliases: {', '.join(MODELS)}\n"
+        f"they go to {directory()} (QWENREF_MODELS names another folder)"
     )
     parser.add_argument("alias", nargs="?", default=DEFAULT, metavar="ALIAS", help=f"which model (default: {DEFAULT})")
 

@@ -11,7 +11,10 @@ from .simd import as_f32, as_i32, fma, halve, shift_left, splat_f32, splat_i32, 
 from .team import helper
 
 LOG2_E = np.float32(1.4426950408889634)
-LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.4286068203094173e-06)  # the first has 16 significant bits
+LN2_HIGH, LN2_LOW = (
+    np.float32(0.693145751953125),
+    np.float32(1.4286068203094173e-06),
+)  # the first has 16 significant bits
 ROUND = np.float32(1.5 * 2**23)  # added, it leaves a number rounded to an integer in the low bits
 # (e^r - 1 - r) / r^2 interpolated at the Chebyshev points of |r| <= ln 2 / 2
 E2, E3, E4, E5, E6, E7 = (
@@ -47,7 +50,11 @@ def power_of_two(n):  # type: ignore[no-untyped-def]
     return as_f32(shift_left(n + splat_i32(127), 23))
 
 
-PI_2 = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)  # pi / 2 in three parts, 33 bits in the first two
+PI_2 = (
+    1.5707963267341256,
+    6.077100506303966e-11,
+    2.0222662487959506e-21,
+)  # pi / 2 in three parts, 33 bits in the first two
 SIN = tuple((-1) ** k / factorial(2 * k + 1) for k in range(9))
 COS = tuple((-1) ** k / factorial(2 * k) for k in range(10))
 
