@@ -92,7 +92,7 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         used.update(WHOLE["lm_head"])
     if unused := [name for name in tensors if name not in used and not name.endswith(HARMLESS)]:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        raise BadInput(f"tensor {unused[0]}{more}: a Qwen2 model of {c.num_hidden_layers} layers has no use for it")
+        raise BadInput(f"tensor {unused[0]!r}{more}: a Qwen2 model of {c.num_hidden_layers} layers has no use for it")
     return weights
 
 

@@ -1,4 +1,4 @@
-"""GGUF files of a few kilobytes, byte by byte: good ones, and ones that lie. Nothing of the reader is used to make them."""
+"""GGUF files of a few kilobytes, byte by byte: good ones, and ones that lie. The reader has no part in making them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ class Gguf:
 
     def header(self) -> bytes:
         counts = [len(self.tensors), len(self.keys)]
-        said = [n if told is None else told for n, told in zip(counts, (self.tensor_count, self.key_count), strict=True)]
+        said = [
+            n if told is None else told for n, told in zip(counts, (self.tensor_count, self.key_count), strict=True)
+        ]
         out = self.magic + struct.pack("<IQQ", self.version, *said)
         for key, kind, v in self.keys:
             out += text(key) + struct.pack("<I", kind) + value(kind, v)

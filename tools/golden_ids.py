@@ -31,7 +31,8 @@ TEXTS = {
     "story": "The lighthouse keeper had not spoken to anybody for eleven days when the radio",
     "python": "def fibonacci(n):",
     "python_class": (
-        'class Stack:\n    """Last in, first out."""\n\n    def __init__(self):\n        self.items = []\n\n    def push('
+        'class Stack:\n    """Last in, first out."""\n\n'
+        "    def __init__(self):\n        self.items = []\n\n    def push("
     ),
     "c": "#include <stdio.h>\n\n/* Reverses a string in place. */\nvoid reverse(char *s) {\n",
     "rust": "fn main() {\n    let numbers = vec![3, 1, 4, 1, 5];\n    let total: i32 = numbers",
@@ -86,12 +87,14 @@ def long_texts() -> dict[str, str]:
         "and said nothing of it",
     )
     story = " ".join(
-        f"On day {i + 1}, {people[i * 5 % 6]} {doings[i * 3 % 4]} {whys[(i * 7 + i // 4) % 4]}, and {people[i % 6]} saw it."
+        f"On day {i + 1}, {people[i * 5 % 6]} {doings[i * 3 % 4]} {whys[(i * 7 + i // 4) % 4]}, "
+        f"and {people[i % 6]} saw it."
         for i in range(40)
     )
     code = "\n\n".join(
         f'def step_{i}(state, amount={i}):\n    """Move {parts[i % 7]} number {i} forward."""\n'
-        f"    if state['{parts[i % 7]}'] > {i * 3 % 11}:\n        return state | {{'{parts[(i + 1) % 7]}': amount - {i % 4}}}\n"
+        f"    if state['{parts[i % 7]}'] > {i * 3 % 11}:\n"
+        f"        return state | {{'{parts[(i + 1) % 7]}': amount - {i % 4}}}\n"
         "    return state"
         for i in range(18)
     )
@@ -159,7 +162,7 @@ def main() -> None:
 
     head = {
         "made_by": "python -m qwenref.tools.golden_ids MODEL.gguf tests/golden/hf_greedy_ids.json",
-        "engine": f"Hugging Face Transformers {transformers.__version__}, torch {torch.__version__}, eager attention, CPU",
+        "engine": f"Hugging Face Transformers {transformers.__version__}, torch {torch.__version__}, eager, CPU",
         "machine": platform.machine(),
         "model": source.name,
         "model_sha256": hashlib.file_digest(source.open("rb"), "sha256").hexdigest(),
@@ -167,8 +170,8 @@ def main() -> None:
             "ids": "greedy in float32 with a key/value cache, not stopped at any id",
             "second": "the id of the second largest logit of the step",
             "gap": "float32 logit of ids minus that of second",
-            "gap64": "the same two logits' distance in float64, after the same prefix; negative: float64 prefers second",
-            "noise": "the largest |gap - gap64| of all steps: what float32 rounding moves. A step with gap64 below twice that is a tie",
+            "gap64": "the same two logits' distance in float64 after the same prefix; negative: it prefers second",
+            "noise": "the largest |gap - gap64| of all steps: what float32 rounding moves; a gap of that size is a tie",
         },
         "noise": noise,
     }

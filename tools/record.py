@@ -193,7 +193,8 @@ def trace(
             kept = positions if phase else saved.kept(len(ids))
             recorder = Recorder(saved, k.to_host, writer, positions, kept, phase)
             tap = recorder if shown is None else Both(tap, recorder)
-        logits.append(np.array(k.to_host(forward(np.array(tokens, np.int32), w, cache, k, tap))))
+        with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show
+            logits.append(np.array(k.to_host(forward(np.array(tokens, np.int32), w, cache, k, tap))))
         if phase < steps:
             made.append(int(np.argmax(logits[-1])))
     return made, logits, summaries
@@ -289,10 +290,9 @@ def file_bytes(f: Mapping[str, Any]) -> int:
 def print_files(report: Mapping[str, Any]) -> None:
     for f in report.get("files", []):
         print(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}")
-    if "files" in report:
-        print(
-            f"{len(report['files'])} files, {sum(f['bytes'] for f in report['files']):,} bytes in {report['directory']}"
-        )
+    if files := report.get("files"):
+        count = f"{len(files)} file{'s' * (len(files) > 1)}"
+        print(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}")
 
 
 def print_tokens(report: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:

@@ -52,6 +52,9 @@ class Metadata(Mapping[str, Any]):
         value = self._values[key]
         return self._read(key, value) if isinstance(value, Array) else value
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values  # Mapping's own would read the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
