@@ -1,8 +1,9 @@
 """Attention's two products and its soft-max, and how keys and values lie in the cache.
 
-Keys have 32 positions side by side, [K, S / 32, H, 32], so that a query's products with 32 keys need no sum across lanes; values lie
-as they come, [K, S, H]. Query heads that share a kv head go TILE at a time over the same keys and values. Sums over H and over
-positions are chains of 32, then the sum of the chains; a query's keys are always those from position 0 to its own, in that order.
+Keys have 32 positions side by side, [K, S / 32, H, 32], so that a query's products with 32 keys need no sum across
+lanes; values lie as they come, [K, S, H]. Query heads that share a kv head go TILE at a time over the same keys and
+values. Sums over H and over positions are chains of 32, then the sum of the chains; a query's keys are always those
+from position 0 to its own, in that order.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .simd import (
 from .team import Kernel, helper
 
 
-def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_size, values, values_size):  # type: ignore[no-untyped-def]
+def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_size, values, values_size):
     """New rows begin..end of [K, H] to their positions in a layer's cache; *_size: bytes of one head."""
     for t in range(begin, end):
         p = get_i32(positions + 4 * t)
@@ -48,7 +49,7 @@ def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_si
 
 
 @helper
-def score_tile(q, H, keys, zero):  # type: ignore[no-untyped-def]
+def score_tile(q, H, keys, zero):
     """Products of a tile of query heads, H numbers each, with 32 keys."""
     acc = zero
     for g in range(0, H, 32):
@@ -59,7 +60,7 @@ def score_tile(q, H, keys, zero):  # type: ignore[no-untyped-def]
     return acc
 
 
-def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, G, H, root_bits, out, S):  # type: ignore[no-untyped-def]
+def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, G, H, root_bits, out, S):
     """Items: (kv head, 32 keys), all T queries. out [N, T, S] beyond a query's position: 0, up to the last position."""
     blocks = (S + LANES - 1) // LANES
     length = get_i32(positions + 4 * (T - 1)) + 1
@@ -89,7 +90,7 @@ def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, G, H, root_b
                 g += 1
 
 
-def _softmax(begin, end, x, positions, T, S, y):  # type: ignore[no-untyped-def]
+def _softmax(begin, end, x, positions, T, S, y):
     """Rows begin..end of [N T, S]: soft-max over the keys up to the query, 0 after it, up to the last position."""
     low, zero = splat_f32(np.float32(-np.inf)), splat_f32(np.float32(0))
     length = get_i32(positions + 4 * (T - 1)) + 1
@@ -114,8 +115,10 @@ def _softmax(begin, end, x, positions, T, S, y):  # type: ignore[no-untyped-def]
 
 
 @helper
-def mix_tile(p, stride, values, count, H, left, zero):  # type: ignore[no-untyped-def]
-    """Sum over `count` positions of a tile's probabilities, rows `stride` bytes apart, times `left` (at most 32) columns of values."""
+def mix_tile(p, stride, values, count, H, left, zero):
+    """Sum over `count` positions of a tile's probabilities, rows `stride` bytes apart, times `left` (at most 32)
+    columns of values.
+    """
     acc = zero
     for s in range(0, count, 32):
         part = zero
@@ -125,7 +128,7 @@ def mix_tile(p, stride, values, count, H, left, zero):  # type: ignore[no-untype
     return acc
 
 
-def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):  # type: ignore[no-untyped-def]
+def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):
     """Items: (query, kv head). out [T, N, H]."""
     for i in range(begin, end):
         t, head = i // K, i % K

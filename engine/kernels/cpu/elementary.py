@@ -1,4 +1,6 @@
-"""exp in float32 lanes, cosine and sine in float64: own code, since the C library's differ between machines in the last bit."""
+"""exp in float32 lanes, cosine and sine in float64: own code, since the C library's differ between machines in the
+last bit.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ E2, E3, E4, E5, E6, E7 = (
 
 
 @helper
-def exp(x):  # type: ignore[no-untyped-def]
-    """e^x within 1 ulp, 0 below -104, infinite above 89: Cody and Waite's reduction by ln 2 in two parts, a polynomial, a power of two.
+def exp(x):
+    """e^x within 1 ulp, 0 below -104, infinite above 89: Cody and Waite's reduction by ln 2 in two parts, a
+    polynomial, a power of two.
 
     The power goes on in two factors, so that results below 2^-126 are rounded once, into a subnormal.
     """
@@ -46,7 +49,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @helper
-def power_of_two(n):  # type: ignore[no-untyped-def]
+def power_of_two(n):
     return as_f32(shift_left(n + splat_i32(127), 23))
 
 
@@ -60,8 +63,10 @@ COS = tuple((-1) ** k / factorial(2 * k) for k in range(10))
 
 
 @njit(error_model="numpy")
-def cos_sin(angle):  # type: ignore[no-untyped-def]
-    """Cosine and sine of a float64 with |angle| < 2^20 to about 1e-16: reduction by pi / 2 in three parts, then Taylor's series."""
+def cos_sin(angle):
+    """Cosine and sine of a float64 with |angle| < 2^20 to about 1e-16: reduction by pi / 2 in three parts, then
+    Taylor's series.
+    """
     n = np.floor(angle * 0.6366197723675814 + 0.5)
     r = ((angle - n * PI_2[0]) - n * PI_2[1]) - n * PI_2[2]
     z = r * r

@@ -11,15 +11,15 @@ SUMS = False
 
 
 @helper
-def column(w, k):  # type: ignore[no-untyped-def]
+def column(w, k):
     return load_f16(w + 64 * k)
 
 
-def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):  # type: ignore[no-untyped-def]
+def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):
     float_rows(column, first, last, w, size, x, y, stride, rows, K, tiles, 1, one())
 
 
-def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):  # type: ignore[no-untyped-def]
+def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):
     float_rows(column, first, last, w, size, x, y, stride, rows, K, tiles, TILE, many())
 
 

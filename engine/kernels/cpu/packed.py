@@ -1,8 +1,9 @@
 """Packed matrices: the file's own bytes, 32 rows interleaved, in the format's own width.
 
-A format is a file of this folder: BLOCK columns, BYTES in the file, of which a half at HALF_AT (or none, -1) and 32-bit words from
-WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on. REARRANGE,
-where a format has one, is a kernel that goes over the packed blocks. Formats without a file here are decoded and packed as F32.
+A format is a file of this folder: BLOCK columns, BYTES in the file, of which a half at HALF_AT (or none, -1) and
+32-bit words from WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows'
+first words, second words, and so on. REARRANGE, where a format has one, is a kernel that goes over the packed blocks.
+Formats without a file here are decoded and packed as F32.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Packed:
     data: NDArray[np.uint8]
 
 
-def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, words_at, words):  # type: ignore[no-untyped-def]
+def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, words_at, words):
     """Row blocks first..last; rows past the last are zeros."""
     halves = LANES * 2 if half_at >= 0 else 0
     size = halves + words * LANES * 4

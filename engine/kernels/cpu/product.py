@@ -1,15 +1,18 @@
 """y = x W^T in float32: the part that all weight formats share.
 
-Weight rows lie in vector lanes: 32 rows of a packed matrix are one row block, and an output's additions run along k in one
-order, whatever the number of tokens, threads or lanes. For each group of columns that shares a scale (16 or 32, the format's
-own) a chain of fused multiply-adds sums code * x, both exact; one more adds scale * that to the output. Where the format
-stores w = scale * u - minimum with u from 0, the code is u - 8 or u - 16 here, and the rest, -minimum + 8 * scale, times the
-group's sum of x is one more multiply-add: with smaller terms the rounding error stays that of a plain dot product.
+Weight rows lie in vector lanes: 32 rows of a packed matrix are one row block, and an output's additions run along k
+in one order, whatever the number of tokens, threads or lanes. For each group of columns that shares a scale (16 or
+32, the format's own) a chain of fused multiply-adds sums code * x, both exact; one more adds scale * that to the
+output. Where the format stores w = scale * u - minimum with u from 0, the code is u - 8 or u - 16 here, and the rest,
+-minimum + 8 * scale, times the group's sum of x is one more multiply-add: with smaller terms the rounding error stays
+that of a plain dot product.
 
-A format gives `codes(w, group, quad)` (four columns' codes, a byte each), `value(codes, byte)`, `scale(w, group)` and, or None,
-`rest(w, group)`. Two groups are worked at a time: their chains are independent, which hides the latency of the additions.
+A format gives `codes(w, group, quad)` (four columns' codes, a byte each), `value(codes, byte)`, `scale(w, group)`
+and, or None, `rest(w, group)`. Two groups are worked at a time: their chains are independent, which hides the latency
+of the additions.
 
-Tokens go TILE at a time, x as `lay_out` leaves it: [tiles, K, tile], and its sums over 32 columns [tiles, K / 32, tile].
+Tokens go TILE at a time, x as `lay_out` leaves it: [tiles, K, tile], and its sums over 32 columns [tiles, K / 32,
+tile].
 """
 
 from __future__ import annotations
@@ -38,8 +41,10 @@ TILE = {"avx512": 4, "avx2": 2, "plain": 1}[PATH]
 one, many = zero_tile(floats, 1), zero_tile(floats, TILE)
 
 
-def _lay_out(first, last, x, stride, T, K, tile, out, sums):  # type: ignore[no-untyped-def]
-    """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros; sums may be 0 (none)."""
+def _lay_out(first, last, x, stride, T, K, tile, out, sums):
+    """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros; sums may be 0
+    (none).
+    """
     for i in range(first, last):
         for t in range(tile):
             row, to = x + (i * tile + t) * stride, out + (i * K * tile + t) * 4
@@ -64,7 +69,7 @@ lay_out = Kernel(_lay_out)
 
 
 @helper
-def dot(codes, value, w, group, quads, x, tile, p):  # type: ignore[no-untyped-def]
+def dot(codes, value, w, group, quads, x, tile, p):
     """p + the group's sum of code * x."""
     x += group * quads * 16 * tile
     for quad in range(quads):
@@ -75,7 +80,7 @@ def dot(codes, value, w, group, quads, x, tile, p):  # type: ignore[no-untyped-d
 
 
 @helper
-def dot_pair(codes, value, w, group, quads, x, tile, zero):  # type: ignore[no-untyped-def]
+def dot_pair(codes, value, w, group, quads, x, tile, zero):
     """The sums of two neighbouring groups, each the same chain as `dot` has."""
     p, q = zero, zero
     x0 = x + group * quads * 16 * tile
@@ -90,7 +95,7 @@ def dot_pair(codes, value, w, group, quads, x, tile, zero):  # type: ignore[no-u
 
 
 @helper
-def product(codes, value, scale, rest, groups, quads, w, x, sums, tile, zero):  # type: ignore[no-untyped-def]
+def product(codes, value, scale, rest, groups, quads, w, x, sums, tile, zero):
     """One row block times one tile of tokens."""
     acc = zero
     for g in range(0, groups - 1, 2):
@@ -109,8 +114,10 @@ def product(codes, value, scale, rest, groups, quads, w, x, sums, tile, zero):  
 
 
 @helper
-def block_rows(codes, value, scale, rest, quads, first, last, w, size, x, sums, y, stride, rows, K, tiles, tile, zero):  # type: ignore[no-untyped-def]
-    """Row blocks first..last, `size` bytes each, times all tiles; y rows are `stride` bytes apart and hold `rows` outputs."""
+def block_rows(codes, value, scale, rest, quads, first, last, w, size, x, sums, y, stride, rows, K, tiles, tile, zero):
+    """Row blocks first..last, `size` bytes each, times all tiles; y rows are `stride` bytes apart and hold `rows`
+    outputs.
+    """
     groups = K // (4 * quads)
     for r in range(first, last):
         for i in range(tiles):
@@ -120,7 +127,7 @@ def block_rows(codes, value, scale, rest, quads, first, last, w, size, x, sums, 
 
 
 @helper
-def float_rows(values, first, last, w, size, x, y, stride, rows, K, tiles, tile, zero):  # type: ignore[no-untyped-def]
+def float_rows(values, first, last, w, size, x, y, stride, rows, K, tiles, tile, zero):
     """The same for weights that are floats: chains of 32 columns, then their sum. values(w, k) is a column."""
     for r in range(first, last):
         block = w + r * size

@@ -12,21 +12,21 @@ SIZE = 64 + 4 * 128
 
 
 @helper
-def codes(w, group, quad):  # type: ignore[no-untyped-def]
+def codes(w, group, quad):
     words = load_i32(w + group * SIZE + 64 + 128 * (quad & 3))
     return mask(shift_right(words, quad & 4), 0x0F0F0F0F)
 
 
 @helper
-def scale(w, group):  # type: ignore[no-untyped-def]
+def scale(w, group):
     return load_f16(w + group * SIZE)
 
 
-def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):  # type: ignore[no-untyped-def]
+def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):
     block_rows(codes, code4_8, scale, None, 8, first, last, w, size, x, sums, y, stride, rows, K, tiles, 1, one())
 
 
-def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):  # type: ignore[no-untyped-def]
+def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):
     block_rows(codes, code4_8, scale, None, 8, first, last, w, size, x, sums, y, stride, rows, K, tiles, TILE, many())
 
 

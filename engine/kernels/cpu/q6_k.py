@@ -1,4 +1,6 @@
-"""Q6_K, packed: d of 32 rows, then 52 words of 32 rows a block of 256: 32 low halves of codes, 16 of upper bits, 4 of scales (quant/q6_k.py)."""
+"""Q6_K, packed: d of 32 rows, then 52 words of 32 rows a block of 256: 32 low halves of codes, 16 of upper bits, 4 of
+scales (quant/q6_k.py).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,15 @@ SIZE = 64 + 52 * 128
 
 
 @helper
-def block_of(w, group):  # type: ignore[no-untyped-def]
+def block_of(w, group):
     return w + (group >> 4) * SIZE
 
 
 @helper
-def codes(w, group, quad):  # type: ignore[no-untyped-def]
-    """Groups of 16. Of a half block's 128 columns, word l of the low halves has columns 4 l (low) and 64 + 4 l (high nibbles)."""
+def codes(w, group, quad):
+    """Groups of 16. Of a half block's 128 columns, word l of the low halves has columns 4 l (low) and 64 + 4 l (high
+    nibbles).
+    """
     words, j = block_of(w, group) + 64, group & 15
     half, quarter, at = j >> 3, (j & 7) >> 1, (j & 1) * 4 + quad
     low = load_i32(words + 128 * (half * 16 + (quarter & 1) * 8 + at))
@@ -28,16 +32,16 @@ def codes(w, group, quad):  # type: ignore[no-untyped-def]
 
 
 @helper
-def scale(w, group):  # type: ignore[no-untyped-def]
+def scale(w, group):
     b, j = block_of(w, group), group & 15
     return load_f16(b) * to_f32(signed_byte(load_i32(b + 64 + 128 * (48 + (j >> 2))), j & 3))
 
 
-def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):  # type: ignore[no-untyped-def]
+def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):
     block_rows(codes, code6_32, scale, None, 4, first, last, w, size, x, sums, y, stride, rows, K, tiles, 1, one())
 
 
-def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):  # type: ignore[no-untyped-def]
+def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):
     block_rows(codes, code6_32, scale, None, 4, first, last, w, size, x, sums, y, stride, rows, K, tiles, TILE, many())
 
 

@@ -1,10 +1,12 @@
-"""Vectors of 32 lanes inside @njit code: one Numba type per vector, one intrinsic per operation, nothing but llvmlite's IR.
+"""Vectors of 32 lanes inside @njit code: one Numba type per vector, one intrinsic per operation, nothing but
+llvmlite's IR.
 
-A vector is an LLVM <32 x i32> or <32 x float>; LLVM splits it into the machine's registers (two of 512 bits, four of 256).
-Addresses are plain intp: kernels work on memory as C does, without bounds checks. Only three operations know the machine:
-`dot4`, `code4`/`code5` and `load_f16`. PATH says which instructions they use ("avx512": AVX-512 with VNNI, "avx2", "plain");
-it follows the host, or the environment variable QWENREF_SIMD. Every operation gives equal bits on every path: integer ones
-are exact, floating-point ones are the same IEEE operations in the same order, and a multiply-add is fused on all of them.
+A vector is an LLVM <32 x i32> or <32 x float>; LLVM splits it into the machine's registers (two of 512 bits, four of
+256). Addresses are plain intp: kernels work on memory as C does, without bounds checks. Only three operations know
+the machine: `dot4`, `code4`/`code5` and `load_f16`. PATH says which instructions they use ("avx512": AVX-512 with
+VNNI, "avx2", "plain"); it follows the host, or the environment variable QWENREF_SIMD. Every operation gives equal
+bits on every path: integer ones are exact, floating-point ones are the same IEEE operations in the same order, and a
+multiply-add is fused on all of them.
 
 A tile is n vectors side by side (one per token); `*_tile` operations act on all n, so one kernel text serves any n.
 """
@@ -19,11 +21,14 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import config, types
+from numba import config as numba_config
+from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ....quant.errors import BadInput
+
+config: Any = numba_config
 
 LANES = 32
 PATHS = ("avx512", "avx2", "plain")
@@ -37,7 +42,9 @@ def features() -> set[str]:
 
 
 def choose_path(forced: str | None, have: set[str]) -> str:
-    """The best path for these features, or the forced one. Raises BadInput if that is unknown or the machine lacks it."""
+    """The best path for these features, or the forced one. Raises BadInput if that is unknown or the machine lacks
+    it.
+    """
     possible = {"plain"}
     if {"avx2", "fma", "f16c"} <= have:
         possible.add("avx2")
@@ -189,7 +196,9 @@ def load_bf16(b: Any, address: Any) -> Any:
 
 
 def _half(b: Any, h: Any) -> Any:
-    """<n x i16> holding IEEE halves -> <n x float>; without F16C by arithmetic: 2^112 times the bits moved into place."""
+    """<n x i16> holding IEEE halves -> <n x float>; without F16C by arithmetic: 2^112 times the bits moved into
+    place.
+    """
     n = h.type.count
     if PATH != "plain":
         return b.fpext(b.bitcast(h, _wide(f16, n)), _wide(f32, n))
@@ -403,7 +412,9 @@ def _code_value(b: Any, c: Any, index: Any, offset: int) -> Any:
 
 
 def _code(bits: int, offset: int) -> Callable[..., Any]:
-    """(codes, byte index) -> value of that byte less the offset; a table look-up where the machine has one that large."""
+    """(codes, byte index) -> value of that byte less the offset; a table look-up where the machine has one that
+    large.
+    """
 
     def write(b: Any, c: Any, index: Any) -> Any:
         if PATH != "avx512" or bits > 5:
@@ -446,7 +457,9 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
 
 @_operation(ints, ints, ints, ints)
 def dot4(b: Any, acc: Any, u: Any, s: Any) -> Any:
-    """acc + sum of 4 products u8 x s8 in each lane, for u up to 128 and s from -127 (where 16-bit sums cannot overflow)."""
+    """acc + sum of 4 products u8 x s8 in each lane, for u up to 128 and s from -127 (where 16-bit sums cannot
+    overflow).
+    """
     return _dot4(b, acc, u, s, wide=False)
 
 
@@ -460,7 +473,9 @@ def dot4_wide(b: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 def _tile_operation(write: Callable[..., Any]) -> Any:
-    """An intrinsic whose last argument is the tile `acc`; its IR is written once per token and gives acc's new vector."""
+    """An intrinsic whose last argument is the tile `acc`; its IR is written once per token and gives acc's new
+    vector.
+    """
     count = write.__code__.co_argcount - 3
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
