@@ -96,7 +96,7 @@ def parse_tokens(text: str) -> list[int]:
 
 def default_directory(model: Path) -> Path:
     """<model stem>-trace beside the model, as aprender has it; of a folder, the folder's name."""
-    path = model.resolve()
+    path = model if model.name not in {"", ".."} else model.resolve()
     return path.with_name(f"{path.name if path.is_dir() else path.stem}-trace")
 
 
