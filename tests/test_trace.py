@@ -244,7 +244,7 @@ def test_a_folder_without_write_permission(trace: Run, tmp_path: Path, monkeypat
 @pytest.mark.model
 def test_the_real_model_writes_411_files(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Token ids, choice and file sizes of Qwen2.5-Coder-0.5B-Instruct, prompt "What is 2+2?"."""
-    words = ["--save-tensor", "all", "--save-tensor-dir", str(tmp_path / "d"), "--backend", "reference"]
+    words = ["--save-tensor", "all", "--save-tensor-dir", str(tmp_path / "d")]
     assert main(["trace", str(model_path), *words]) == 0
     out = capsys.readouterr().out
     dump = open_dump(tmp_path / "d")
