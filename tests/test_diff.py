@@ -1,4 +1,4 @@
-"""engine diff: every complaint about aprender's (apr.md 8.5: D-1 to D-8) is a test that this one passes."""
+"""engine diff: every complaint about aprender's (D-1 to D-8) is a test that this one passes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The tokenizer: ids of Hugging Face and llama.cpp (tests/golden/tokenizer.json.gz), hostile vocabularies, streaming.
 
-Cases T01 to T23 are numbered as in the issue's list; T21 and T22 (empty and overlong prompt) belong to the run command.
+Hostile cases are numbered T01 to T23 here and T24 to T30 in test_chat.py; T21 and T22 (empty and overlong prompt) are
+the run command's, in test_cli.py.
 """
 
 from __future__ import annotations

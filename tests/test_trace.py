@@ -213,7 +213,7 @@ def test_too_little_room_is_known_before_the_model_runs(trace: Run, monkeypatch:
 
 
 def test_a_second_trace_replaces_the_first_as_a_whole(trace: Run, tmp_path: Path) -> None:
-    """No file of an earlier run survives to be counted as written (apr.md 8.4, S-2)."""
+    """No file of an earlier run survives to be counted as written."""
     assert trace("--save-tensor", "all")[0] == 0
     status, out, _ = trace("--save-tensor", "ffn_out", "--save-tensor-layers", "1")
     assert status == 0 and "1 file," in out
