@@ -16,11 +16,13 @@ from qwenref.engine.kernels.cpu.linear import Stack, stack
 from qwenref.engine.kernels.cpu.packed import FORMATS
 from qwenref.engine.kernels.cpu.simd import load_f32, store_f32
 from qwenref.engine.kernels.cpu.team import Kernel, run_now
+from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor, dequantize, format_module
 
 U = 2.0**-24  # unit roundoff of float32
 # Formats without a packed form go through float32: one of a kind is enough.
 ALL = (*FORMATS, "Q2_K")
+INTEGER = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # formats with an int8 product
 
 
 def gamma(n: int) -> float:
@@ -45,36 +47,50 @@ def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTe
     return QTensor(name, (rows, K), np.ascontiguousarray(blocks).reshape(-1))
 
 
-def matrices(*parts: QTensor) -> Stack:
-    return stack(parts, "f32")
+def matrices(precision: str, *parts: QTensor) -> Stack:
+    return stack(parts, precision)
 
 
 def random_x(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
+def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
+    """What x is for the product with a weight of that format, in float64: ggml's Q8_0 or Q8_K of it, or x itself."""
+    block = format_module(name).BLOCK
+    if precision == "f32" or name not in INTEGER:
+        return x_TI.astype(np.float64)
+    rule, form = (q8_0.encode_activations, q8_0) if block == 32 else (q8_k.encode, q8_k)
+    return form.decode(rule(x_TI.reshape(-1, block))).reshape(x_TI.shape).astype(np.float64)
+
+
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows=st.integers(1, 100), blocks=st.integers(1, 9), T=st.integers(1, 13), seed=st.integers(0, 2**32 - 1))
-def test_linear_is_a_float32_dot_product(name: str, rows: int, blocks: int, T: int, seed: int) -> None:
+def test_linear_is_a_dot_product_to_within_rounding(
+    name: str, precision: str, rows: int, blocks: int, T: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     K = blocks * format_module(name).BLOCK * (31 if format_module(name).BLOCK == 1 else 1)
     w = random_matrix(rng, name, rows, K)
-    x_TI = random_x(rng, T, K)
-    got = cpu.linear(x_TI, matrices(w))
-    w_OI = dequantize(w).astype(np.float64)
+    x_TI = random_x(rng, T, K) * np.exp(random_x(rng, T, 1) * 3)
+    got = cpu.linear(x_TI, matrices(precision, w))
+    w_OI, x_TI = dequantize(w).astype(np.float64), as_activations(name, precision, x_TI)
     # Beside the dot product's own K roundings: the weight's in the reference, the rest of a minimum's, and x's sum's.
-    bound = gamma(K + 4) * (np.abs(x_TI).astype(np.float64) @ np.abs(w_OI).T)
-    assert (np.abs(got - x_TI.astype(np.float64) @ w_OI.T) <= bound).all()
+    assert (np.abs(got - x_TI @ w_OI.T) <= gamma(K + 4) * (np.abs(x_TI) @ np.abs(w_OI).T)).all()
 
 
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(rows=st.integers(1, 100), T=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
-def test_linear_gives_equal_bits_however_tokens_are_grouped(name: str, rows: int, T: int, cut: int, seed: int) -> None:
+def test_linear_gives_equal_bits_however_tokens_are_grouped(
+    name: str, precision: str, rows: int, T: int, cut: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     K = 5 * max(format_module(name).BLOCK, 13)
-    w = matrices(random_matrix(rng, name, rows, K), random_matrix(rng, name, 40, K))
+    w = matrices(precision, random_matrix(rng, name, rows, K), random_matrix(rng, name, 40, K))
     x_TI = random_x(rng, T, K)
     whole = cpu.linear(x_TI, w)
     cut = min(cut, T)

@@ -25,7 +25,7 @@ from .team import Kernel, at, bits, rows_of, run_now, share
 
 __all__ = ["PRECISIONS", "linear"]
 
-PRECISIONS = ("f32",)
+PRECISIONS = ("f32", "int8")
 
 Array = NDArray[np.float32]
 

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-from .product import TILE, block_rows, many, one
-from .simd import code4_8, high_half, load_i32, low_half, mask, shift_left, shift_right, splat_f32, to_f32
-from .team import Kernel, helper
+from .integer import codes_q8_k
+from .product import codes_f32, kernels
+from .simd import code4_8, dot4_tile, high_half, load_i32, low_half, mask, shift_left, shift_right, splat_f32, to_f32
+from .team import helper
 
 BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 144, -1, 0
-SUMS = True
+ACTIVATIONS = "Q8_K"
 
 
 @helper
@@ -51,12 +52,14 @@ def rest(w, group):
     return splat_f32(8.0) * scale(w, group) - minimum(w, group)
 
 
-def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):
-    block_rows(codes, code4_8, scale, rest, 8, first, last, w, size, x, sums, y, stride, rows, K, tiles, 1, one())
+@helper
+def f32(w, x, K, tile, zero):
+    return codes_f32(codes, code4_8, scale, rest, 8, w, x, K, tile, zero)
 
 
-def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):
-    block_rows(codes, code4_8, scale, rest, 8, first, last, w, size, x, sums, y, stride, rows, K, tiles, TILE, many())
+@helper
+def int8(w, x, K, tile, zero):
+    return codes_q8_k(codes, dot4_tile, 0, scale, minimum, 8, w, x, K, tile, zero)
 
 
-F32 = Kernel(f32_one), Kernel(f32_many)
+F32, INT8 = kernels(__name__, f32), kernels(__name__, int8)

@@ -4,12 +4,13 @@ scales (quant/q6_k.py).
 
 from __future__ import annotations
 
-from .product import TILE, block_rows, many, one
-from .simd import code6_32, load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
-from .team import Kernel, helper
+from .integer import codes_q8_k
+from .product import codes_f32, kernels
+from .simd import code6_32, dot4_tile, load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
+from .team import helper
 
 BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 210, 208, 0
-SUMS = False
+ACTIVATIONS = "Q8_K"
 SIZE = 64 + 52 * 128
 
 
@@ -37,12 +38,14 @@ def scale(w, group):
     return load_f16(b) * to_f32(signed_byte(load_i32(b + 64 + 128 * (48 + (j >> 2))), j & 3))
 
 
-def f32_one(first, last, w, size, x, sums, y, stride, rows, K, tiles):
-    block_rows(codes, code6_32, scale, None, 4, first, last, w, size, x, sums, y, stride, rows, K, tiles, 1, one())
+@helper
+def f32(w, x, K, tile, zero):
+    return codes_f32(codes, code6_32, scale, None, 4, w, x, K, tile, zero)
 
 
-def f32_many(first, last, w, size, x, sums, y, stride, rows, K, tiles):
-    block_rows(codes, code6_32, scale, None, 4, first, last, w, size, x, sums, y, stride, rows, K, tiles, TILE, many())
+@helper
+def int8(w, x, K, tile, zero):
+    return codes_q8_k(codes, dot4_tile, 32, scale, None, 4, w, x, K, tile, zero)
 
 
-F32 = Kernel(f32_one), Kernel(f32_many)
+F32, INT8 = kernels(__name__, f32), kernels(__name__, int8)

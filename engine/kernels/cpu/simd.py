@@ -239,6 +239,12 @@ def first(b: Any, v: Any, count: Any, otherwise: Any) -> Any:
     return b.select(_first(b, count), v, otherwise)
 
 
+@_operation(ints, ints, intp)
+def first_ints(b: Any, v: Any, count: Any) -> Any:
+    """The first `count` lanes of v, 0 in the others."""
+    return b.select(_first(b, count), v, ZERO[ints])
+
+
 def _write_first(b: Any, address: Any, v: Any, count: Any) -> None:
     name = f"llvm.masked.store.v{LANES}f32.p0"
     _call(b, name, ir.VoidType(), [v, _at(b, address, VF), ir.Constant(i32, 1), _first(b, count)])
@@ -261,10 +267,13 @@ def store_i32(b: Any, address: Any, v: Any) -> None:
     _write(b, address, v)
 
 
-@_operation(types.void, intp, ints)
-def store_i8(b: Any, address: Any, v: Any) -> None:
-    """The low byte of each lane."""
-    _write(b, address, b.trunc(v, _wide(i8)))
+@_operation(types.void, intp, intp, ints)
+def store_words_of_bytes(b: Any, address: Any, stride: Any, v: Any) -> None:
+    """The lanes' low bytes, four to a word, words `stride` bytes apart."""
+    words = b.bitcast(b.trunc(v, _wide(i8)), _wide(i32, LANES // 4))
+    for i in range(LANES // 4):
+        word = b.extract_element(words, ir.Constant(i32, i))
+        _write(b, b.add(address, b.mul(stride, ir.Constant(i64, i))), word)
 
 
 @_operation(types.void, intp, floats, intp)
@@ -306,6 +315,20 @@ def set_u16(b: Any, address: Any, x: Any) -> None:
 def float_of_bits(b: Any, bits: Any) -> Any:
     """The float32 whose bits are the low 32 of an integer: how a float travels among a kernel's integer arguments."""
     return b.bitcast(b.trunc(bits, i32), f32)
+
+
+@_operation(types.float32, types.float32)
+def half_rounded(b: Any, x: Any) -> Any:
+    """The IEEE half nearest to x >= 0, ties to even, as float32: by arithmetic, so that no machine needs F16C."""
+    bits = b.bitcast(x, i32)
+    odd = b.and_(b.lshr(bits, ir.Constant(i32, 13)), ir.Constant(i32, 1))
+    normal = b.and_(b.add(b.add(bits, ir.Constant(i32, 0xFFF)), odd), ir.Constant(i32, ~0x1FFF))
+    shift = ir.Constant(f32, 0.75)  # its last bit is worth 2^-24, as a subnormal half's is
+    small = b.fsub(b.fadd(x, shift), shift)
+    rounded = b.select(b.fcmp_ordered("<", x, ir.Constant(f32, 2.0**-14)), small, b.bitcast(normal, f32))
+    return b.select(
+        b.fcmp_ordered("<", x, ir.Constant(f32, 65520.0)), rounded, b.fadd(x, ir.Constant(f32, float("inf")))
+    )
 
 
 # ---- lanes
@@ -380,6 +403,11 @@ def _halve(b: Any, v: Any, combine: Callable[[Any, Any], Any]) -> Any:
         x, y = _pieces(b, v, v.type.count // 2)
         v = combine(x, y)
     return b.extract_element(v, ir.Constant(i32, 0))
+
+
+@_operation(types.int32, ints)
+def total_ints(b: Any, v: Any) -> Any:
+    return _halve(b, v, b.add)
 
 
 @_operation(types.float32, floats)
@@ -553,10 +581,21 @@ def dot4_wide_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
     return _dot4(b, acc, u, _token(b, x, t, i32), wide=True)
 
 
-@_tile_operation
-def start_tile(b: Any, t: int, x: Any, factor: Any, acc: Any) -> Any:
-    """factor * x[t], x the address of one int32 per token."""
-    return b.mul(_token(b, x, t, i32), _splat(b, b.trunc(factor, i32)))
+def _start_tile(x: Any, factor: Any, like: Any) -> Any:
+    """A tile of ints, as many as `like` has vectors: factor * x[t], x the address of one int32 per token."""
+    made = Tile(ints, like.n)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        acc = ir.Constant(made.llvm, ir.Undefined)
+        for t in range(like.n):
+            token = b.mul(_token(b, args[0], t, i32), _splat(b, b.trunc(args[1], i32)))
+            acc = b.insert_value(acc, token, t)
+        return acc
+
+    return made(x, factor, like), codegen
+
+
+start_tile = _intrinsic(_start_tile, 3, _start_tile)
 
 
 def _store_tile(address: Any, stride: Any, acc: Any, count: Any) -> Any:

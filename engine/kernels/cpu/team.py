@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import signature
 from threading import Lock
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -43,7 +44,7 @@ class Kernel:
     """A function of integers in machine code, compiled when its address is first asked for, then from Numba's cache."""
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self.function, self.name = function, f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self.function = function
 
     @cached_property
     def _compiled(self) -> Any:
@@ -57,6 +58,16 @@ class Kernel:
     def job(self, items: int, chunk: int, *arguments: int, barrier: bool = True) -> list[int]:
         """A row for `run`. Without a barrier the next job may run at the same time."""
         return [self.address, items, chunk, barrier, *arguments, *[0] * (ARGUMENTS - len(arguments))]
+
+
+def specialise(template: Callable[..., None], name: str, **names: Any) -> Kernel:
+    """A kernel from a template: its code, with these objects in place of the module's names.
+
+    Not a closure: Numba would compile those anew in every process. `__name__` names the module that it is for.
+    """
+    function = FunctionType(template.__code__, {**template.__globals__, **names}, name)
+    function.__qualname__ = f"{names['__name__'].rpartition('.')[2]}.{name}"
+    return Kernel(function)
 
 
 def helper(function: Callable[..., Any]) -> Any:
