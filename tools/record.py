@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all of them (--payload). The pass is the one that `engine run` takes; looking changes no bit of it."
     )
     parser.epilog = f"""stages, in order of execution:
-  {", ".join(s.name for s in STAGES[:9])},
-  {", ".join(s.name for s in STAGES[9:])}
+  {", ".join(s.name for s in STAGES[:7])},
+  {", ".join(s.name for s in STAGES[7:13])},
+  {", ".join(s.name for s in STAGES[13:])}
 examples:
   engine trace model.gguf --save-tensor all
   engine trace model.gguf --save-tensor attn_scores,attn_softmax --save-tensor-layers 0..2 -p 'def f(n):'
