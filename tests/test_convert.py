@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from qwenref.engine.bind import HF, renamed
 from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.files.writing import Planned
 from qwenref.engine.tokenizer import Tokenizer
 from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize
@@ -388,3 +390,40 @@ def test_gguf_py_reads_what_we_write(tmp_path: Path) -> None:
     assert reader.fields["tokenizer.ggml.tokens"].contents() == vocabulary(272).tokens
     assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == vocabulary(272).eos_ids[0]
     assert reader.fields["general.file_type"].contents() == 15
+
+
+@pytest.mark.model
+def test_the_real_model_through_apr_and_back(tmp_path: Path, model_path: Path) -> None:
+    """Every tensor of the 0.5B byte for byte, every key but those about alignment, and the tokenizer."""
+    source = open_checkpoint(model_path)
+    convert(source, tmp_path / "m.apr", raw=True)
+    apr = open_checkpoint(tmp_path / "m.apr")
+    convert(apr, tmp_path / "m.gguf")
+    again = open_checkpoint(tmp_path / "m.gguf")
+    assert apr.config == again.config == source.config
+    for name, w in source.tensors.items():
+        hf = renamed(name, HF)
+        assert hf is not None
+        for copy in (apr.tensors[hf], again.tensors[name]):
+            assert (copy.format, copy.shape) == (w.format, w.shape) and np.array_equal(copy.data, w.data), name
+    first, last = source.vocabulary(), again.vocabulary()
+    assert first is not None and last is not None
+    assert first == last
+
+
+@pytest.mark.model
+@pytest.mark.oracle
+def test_the_real_tokenizer_in_transformers(tmp_path: Path, model_path: Path) -> None:
+    """From the 0.5B's GGUF to tokenizer.json: AutoTokenizer gives the ids that the publisher's own tokenizer gave."""
+    transformers = pytest.importorskip("transformers")
+    source = open_checkpoint(model_path)
+    v = source.vocabulary()
+    one = model("F32", layers=1)
+    planned = [Planned("w", "F32", (1,), 4, lambda: iter([np.zeros(4, np.uint8)]))]
+    convert_write.write_folder(replace(one, config=source.config), v, tmp_path, planned, lambda count: None)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    golden = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "tokenizer.json.gz").read_bytes()))
+    assert len(golden["texts"]) > 2000
+    wrong = [t for t, ids in zip(golden["texts"], golden["ids"], strict=True) if theirs(t).input_ids != ids]
+    assert not wrong
+    assert v is not None and theirs.chat_template == v.chat_template
