@@ -83,6 +83,14 @@ def test_bytes_pass_where_the_container_has_the_format(tmp_path: Path, name: str
         }
 
 
+def test_norms_and_biases_become_f32_in_gguf(tmp_path: Path) -> None:
+    """llama.cpp computes them in F32 only; from 16 bits that is exact."""
+    source = model(dict.fromkeys(["attn_norm", "q_bias", "q", "final_norm"], "BF16"), spell=HF)
+    _, _, m = chain(source, tmp_path, ["a", "m.gguf"])
+    assert values(m) == values(source)
+    assert {n for n, w in m.tensors.items() if w.format == "BF16"} == {f"blk.{i}.attn_q.weight" for i in (0, 1)}
+
+
 def test_raw_ggml_codes(tmp_path: Path) -> None:
     """Formats that aprender has no code for keep their bytes under ggml's codes, and our reader tells them apart."""
     formats = {"q": "Q4_0", "k": "Q4_1", "v": "Q5_0", "attn_out": "Q5_1", "ffn_up": "Q8_0", "ffn_down": "Q5_K"}
@@ -139,7 +147,7 @@ def test_the_tokenizer_survives(tmp_path: Path, names: Sequence[str]) -> None:
     want = vocabulary(source.config.vocab_size)
     text = "low  the\n日本 e\u0301 <|im_start|>user<tool_call>"
     for m in chain(source, tmp_path, names)[1:]:
-        v = whole_vocabulary(m)
+        v = whole_vocabulary(m, "safetensors")
         assert v is not None
         used = len([t for t in want.types if t != 5])
         assert (v.tokens[:used], v.types[:used], v.merges) == (want.tokens[:used], want.types[:used], want.merges)
@@ -162,6 +170,12 @@ def test_a_models_own_tokenizer_json_survives(tmp_path: Path) -> None:
     convert(open_checkpoint(tmp_path / "first"), tmp_path / "m.gguf")
     convert(open_checkpoint(tmp_path / "m.gguf"), tmp_path / "last")
     assert json.loads((tmp_path / "last" / "tokenizer.json").read_text()) == own
+    with pytest.raises(BadInput, match="NFC, which APR cannot say"):
+        convert(open_checkpoint(tmp_path / "last"), tmp_path / "m.apr")
+    own["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}
+    (tmp_path / "first" / "tokenizer.json").write_text(json.dumps(own))
+    with pytest.raises(BadInput, match="pre-tokenizer that gguf has no name for"):
+        convert(open_checkpoint(tmp_path / "first"), tmp_path / "n.gguf")
 
 
 def test_keys_of_the_source_are_kept(tmp_path: Path) -> None:
