@@ -35,9 +35,9 @@ NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = """Writes a model in another container. The name of DST tells which: NAME.gguf, NAME.apr, and anything else is
-a folder of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes where the
-container has their format, else they become F32, or F16 where that is exact; the tokenizer and the chat
+    parser.description = """Writes a model in another container. The name of DST tells which: NAME.gguf, NAME.apr,
+and anything else is a folder of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes
+where the container has their format, else they become F32, or F16 where that is exact; the tokenizer and the chat
 template come along. The result is written beside DST, read back, compared, and only then renamed."""
     parser.epilog = """examples:
   engine convert model.gguf model.apr
