@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from qwenref.engine.bind import HF, renamed
 from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.files.writing import Planned
 from qwenref.engine.tokenizer import Tokenizer
 from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize
@@ -81,6 +83,14 @@ def test_bytes_pass_where_the_container_has_the_format(tmp_path: Path, name: str
         }
 
 
+def test_norms_and_biases_become_f32_in_gguf(tmp_path: Path) -> None:
+    """llama.cpp computes them in F32 only; from 16 bits that is exact."""
+    source = model(dict.fromkeys(["attn_norm", "q_bias", "q", "final_norm"], "BF16"), spell=HF)
+    _, _, m = chain(source, tmp_path, ["a", "m.gguf"])
+    assert values(m) == values(source)
+    assert {n for n, w in m.tensors.items() if w.format == "BF16"} == {f"blk.{i}.attn_q.weight" for i in (0, 1)}
+
+
 def test_raw_ggml_codes(tmp_path: Path) -> None:
     """Formats that aprender has no code for keep their bytes under ggml's codes, and our reader tells them apart."""
     formats = {"q": "Q4_0", "k": "Q4_1", "v": "Q5_0", "attn_out": "Q5_1", "ffn_up": "Q8_0", "ffn_down": "Q5_K"}
@@ -137,7 +147,7 @@ def test_the_tokenizer_survives(tmp_path: Path, names: Sequence[str]) -> None:
     want = vocabulary(source.config.vocab_size)
     text = "low  the\n日本 e\u0301 <|im_start|>user<tool_call>"
     for m in chain(source, tmp_path, names)[1:]:
-        v = whole_vocabulary(m)
+        v = whole_vocabulary(m, "safetensors")
         assert v is not None
         used = len([t for t in want.types if t != 5])
         assert (v.tokens[:used], v.types[:used], v.merges) == (want.tokens[:used], want.types[:used], want.merges)
@@ -160,6 +170,12 @@ def test_a_models_own_tokenizer_json_survives(tmp_path: Path) -> None:
     convert(open_checkpoint(tmp_path / "first"), tmp_path / "m.gguf")
     convert(open_checkpoint(tmp_path / "m.gguf"), tmp_path / "last")
     assert json.loads((tmp_path / "last" / "tokenizer.json").read_text()) == own
+    with pytest.raises(BadInput, match="NFC, which APR cannot say"):
+        convert(open_checkpoint(tmp_path / "last"), tmp_path / "m.apr")
+    own["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}
+    (tmp_path / "first" / "tokenizer.json").write_text(json.dumps(own))
+    with pytest.raises(BadInput, match="pre-tokenizer that gguf has no name for"):
+        convert(open_checkpoint(tmp_path / "first"), tmp_path / "n.gguf")
 
 
 def test_keys_of_the_source_are_kept(tmp_path: Path) -> None:
@@ -388,3 +404,40 @@ def test_gguf_py_reads_what_we_write(tmp_path: Path) -> None:
     assert reader.fields["tokenizer.ggml.tokens"].contents() == vocabulary(272).tokens
     assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == vocabulary(272).eos_ids[0]
     assert reader.fields["general.file_type"].contents() == 15
+
+
+@pytest.mark.model
+def test_the_real_model_through_apr_and_back(tmp_path: Path, model_path: Path) -> None:
+    """Every tensor of the 0.5B byte for byte, every key but those about alignment, and the tokenizer."""
+    source = open_checkpoint(model_path)
+    convert(source, tmp_path / "m.apr", raw=True)
+    apr = open_checkpoint(tmp_path / "m.apr")
+    convert(apr, tmp_path / "m.gguf")
+    again = open_checkpoint(tmp_path / "m.gguf")
+    assert apr.config == again.config == source.config
+    for name, w in source.tensors.items():
+        hf = renamed(name, HF)
+        assert hf is not None
+        for copy in (apr.tensors[hf], again.tensors[name]):
+            assert (copy.format, copy.shape) == (w.format, w.shape) and np.array_equal(copy.data, w.data), name
+    first, last = source.vocabulary(), again.vocabulary()
+    assert first is not None and last is not None
+    assert first == last
+
+
+@pytest.mark.model
+@pytest.mark.oracle
+def test_the_real_tokenizer_in_transformers(tmp_path: Path, model_path: Path) -> None:
+    """From the 0.5B's GGUF to tokenizer.json: AutoTokenizer gives the ids that the publisher's own tokenizer gave."""
+    transformers = pytest.importorskip("transformers")
+    source = open_checkpoint(model_path)
+    v = source.vocabulary()
+    one = model("F32", layers=1)
+    planned = [Planned("w", "F32", (1,), 4, lambda: iter([np.zeros(4, np.uint8)]))]
+    convert_write.write_folder(replace(one, config=source.config), v, tmp_path, planned, lambda count: None)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    golden = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "tokenizer.json.gz").read_bytes()))
+    assert len(golden["texts"]) > 2000
+    wrong = [t for t, ids in zip(golden["texts"], golden["ids"], strict=True) if theirs(t).input_ids != ids]
+    assert not wrong
+    assert v is not None and theirs.chat_template == v.chat_template

@@ -19,7 +19,7 @@ from ..engine.bind import GGML, HARMLESS, HF, renamed
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import CODES, RAW_GGML
 from ..engine.files.writing import Planned
-from ..engine.tokenizer import vocabulary_of_json
+from ..engine.tokenizer import PRE_TOKENIZERS, vocabulary_of_json
 from ..quant.errors import BadInput
 from ..quant.ggml import NUMBERS
 from ..quant.tensor import QTensor, can_encode, dequantize, format_module, quantize
@@ -35,12 +35,10 @@ NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Writes a model in another container. What DST becomes is told by its name: NAME.gguf, NAME.apr, and anything "
-        "else is a folder of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes where "
-        "the container has their format, else they become F32 (or F16 where that is exact); the tokenizer and the chat "
-        "template come along. The result is written beside DST, read back, compared and then renamed."
-    )
+    parser.description = """Writes a model in another container. The name of DST tells which: NAME.gguf, NAME.apr,
+and anything else is a folder of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes
+where the container has their format, else they become F32, or F16 where that is exact; the tokenizer and the chat
+template come along. The result is written beside DST, read back, compared, and only then renamed."""
     parser.epilog = """examples:
   engine convert model.gguf model.apr
   engine convert model.gguf model-hf/
@@ -96,7 +94,7 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
     total = sum(t.size for t in planned)
     check_space(destination, total)
     with progress(destination.name, 2 * total, "bytes") as show:
-        write(source, whole_vocabulary(source), destination, kind, planned, show, wanted)
+        write(source, whole_vocabulary(source, kind), destination, kind, planned, show, wanted)
     done = f"{destination}: {kind}, {len(planned)} tensors, {total / 1e6:.1f} MB of weights, read back and compared"
     return [*report(steps), done]
 
@@ -139,10 +137,20 @@ def check_space(path: Path, size: int) -> None:
         raise BadInput(f"{path}: takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
 
 
-def whole_vocabulary(source: Checkpoint) -> Vocabulary | None:
-    """The Vocabulary with its tokens, merges and types, also where they were left to tokenizer.json."""
+def whole_vocabulary(source: Checkpoint, kind: str) -> Vocabulary | None:
+    """The Vocabulary with its tokens, merges and types, also where they were left to tokenizer.json.
+
+    Raises BadInput for a tokenizer.json that says more than a container of that kind can.
+    """
     v = source.vocabulary()
-    return v if v is None or v.tokenizer_json is None else vocabulary_of_json(v, v.tokenizer_json)[0]
+    if v is None or v.tokenizer_json is None:
+        return v
+    v, nfc = vocabulary_of_json(v, v.tokenizer_json)
+    if kind != "safetensors" and v.pre not in PRE_TOKENIZERS:
+        raise BadInput(f"{source.path}: tokenizer.json has a pre-tokenizer that {kind} has no name for")
+    if kind == "apr" and not nfc:
+        raise BadInput(f"{source.path}: tokenizer.json leaves out NFC, which APR cannot say; GGUF can")
+    return v
 
 
 def wanted_tensors(source: Checkpoint) -> Iterator[QTensor]:
@@ -173,7 +181,7 @@ def plan(w: QTensor, kind: str, wanted: str | None, holds: set[str], source: Che
     pads = kind == "apr"  # its Q4_K and Q6_K rows are padded to whole blocks
     if wanted and (len(w.shape) > 1 or wanted == "F32"):
         format, why = wanted, "as asked"
-    elif kind == "gguf" and len(w.shape) == 1 and source.container == "safetensors":
+    elif kind == "gguf" and len(w.shape) == 1 and not source.container.startswith("GGUF"):
         format, why = "F32", "llama.cpp computes norms and biases in F32"
     if format not in holds:
         format, why = "F16" if exact_in_f16(w) else "F32", f"{kind} has no code for {w.format}"

@@ -8,7 +8,6 @@ tells them apart.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import zlib
@@ -284,8 +283,6 @@ def _transposed(w: QTensor) -> QTensor:
 def _shards(path: Path, metadata: dict[str, Any]) -> list[Path]:
     """All shards, in order, by this one's number in its own name: model-00001-of-00003.apr (or counted from 0)."""
     sharding = metadata.get("sharding")
-    if isinstance(sharding, str):
-        sharding = json.loads(sharding)
     count, index = (sharding.get(k) if isinstance(sharding, dict) else None for k in ("shard_count", "shard_index"))
     if not isinstance(count, int) or not isinstance(index, int) or not 0 <= index < count <= 99_999:
         raise BadInput(f"{path}: is one shard of several, but its metadata has no shard_count and shard_index that fit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from reprlib import repr as brief
 from typing import Any
 
 from ...quant.errors import BadInput
@@ -39,7 +40,7 @@ def read_config(metadata: Mapping[str, Any], own_head: bool) -> Config:
         for source in sources:
             said = {k: source[k] for k in (name, *others) if source.get(k) is not None}
             if len(set(map(repr, said.values()))) > 1:
-                raise BadInput(f"{said} should be one value")
+                raise BadInput(f"{brief(said)} should be one value")
             if said:
                 data[name] = next(iter(said.values()))
                 break

@@ -46,6 +46,11 @@ def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, 
         raise BadInput(f"{where}: JSON nested too deep") from None
     except ValueError as error:  # also an integer of more digits than Python converts
         raise BadInput(f"{where}: not JSON: {error}") from None
+    if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half of a surrogate pair is text that no UTF-8 can hold
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{where}: an escape stands for half of a surrogate pair, which is no text") from None
     if not isinstance(value, dict):
         raise BadInput(f"{where}: a JSON object is needed, not {type(value).__name__}")
     return value
