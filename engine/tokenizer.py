@@ -15,15 +15,13 @@ from typing import Any
 
 from ..quant.errors import BadInput
 from .files import Vocabulary
+from .files.hf_tokenizer import QWEN2_PATTERN
 
 # ggml's token types (gguf.TokenType).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-# The Split pattern of Qwen2's tokenizer.json. llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and
-# Transformers loads the R1 distills with Qwen2Tokenizer (huggingface/transformers#48211).
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and Transformers loads the R1 distills with
+# Qwen2Tokenizer (huggingface/transformers#48211).
 PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")
 
 # GPT-2's byte alphabet (bytes_to_unicode of openai/gpt-2): printable Latin-1 is itself, the rest goes on from U+0100.
@@ -62,7 +60,7 @@ class Tokenizer:
         """
         nfc = True
         if v.tokenizer_json is not None:
-            v, nfc = _from_json(v, v.tokenizer_json)
+            v, nfc = vocabulary_of_json(v, v.tokenizer_json)
         if v.model != "gpt2":
             raise BadInput(f"tokenizer: model {v.model!r} is not supported, only byte-level BPE ('gpt2') is")
         if v.pre not in PRE_TOKENIZERS:
@@ -187,7 +185,7 @@ def _bad_merge(merges: list[str], ids: dict[str, int]) -> str:
     return "the library refuses the merges"
 
 
-def _from_json(v: Vocabulary, text: str) -> tuple[Vocabulary, bool]:
+def vocabulary_of_json(v: Vocabulary, text: str) -> tuple[Vocabulary, bool]:
     """The vocabulary that a tokenizer.json describes, and whether it normalises to NFC.
 
     A regex of the file is never run, only compared. Its post-processor (BOS) is not read; v.add_bos says it.

@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist's workers share the cores: each computes with its part of them. No result depends on the count."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        import numba
+
+        numba.set_num_threads(max(1, numba.config.NUMBA_NUM_THREADS // workers))
+
+
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     """The 0.5B model: $QWENREF_TEST_MODEL, or what `engine pull` put into its place."""

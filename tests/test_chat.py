@@ -1,4 +1,4 @@
-"""Chat templates: ids of Hugging Face's apply_chat_template, and hostile templates (T24 to T30 of the issue's list)."""
+"""Chat templates: ids of Hugging Face's apply_chat_template, and hostile templates (T24 to T30)."""
 
 from __future__ import annotations
 

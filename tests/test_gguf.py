@@ -52,7 +52,7 @@ def test_config_and_vocabulary(tmp_path: Path) -> None:
     v = c.vocabulary()
     assert v is not None
     assert (v.tokens, v.merges, v.types) == (TOKENS, ["a b"], [1, 1, 1, 1, 1, 3, 3, 5])
-    assert (v.bos_id, v.eos_ids, v.pad_id, v.add_bos, v.pre) == (5, (5, 6), 5, False, "qwen2")
+    assert (v.bos_id, v.eos_ids, v.pad_id, v.add_bos, v.pre) == (5, (6, 5), 5, False, "qwen2")
     assert v.chat_template == "{{ messages }}"
 
 
@@ -72,7 +72,7 @@ def test_ends_of_an_answer(tmp_path: Path) -> None:
 
     plain = GOOD.put("tokenizer.ggml.token_type", ARR, array(I32, [1] * 8))
     assert ends(plain) == (6,)
-    assert ends(plain.put("tokenizer.ggml.eot_token_id", U32, 2)) == (2, 6)
+    assert ends(plain.put("tokenizer.ggml.eot_token_id", U32, 2)) == (6, 2)
     assert ends(GOOD.drop("tokenizer.ggml.eos_token_id")) == (5, 6)
     assert ends(plain.drop("tokenizer.ggml.eos_token_id")) == ()
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "run": ("run", "answer a prompt"),
     "pull": ("pull", "download a model"),
     "inspect": ("show", "what is in a model file"),
+    "convert": ("convert", "a model into another container"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
     "diff": ("diff", "two dumps, or the weights of two models, side by side"),
 }
