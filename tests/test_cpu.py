@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qwenref.engine.config import Config
 from qwenref.engine.kernels import cpu, reference
 from qwenref.engine.kernels.cpu.elementary import exp
-from qwenref.engine.kernels.cpu.linear import Stack, stack
+from qwenref.engine.kernels.cpu.matmul import Stack, stack
 from qwenref.engine.kernels.cpu.packed import FORMATS
 from qwenref.engine.kernels.cpu.simd import load_f32, store_f32
 from qwenref.engine.kernels.cpu.team import Kernel, run_now

@@ -19,7 +19,7 @@ from ....quant.tensor import QTensor, dequantize
 from ...config import Config
 from ...weights import Layer, Weights
 from . import attention, rows
-from .linear import Stack, linear, stack
+from .matmul import Stack, linear, stack
 from .simd import LANES
 from .team import Kernel, at, bits, rows_of, run_now, share
 

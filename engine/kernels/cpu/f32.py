@@ -15,8 +15,8 @@ def column(w, k):
 
 
 @helper
-def f32(w, x, K, tile, zero):
-    return floats_f32(column, w, x, K, tile, zero)
+def f32(w, size, x, K, tile, zero):
+    return floats_f32(column, w, size, x, K, tile, zero)
 
 
 F32 = kernels(__name__, f32)

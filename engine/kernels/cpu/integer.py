@@ -6,6 +6,7 @@ for, so an integer sum begins at -offset times the sum of the activations. A til
 
 from __future__ import annotations
 
+from .product import fetch_ahead
 from .simd import scale2_tile, scale_tile, spread_tile, start_tile
 from .team import helper
 
@@ -30,12 +31,15 @@ def dot_pair(codes, multiply, w, group, quads, x, tile, p, q):
 
 
 @helper
-def codes_q8_0(codes, multiply, offset, scale, w, x, K, tile, zero):
+def codes_q8_0(codes, multiply, offset, scale, w, size, x, K, tile, zero):
     """A row block of weights in blocks of 32 times a tile in Q8_0."""
     steps = x + K * tile
     sums = steps + (K // 32 + K // 16) * tile * 4
+    group_size = size // (K // 32)
     acc = zero
     for g in range(0, K // 32 - 1, 2):
+        if tile == 1:
+            fetch_ahead(w + g * group_size, 2 * group_size)
         at = g * tile * 4
         p, q = start_tile(sums + at, -offset, zero), start_tile(sums + at + tile * 4, -offset, zero)
         p, q = dot_pair(codes, multiply, w, g, 8, x, tile, p, q)
@@ -50,15 +54,18 @@ def codes_q8_0(codes, multiply, offset, scale, w, x, K, tile, zero):
 
 
 @helper
-def codes_q8_k(codes, multiply, offset, scale, minimum, quads, w, x, K, tile, zero):
+def codes_q8_k(codes, multiply, offset, scale, minimum, quads, w, size, x, K, tile, zero):
     """A row block of weights in blocks of 256 times a tile in Q8_K; the blocks' groups have 4 * quads columns."""
     steps = x + K * tile
     sums = steps + (K // 256 + (K // 16 if quads == 8 else 0)) * tile * 4
     groups = 64 // quads
+    group_size = size // (K // 256 * groups)
     acc = zero
     for b in range(K // 256):
         part = zero
         for g in range(b * groups, (b + 1) * groups, 2):
+            if tile == 1:
+                fetch_ahead(w + g * group_size, 2 * group_size)
             at = sums + g * tile * 4
             p, q = start_tile(at, -offset, zero), start_tile(at + tile * 4, -offset, zero)
             p, q = dot_pair(codes, multiply, w, g, quads, x, tile, p, q)

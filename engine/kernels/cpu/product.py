@@ -2,7 +2,7 @@
 
 Weight rows lie in vector lanes: 32 rows of a packed matrix are one row block, and an output's additions run along k
 in one order, whatever the number of tokens, threads or lanes. A format says how one row block meets one tile of tokens,
-`block(w, x, K, tile, zero) -> tile of outputs`; `kernels` makes of it the kernels for one token and for many. Tokens go
+`block(w, size, x, K, tile, zero) -> tile of outputs`; `kernels` makes of it the kernels for one token and for many. Tokens go
 TILE at a time; a tile of x is one piece of memory that one of the layouts here or in quantize.py has written.
 """
 
@@ -21,6 +21,7 @@ from .simd import (
     fma_tile,
     get_f32,
     load_f32,
+    prefetch,
     scale_tile,
     set_f32,
     store_f32,
@@ -30,6 +31,7 @@ from .simd import (
 )
 from .team import Kernel, helper, specialise
 
+AHEAD = 4096  # bytes; about what memory delivers while one line is on its way
 TILE = {"avx512": 4, "avx2": 2, "plain": 1}[PATH]
 
 one, many = zero_tile(floats, 1), zero_tile(floats, TILE)
@@ -42,7 +44,7 @@ def product(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
     """Row blocks first..last, `size` bytes each, times all tiles of x; y: rows `stride` bytes apart, `rows` outputs."""
     for r in range(first, last):
         for i in range(tiles):
-            acc = block(w + r * size, x + i * x_size, K, tile, zero())
+            acc = block(w + r * size, size, x + i * x_size, K, tile, zero())
             store_tile(y + i * tile * stride + r * LANES * 4, stride, acc, rows - r * LANES)
 
 
@@ -86,6 +88,13 @@ lay_out = Kernel(_lay_out)
 
 
 @helper
+def fetch_ahead(w, count):
+    """Asks for the weights AHEAD of these `count` bytes: prefetching by the machine alone gave a third of the speed."""
+    for i in range(0, count, 64):
+        prefetch(w + AHEAD + i)
+
+
+@helper
 def dot(codes, value, w, group, quads, x, tile, zero):
     """A group's sum of code * x."""
     p = zero
@@ -113,7 +122,7 @@ def dot_pair(codes, value, w, group, quads, x, tile, zero):
 
 
 @helper
-def codes_f32(codes, value, scale, rest, quads, w, x, K, tile, zero):
+def codes_f32(codes, value, scale, rest, quads, w, size, x, K, tile, zero):
     """A row block of codes times a tile of float32.
 
     For each group of 4 * quads columns that shares a scale a chain of fused multiply-adds sums code * x, both exact;
@@ -126,9 +135,12 @@ def codes_f32(codes, value, scale, rest, quads, w, x, K, tile, zero):
     None.
     """
     groups = K // (4 * quads)
+    group_size = size // groups
     sums = x + K * tile * 4
     acc = zero
     for g in range(0, groups - 1, 2):
+        if tile == 1:
+            fetch_ahead(w + g * group_size, 2 * group_size)
         p, q = dot_pair(codes, value, w, g, quads, x, tile, zero)
         acc = scale_tile(p, scale(w, g), acc)
         acc = scale_tile(q, scale(w, g + 1), acc)
@@ -144,10 +156,12 @@ def codes_f32(codes, value, scale, rest, quads, w, x, K, tile, zero):
 
 
 @helper
-def floats_f32(column, w, x, K, tile, zero):
+def floats_f32(column, w, size, x, K, tile, zero):
     """The same for weights that are floats, column(w, k): chains of 32 columns, then their sum."""
     acc = zero
     for g in range(0, K - 63, 64):
+        if tile == 1:
+            fetch_ahead(w + size // K * g, size // K * 64)
         p, q = zero, zero
         for k in range(g, g + 32):
             p = fma_tile(column(w, k), x + k * tile * 4, p)

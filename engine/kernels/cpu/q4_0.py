@@ -24,13 +24,13 @@ def scale(w, group):
 
 
 @helper
-def f32(w, x, K, tile, zero):
-    return codes_f32(codes, code4_8, scale, None, 8, w, x, K, tile, zero)
+def f32(w, size, x, K, tile, zero):
+    return codes_f32(codes, code4_8, scale, None, 8, w, size, x, K, tile, zero)
 
 
 @helper
-def int8(w, x, K, tile, zero):
-    return codes_q8_0(codes, dot4_tile, 8, scale, w, x, K, tile, zero)
+def int8(w, size, x, K, tile, zero):
+    return codes_q8_0(codes, dot4_tile, 8, scale, w, size, x, K, tile, zero)
 
 
 F32, INT8 = kernels(__name__, f32), kernels(__name__, int8)

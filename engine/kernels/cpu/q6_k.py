@@ -39,13 +39,13 @@ def scale(w, group):
 
 
 @helper
-def f32(w, x, K, tile, zero):
-    return codes_f32(codes, code6_32, scale, None, 4, w, x, K, tile, zero)
+def f32(w, size, x, K, tile, zero):
+    return codes_f32(codes, code6_32, scale, None, 4, w, size, x, K, tile, zero)
 
 
 @helper
-def int8(w, x, K, tile, zero):
-    return codes_q8_k(codes, dot4_tile, 32, scale, None, 4, w, x, K, tile, zero)
+def int8(w, size, x, K, tile, zero):
+    return codes_q8_k(codes, dot4_tile, 32, scale, None, 4, w, size, x, K, tile, zero)
 
 
 F32, INT8 = kernels(__name__, f32), kernels(__name__, int8)

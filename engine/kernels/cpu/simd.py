@@ -281,6 +281,13 @@ def store_f32_first(b: Any, address: Any, v: Any, count: Any) -> None:
     _write_first(b, address, v, count)
 
 
+@_operation(types.void, intp)
+def prefetch(b: Any, address: Any) -> None:
+    """Asks for the cache line of an address, which need not be one."""
+    hints = [ir.Constant(i32, n) for n in (0, 3, 1)]  # to read, into every level, data
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), [_at(b, address, i8), *hints])
+
+
 @_operation(types.float32, intp)
 def get_f32(b: Any, address: Any) -> Any:
     return _read(b, address, f32)
