@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says more of the machine's load
+settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

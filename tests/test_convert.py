@@ -51,7 +51,7 @@ def raw(m: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return {renamed(n, HF) or n: (w.format, w.shape, w.data.tobytes()) for n, w in m.tensors.items()}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3),
     formats=st.sampled_from(["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q6_K"]),

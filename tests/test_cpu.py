@@ -66,7 +66,7 @@ def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", cpu.PRECISIONS)
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(rows=st.integers(1, 100), blocks=st.integers(1, 9), T=st.integers(1, 13), seed=st.integers(0, 2**32 - 1))
 def test_linear_is_a_dot_product_to_within_rounding(
     name: str, precision: str, rows: int, blocks: int, T: int, seed: int
@@ -83,7 +83,7 @@ def test_linear_is_a_dot_product_to_within_rounding(
 
 @pytest.mark.parametrize("precision", cpu.PRECISIONS)
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(rows=st.integers(1, 100), T=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
 def test_linear_gives_equal_bits_however_tokens_are_grouped(
     name: str, precision: str, rows: int, T: int, cut: int, seed: int
@@ -122,7 +122,7 @@ def attend(k, c: Config, precision: str, q, keys, values, chunks) -> list:
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(c=CONFIGS, S=st.integers(1, 100), cuts=st.sets(st.integers(1, 99), max_size=5), seed=st.integers(0, 2**32 - 1))
 def test_attention(c: Config, S: int, cuts: set[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -158,7 +158,7 @@ def test_attention(c: Config, S: int, cuts: set[int], seed: int) -> None:
         assert p.tobytes() == probs[:, start : start + T, :seen].tobytes()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(T=st.integers(1, 9), D=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
 def test_rows(T: int, D: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -177,7 +177,7 @@ def test_rows(T: int, D: int, seed: int) -> None:
     assert (np.abs(cpu.silu(x_TD) - want) <= gamma(5) * np.abs(want) + 2.0**-126).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     T=st.integers(1, 5),
     heads=st.integers(1, 5),

@@ -124,7 +124,7 @@ PAIR = st.sampled_from(sorted(ADD)).flatmap(lambda kind: st.tuples(st.just(kind)
 @given(
     values=st.lists(PAIR, max_size=12), shapes=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), max_size=4)
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_gguf_py_writes(tmp_path: Path, values: list[tuple[str, Any]], shapes: list[list[int]]) -> None:
     """Every value, type and tensor comes back as it was given to gguf-py's writer."""
     path = tmp_path / "w.gguf"
