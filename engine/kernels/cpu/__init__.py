@@ -20,10 +20,11 @@ from ...config import Config
 from ...weights import Layer, Weights
 from . import attention, rows
 from .matmul import Stack, linear, stack
+from .replay import empty, keep, record, recording, submit
 from .simd import LANES
 from .team import Kernel, at, bits, rows_of, run_now, share
 
-__all__ = ["PRECISIONS", "linear"]
+__all__ = ["PRECISIONS", "linear", "record"]
 
 PRECISIONS = ("f32", "int8")
 
@@ -66,6 +67,8 @@ class KVCache:
         self.length, self.capacity = 0, capacity
 
     def positions(self, count: int) -> NDArray[np.int32]:
+        if made := recording.get():
+            return made.position
         if self.length + count > self.capacity:
             raise BadInput(f"{self.length + count} positions do not fit a cache of {self.capacity}")
         return np.arange(self.length, self.length + count, dtype=np.int32)
@@ -73,7 +76,7 @@ class KVCache:
     def append(self, layer: int, k_TKH: Array, v_TKH: Array) -> tuple[Any, Any]:
         pos_T, (T, K, H), k, v = self.positions(len(k_TKH)), k_TKH.shape, self.k[layer], self.v[layer]
         new = (at(k_TKH), k_TKH.strides[0], at(v_TKH), v_TKH.strides[0], at(pos_T), K, H)
-        run_now(attention.append.job(T, share(T), *new, at(k), k.strides[0], at(v), v.strides[0]))
+        submit(attention.append.job(T, share(T), *new, at(k), k.strides[0], at(v), v.strides[0]))
         return k, v
 
     def advance(self, count: int) -> None:
@@ -88,21 +91,31 @@ def new_cache(c: Config, capacity: int, precision: str) -> KVCache:
 
 
 def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
-    return np.concatenate([dequantize(embed_VD, i, i + 1) for i in tokens_T.tolist()])
+    x_TD = empty(len(tokens_T), embed_VD.shape[1])
+
+    def look_up(tokens_T: NDArray[np.integer[Any]]) -> None:
+        for t, token in enumerate(tokens_T.tolist()):
+            x_TD[t] = dequantize(embed_VD, token, token + 1)[0]
+
+    if made := recording.get():
+        made.before.append(look_up)
+    else:
+        look_up(tokens_T)
+    return x_TD
 
 
 def rms_norm(x_TD: Array, gain_D: Array, eps: float) -> Array:
     """1 / sqrt, then the gain, as the formula is written."""
     T, D = x_TD.shape
-    y_TD = np.empty((T, D), np.float32)
-    run_now(rows.rms_norm.job(T, share(T), *rows_of(x_TD), at(gain_D), bits(eps), D, at(y_TD)))
+    y_TD = empty(T, D)
+    submit(rows.rms_norm.job(T, share(T), *rows_of(x_TD), at(gain_D), bits(eps), D, at(y_TD)))
     return y_TD
 
 
 def _pairwise(kernel: Kernel, x: Array, y: Array) -> Array:
     T, D = x.shape
-    z = np.empty((T, D), np.float32)
-    run_now(kernel.job(T, share(T), *rows_of(x), at(y), y.strides[0] if y.ndim > 1 else 0, D, at(z)))
+    z = empty(T, D)
+    submit(kernel.job(T, share(T), *rows_of(x), at(y), y.strides[0] if y.ndim > 1 else 0, D, at(z)))
     return z
 
 
@@ -116,8 +129,8 @@ def mul(x_TF: Array, y_TF: Array) -> Array:
 
 def silu(x_TF: Array) -> Array:
     T, F = x_TF.shape
-    y_TF = np.empty((T, F), np.float32)
-    run_now(rows.silu.job(T, share(T), *rows_of(x_TF), F, at(y_TF)))
+    y_TF = empty(T, F)
+    submit(rows.silu.job(T, share(T), *rows_of(x_TF), F, at(y_TF)))
     return y_TF
 
 
@@ -133,35 +146,35 @@ def _rotary(inv_freq: bytes, first: int, last: int) -> tuple[Array, Array]:
 def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array) -> Array:
     """Angles as in kernels/reference.py, positions ascending."""
     T, N, H = x_TNH.shape
-    first = int(pos_T[0])
+    first = 0 if recording.get() else int(pos_T[0])
     cos, sin = _rotary(inv_freq_h.tobytes(), first, int(pos_T[-1]))
-    y_TNH = np.empty((T, N, H), np.float32)
-    where = (*rows_of(x_TNH), at(pos_T), first, at(cos), at(sin))
-    run_now(rows.rope.job(T, share(T), *where, N, H // 2, at(y_TNH)))
+    y_TNH = empty(T, N, H)
+    where = (*rows_of(x_TNH), at(pos_T), first, at(keep(cos)), at(keep(sin)))
+    submit(rows.rope.job(T, share(T), *where, N, H // 2, at(y_TNH)))
     return y_TNH
 
 
 def attn_scores(q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
     (T, N, H), K, S = q_TNH.shape, len(k_SKH), int(pos_T[-1]) + 1
-    scores_NTS = np.empty((N, T, S), np.float32)
-    items = K * -(-S // LANES)
+    scores_NTS = empty(N, T, S)
     where = (*rows_of(q_TNH), at(k_SKH), k_SKH.strides[0], at(pos_T))
-    run_now(attention.scores.job(items, 1, *where, T, N // K, H, bits(np.sqrt(H)), at(scores_NTS), S))
+    submit(attention.scores.job(K * attention.SHARES, 1, *where, T, K, N // K, H, bits(np.sqrt(H)), at(scores_NTS), S))
     return scores_NTS
 
 
 def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
     N, T, S = scores_NTS.shape
-    probs_NTS = np.empty((N, T, S), np.float32)
-    run_now(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, at(probs_NTS)))
+    probs_NTS = empty(N, T, S)
+    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, at(probs_NTS)))
     return probs_NTS
 
 
 def attn_mix(probs_NTS: Array, v_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
     (N, T, S), (K, _, H) = probs_NTS.shape, v_SKH.shape
-    mix_TNH = np.empty((T, N, H), np.float32)
+    mix_TNH = empty(T, N, H)
+    items = T * K * -(-H // LANES)
     where = (at(probs_NTS), S, at(v_SKH), v_SKH.strides[0], at(pos_T))
-    run_now(attention.mix.job(T * K, share(T * K), *where, T, K, N // K, H, at(mix_TNH)))
+    submit(attention.mix.job(items, share(items), *where, T, K, N // K, H, at(mix_TNH)))
     return mix_TNH
 
 

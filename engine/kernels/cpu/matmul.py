@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ....quant.tensor import QTensor
 from . import product, quantize
 from .packed import Packed, pack
+from .replay import empty, submit
 from .simd import LANES
-from .team import BARRIER, Kernel, at, rows_of, run_now, share
+from .team import BARRIER, Kernel, at, rows_of, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
     T, K = x_TI.shape
     tile = product.TILE if T > 1 else 1
     tiles = -(-T // tile)
-    y = np.empty((tiles * tile, w.rows), np.float32)
+    y = empty(tiles * tile, w.rows)
     laid_out: dict[str, NDArray[np.uint8]] = {}
     before: list[list[int]] = []
     jobs: list[list[int]] = []
@@ -62,7 +63,7 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
         name = getattr(p.form, "ACTIVATIONS", "F32") if w.integer else "F32"
         size = LAYOUTS[name].tile_size(K, tile)
         if name not in laid_out:
-            x = laid_out[name] = np.empty(tiles * size, np.uint8)
+            x = laid_out[name] = empty(tiles * size, dtype=np.uint8)
             arguments: tuple[int, ...] = (*rows_of(x_TI), T, K, tile, at(x), size)
             before.append(LAYOUTS[name].kernel.job(tiles, share(tiles), *arguments, barrier=False))
         kernel = (p.form.F32 if name == "F32" else p.form.INT8)[T > 1]
@@ -71,5 +72,5 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
         jobs.append(kernel.job(blocks, share(blocks), *arguments, barrier=False))
         start += p.rows
     before[-1][BARRIER] = jobs[-1][BARRIER] = True
-    run_now(*before, *jobs)
+    submit(*before, *jobs)
     return y[:T]

@@ -1,9 +1,10 @@
 """y = x W^T: what the products of all weight formats share, and those of float32 activations.
 
 Weight rows lie in vector lanes: 32 rows of a packed matrix are one row block, and an output's additions run along k
-in one order, whatever the number of tokens, threads or lanes. A format says how one row block meets one tile of tokens,
-`block(w, size, x, K, tile, zero) -> tile of outputs`; `kernels` makes of it the kernels for one token and for many. Tokens go
-TILE at a time; a tile of x is one piece of memory that one of the layouts here or in quantize.py has written.
+in one order, whatever the number of tokens, threads or lanes. A format says how one row block meets one tile of
+tokens, `block(w, size, x, K, tile, zero) -> tile of outputs`; `kernels` makes of it the kernels for one token and for
+many. Tokens go TILE at a time; a tile of x is one piece of memory that one of the layouts here or in quantize.py has
+written.
 """
 
 from __future__ import annotations

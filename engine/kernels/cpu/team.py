@@ -160,9 +160,11 @@ def _run_together(jobs, count, states, threads):
         _work(jobs, count, states)
 
 
-def run(jobs: NDArray[np.int64]) -> None:
-    """Works through a table of jobs [n, COLUMNS] with the threads of numba.set_num_threads."""
-    states = np.zeros((len(jobs), STATE), np.int64)
+def run(jobs: NDArray[np.int64], states: NDArray[np.int64]) -> None:
+    """Works through a table of jobs [n, COLUMNS] with the threads of numba.set_num_threads; states [n, STATE] are
+    zeroed.
+    """
+    states.fill(0)
     threads = numba.get_num_threads()
     if threads == 1 or (jobs[:, ITEMS] <= jobs[:, CHUNK]).all():
         _run_alone(jobs.ctypes.data, len(jobs), states.ctypes.data)
@@ -172,7 +174,7 @@ def run(jobs: NDArray[np.int64]) -> None:
 
 
 def run_now(*jobs: Sequence[int]) -> None:
-    run(np.array(jobs, np.int64))
+    run(np.array(jobs, np.int64), np.empty((len(jobs), STATE), np.int64))
 
 
 # ---- a kernel's arguments
