@@ -46,6 +46,10 @@ class Matrix:
         return np.concatenate([dequantize(part, i, i + 1) for i in index_T.tolist()]).astype(self.dtype)
 
 
+def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
+    """There is nothing to compile."""
+
+
 def prepare(w: Weights, precision: str) -> Weights:
     dtype = {"f32": np.float32, "f64": np.float64}[precision]
 

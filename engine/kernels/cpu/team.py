@@ -55,6 +55,10 @@ class Kernel:
     def address(self) -> int:
         return int(self._compiled.address)
 
+    def compile(self) -> bool:
+        """Whether it had to be compiled, because the cache did not have it."""
+        return not self._compiled.cache_hits
+
     def job(self, items: int, chunk: int, *arguments: int, barrier: bool = True) -> list[int]:
         """A row for `run`. Without a barrier the next job may run at the same time."""
         return [self.address, items, chunk, barrier, *arguments, *[0] * (ARGUMENTS - len(arguments))]
