@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 
 from ..engine.bind import bind
@@ -70,6 +71,8 @@ def load(args: argparse.Namespace, checkpoint: Checkpoint, weights: Weights) -> 
     k = backend(args.backend)
     check_precision(k, args.backend, args.precision)
     set_threads(args.threads)
+    if k.cold():
+        print("compiling kernels for this machine; only the first run does", file=sys.stderr)
     return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
 
 

@@ -40,6 +40,9 @@ class Kernels(Protocol):
 
     PRECISIONS: tuple[str, ...]
 
+    def cold(self) -> bool:
+        """Whether kernels have yet to be compiled for this machine, which makes the first run some seconds longer."""
+
     def prepare(self, w: Weights, precision: str) -> Weights:
         """The weights of a file in the form that this backend computes with, for one of its PRECISIONS."""
 

@@ -45,6 +45,10 @@ class Matrix:
         return np.concatenate([dequantize(part, i, i + 1) for i in index_T.tolist()]).astype(self.dtype)
 
 
+def cold() -> bool:
+    return False
+
+
 def prepare(w: Weights, precision: str) -> Weights:
     dtype = {"f32": np.float32, "f64": np.float64}[precision]
 

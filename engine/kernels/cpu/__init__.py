@@ -22,13 +22,17 @@ from . import attention, rows
 from .matmul import Stack, linear, stack
 from .replay import empty, keep, record, recording, submit
 from .simd import LANES
-from .team import Kernel, at, bits, rows_of, run_now, share
+from .team import COLD, Kernel, at, bits, rows_of, run_now, share
 
 __all__ = ["PRECISIONS", "linear", "record"]
 
 PRECISIONS = ("f32", "int8")
 
 Array = NDArray[np.float32]
+
+
+def cold() -> bool:
+    return COLD
 
 
 def prepare(w: Weights, precision: str) -> Weights:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from . import compiled
 from .simd import intp
 
-compiled.set_up()
+COLD = compiled.set_up()
 
 ARGUMENTS = 12  # of a kernel, after first and last
 KERNEL, ITEMS, CHUNK, BARRIER, FIRST = range(5)  # the columns of a job
