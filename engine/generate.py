@@ -66,9 +66,9 @@ def generate(
     cache = k.new_cache(w.config, len(ids) + max_tokens, precision)
     token = sample(prefill(ids, w, cache, k, progress), sampling, generator)
     yield token
+    step = k.record(lambda token_T: forward(token_T, w, cache, k, SILENT), cache)
     for _ in range(max_tokens - 1):
         if token in stop:
             return
-        logits_V = k.to_host(forward(np.array([token], np.int32), w, cache, k, SILENT))
-        token = sample(logits_V, sampling, generator)
+        token = sample(k.to_host(step(np.array([token], np.int32))), sampling, generator)
         yield token

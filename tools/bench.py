@@ -1,0 +1,292 @@
+"""engine bench: how fast, against what memory allows and, in turns, against llama.cpp."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..quant.errors import BadInput
+
+WARM_UP = 8  # tokens that nobody counts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take turns, "
+        "one round each, so that a slow minute of the machine falls on all of them. Medians, with the spread."
+    )
+    parser.epilog = "example: engine bench -t 1,2 --precision f32,int8 --vs llama.cpp"
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL", help="model file or alias (default: the 0.5B, if it was pulled)"
+    )
+    parser.add_argument("-p", "--prompt", type=int, default=256, metavar="N", help="tokens of prompt (default: 256)")
+    parser.add_argument("-n", "--generate", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")
+    parser.add_argument("-t", "--threads", default=None, metavar="N,N", help="thread counts (default: all cores)")
+    parser.add_argument("--precision", default="f32,int8", metavar="P,P", help="f32, int8 (default: both)")
+    parser.add_argument("-r", "--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument("--vs", choices=("llama.cpp",), help="an engine to take turns with (needs llama-cpp-python)")
+    parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
+
+
+def prompt_ids(count: int, vocab_size: int) -> list[int]:
+    """Tokens of no meaning, the same on every run."""
+    return [100 + i * 7919 % min(50_000, vocab_size - 100) for i in range(count)]
+
+
+# ---- one engine in one process: each `open_*` gives facts about the model and a function that runs a round
+
+
+def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
+    import numba
+
+    from ..engine.generate import generate
+    from ..engine.kernels import cpu
+    from ..engine.kernels.cpu.bandwidth import read_weights
+    from .load import open_weights, set_threads
+
+    set_threads(threads)
+    _, bound = open_weights(path)
+    w = cpu.prepare(bound, precision)
+    ids = prompt_ids(prompt, w.config.vocab_size)
+
+    def run(count: int, new: int) -> tuple[float, float]:
+        started = time.perf_counter()
+        tokens = generate(ids[:count], w, cpu, precision, new)  # type: ignore[arg-type]
+        next(tokens)
+        first = time.perf_counter()
+        for _ in tokens:
+            pass
+        return first - started, time.perf_counter() - first
+
+    def round_() -> dict[str, float]:
+        began = time.perf_counter()
+        size = sum(read_weights(w) for _ in range(3))
+        bandwidth = size / (time.perf_counter() - began)
+        prompt_s, generate_s = run(prompt, generated + 1)
+        return {"prompt_s": prompt_s, "generate_s": generate_s, "read_bytes_per_s": bandwidth}
+
+    run(WARM_UP, 2)
+    return {"threads": numba.get_num_threads(), "bytes_per_token": read_weights(w)}, round_
+
+
+def open_llama_cpp(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
+    import numpy as np
+    from llama_cpp import Llama
+
+    llm = Llama(
+        path, n_ctx=prompt + generated + 8, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
+    vocab = llm.n_vocab()
+    ids = prompt_ids(prompt, vocab)
+
+    def evaluate(tokens: list[int]) -> int:
+        llm.eval(tokens)
+        return int(np.ctypeslib.as_array(llm._ctx.get_logits_ith(-1), shape=(vocab,)).argmax())
+
+    def run(count: int, new: int) -> tuple[float, float]:
+        llm.reset()
+        started = time.perf_counter()
+        token = evaluate(ids[:count])
+        first = time.perf_counter()
+        for _ in range(new):
+            token = evaluate([token])
+        return first - started, time.perf_counter() - first
+
+    def round_() -> dict[str, float]:
+        prompt_s, generate_s = run(prompt, generated)
+        return {"prompt_s": prompt_s, "generate_s": generate_s}
+
+    run(min(WARM_UP, prompt), 1)
+    return {"threads": threads}, round_
+
+
+ENGINES: dict[str, Callable[..., tuple[dict[str, Any], Any]]] = {"qwenref": open_qwenref, "llama.cpp": open_llama_cpp}
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes: its own high-water mark, not what it inherited by fork."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def work(pipe: Connection, engine: str, *arguments: Any) -> None:
+    """A process: loads, says so, then runs a round for every message, until it gets None."""
+    try:
+        facts, round_ = ENGINES[engine](*arguments)
+        pipe.send(facts)
+        while pipe.recv():
+            pipe.send(round_() | {"peak_bytes": peak_memory()})
+    except BadInput as error:
+        pipe.send(error)
+    except EOFError:
+        pass
+
+
+# ---- all engines, in turns
+
+
+class Bench:
+    """One configuration's process, and what it has measured."""
+
+    def __init__(self, engine: str, path: str, precision: str, threads: int, prompt: int, generated: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.engine, self.precision, self.prompt, self.generated = engine, precision, prompt, generated
+        arguments = (there, engine, path, precision, threads, prompt, generated)
+        self.process = context.Process(target=work, args=arguments, daemon=True)
+        started = time.perf_counter()
+        self.process.start()
+        there.close()
+        self.facts = self.hear()
+        self.load_s = time.perf_counter() - started
+        self.rounds: list[dict[str, float]] = []
+
+    def hear(self) -> dict[str, Any]:
+        try:
+            message = self.pipe.recv()
+        except EOFError:
+            raise BadInput(f"the process of {self.engine} ended; its own message stands above") from None
+        if isinstance(message, BadInput):
+            raise message
+        return dict(message)
+
+    def round(self) -> None:
+        self.pipe.send(True)
+        self.rounds.append(self.hear())
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(10)
+
+    def speeds(self, phase: str) -> list[float]:
+        count = self.prompt if phase == "prompt" else self.generated
+        return [count / r[f"{phase}_s"] for r in self.rounds]
+
+    def row(self, model: str, peer: Bench | None) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "model": model,
+            "engine": self.engine,
+            "precision": self.precision,
+            "threads": self.facts["threads"],
+            "prompt_tokens": self.prompt,
+            "generated_tokens": self.generated,
+            "rounds": len(self.rounds),
+            "ready_s": round(self.load_s, 3),
+            "peak_bytes": max(int(r["peak_bytes"]) for r in self.rounds),
+        }
+        for phase, key in (("prompt", "prompt_tokens_per_s"), ("generate", "generated_tokens_per_s")):
+            speeds = self.speeds(phase)
+            row[key] = round(median(speeds), 2)
+            row[f"{key}_spread"] = [round(min(speeds), 2), round(max(speeds), 2)]
+            if peer:
+                ratios = [a / b for a, b in zip(speeds, peer.speeds(phase), strict=True)]
+                row[f"{key}_ratio"] = round(median(ratios), 3)
+        if "bytes_per_token" in self.facts:
+            size = self.facts["bytes_per_token"]
+            reading = [r["read_bytes_per_s"] for r in self.rounds]
+            shares = [s * size / b for s, b in zip(self.speeds("generate"), reading, strict=True)]
+            row |= {"bytes_per_token": size, "read_bytes_per_s": round(median(reading))}
+            row["bandwidth_share"] = round(median(shares), 3)
+        return row
+
+
+def first_token_s(path: str, precision: str, threads: int) -> float:
+    """Seconds from the command to the first token of a short prompt, as a user has it."""
+    import subprocess
+
+    command = [
+        sys.executable,
+        "-m",
+        f"{__package__}.main",
+        "run",
+        "-m",
+        path,
+        "-p",
+        "What is 2+2?",
+        "-n",
+        "1",
+        "--json",
+    ]
+    started = time.perf_counter()
+    done = subprocess.run([*command, "--precision", precision, "-t", str(threads)], capture_output=True, text=True)
+    if done.returncode:
+        raise BadInput(f"engine run: {done.stderr.strip()}")
+    return time.perf_counter() - started
+
+
+def numbers(text: str, flag: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise BadInput(f"{flag} {text}: give numbers of at least 1, with commas between them")
+    return values
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Speeds with their spread and, where there is a peer, the ratio to it."""
+    line = "{:10s} {:9s} {:>7s} | {:>8s} {:>12s} {:>8s} | {:>8s} {:>12s} {:>8s} | {:>9s} | {:>7s} | {:>7s}"
+    titles = ("prompt/s", "spread", "ratio", "tokens/s", "spread", "ratio", "of memory", "first s", "peak GB")
+    lines = [line.format("engine", "precision", "threads", *titles)]
+    for r in rows:
+        cells: list[str] = []
+        for key in ("prompt_tokens_per_s", "generated_tokens_per_s"):
+            low, high = r[f"{key}_spread"]
+            cells += [
+                f"{r[key]:.1f}",
+                f"{low:.0f}-{high:.0f}",
+                f"{r[f'{key}_ratio']:.2f} x" if f"{key}_ratio" in r else "",
+            ]
+        cells += [f"{r[key]:.2f}" if key in r else "" for key in ("bandwidth_share", "first_token_s")]
+        lines.append(
+            line.format(r["engine"], r["precision"], str(r["threads"]), *cells, f"{r['peak_bytes'] / 1e9:.2f}")
+        )
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> int:
+    from .load import open_weights
+    from .models import resolve
+
+    path = resolve(args.model)
+    config = open_weights(str(path))[1].config  # a bad model is refused here, once
+    if args.prompt + args.generate + 1 > config.max_position_embeddings:
+        raise BadInput(f"{args.prompt} + {args.generate} tokens do not fit {config.max_position_embeddings} positions")
+    if min(args.prompt, args.generate, args.repeats) < 1:
+        raise BadInput("-p, -n and -r must be at least 1")
+    precisions = args.precision.split(",")
+    if unknown := [p for p in precisions if p not in ("f32", "int8")]:
+        raise BadInput(f"--precision {unknown[0]}: f32 or int8")
+    rows: list[dict[str, Any]] = []
+    for threads in numbers(args.threads, "-t") if args.threads else [len(os.sched_getaffinity(0))]:
+        first = {p: first_token_s(str(path), p, threads) for p in precisions}
+        shape = (threads, args.prompt, args.generate)
+        benches = [Bench("qwenref", str(path), p, *shape) for p in precisions]
+        peer = Bench(args.vs, str(path), "", *shape) if args.vs else None
+        for i in range(args.repeats):
+            print(f"\r{threads} threads, round {i + 1} of {args.repeats}", end="", file=sys.stderr, flush=True)
+            for bench in (*benches, *([peer] if peer else [])):
+                bench.round()
+        print(file=sys.stderr)
+        rows += [b.row(path.name, peer) | {"first_token_s": round(first[b.precision], 3)} for b in benches]
+        if peer:
+            rows.append(peer.row(path.name, None))
+        for bench in (*benches, *([peer] if peer else [])):
+            bench.close()
+    print(json.dumps(rows) if args.json else table(rows))
+    return 0

@@ -6,6 +6,7 @@ All are pure: arrays in, new arrays out; no backend knows a file or a model. Arr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -76,6 +77,10 @@ class Kernels(Protocol):
 
     def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: Any) -> Any:
         """Probabilities times values: [T, N, H]."""
+
+    def record(self, forward: Callable[[Any], Any], cache: Cache) -> Callable[[Any], Any]:
+        """`forward` of one token [1] into `cache`, again and again. A backend may record the kernels that it calls and
+        replay them: the same results, whose memory is used anew at the next call. No tap sees a replayed stage."""
 
     def to_host(self, x: Any) -> NDArray[np.floating]:
         """The array as NumPy's; it may be a view, so who keeps it copies it."""
