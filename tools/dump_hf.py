@@ -29,7 +29,10 @@ WIDE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Runs a model in Transformers (eager attention) and writes its stages, as engine trace does."
-    parser.epilog = "needs torch and transformers: pip install 'qwenref[oracle]'"
+    parser.epilog = (
+        "needs torch and transformers: pip install 'qwenref[oracle]'\n"
+        "example: engine dump-hf model.gguf hf-trace -p 'What is 2+2?' --dtype bfloat16 --decode-steps 2"
+    )
     add_dump_arguments(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what it computes in (default: float32)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name of a device (default: cpu)")

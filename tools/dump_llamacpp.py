@@ -79,7 +79,10 @@ class Tensor(ctypes.Structure):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Runs a GGUF model in llama.cpp on the CPU and writes its stages, as engine trace does."
-    parser.epilog = "needs llama-cpp-python: pip install llama-cpp-python"
+    parser.epilog = (
+        "needs llama-cpp-python: pip install llama-cpp-python\n"
+        "example: engine dump-llamacpp model.gguf llama-trace -p 'What is 2+2?' --kv f32 --decode-steps 2"
+    )
     add_dump_arguments(parser)
     parser.add_argument("--kv", choices=GGML_TYPES, default="f16", help="the key/value cache (default: f16)")
     parser.add_argument(
