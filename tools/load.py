@@ -71,9 +71,15 @@ def load(args: argparse.Namespace, checkpoint: Checkpoint, weights: Weights) -> 
     k = backend(args.backend)
     check_precision(k, args.backend, args.precision)
     set_threads(args.threads)
-    if k.cold():
-        print("compiling kernels for this machine; only the first run does", file=sys.stderr)
+    k.compile_kernels(weights, args.precision, _compiling)
     return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
+
+
+def _compiling(done: int, total: int) -> None:
+    """The line that says why the first run takes longer."""
+    start, end = ("\r", "" if done + 1 < total else "\n") if sys.stderr.isatty() else ("", "\n")
+    if sys.stderr.isatty() or done == 1:
+        print(f"{start}compiling kernels (first run) {done + 1}/{total}", end=end, file=sys.stderr, flush=True)
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:

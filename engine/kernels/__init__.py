@@ -41,8 +41,10 @@ class Kernels(Protocol):
 
     PRECISIONS: tuple[str, ...]
 
-    def cold(self) -> bool:
-        """Whether kernels have yet to be compiled for this machine, which makes the first run some seconds longer."""
+    def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
+        """Compiles what the weights of a file will need, if that takes time; tells progress(done, total) where it
+        does.
+        """
 
     def prepare(self, w: Weights, precision: str) -> Weights:
         """The weights of a file in the form that this backend computes with, for one of its PRECISIONS."""

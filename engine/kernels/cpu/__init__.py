@@ -7,6 +7,7 @@ products; rows.py and attention.py the rest. float32 throughout; precisions as i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,20 +20,17 @@ from ....quant.tensor import QTensor, dequantize
 from ...config import Config
 from ...weights import Layer, Weights
 from . import attention, rows
-from .matmul import Stack, linear, stack
+from .matmul import Stack, kernels_for, linear, stack
+from .packed import form_of, interleave
 from .replay import empty, keep, record, recording, submit
 from .simd import LANES
-from .team import COLD, Kernel, at, bits, rows_of, run_now, share
+from .team import Kernel, at, bits, rows_of, run_now, share
 
-__all__ = ["PRECISIONS", "linear", "record"]
+__all__ = ["PRECISIONS", "compile_kernels", "linear", "record"]
 
 PRECISIONS = ("f32", "int8")
 
 Array = NDArray[np.float32]
-
-
-def cold() -> bool:
-    return COLD
 
 
 def prepare(w: Weights, precision: str) -> Weights:
@@ -59,6 +57,21 @@ def prepare(w: Weights, precision: str) -> Weights:
         for v in w.layers
     )
     return replace(w, layers=layers, final_norm_D=vector(w.final_norm_D), lm_head=matrix(w.lm_head))
+
+
+def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
+    """Makes ready what prepare and the page need for a file's weights: from the cache, else compiled, which takes
+    seconds. progress(done, total) is called between kernels from the first that was not in the cache.
+    """
+    stacks = [p for v in w.layers for p in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
+    forms = (form_of(name) for name in sorted({p.format for p in stacks}))
+    needed = [interleave, *attention.KERNELS, *rows.KERNELS, *(k for f in forms for k in kernels_for(f, precision))]
+    needed = list(dict.fromkeys(needed))
+    missed = False
+    for done, kernel in enumerate(needed):
+        if missed:
+            progress(done, len(needed))
+        missed = kernel.compile() or missed
 
 
 class KVCache:

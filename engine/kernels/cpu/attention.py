@@ -147,4 +147,4 @@ def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):
             g += 1
 
 
-append, scores, softmax, mix = Kernel(_append), Kernel(_scores), Kernel(_softmax), Kernel(_mix)
+KERNELS = append, scores, softmax, mix = Kernel(_append), Kernel(_scores), Kernel(_softmax), Kernel(_mix)

@@ -54,10 +54,9 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="qwenref-"))
 
 
-def set_up() -> bool:
-    """Tells Numba where to keep kernels, and how to run threads unless the user said so. True if none is kept yet."""
+def set_up() -> None:
+    """Tells Numba where to keep kernels, and how to run threads unless the user said so."""
     config.CACHE_DIR = str(folder())
     if "NUMBA_THREADING_LAYER" not in os.environ:
         # OpenMP's threads spin while they wait: on a busy machine a parallel region took 3 ms instead of 10 us.
         config.THREADING_LAYER = "workqueue"
-    return not any(Path(config.CACHE_DIR).iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,18 @@ class Layout:
 LAYOUTS = {"F32": Layout(product.lay_out, 1), "Q8_0": Layout(quantize.Q8_0, 32), "Q8_K": Layout(quantize.Q8_K, 256)}
 
 
+def activations(form: ModuleType, integer: bool) -> str:
+    """What a packed form's products take: a name of LAYOUTS."""
+    return getattr(form, "ACTIVATIONS", "F32") if integer else "F32"
+
+
+def kernels_for(form: ModuleType, precision: str) -> tuple[Kernel, ...]:
+    """All kernels that matrices of this packed form need."""
+    name = activations(form, precision == "int8")
+    rearrange = (form.REARRANGE,) if hasattr(form, "REARRANGE") else ()
+    return *rearrange, LAYOUTS[name].kernel, *(form.F32 if name == "F32" else form.INT8)
+
+
 def stack(parts: Sequence[QTensor], precision: str) -> Stack:
     """Matrices [O, K] of one K, packed."""
     packed = tuple(pack(p) for p in parts)
@@ -60,7 +73,7 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
     jobs: list[list[int]] = []
     start = 0
     for p in w.parts:
-        name = getattr(p.form, "ACTIVATIONS", "F32") if w.integer else "F32"
+        name = activations(p.form, w.integer)
         size = LAYOUTS[name].tile_size(K, tile)
         if name not in laid_out:
             x = laid_out[name] = empty(tiles * size, dtype=np.uint8)

@@ -8,19 +8,21 @@ Formats without a file here are decoded and packed as F32.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....quant.tensor import QTensor, dequantize
 from .simd import LANES, get_i32, get_u16, set_i32, set_u16
-from .team import Kernel, run_now
+from .team import Kernel, at, run_now
 
 FORMATS = ("Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q5_0", "Q8_0", "F16", "BF16", "F32")
-SLAB = 4096  # rows decoded at a time where a format has no packed form
+SLAB = 1 << 24  # bytes of file (or of decoded values) at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,19 @@ def aligned(count: int) -> NDArray[np.uint8]:
     return memory[start : start + count]
 
 
+def forget(data: NDArray[np.uint8]) -> None:
+    """Lets go of the memory behind a piece of a mapped file: it is read again from the file if anyone asks."""
+    base: Any = data
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", getattr(base, "obj", None))
+    if base is None or data.flags.writeable or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = at(data) - at(np.frombuffer(base, np.uint8))
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + data.size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        base.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
 def pack(w: QTensor) -> Packed:
     """A matrix of any format, packed by all threads."""
     rows, K = w.shape
@@ -84,14 +99,17 @@ def pack(w: QTensor) -> Packed:
     blocks = K // form.BLOCK
     size = blocks * LANES * form.BYTES
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
-    slab = rows if own else SLAB
+    own = w.format in FORMATS
+    slab = max(LANES, SLAB // (w.data.size // rows if own else 4 * K) // LANES * LANES)
     for start in range(0, rows, slab):
         stop = min(start + slab, rows)
-        data = w.data if own else np.ascontiguousarray(dequantize(w, start, stop))
+        raw = w.data[start * (w.data.size // rows) : stop * (w.data.size // rows)]
+        data = raw if own else np.ascontiguousarray(dequantize(w, start, stop))
         out = packed.data[start // LANES * size :].ctypes.data
         items = -(-(stop - start) // LANES)
-        at = (form.HALF_AT, form.WORDS_AT, words)
-        run_now(interleave.job(items, 1, data.ctypes.data, stop - start, out, blocks, form.BYTES, *at))
+        columns = (form.HALF_AT, form.WORDS_AT, words)
+        run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, form.BYTES, *columns))
+        forget(raw)
     if hasattr(form, "REARRANGE"):
         run_now(form.REARRANGE.job(len(packed.data) // (form.BYTES * LANES), 64, packed.data.ctypes.data))
     return packed

@@ -90,3 +90,4 @@ def _rope(first_row, last, x, stride, positions, start, cos, sin, heads, half, y
 
 rms_norm, add, mul, silu = Kernel(_rms_norm), Kernel(_add), Kernel(_mul), Kernel(_silu)
 rotary_table, rope = Kernel(_rotary_table), Kernel(_rope)
+KERNELS = rms_norm, add, mul, silu, rotary_table, rope

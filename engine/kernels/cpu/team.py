@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from . import compiled
 from .simd import intp
 
-COLD = compiled.set_up()
+compiled.set_up()
 
 ARGUMENTS = 12  # of a kernel, after first and last
 KERNEL, ITEMS, CHUNK, BARRIER, FIRST = range(5)  # the columns of a job
@@ -54,6 +54,10 @@ class Kernel:
     @cached_property
     def address(self) -> int:
         return int(self._compiled.address)
+
+    def compile(self) -> bool:
+        """Whether it had to be compiled, because the cache did not have it."""
+        return not self._compiled.cache_hits
 
     def job(self, items: int, chunk: int, *arguments: int, barrier: bool = True) -> list[int]:
         """A row for `run`. Without a barrier the next job may run at the same time."""
