@@ -1,4 +1,4 @@
-"""Config: the hyper-parameters, by Hugging Face's names. Every value is read from the model's file; none has a default."""
+"""Config: the hyper-parameters by Hugging Face's names. Every value comes from the model's file; no defaults."""
 
 from __future__ import annotations
 

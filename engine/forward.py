@@ -1,8 +1,8 @@
 """THE PAGE: one forward pass of Qwen2, for every backend, prompt and decode, run and trace.
 
 Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
-H head size, F mlp width, V vocabulary, E = (N + 2K) H. `k` is a backend (a module of pure functions, kernels/__init__.py),
-`tap` an identity function that may look at a stage on its way (trace/tap.py); stages are defined in trace/stages.py.
+H head size, F mlp width, V vocabulary, E = (N + 2K) H, G = 2F. `k` is a backend, a module of pure functions
+(kernels/__init__.py); `tap` an identity that may look at a stage on its way (trace/tap.py, trace/stages.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .weights import Weights
 
 
 def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> Any:
-    """Logits [V] of the last of the tokens [T] (int32), which stand behind what the cache holds; the cache grows by T."""
+    """Logits [V] of the last of the tokens [T] (int32), which follow what the cache holds; the cache grows by T."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
     pos_T = cache.positions(T)
@@ -38,7 +38,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> An
         )
 
         h_TD = at("ffn_norm", k.rms_norm(x_TD, layer.ffn_norm_D, eps))
-        both_TG = k.linear(h_TD, layer.gate_up)  # G = 2F
+        both_TG = k.linear(h_TD, layer.gate_up)
         gate_TF, up_TF = at("ffn_gate", both_TG[:, :F]), at("ffn_up", both_TG[:, F:])
         h_TF = at("ffn_swigl", k.mul(at("ffn_silu", k.silu(gate_TF)), up_TF))
         x_TD = at("post_ffn_residual", k.add(x_TD, at("ffn_out", k.linear(h_TF, layer.ffn_down))))

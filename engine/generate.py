@@ -19,7 +19,7 @@ CHUNK = 512  # positions at once: bounds the N T S scores of a long prompt
 
 
 def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
-    """Raises BadInput for an empty prompt, an id the embedding has no row for, or more positions than the model was made for."""
+    """Raises BadInput for an empty prompt, an id without a row in the embedding, or more positions than the context."""
     if not ids:
         raise BadInput("the prompt is empty; give at least one token")
     if bad := [i for i in ids if not 0 <= i < c.vocab_size]:
@@ -29,7 +29,8 @@ def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
     if len(ids) + max_tokens > c.max_position_embeddings:
         room = c.max_position_embeddings - len(ids)
         raise BadInput(
-            f"{len(ids)} prompt tokens and {max_tokens} new ones do not fit the context of {c.max_position_embeddings}; ask for at most {room}"
+            f"{len(ids)} prompt tokens and {max_tokens} new ones do not fit the context of "
+            f"{c.max_position_embeddings}; ask for at most {room}"
         )
 
 

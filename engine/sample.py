@@ -12,7 +12,7 @@ from ..quant.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. Raises BadInput for values that mean nothing."""
+    """How to choose: temperature 0 is greedy; top_k 0 and top_p 1 cut nothing. Raises BadInput for senseless values."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -36,7 +36,7 @@ def greedy(logits_V: NDArray[np.floating]) -> int:
 
 
 def sample(logits_V: NDArray[np.floating], s: Sampling, generator: np.random.Generator) -> int:
-    """A token drawn from softmax(logits / temperature), cut to the top k, then to the nucleus of mass top_p (Holtzman et al. 2020)."""
+    """Draws from softmax(logits / temperature) cut to the top k, then to the nucleus top_p (Holtzman et al. 2020)."""
     if s.temperature == 0:
         return greedy(logits_V)
     order = np.argsort(-logits_V, kind="stable")[: s.top_k or None]

@@ -1,7 +1,7 @@
 """Weights: the arrays of a model, bound to their roles. Frozen; no code but the shape of the thing.
 
-From a file every leaf is a QTensor. `kernels.<backend>.prepare` returns the same structure with each leaf in the form that
-backend computes with, and the forward pass never looks inside a leaf.
+From a file every leaf is a QTensor. `kernels.<backend>.prepare` returns the same structure with each leaf in the form
+that backend computes with, and the forward pass never looks inside a leaf.
 """
 
 from __future__ import annotations

@@ -1,19 +1,24 @@
-"""What the encoders share: careful division and rounding, and the search for a K-quant's scales.
+"""What the encoders share: careful division and rounding, and the search for the scales of a K-quant's groups.
 
-The search is the idea ggml's K-quants made known: round with several trial steps a little finer or coarser than the range
-asks for, solve for the scale (and minimum) that suit the rounded values best in least squares, and keep the best trial. Here
-every value weighs the same, so it is the plain squared error that falls, and a second pass settles the groups' small
-scales on the grid of their block's half-precision factors.
+The search is the idea that ggml's K-quants made known: round with trial steps a little finer and coarser than the range
+asks for, solve each trial for the scale (and offset) that suit the rounded values best in least squares, keep the best.
+Here every value weighs the same, so it is the plain squared error that falls; and once the block's halves are known,
+each group also tries the neighbours of its rounded scale and minimum, which is what makes up for their coarse grid.
+
+Arrays of groups are [width, groups], a group down each column: its sums are then sums of long rows, fast in NumPy.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
+
+NEIGHBOURS = np.array([0, -1, 1], np.float32)
 
 
 def ratio(a: float, b: Floats) -> Floats:
@@ -30,87 +35,96 @@ def signed_extreme(values: Floats) -> Floats:
 
 
 def round_half_away(y: Floats) -> Floats:
-    """C's roundf. Exact: trunc(y + 0.5) would take 0.49999997 to 1."""
+    """C's roundf. Exact, where trunc(y + 0.5) would take 0.49999997 to 1."""
     whole = np.trunc(y)
     return whole + np.trunc(2 * (y - whole))
 
 
-def affine_groups(values: Floats, top: int) -> tuple[Any, ...]:
-    """Blocks of 8 groups of 32, as x ~ (d * scale) * q - dmin * minimum with q of 0 to top, scale and minimum of 0 to 63.
+def affine_groups(
+    values: Floats, top: int
+) -> tuple[Halves, Halves, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Blocks of 8 groups of 32 as x ~ (d * scale) * q - dmin * minimum, scale and minimum 0 to 63, q 0 to top.
 
     values [n, 256] -> d, dmin: half [n]; scale, minimum: uint8 [n, 8]; q: uint8 [n, 8, 32].
-    Inside, values of a group run down an array's first axis: sums over a group are then sums of long rows.
     """
     n = len(values)
     x = np.ascontiguousarray(values.reshape(n * 8, 32).T)
-    scale, offset = _fit_affine(x, top)
-    d, dmin = (np.float16(v.reshape(n, 8).max(axis=1) / 63) for v in (scale, -offset))
-    fine, fine_min = (np.repeat(v.astype(np.float32), 8) for v in (d, dmin))
-    scale_6 = np.clip(np.rint(scale * ratio(1, fine)), 0, 63)
-    min_6 = np.clip(np.rint(-offset * ratio(1, fine_min)), 0, 63)
-    q = _round_to(x, fine * scale_6, fine_min * min_6, top)
-    return (
-        d,
-        dmin,
-        scale_6.reshape(n, 8).astype(np.uint8),
-        min_6.reshape(n, 8).astype(np.uint8),
-        q.T.reshape(n, 8, 32).astype(np.uint8),
-    )
+    scale, minimum = _fit_affine(x, top)
+    d, dmin = ((v.reshape(n, 8).max(axis=1) / 63).astype(np.float16) for v in (scale, minimum))
+    step, step_min = (np.repeat(v.astype(np.float32), 8) for v in (d, dmin))
+    near, near_min = np.rint(scale * ratio(1, step)), np.rint(minimum * ratio(1, step_min))
+
+    least = np.full_like(scale, np.inf)
+    for i, j in product(NEIGHBOURS, NEIGHBOURS):
+        trial, trial_min = np.clip(near + i, 0, 63), np.clip(near_min + j, 0, 63)
+        q = _round_affine(x, step * trial, step_min * trial_min, top)
+        error = np.square(q * (step * trial) - step_min * trial_min - x).sum(axis=0)
+        better = error < least
+        least, scale, minimum = (
+            np.where(better, *pair) for pair in ((error, least), (trial, scale), (trial_min, minimum))
+        )
+    q = _round_affine(x, step * scale, step_min * minimum, top)
+    scale_n8, min_n8 = (v.reshape(n, 8).astype(np.uint8) for v in (scale, minimum))
+    return d, dmin, scale_n8, min_n8, q.T.reshape(n, 8, 32).astype(np.uint8)
 
 
-def _round_to(x: Floats, scale: Floats, minimum: Floats, top: int) -> Floats:
-    q = (x + minimum) * ratio(1, scale)
-    return np.clip(np.rint(q, out=q), 0, top, out=q)
+def _round_affine(x: Floats, scale: Floats, minimum: Floats, top: int) -> Floats:
+    return np.clip(np.rint((x + minimum) * ratio(1, scale)), 0, top)
 
 
-def _fit_affine(x: Floats, top: int, trials=None) -> tuple[Floats, Floats]:
-    """Scale >= 0 and offset <= 0 of each column of x [32, g] that leave the least squared error."""
+def _fit_affine(x: Floats, top: int) -> tuple[Floats, Floats]:
+    """[32, g] -> scale >= 0 and minimum >= 0 of each group, x ~ scale * q - minimum."""
     low = np.minimum(x.min(axis=0), 0)
-    span = x.max(axis=0) - low
+    shifted, per_span = x - low, ratio(1, x.max(axis=0) - low)
     count, sum_x = len(x), x.sum(axis=0)
-    shifted = x - low
-    scale, offset = span / top, low
-    best = np.full_like(low, np.inf)
-    trials = np.linspace(-1, 1, 21) if trials is None else trials
-    for trial in trials:
-        q = shifted * ratio(1, span) * np.float32(top + trial)
-        np.clip(np.rint(q, out=q), 0, top, out=q)
+    scale, minimum, least = np.zeros_like(low), -low, np.full_like(low, np.inf)
+    for trial in np.linspace(top - 1, top + 1, 21, dtype=np.float32):
+        q = np.clip(np.rint(shifted * (per_span * trial)), 0, top)
         sum_q, sum_qq, sum_xq = q.sum(axis=0), np.square(q).sum(axis=0), (x * q).sum(axis=0)
         det = count * sum_qq - sum_q * sum_q
-        s = (count * sum_xq - sum_x * sum_q) * ratio(1, det)
-        o = (sum_qq * sum_x - sum_q * sum_xq) * ratio(1, det)
-        s = np.where(o > 0, sum_xq * ratio(1, sum_qq), s)
-        o = np.minimum(o, 0)
-        error = np.square(q * s + o - x).sum(axis=0)
-        better = (error < best) & (det > 0)
-        best, scale, offset = (np.where(better, a, b) for a, b in ((error, best), (s, scale), (o, offset)))
-    return scale, offset
+        free = sum_q * sum_xq - sum_qq * sum_x >= 0  # the best minimum is not below 0; else 0 is the best there is
+        s = np.where(free, (count * sum_xq - sum_x * sum_q) * ratio(1, det), sum_xq * ratio(1, sum_qq))
+        m = np.where(free, (sum_q * sum_xq - sum_qq * sum_x) * ratio(1, det), np.float32(0))
+        error = np.square(q * s - m - x).sum(axis=0)
+        better = (error < least) & (det > 0)
+        least, scale, minimum = (np.where(better, *pair) for pair in ((error, least), (s, scale), (m, minimum)))
+    return scale, minimum
 
 
-def linear_groups(values: Floats) -> tuple[Any, ...]:
-    """Blocks of 16 groups of 16, as x ~ (d * scale) * q with q of -32 to 31 and scale of -128 to 127.
+def linear_groups(values: Floats) -> tuple[Halves, NDArray[np.int8], NDArray[np.int8]]:
+    """Blocks of 16 groups of 16 as x ~ (d * scale) * q, scale -128 to 127, q -32 to 31.
 
     values [n, 256] -> d: half [n]; scale: int8 [n, 16]; q: int8 [n, 16, 16].
     """
     n = len(values)
     x = np.ascontiguousarray(values.reshape(n * 16, 16).T)
     scale = _fit_linear(x)
-    d = np.float16(signed_extreme(scale.reshape(n, 16)) / -128)
-    fine = np.repeat(d.astype(np.float32), 16)
-    scale_8 = np.clip(np.rint(scale * ratio(1, fine)), -128, 127)
-    q = np.clip(np.rint(x * ratio(1, fine * scale_8)), -32, 31)
-    return d, scale_8.reshape(n, 16).astype(np.int8), q.T.reshape(n, 16, 16).astype(np.int8)
+    d = (signed_extreme(scale.reshape(n, 16)) / -128).astype(np.float16)
+    step = np.repeat(d.astype(np.float32), 16)
+    near = np.rint(scale * ratio(1, step))
+
+    least = np.full_like(scale, np.inf)
+    for i in NEIGHBOURS:
+        trial = np.clip(near + i, -128, 127)
+        error = np.square(_round_linear(x, step * trial) * (step * trial) - x).sum(axis=0)
+        better = error < least
+        least, scale = np.where(better, error, least), np.where(better, trial, scale)
+    q = _round_linear(x, step * scale)
+    return d, scale.reshape(n, 16).astype(np.int8), q.T.reshape(n, 16, 16).astype(np.int8)
+
+
+def _round_linear(x: Floats, scale: Floats) -> Floats:
+    return np.clip(np.rint(x * ratio(1, scale)), -32, 31)
 
 
 def _fit_linear(x: Floats) -> Floats:
-    extreme = signed_extreme(x.T)
-    scale, best = extreme / -32, np.full(x.shape[1], -np.inf, np.float32)
-    for trial in np.linspace(-0.9, 0.9, 19):
-        q = x * ratio(1, extreme) * np.float32(-32 - trial)
-        np.clip(np.rint(q, out=q), -32, 31, out=q)
-        sum_qq, sum_xq = np.square(q).sum(axis=0), (x * q).sum(axis=0)
-        s = sum_xq * ratio(1, sum_qq)
-        gain = s * sum_xq  # the squared error is sum x^2 - gain
-        better = gain > best
-        best, scale = np.where(better, gain, best), np.where(better, s, scale)
+    """[16, g] -> the signed scale of each group, x ~ scale * q; the extreme falls on the side of -32."""
+    per_extreme = ratio(1, signed_extreme(x.T))
+    scale, most = np.zeros_like(per_extreme), np.zeros_like(per_extreme)
+    for trial in np.linspace(-31, -33, 21, dtype=np.float32):
+        q = np.clip(np.rint(x * (per_extreme * trial)), -32, 31)
+        sum_xq = (x * q).sum(axis=0)
+        s = sum_xq * ratio(1, np.square(q).sum(axis=0))
+        better = s * sum_xq > most  # the squared error is sum x^2 - s * sum xq
+        scale, most = np.where(better, s, scale), np.where(better, s * sum_xq, most)
     return scale

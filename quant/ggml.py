@@ -1,4 +1,5 @@
-"""ggml's tensor types: number in a file, name, and size of a block. Nothing is decoded here, so readers can size tensors by it.
+"""ggml's tensor types: number in a file, name, and size of a block. Nothing is decoded here, so readers can size
+tensors by it.
 
 Numbers are those of `enum ggml_type` (ggml.h); 4, 5, 31 to 33 and 36 to 38 were once used and are withdrawn.
 """

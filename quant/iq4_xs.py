@@ -1,8 +1,8 @@
 """IQ4_XS: 8 groups of 32 values at IQ4_NL's levels, each group with a scale of 6 bits.
 
-C struct block_iq4_xs, 136 bytes: half d; uint16 scales_h; uint8 scales_l[4]; uint8 qs[128]. Scale g has its lower four bits in
-nibble g of scales_l (low nibble first) and its upper two in bits 2 g of scales_h. Group g has bytes 16 g to 16 g + 15 of qs:
-the low nibbles are its values 0 to 15, the high ones 16 to 31. value = (d * (scale - 32)) * LEVELS[q].
+C struct block_iq4_xs, 136 bytes: half d; uint16 scales_h; uint8 scales_l[4]; uint8 qs[128]. Scale g has its lower four
+bits in nibble g of scales_l (low nibble first) and its upper two in bits 2 g of scales_h. Group g has bytes 16 g to 16
+g + 15 of qs: the low nibbles are its values 0 to 15, the high ones 16 to 31. value = (d * (scale - 32)) * LEVELS[q].
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""MXFP4: 32 values as 4-bit floats (E2M1) times one power of two (E8M0), of the OCP Microscaling Formats specification 1.0.
+"""MXFP4: 32 values as 4-bit floats (E2M1) times one power of two (E8M0), of the OCP Microscaling Formats specification
+1.0.
 
 C struct block_mxfp4, 17 bytes: uint8 e; uint8 qs[16]. The low nibbles are values 0 to 15, the high ones 16 to 31.
-value[j] = 2^(e - 128) * LEVELS[q[j]]: the levels are doubled to whole numbers, the power halved. No e stands for NaN, as ggml reads it.
+value[j] = 2^(e - 128) * LEVELS[q[j]]: the levels are doubled to whole numbers, the power halved. No e stands for NaN,
+as ggml reads it.
 """
 
 from __future__ import annotations

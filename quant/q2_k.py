@@ -1,8 +1,8 @@
 """Q2_K: 16 groups of 16 values of 2 bits, each group with a scale and a minimum of 4 bits.
 
-C struct block_q2_K, 84 bytes: uint8 scales[16] (low nibble the scale, high nibble the minimum); uint8 qs[64]; half d; half dmin.
-Each 32 bytes of qs hold 128 values: two bits each of values 0 to 31, 32 to 63, 64 to 95, 96 to 127, from the lowest up.
-value = (d * scale) * q - dmin * min.
+C struct block_q2_K, 84 bytes: uint8 scales[16] (low nibble the scale, high nibble the minimum); uint8 qs[64]; half d;
+half dmin. Each 32 bytes of qs hold 128 values: two bits each of values 0 to 31, 32 to 63, 64 to 95, 96 to 127, from the
+lowest up. value = (d * scale) * q - dmin * min.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Q3_K: 16 groups of 16 values of 3 bits, each group with a scale of 6 bits.
 
-C struct block_q3_K, 110 bytes: uint8 hmask[32]; uint8 qs[64]; uint8 scales[12]; half d.
-Each 32 bytes of qs hold the lower two bits of 128 values, as in Q2_K; bit g of hmask[l] is set where value 32 g + l has its third.
-Of the scales, bytes 0 to 7 hold the low nibbles of scales 0 to 7 below those of 8 to 15; bytes 8 to 11 hold the upper two bits of
+C struct block_q3_K, 110 bytes: uint8 hmask[32]; uint8 qs[64]; uint8 scales[12]; half d. Each 32 bytes of qs hold the
+lower two bits of 128 values, as in Q2_K; bit g of hmask[l] is set where value 32 g + l has its third. Of the scales,
+bytes 0 to 7 hold the low nibbles of scales 0 to 7 below those of 8 to 15; bytes 8 to 11 hold the upper two bits of
 scales i, i + 4, i + 8, i + 12, from the lowest up. value = (d * (scale - 32)) * (q - 4), with q of 3 bits.
 """
 

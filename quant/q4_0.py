@@ -25,7 +25,7 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The rule of ggml's quantize_row_q4_0_ref: the first value of the largest size becomes -8."""
-    d = signed_extreme(values) / -8
+    d = signed_extreme(values) / np.float32(-8)
     q = np.minimum(np.trunc(values * ratio(1, d)[:, None] + np.float32(8.5)), 15).astype(np.uint8)
     b = np.empty(len(values), STRUCT)
     b["d"] = d

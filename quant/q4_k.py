@@ -1,11 +1,11 @@
 """Q4_K: 8 groups of 32 values of 4 bits, each group with a scale and a minimum of 6 bits.
 
-C struct block_q4_K, 144 bytes: half d; half dmin; uint8 scales[12]; uint8 qs[128]. Each 32 bytes of qs hold 64 values: the low
-nibbles the first 32, the high ones the next. value = (d * scale) * q - dmin * min.
+C struct block_q4_K, 144 bytes: half d; half dmin; uint8 scales[12]; uint8 qs[128]. Each 32 bytes of qs hold 64 values:
+the low nibbles the first 32, the high ones the next. value = (d * scale) * q - dmin * min.
 
-scales packs 8 scales and 8 minima. Bytes 0 to 3 have scales 0 to 3 in their lower six bits, bytes 4 to 7 the minima 0 to 3;
-bytes 8 to 11 have the lower four bits of scales 4 to 7 below those of minima 4 to 7, whose upper two bits are the upper two
-of bytes 0 to 3 (scales) and 4 to 7 (minima).
+scales packs 8 scales and 8 minima. Bytes 0 to 3 have scales 0 to 3 in their lower six bits, bytes 4 to 7 the minima 0
+to 3; bytes 8 to 11 have the lower four bits of scales 4 to 7 below those of minima 4 to 7, whose upper two bits are the
+upper two of bytes 0 to 3 (scales) and 4 to 7 (minima).
 """
 
 from __future__ import annotations

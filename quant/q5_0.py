@@ -1,7 +1,7 @@
 """Q5_0: 32 values of 5 bits round a zero at 16, times one half.
 
-C struct block_q5_0, 22 bytes: half d; uint8 qh[4]; uint8 qs[16]. The low nibbles of qs are values 0 to 15, the high ones
-16 to 31; bit j of qh (little-endian) is the fifth bit of value j. value[j] = d * (q[j] - 16).
+C struct block_q5_0, 22 bytes: half d; uint8 qh[4]; uint8 qs[16]. The low nibbles of qs are values 0 to 15, the high
+ones 16 to 31; bit j of qh (little-endian) is the fifth bit of value j. value[j] = d * (q[j] - 16).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The rule of ggml's quantize_row_q5_0_ref: the first value of the largest size becomes -16."""
-    d = signed_extreme(values) / -16
+    d = signed_extreme(values) / np.float32(-16)
     q = np.minimum(np.trunc(values * ratio(1, d)[:, None] + np.float32(16.5)), 31).astype(np.uint8)
     b = np.empty(len(values), STRUCT)
     b["d"] = d

@@ -1,7 +1,7 @@
 """Q5_1: 32 values of 5 bits, times one half, plus another.
 
-C struct block_q5_1, 24 bytes: half d; half m; uint8 qh[4]; uint8 qs[16]. The low nibbles of qs are values 0 to 15, the high
-ones 16 to 31; bit j of qh (little-endian) is the fifth bit of value j. value[j] = d * q[j] + m.
+C struct block_q5_1, 24 bytes: half d; half m; uint8 qh[4]; uint8 qs[16]. The low nibbles of qs are values 0 to 15, the
+high ones 16 to 31; bit j of qh (little-endian) is the fifth bit of value j. value[j] = d * q[j] + m.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Q5_K: 8 groups of 32 values of 5 bits, each group with a scale and a minimum of 6 bits.
 
-C struct block_q5_K, 176 bytes: half d; half dmin; uint8 scales[12]; uint8 qh[32]; uint8 qs[128]. scales and the lower four bits
-in qs lie as in Q4_K; bit g of qh[l] is the fifth of value 32 g + l. value = (d * scale) * q - dmin * min.
+C struct block_q5_K, 176 bytes: half d; half dmin; uint8 scales[12]; uint8 qh[32]; uint8 qs[128]. scales and the lower
+four bits in qs lie as in Q4_K; bit g of qh[l] is the fifth of value 32 g + l. value = (d * scale) * q - dmin * min.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b["d"], b["dmin"], scale, minimum, q = affine_groups(values, 31)
     b["scales"] = pack_scales(scale, minimum)
     b["qh"] = np.bitwise_or.reduce(q >> 4 << BITS, axis=1)
-    q = q.reshape(-1, 4, 2, 32) & 15
-    b["qs"] = (q[:, :, 0] | q[:, :, 1] << 4).reshape(-1, 128)
+    low = q.reshape(-1, 4, 2, 32) & np.uint8(15)
+    b["qs"] = (low[:, :, 0] | low[:, :, 1] << 4).reshape(-1, 128)
     return b.view(np.uint8).reshape(-1, BYTES)

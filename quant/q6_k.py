@@ -1,8 +1,8 @@
 """Q6_K: 16 groups of 16 values of 6 bits round a zero at 32, each group with a signed scale of 8 bits.
 
-C struct block_q6_K, 210 bytes: uint8 ql[128]; uint8 qh[64]; int8 scales[16]; half d. Each 64 bytes of ql and 32 of qh hold
-128 values: values 0 to 63 have their lower four bits in the low nibbles of ql, 64 to 127 in the high ones; the upper two bits of
-values l, l + 32, l + 64, l + 96 are in qh[l], from the lowest up. value = (d * scale) * (q - 32).
+C struct block_q6_K, 210 bytes: uint8 ql[128]; uint8 qh[64]; int8 scales[16]; half d. Each 64 bytes of ql and 32 of qh
+hold 128 values: values 0 to 63 have their lower four bits in the low nibbles of ql, 64 to 127 in the high ones; the
+upper two bits of values l, l + 32, l + 64, l + 96 are in qh[l], from the lowest up. value = (d * scale) * (q - 32).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b = np.empty(len(values), STRUCT)
-    b["d"], b["scales"], q = linear_groups(values)
-    q = (q + np.int8(32)).view(np.uint8).reshape(-1, 2, 4, 32)
+    b["d"], b["scales"], signed = linear_groups(values)
+    q = (signed + np.int8(32)).view(np.uint8).reshape(-1, 2, 4, 32)
     b["ql"] = (q[:, :, :2] & 15 | q[:, :, 2:] << 4).reshape(-1, 128)
     b["qh"] = np.bitwise_or.reduce(q >> 4 << SHIFTS, axis=2).reshape(-1, 64)
     return b.view(np.uint8).reshape(-1, BYTES)

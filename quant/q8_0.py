@@ -1,6 +1,10 @@
-"""Q8_0: 32 values as signed bytes times one half. Also what ggml makes of the activations that meet 32-value weight blocks.
+"""Q8_0: 32 values as signed bytes times one half. Also what ggml makes of the activations that meet weights in blocks
+of 32.
 
 C struct block_q8_0, 34 bytes: half d; int8 qs[32]. value[j] = d * qs[j].
+
+ggml has two rules for writing it. In both the values are scaled by the float32 step, which is rounded to half only
+then: quantize_row_q8_0_ref (ggml-quants.c) writes files, quantize_row_q8_0 (ggml-cpu, on x86) activations.
 """
 
 from __future__ import annotations
@@ -22,9 +26,28 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The rule of ggml's quantize_row_q8_0_ref: the values are scaled by the float32 step; only then is it rounded to half."""
+    """The rule for files."""
+    return _pack(*round_as_files(values))
+
+
+def encode_activations(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The rule for activations: near a tie a byte may differ by one from the other's (3 in a million values)."""
+    return _pack(*round_as_activations(values))
+
+
+def round_as_files(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """[n, 32] -> step [n] and whole numbers [n, 32]: times 1 / step, ties away from zero."""
     d = np.abs(values).max(axis=1) / 127
-    b = np.empty(len(values), STRUCT)
-    b["d"] = d
-    b["qs"] = round_half_away(values * ratio(1, d)[:, None])
+    return d, round_half_away(values * ratio(1, d)[:, None])
+
+
+def round_as_activations(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """[n, 32] -> step [n] and whole numbers [n, 32]: times 127 / extreme, ties to even."""
+    extreme = np.abs(values).max(axis=1)
+    return extreme / 127, np.rint(values * ratio(127, extreme)[:, None])
+
+
+def _pack(d: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.uint8]:
+    b = np.empty(len(d), STRUCT)
+    b["d"], b["qs"] = d, q
     return b.view(np.uint8).reshape(-1, BYTES)

@@ -1,4 +1,5 @@
-"""Q8_K: 256 values as signed bytes times a float32. ggml makes it of the activations that meet K-quants; no file holds it.
+"""Q8_K: 256 values as signed bytes times a float32. ggml makes it of the activations that meet K-quants; no file holds
+it.
 
 C struct block_q8_K, 292 bytes: float d; int8 qs[256]; int16 bsums[16], the sums of 16 bytes each. value[j] = d * qs[j].
 """
@@ -22,7 +23,7 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The rule of ggml's quantize_row_q8_K_ref: the first value of the largest size becomes -127; ties round to even."""
+    """The rule of ggml's quantize_row_q8_K, on every path: the first largest value becomes -127, ties to even."""
     scale = ratio(-127, signed_extreme(values))
     b = np.empty(len(values), STRUCT)
     b["d"] = ratio(1, scale)

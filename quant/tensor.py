@@ -1,13 +1,13 @@
-"""QTensor: a weight as it lies in its file, and the one way from a format's name to the file that knows it.
+"""QTensor: a tensor as it lies in its file, and the one way from a format's name to the file that knows it.
 
 Every format is a module of this package, named as ggml names the type, in lower case. It has
 
     BLOCK: int                                 values per block
     BYTES: int                                 bytes per block
     decode(blocks: uint8 [n, BYTES]) -> float32 [n, BLOCK]
-    encode(values: float32 [n, BLOCK]) -> uint8 [n, BYTES]          (where the format can be written)
+    encode(values: float32 [n, BLOCK]) -> uint8 [n, BYTES]     (where the format can be written; finite values only)
 
-F32, F16 and BF16 are formats with BLOCK = 1.
+and, where it is decoded here and a C struct, STRUCT: the NumPy record of one block. F32, F16 and BF16 have BLOCK = 1.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BadInput
+
+SLAB = 1 << 17  # values encoded at a time: bounds the memory of the search, and keeps it near a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,18 @@ def format_module(name: str) -> ModuleType:
     """The module of a format by ggml's type name. Raises BadInput if there is none."""
     module = f"{__package__}.{name.lower()}"
     try:
-        return import_module(module)
+        found = import_module(module)
+        if hasattr(found, "BLOCK"):
+            return found
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise BadInput(f"no decoder for weight format {name}") from None
+    raise BadInput(f"no decoder for weight format {name}")
+
+
+def can_encode(name: str) -> bool:
+    """Whether the format can be written. Raises BadInput if it is not even known."""
+    return hasattr(format_module(name), "encode")
 
 
 def row_bytes(name: str, width: int) -> int:
@@ -59,14 +68,56 @@ def row_bytes(name: str, width: int) -> int:
 
 
 def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-    """Rows start..stop (of the outermost dimension) as float32, bit for bit what ggml decodes."""
+    """Rows start..stop (of the outermost dimension) as float32 [stop - start, ...], bit for bit what ggml decodes.
+
+    Raises BadInput if the tensor's bytes are not those of its shape.
+    """
     f = format_module(w.format)
-    width = w.shape[-1]
-    rows = prod(w.shape[:-1])
-    per_row = row_bytes(w.format, width)
-    inner = rows // w.shape[0] if len(w.shape) > 1 else 1
-    stop = w.shape[0] if stop is None else stop
-    if len(w.shape) == 1:
-        return f.decode(w.data.reshape(-1, f.BYTES)).reshape(-1)[start:stop]
-    part = w.data[start * inner * per_row : stop * inner * per_row]
-    return f.decode(part.reshape(-1, f.BYTES)).reshape(stop - start, *w.shape[1:])
+    *outer, width = w.shape
+    row = row_bytes(w.format, width)
+    if w.data.size != prod(outer) * row:
+        raise BadInput(
+            f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {prod(outer) * row}"
+        )
+    blocks = w.data.reshape(-1, f.BYTES)
+    if outer:
+        start, stop, _ = slice(start, stop).indices(outer[0])
+        per_row = len(blocks) // max(outer[0], 1)
+        blocks = blocks[start * per_row : stop * per_row]
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN scales decode to what ggml makes of them
+        values: NDArray[np.float32] = f.decode(blocks)
+    return values.reshape(-1, *w.shape[1:]) if outer else values.reshape(-1)[start:stop]
+
+
+def quantize(values: NDArray[np.floating], name: str, tensor: str = "") -> QTensor:
+    """Values [..., width] in the format of that name, a slab of blocks at a time.
+
+    tensor: its name, for the result and for messages. Raises BadInput if the format cannot be written, if the rows are
+    no whole number of blocks, if a value is not finite (saying where) or too large for the format.
+    """
+    f = format_module(name)
+    if not hasattr(f, "encode"):
+        raise BadInput(f"{name} can be read but not written")
+    row_bytes(name, values.shape[-1])
+    blocks = values.reshape(-1, f.BLOCK)
+    data = np.empty((len(blocks), f.BYTES), np.uint8)
+    step = SLAB // f.BLOCK
+    for i in range(0, len(blocks), step):
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+            x = np.ascontiguousarray(blocks[i : i + step], np.float32)
+            _refuse_unless_finite(x, values, i, f"tensor {tensor}: {{value}} at {{index}} is not a finite float32")
+            data[i : i + step] = f.encode(x)
+            _refuse_unless_finite(
+                f.decode(data[i : i + step]),
+                values,
+                i,
+                f"tensor {tensor}: the block of {{value}} at {{index}} is too large for {name}",
+            )
+    return QTensor(name, values.shape, data.reshape(-1), tensor)
+
+
+def _refuse_unless_finite(x: NDArray[np.float32], values: NDArray[np.floating], block: int, message: str) -> None:
+    finite = np.isfinite(x)
+    if not finite.all():
+        at = np.unravel_index(block * x.shape[1] + int(finite.argmin()), values.shape)
+        raise BadInput(message.format(value=values[at], index=tuple(int(j) for j in at)))

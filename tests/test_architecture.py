@@ -1,4 +1,4 @@
-"""The house rules that a program can check: import arrows, no shadowed standard library, every package ships, small files."""
+"""The house rules that a program can check: import arrows, no shadowed standard library, every package ships."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 CODE = ("engine", "quant", "trace", "tools")
 FOREIGN = {"torch", "transformers", "llama_cpp"}
 
-# who -> what it may import of this project. The longest matching prefix of a file's path rules; `judge` is trace's exception.
+# who -> what it may import of this project. The longest matching prefix of a file's path rules.
 JUDGE = {"engine/kernels/reference", "engine/config", "engine/weights"}
 ARROWS: dict[str, set[str]] = {
     "quant": {"quant"},
@@ -117,7 +117,7 @@ def test_root_holds_only_init() -> None:
 
 
 def test_no_standard_library_module_is_shadowed() -> None:
-    """Neither from the checkout (`python -m`, `-c` put it first on the path) nor by a tool run as a script (its folder comes first)."""
+    """Neither from the checkout (first on the path for `-m` and `-c`) nor by a tool run as a script."""
     out = subprocess.run(
         [sys.executable, "-c", "import trace; print(trace.__file__)"],
         cwd=ROOT,

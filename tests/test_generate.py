@@ -57,8 +57,15 @@ def test_a_stop_id_is_the_last(weights: Weights) -> None:
 
 @pytest.mark.parametrize(
     ("ids", "count", "says"),
-    [([], 1, "empty"), ([259], 1, "259"), ([-1], 1, "-1"), (list(range(9)), 1, "9 tokens"), (list(range(8)), 1, "at most 0"), ([1], 8, "at most 7")],
-)  # fmt: skip
+    [
+        ([], 1, "empty"),
+        ([259], 1, "259"),
+        ([-1], 1, "-1"),
+        (list(range(9)), 1, "9 tokens"),
+        (list(range(8)), 1, "at most 0"),
+        ([1], 8, "at most 7"),
+    ],
+)
 def test_what_does_not_fit_is_refused(weights: Weights, ids: list[int], count: int, says: str) -> None:
     small = replace(weights, config=replace(weights.config, max_position_embeddings=8))
     with pytest.raises(BadInput, match=says):

@@ -50,8 +50,16 @@ def test_same_seed_same_tokens(seed: int, temperature: float, top_k: int, top_p:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"seed": -1}],
-)  # fmt: skip
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+    ],
+)
 def test_senseless_values_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput):
         Sampling(**wrong)  # type: ignore[arg-type]

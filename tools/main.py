@@ -11,8 +11,8 @@ from importlib import import_module
 from .. import __version__
 from ..quant.errors import BadInput
 
-# command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a module
-# of the standard library shadows it when run as a script.
+# command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a
+# module of the standard library shadows it when run as a script.
 COMMANDS = {
     "run": ("run", "answer a prompt"),
     "pull": ("pull", "download a model"),

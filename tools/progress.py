@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Yields a function that is told how much is done so far; the bar is on stderr and gone at the end.
+    """Yields a function that takes how much is done so far; the bar is on stderr and goes at the end.
 
-    unit: "bytes" shows sizes and speed; anything else is a plain count. rich is only imported where there is a terminal.
+    unit: "bytes" shows sizes and speed, anything else a plain count. rich is imported only where there is a terminal.
     """
     if not sys.stderr.isatty():
         yield lambda done: None

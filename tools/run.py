@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes, figures to stderr."
     )
-    parser.epilog = "examples:\n  engine run -p 'What is 2+2?' --chat\n  engine run -p 'def fibonacci(n):' -n 48\n  engine run -f prompt.txt --json"
+    parser.epilog = """examples:
+  engine run -p 'What is 2+2?' --chat
+  engine run -p 'def fibonacci(n):' -n 48
+  engine run -f prompt.txt --json"""
     add_model_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
@@ -71,7 +74,7 @@ def _utf8(data: bytes, name: str) -> str:
 
 
 def prompt_ids(tokenizer: Tokenizer, template: str | None, text: str, args: argparse.Namespace) -> list[int]:
-    """The ids of the text, or of the chat that holds it. Control tokens count in a raw prompt, as everywhere; in a message of a chat they are plain text."""
+    """The ids of the text, or of the chat that holds it. Control tokens count in a raw prompt, not in a message."""
     if not args.chat:
         return tokenizer.prompt_ids(text)
     from ..engine.chat import chat_ids
@@ -84,7 +87,8 @@ def prompt_ids(tokenizer: Tokenizer, template: str | None, text: str, args: argp
 
 def describe(f: dict[str, Any]) -> str:
     """The one line of figures."""
-    line = f"load {f['load_s']:.2f} s; prompt {f['prompt_tokens']} tokens, {f['prompt_tokens_per_s']:.1f}/s; first token after {f['first_token_s']:.2f} s"
+    line = f"load {f['load_s']:.2f} s; prompt {f['prompt_tokens']} tokens, {f['prompt_tokens_per_s']:.1f}/s"
+    line += f"; first token after {f['first_token_s']:.2f} s"
     return line + (
         f"; generated {f['generated_tokens']} tokens, {f['generated_tokens_per_s']:.1f}/s"
         if f["generated_tokens_per_s"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..quant.errors import BadInput
@@ -16,9 +16,9 @@ Ranges = tuple[range, ...]
 class Plan:
     """What the user asked for.
 
-    stages: in order of execution, each once. layers: the layers asked for, None for all; whole-model stages ignore it.
-    positions: positions of the prompt to keep, None for all, () for the last one; a decode step has one position, always
-    kept, and a stage that exists for the last position only (lm_head) is kept whatever this says.
+    stages: in order of execution, each once. layers: the layers asked for, None for all; the whole model's ignore it.
+    positions: positions of the prompt to keep, None for all, () for the last one; a decode step's one position is always
+    kept, and so is a stage that exists for the last position only (lm_head).
     decode_steps: greedy steps to take, and trace, after the prompt.
     """
 
@@ -32,13 +32,19 @@ class Plan:
         return s in self.stages and (layer is None or self.layers is None or any(layer in r for r in self.layers))
 
     def check(self, layers: int, prompt: int) -> None:
-        """Raises BadInput if a model of so many layers or a prompt of so many positions cannot give what is asked for."""
+        """Raises BadInput if a model of so many layers, or a prompt of that length, cannot give what is asked for."""
         if self.layers and (last := max(r[-1] for r in self.layers)) >= layers:
             raise BadInput(
                 f"layer {last} is past the last: the model has layers 0 to {layers - 1} (0..{layers} or `all`)"
             )
         if self.positions and (last := max(r[-1] for r in self.positions)) >= prompt:
             raise BadInput(f"position {last} is past the last: the prompt has positions 0 to {prompt - 1}")
+
+    def expected(self, layers: int) -> Iterator[tuple[Stage, int | None]]:
+        """Every stage and layer that one forward pass of a model of so many layers must yield."""
+        for s in self.stages:
+            where: Iterable[int | None] = {"whole": (None,), "first": (0,), "layer": range(layers)}[s.scope]
+            yield from ((s, layer) for layer in where if self.wants(s, layer))
 
     def kept(self, prompt: int) -> list[int]:
         """The positions of a prompt of that length which the plan keeps, ascending."""

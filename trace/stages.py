@@ -57,7 +57,7 @@ STAGES: tuple[Stage, ...] = (
     _stage("q_post_rope", "T N H", "-", "Qcur 2", rope="after"),
     _stage("k_post_rope", "T K H", "-", "Kcur 2", rope="after", heads="not repeated"),
     _stage("attn_scores", "N T S", "-", "kq", mask="before", scale="1/sqrt(H)", above_diagonal="0.0"),
-    _stage("attn_softmax", "N T S", ".self_attn (attentions, eager)", "kq_soft_max", mask="after", above_diagonal="0.0"),
+    _stage("attn_softmax", "N T S", ".self_attn, attentions", "kq_soft_max", mask="after", above_diagonal="0.0"),
     _stage("attention", "T N H", "input of .self_attn.o_proj", "kqv_out", output_projection="before"),
     _stage("attn_out", "T D", ".self_attn.o_proj", "attn_out", output_projection="after", residual="before"),
     _stage("post_attn_residual", "T D", "input of .post_attention_layernorm", "ffn_inp", residual="after"),

@@ -26,10 +26,10 @@ class Cache(Protocol):
     capacity: int
 
     def positions(self, count: int) -> Any:
-        """int32 [T]: the absolute positions of the next `count` tokens. Raises BadInput if they pass the capacity."""
+        """int32 [T]: positions of the next `count` tokens. Raises BadInput if they pass the capacity."""
 
     def append(self, layer: int, k_TKH: Any, v_TKH: Any) -> tuple[Any, Any]:
-        """Stores T new positions of a layer; returns keys and values of all S = length + T positions, [S, K, H] each."""
+        """Stores T new positions of a layer; returns keys and values of all S = length + T, [S, K, H] each."""
 
     def advance(self, count: int) -> None:
         """The forward pass is over: `count` positions more are held."""

@@ -1,7 +1,8 @@
-"""The reference backend: NumPy, as plain as the formulas, in float32 or float64. The slow twin that judges all the others.
+"""The reference backend: NumPy, as plain as the formulas, in float32 or float64; the slow twin of all the others.
 
-In f64 everything after the exactly dequantised weights is float64: the judge. Products go through NumPy's own matmul, so f32
-results may move in the last bits with the number of positions at once; bit-identity is the CPU backend's promise, not this one's.
+In f64 everything after the exactly dequantised weights is float64: the judge. Products go through NumPy's own matmul,
+so f32 results may move in the last bits with the number of positions at once; bit-identity is the CPU backend's
+promise, not this one's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Array = NDArray[np.floating[Any]]
 
 
 class Matrix:
-    """Stacked quantised matrices of one input width, dequantised a slab of rows at a time: memory stays at the file's size."""
+    """Stacked quantised matrices of one input width, dequantised a slab of rows at a time to save memory."""
 
     ROWS = 4096
 
@@ -119,7 +120,7 @@ def silu(x_TF: Array) -> Array:
 
 
 def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32]) -> Array:
-    """The angle is the float32 product that Hugging Face computes in every precision; its cosine and sine are taken in float64."""
+    """The angle is the float32 product that Hugging Face takes in every precision; cosine and sine are float64's."""
     angle_Th = (pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
     cos_T1h, sin_T1h = (f(angle_Th)[:, None, :].astype(x_TNH.dtype) for f in (np.cos, np.sin))
     a_TNh, b_TNh = np.split(x_TNH, 2, axis=-1)

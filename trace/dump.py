@@ -1,0 +1,190 @@
+"""Reading a dump: every stage file of a folder, in order of execution, with what the manifest says of it.
+
+A dump without a manifest (aprender's, a user's own) is read too: stages from the paths, shapes from the model's sizes
+and the files' counts. Headers are checked at once, values are mapped and not read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import file_digest
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quant.errors import BadInput
+from . import aprt
+from .plan import parse_ranges
+from .stages import STAGES, Stage, execution_order, find, shape_of_count, stage
+from .store import MANIFEST, PROMPT, file_name, files_of, phase_name, read_manifest
+
+_PATH = re.compile(r"(?:decode-(\d{4,9})/)?(?:layer-(0|[1-9]\d{0,9})/)?([^/]+)\.bin", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a dump.
+
+    phase: 0 for the prompt, n for decode step n. layer: None for the whole model.
+    shape: as the stage's letters; flat where neither a manifest nor a model says more.
+    positions: absolute, one per T (one in all where the stage has no T); None where nothing says so.
+    capture: the capture point's facts (stages.py); None where nothing says so.
+    """
+
+    path: Path
+    stage: Stage
+    layer: int | None
+    phase: int
+    shape: tuple[int, ...]
+    positions: tuple[int, ...] | None = None
+    capture: Mapping[str, str] | None = None
+    sha256: str | None = None
+
+    @property
+    def key(self) -> tuple[int, int | None, str]:
+        return self.phase, self.layer, self.stage.name
+
+    @property
+    def label(self) -> str:
+        """`layer-0/attn_norm`, `decode-0001/lm_head`: for people."""
+        return file_name(self.stage, self.layer, self.phase).removesuffix(".bin")
+
+    def values(self) -> NDArray[np.float32]:
+        """float32, of the entry's shape, read-only, mapped from the file: nothing is read until it is looked at."""
+        return aprt.read(self.path).values.reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """An opened dump.
+
+    run: the manifest's facts of the run ({} without one): model, tokens, backend, precision, versions.
+    sizes: the model's sizes by shape letter; None where neither the manifest nor the caller knows them.
+    entries: in order of execution. ignored: .bin files of a dump without a manifest whose names are no stage's.
+    """
+
+    path: Path
+    run: Mapping[str, Any]
+    sizes: Mapping[str, int] | None
+    entries: tuple[Entry, ...]
+    ignored: tuple[str, ...] = ()
+    _by_key: Mapping[tuple[int, int | None, str], Entry] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_key", MappingProxyType({e.key: e for e in self.entries}))
+
+    def get(self, name: str, layer: int | None = None, phase: int = PROMPT) -> Entry | None:
+        """The file of a stage; None if the dump has none."""
+        return self._by_key.get((phase, layer, stage(name).name))
+
+    def check_digests(self) -> None:
+        """Raises BadInput if a file is not the one that the manifest describes."""
+        for e in self.entries:
+            if e.sha256 is not None:
+                with e.path.open("rb") as file:
+                    if file_digest(file, "sha256").hexdigest() != e.sha256:
+                        raise BadInput(
+                            f"{e.path}: its SHA-256 is not the one in {MANIFEST}; the file was changed since"
+                        )
+
+
+def open_dump(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = None) -> Dump:
+    """Opens a dump, checks every header against path, manifest and sizes, and reads no values.
+
+    sizes: the model's, by shape letter, for a dump without a manifest (aprender's, or a user's own). Raises BadInput.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BadInput(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+    manifest = read_manifest(path)
+    run: Mapping[str, Any] = {}
+    ignored: list[str] = []
+    if manifest is None:
+        entries, ignored = _bare_entries(path, sizes)
+    else:
+        entries = [_listed_entry(path, f) for f in manifest["files"]]
+        run, sizes = manifest["run"], manifest["sizes"]
+        stale = sorted(set(files_of(path)) - {MANIFEST} - {e.path.relative_to(path).as_posix() for e in entries})
+        if stale:
+            raise BadInput(f"{path} holds {stale[0]}, which {MANIFEST} does not list; remove it, or trace again")
+    if not entries:
+        raise BadInput(f"{path} holds no stage files (layer-N/<stage>.bin, <stage>.bin)")
+    entries.sort(key=lambda e: (e.phase, execution_order(e.stage, e.layer)))
+    for a, b in pairwise(entries):
+        if a.key == b.key:
+            raise BadInput(f"{a.path} and {b.path} are the same stage")
+    return Dump(path, run, sizes, tuple(entries), tuple(ignored))
+
+
+def _checked(path: Path, inside: str) -> tuple[Stage | None, int | None, int, int]:
+    """(stage, layer, phase, count) of a file by its path and header. Stage None: the name is no stage's."""
+    m = _PATH.fullmatch(inside)
+    s = find(m[3]) if m else None
+    if m is None or s is None:
+        return None, None, 0, 0
+    phase, layer = int(m[1] or 0), None if m[2] is None else int(m[2])
+    header = aprt.read(path / inside)
+    if header.layer != layer:
+        says = "the whole model" if header.layer is None else f"layer {header.layer}"
+        raise BadInput(f"{path / inside}: its header says {says}, its path does not")
+    if (layer is None) != (s.scope == "whole") or (s.scope == "first" and layer != 0):
+        where = {"whole": "the dump's own folder", "first": "layer-0", "layer": "a layer-N folder"}[s.scope]
+        raise BadInput(f"{path / inside}: {s.name} belongs into {where}")
+    return s, layer, phase, len(header.values)
+
+
+def _bare_entries(path: Path, sizes: Mapping[str, int] | None) -> tuple[list[Entry], list[str]]:
+    found, ignored = [], []
+    for inside in files_of(path):
+        if inside.endswith(".bin"):
+            s, layer, phase, count = _checked(path, inside)
+            if s is None:
+                ignored.append(inside)
+            else:
+                found.append((inside, s, layer, phase, count))
+    lengths: dict[int, set[int]] = {}
+    for _, s, _, phase, count in found:
+        if sizes and "T" in s.letters and "S" not in s.letters:
+            lengths.setdefault(phase, set()).update((shape_of_count(s, sizes, count, None) or ())[:1])
+    entries = []
+    for inside, s, layer, phase, count in found:
+        T = lengths.get(phase, set())
+        shape = shape_of_count(s, sizes, count, min(T) if len(T) == 1 else None) if sizes else (count,)
+        if shape is None:
+            raise BadInput(f"{path / inside}: {count} values are no {s.shape} of this model ({dict(sizes or {})})")
+        entries.append(Entry(path / inside, s, layer, phase, shape))
+    return entries, ignored
+
+
+def _listed_entry(path: Path, f: dict[str, Any]) -> Entry:
+    where = path / MANIFEST
+    inside, shape, spelled, capture, digest = (f.get(k) for k in ("path", "shape", "positions", "capture", "sha256"))
+    if not isinstance(inside, str) or not _PATH.fullmatch(inside):
+        raise BadInput(f"{where}: {inside!r} is no path of a stage file in a dump")
+    s, layer, phase, count = _checked(path, inside)
+    if s is None:
+        raise BadInput(
+            f"{where}: {inside} is not the file of a stage; the stages are {', '.join(t.name for t in STAGES)}"
+        )
+    if (f.get("stage"), f.get("layer"), f.get("phase")) != (s.name, layer, phase_name(phase)):
+        raise BadInput(f"{where}: {inside} is listed as {f.get('stage')!r}, {f.get('layer')!r}, {f.get('phase')!r}")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) != len(s.letters):
+        raise BadInput(f"{where}: {inside} has shape {shape!r}, not {s.shape}")
+    if prod(shape) != count:
+        raise BadInput(f"{path / inside}: holds {count} values, {MANIFEST} says {shape}")
+    if not isinstance(spelled, str) or not isinstance(capture, dict) or not isinstance(digest, str):
+        raise BadInput(f"{where}: {inside} needs positions, capture and sha256")
+    ranges = parse_ranges(spelled, "positions")
+    T = dict(zip(s.letters, shape, strict=True)).get("T", 1)
+    if sum(len(r) for r in ranges) != T:
+        raise BadInput(f"{where}: {inside} has {T} positions, and names {spelled}")
+    positions = tuple(p for r in ranges for p in r)
+    return Entry(path / inside, s, layer, phase, tuple(shape), positions, MappingProxyType(capture), digest)
