@@ -1,0 +1,96 @@
+"""Hypotheses: known mistakes, each a small function that recomputes a stage as an engine with that mistake would.
+
+One is reported when it reproduces the dump down to rounding, under the dump's own recipe. To add one: a function under
+@hypothesis in one of the hypotheses_*.py files, and a test that plants it (tests/test_hypotheses.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quant.errors import BadInput
+from .recipes_floats import Span
+from .verify_fit import Fit, compare
+from .verify_site import Site, Unjudgeable
+
+Variants = Span | None | Iterable[tuple[str, Span]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """name: short, stable, for programs. sentence: for people; {} takes the variant that fitted.
+
+    stages: those that it is about. recompute: a site -> its Span under the mistake, several with what varies, or None.
+    """
+
+    name: str
+    sentence: str
+    stages: tuple[str, ...]
+    recompute: Callable[[Site], Variants]
+
+    def variants(self, site: Site) -> Iterator[tuple[str, Span]]:
+        found = self.recompute(site)
+        if isinstance(found, Span):
+            yield "", found
+        elif found is not None:
+            yield from found
+
+
+TABLE: list[Hypothesis] = []
+
+
+def hypothesis(name: str, sentence: str, *stages: str) -> Callable[[Callable[[Site], Variants]], Callable[[Site], Variants]]:
+    """Enters a function into the table."""
+
+    def enter(f: Callable[[Site], Variants]) -> Callable[[Site], Variants]:
+        TABLE.append(Hypothesis(name, sentence, stages, f))
+        return f
+
+    return enter
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A hypothesis that reproduces a stage. at: the stage that the mistake is in (a missing one, if the dump lacks it)."""
+
+    name: str
+    sentence: str
+    at: str
+    left: float
+    allowed: float
+
+
+def explain(site: Site, got: NDArray[np.floating[Any]]) -> list[Named]:
+    """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump lacks."""
+    from . import hypotheses_attention, hypotheses_dump, hypotheses_products, hypotheses_vectors  # noqa: F401, PLC0415
+
+    named = []
+    here = (site.phase, site.layer)
+    lacking = dict.fromkeys(stage for phase, layer, stage, _ in site.recomputed if (phase, layer) == here)
+    for at in (site.stage, *lacking):
+        for h in TABLE:
+            if at in h.stages or not h.stages:
+                best = _best(h, site, at, got)
+                if best is not None:
+                    detail, fit = best
+                    named.append(Named(h.name, h.sentence.format(detail), at, fit.left, fit.allowed))
+    return sorted(named, key=lambda n: n.left)
+
+
+def _best(h: Hypothesis, site: Site, at: str, got: NDArray[np.floating[Any]]) -> tuple[str, Fit] | None:
+    best: tuple[str, Fit] | None = None
+    try:
+        for detail, span in h.variants(site.at(at)):
+            whole = span if at == site.stage else site.having(**{at: span}).compute()
+            if whole.mid.shape == got.shape:
+                fit = compare(got, whole)
+                if fit.good and (best is None or fit.left < best[1].left):
+                    best = detail, fit
+    except (Unjudgeable, BadInput):
+        return best
+    return best

@@ -1,0 +1,95 @@
+"""Where in a tensor the unexplained elements sit: positions, heads, channels; and for a matrix product, which block of which
+row of the weights would explain them.
+
+A wrong block of row o changes y[t, o] by the sum over the block of dw_i x[t, i]. With dw of no known direction, the errors
+of row o over positions have covariance proportional to X_b X_b^T, X_b being the block's columns of x: each block's
+marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains them. One position has no direction, so with T = 1
+only the row can be named.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quant.tensor import format_module
+from .hypotheses_products import INPUTS
+from .recipes_floats import Array, Span
+from .recipes_products import operand
+from .stages import stage
+from .verify_fit import outside
+from .verify_site import PRODUCTS, Site, flat
+
+MOST = 8  # rows, channels or heads named
+AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "channels", "F": "channels",
+        "E": "channels", "V": "rows", "S": "keys"}  # fmt: skip
+
+
+def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
+    """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of", "which"}};
+    for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}]."""
+    bad = outside(got, span)
+    letters = stage(site.stage).letters
+    found: dict[str, Any] = {"outside": int(bad.sum()), "of": int(bad.size)}
+    for axis, letter in enumerate(letters):
+        others = tuple(i for i in range(bad.ndim) if i != axis)
+        hit = np.flatnonzero(bad.any(others))
+        name = AXES[letter]
+        which = [site.pos[i] for i in hit[:MOST]] if letter == "T" and len(site.pos) == bad.shape[axis] else hit[:MOST].tolist()
+        found[name] = {"count": len(hit), "of": bad.shape[axis], "which": which}
+    with np.errstate(invalid="ignore"):
+        error = np.nan_to_num(np.abs(np.asarray(got, np.float64) - span.mid), nan=np.inf)
+    worst = np.unravel_index(int(error.argmax()), error.shape)
+    found["worst"] = {AXES[n].rstrip("s"): int(i) for n, i in zip(letters, worst, strict=True)}
+    if site.stage in PRODUCTS and bad.any():
+        found["blocks"] = blocks(site, got, span, bad)
+    return found
+
+
+def blocks(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """The likeliest block of each wrong row, if few rows are wrong."""
+    rows = np.flatnonzero(np.atleast_2d(bad).any(0))
+    if len(rows) > MOST:
+        return []
+    error_TO = np.atleast_2d(np.asarray(got, np.float64) - span.mid)
+    if not np.isfinite(error_TO).all():
+        return []
+    named, first = [], 0
+    x = flat(site.input(INPUTS[site.stage])).mid
+    for m in site.matrices():
+        mine = rows[(rows >= first) & (rows < first + m.shape[0])]
+        if len(mine):
+            size = max(32, format_module(m.format).BLOCK)
+            x_TI, _ = operand(site.recipe, x, m.format)
+            for o in mine.tolist():
+                block, confidence = likeliest(error_TO[:, o], x_TI, size)
+                known = {"row": o - first, "matrix": m.tensor.name, "format": m.format, "size": size}
+                named.append({**known, "block": block, "confidence": confidence})
+        first += m.shape[0]
+    return named
+
+
+def likeliest(error_T: Array, x_TI: Array, size: int) -> tuple[int | None, float]:
+    """The block of `size` inputs that explains the errors of one row, and its share of the likelihood. None for T = 1."""
+    T, I = x_TI.shape
+    if T == 1 or I <= size:
+        return (0, 1.0) if I <= size else (None, 0.0)
+    scores = []
+    for start in range(0, I, size):
+        x_Tb = x_TI[:, start : start + size]
+        gram = x_Tb @ x_Tb.T
+        level = np.trace(gram) / T
+        if level == 0:
+            scores.append(-np.inf)
+            continue
+        gram = gram / level + 1e-9 * np.eye(T)
+        _, logdet = np.linalg.slogdet(gram)
+        fit = float(error_T @ np.linalg.solve(gram, error_T)) / T
+        scores.append(-0.5 * T * np.log(max(fit, 1e-300)) - 0.5 * logdet)
+    score = np.array(scores)
+    share = np.exp(score - score.max())
+    share /= share.sum()
+    best = int(score.argmax())
+    return best, float(share[best])
