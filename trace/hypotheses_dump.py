@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .hypotheses import Variants, hypothesis
-from .recipes_floats import BFLOAT16, FLOAT16, Span
+from .recipes_floats import Span
 from .stages import NAMES, stage
-from .verify_site import PRODUCTS, Site, Unjudgeable, place
+from .verify_site import Site, Unjudgeable, place
 
 
 @hypothesis("other-file", "the file is the same, bit for bit, as {}")
@@ -78,12 +78,3 @@ def layout(s: Site) -> Variants:
     shape = span.mid.shape
     yield "head by head [N, T, H]", span.shaped(lambda v: v.swapaxes(0, 1).reshape(shape))
     yield "[T, H, N]", span.shaped(lambda v: v.swapaxes(1, 2).reshape(shape))
-
-
-@hypothesis("other-precision", "the result is rounded to {}, unlike the rest of the dump", *(n for n in NAMES if n not in PRODUCTS))
-def other_precision(s: Site) -> Variants:
-    for f in (BFLOAT16, FLOAT16):
-        if f is not s.recipe.result:
-            yield f.name, s.compute().map(f.round)
-
-

@@ -1,11 +1,12 @@
 """A matrix product under a recipe: its value in float64 from the operands that the engine used, and how far the order of
 summation can move it.
 
-Adding K terms in float32 in an order nobody told: each addition rounds a partial sum by at most u of its size, on average
-(uniform in the last place) by u/sqrt(3). Partial sums that start at 0 and end at y, over terms t_k, stay within about
-sqrt(y^2 + sum t_k^2) unless somebody sorted the terms; so the error has a standard deviation of at most
-u sqrt(K/3) sqrt(y^2 + sum t_k^2), and SIGMAS of these are allowed. Higham (Accuracy and Stability, 2nd ed.) has the
-worst case gamma_K sum |t_k| in section 3.1 and the sqrt(K) of independent roundings in section 2.8.
+Adding K terms in float32 in an order nobody told: each addition rounds a partial sum s by at most u |s|, on average (uniform
+in the last place) by u |s| / sqrt(3). Terms t_k of mixed sign make s a random walk of size sqrt(sum t_k^2) to the sum y: the
+error's standard deviation is about sigma = u sqrt(K/3) sqrt(y^2 + sum t_k^2) for a walk of ordinary size. It is a normal
+number times the size of a walk, so SIGMAS must cover both tails: 13 is passed with a chance of 1e-9 per element
+(docs/budgets.md). Sums of one sign cannot wander, and SIGMAS_ONE_SIGN is the normal number's alone. Higham (Accuracy and
+Stability, 2nd ed.) has the worst case gamma_K sum |t_k| in section 3.1, the sqrt(K) of independent roundings in 2.8.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from ..quant.tensor import QTensor, dequantize, format_module
 from .recipes import Recipe
 from .recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Array, Span
 
-SIGMAS = 6.0
+SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
 SLAB = 1 << 22  # weights decoded at a time
 
 
-def summation(K: float | Array, y: Array, squares: Array) -> Array:
-    """What SIGMAS standard deviations allow a sum y of K terms whose squares sum to `squares`."""
-    return SIGMAS * FLOAT32.u * np.sqrt(K / 3) * np.sqrt(y * y + squares)
+def summation(K: float | Array, y: Array, squares: Array, sigmas: float = SIGMAS) -> Array:
+    """How far a sum y of K terms whose squares sum to `squares` may be off."""
+    return sigmas * FLOAT32.u * np.sqrt(K / 3) * np.sqrt(y * y + squares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ place beside ours: what the dump's own rotations say is taken, frequency by freq
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,13 +111,10 @@ def fitted(
         (Repeated(_nudged(np.array([repeated.ratio]), n)[0], repeated.pairs) for n in (0, -1, 1)),
         key=lambda way: residual(way).sum(),
     )
-    return _sorted_by(ways, {k: residual(v).sum() for k, v in ways.items()})
+    score = {name: float(residual(way).sum()) for name, way in ways.items()}
+    # Of ways that the data can hardly tell apart, the commonest comes first.
+    return dict(sorted(ways.items(), key=lambda item: score[item[0]] > 1.5 * min(score.values())))
 
 
 def _nudged(x: NDArray[np.float32], ulps: int) -> NDArray[np.float32]:
     return (x.view(np.int32) + np.int32(ulps)).view(np.float32)
-
-
-def _sorted_by(ways: dict[str, Rotation], score: dict[str, float]) -> dict[str, Rotation]:
-    order: Iterable[str] = sorted(ways, key=lambda k: score[k])
-    return {k: ways[k] for k in order}

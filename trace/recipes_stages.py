@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..engine.kernels import reference
 from .recipes import Recipe
 from .recipes_floats import FLOAT32, Array, Span, joined, plus, times
-from .recipes_products import SIGMAS, summation
+from .recipes_products import SIGMAS_ONE_SIGN, summation
 
 U = FLOAT32.u
 Positions = NDArray[np.int32]
@@ -35,7 +35,8 @@ def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
     squares_T1 = np.square(x.mid).sum(-1, keepdims=True)
     fourths_T1 = np.square(np.square(x.mid)).sum(-1, keepdims=True)
     safe_T1 = np.maximum(squares_T1, FLOAT32.least)
-    rel_T1 = np.minimum(x.mid.shape[-1] * U, summation(x.mid.shape[-1], squares_T1, fourths_T1) / safe_T1) / 2 + 4 * U
+    sum_error_T1 = summation(x.mid.shape[-1], squares_T1, fourths_T1, SIGMAS_ONE_SIGN) / safe_T1
+    rel_T1 = np.minimum(x.mid.shape[-1] * U, sum_error_T1) / 2 + 4 * U
     y = reference.rms_norm(x.mid, np.ones(1), eps)
     radius = np.abs(y) * rel_T1
     if not x.exact:
@@ -94,11 +95,13 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions) -> Span:
 
     q_TNH, k_SKH = r.attention.round(q.mid), r.attention.round(k.mid)
     y = dot(q_TNH, k_SKH)
-    radius = summation(H, y, dot(np.square(q_TNH), np.square(k_SKH))) + 3 * r.slack * np.abs(y)
+    radius = summation(H, y, dot(np.square(q_TNH), np.square(k_SKH))) + r.slack * np.abs(y)
     if not (q.exact and k.exact):
         dq, dk = (s.map(r.attention.round).radius for s in (q, k))
         radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
-    return Span.around(y, radius).map(lambda v: r.result.round(r.result.round(v) / root))
+    dots = rounded(r, Span.around(y, radius)).map(lambda v: v / root)
+    slack = 2 * U * np.abs(dots.mid)
+    return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
 
 
 def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
@@ -110,7 +113,7 @@ def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
     if not s.exact:
         rel = rel + np.where(seen, s.radius, 0)
     S = s.mid.shape[-1]
-    total = np.minimum(S * U, SIGMAS * U * np.sqrt(S / 3) * np.sqrt(1 + np.square(p).sum(-1, keepdims=True)))
+    total = np.minimum(S * U, summation(S, np.ones(1), np.square(p).sum(-1, keepdims=True), SIGMAS_ONE_SIGN))
     rel = rel + (p * rel).sum(-1, keepdims=True) + total + 6 * U
     after = np.arange(S) > pos_T[:, None]
     radius = np.where(after, 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)

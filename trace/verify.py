@@ -18,7 +18,6 @@ from .dump import Dump, Entry
 from .recipes import FLOAT32_RECIPE, RECIPES, Recipe
 from .recipes_floats import Span
 from .recipes_rope import fitted
-from .stages import NAMES
 from .verify_fit import Fit, compare
 from .verify_site import ROPE, Bench, Key, Site, Unjudgeable, arithmetic, heads_of, place
 from .verify_tokens import known_tokens
@@ -34,7 +33,7 @@ class Finding:
 
     observed: relative RMS of the dump against the plain float64 stage; left: against the recipe's; predicted: what the
     recipe's rounding allows (or the budget expects). worst: the largest error of any element over what it is allowed.
-    outside of size: elements that rounding does not explain; equal: bit-equal ones. recipe: None where none fits.
+    blames: the file that is wrong instead of this stage. outside of size: elements that rounding does not explain; equal: bit-equal ones. recipe: None where none fits.
     """
 
     phase: int
@@ -53,6 +52,7 @@ class Finding:
     notes: list[str] = field(default_factory=list)
     where: dict[str, Any] = field(default_factory=dict)
     hypotheses: list[dict[str, Any]] = field(default_factory=list)
+    blames: Key | None = None
 
     @property
     def key(self) -> Key:
@@ -247,16 +247,17 @@ def verify(
 
     against: a second model that the engine may have run. done: told how many files are judged.
     """
+    from .verify_review import review
+
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
     bench.rotations = fitted(bench.rotations, list(rotations_seen(bench)))
     judge = Judge(bench)
     findings = []
-    for n, e in enumerate(dump.entries):
-        findings.append(judge.judge(e))
-        done(n + 1)
-    judge.name_recipes(findings)
+    with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
+        for n, e in enumerate(dump.entries):
+            findings.append(judge.judge(e))
+            done(n + 1)
+        judge.name_recipes(findings)
+        review(judge, findings)
     return Verification(findings, judge.recipe, bench.tokens, remarks)
-
-
-assert set(NAMES)

@@ -40,10 +40,10 @@ def compare(got: NDArray[np.floating[Any]], span: Span) -> Fit:
     x, mid = np.asarray(got, np.float64), span.mid
     with np.errstate(invalid="ignore", over="ignore"):
         equal = (x == mid) | (np.isnan(x) & np.isnan(mid))
-        inside = ((x >= span.lo) & (x <= span.hi)) | equal | (~np.isfinite(mid) & ~np.isfinite(x))
+        inside = ~outside(got, span)
         finite = np.isfinite(mid) & np.isfinite(x)
         error = np.where(finite, x - np.where(finite, mid, 0), 0)
-        allowed = np.where(finite, span.radius, 0)
+        allowed = np.where(finite & np.isfinite(span.radius), span.radius, 0)
         ratio = np.divide(np.abs(error), allowed, out=np.where(error != 0, np.inf, 0.0), where=allowed > 0)
         ratio[~inside & ~finite] = np.inf
         scale = rms(np.where(finite, mid, 0))
@@ -68,8 +68,8 @@ def over(a: float, b: float) -> float:
 
 
 def outside(got: NDArray[np.floating[Any]], span: Span) -> NDArray[np.bool_]:
-    """Which elements lie outside their span."""
-    x = np.asarray(got, np.float64)
+    """Which elements lie outside their span. An end that overflowed allows nothing."""
+    x, mid = np.asarray(got, np.float64), span.mid
     with np.errstate(invalid="ignore"):
-        inside = ((x >= span.lo) & (x <= span.hi)) | (x == span.mid) | (~np.isfinite(span.mid) & ~np.isfinite(x))
-    return ~inside
+        inside = (x >= span.lo) & (x <= span.hi) & np.isfinite(span.lo) & np.isfinite(span.hi)
+        return ~(inside | (x == mid) | (~np.isfinite(mid) & ~np.isfinite(x)))
