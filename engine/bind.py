@@ -33,6 +33,8 @@ PER_LAYER = {
     "ffn_up": ("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
     "ffn_down": ("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
 }
+# Old conversions carry the table of inverse frequencies, which follows from rope_theta.
+HARMLESS = ".rotary_emb.inv_freq"
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
@@ -47,14 +49,20 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 
 
 def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
-    """Weights of a checkpoint. Raises BadInput for a missing tensor or one whose shape does not fit its role."""
+    """Weights of a checkpoint. Raises BadInput for a tensor that is missing, has not its role's shape, or has no role.
+
+    A tensor that nothing here reads (a query norm, a rotary table, a layer too many) would be a model computed wrong.
+    """
     want = shapes(c)
+    used: set[str] = set()
 
     def get(role: str, names: tuple[str, str], i: int | None = None) -> QTensor:
         spelled = [n.format(i) for n in names]
-        w = next((tensors[n] for n in spelled if n in tensors), None)
-        if w is None:
+        name = next((n for n in spelled if n in tensors), None)
+        if name is None:
             raise BadInput(f"tensor {' or '.join(spelled)} is missing")
+        used.add(name)
+        w = tensors[name]
         if w.shape != want[role]:
             raise BadInput(f"tensor {w.name or spelled[0]} has shape {w.shape}; as {role} it must have {want[role]}")
         return w
@@ -72,7 +80,7 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         )
 
     embed = get("embed", WHOLE["embed"])
-    return Weights(
+    weights = Weights(
         config=c,
         embed=embed,
         layers=tuple(layer(i) for i in range(c.num_hidden_layers)),
@@ -80,6 +88,12 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         lm_head=embed if c.tie_word_embeddings else get("lm_head", WHOLE["lm_head"]),
         inv_freq_h=inverse_frequencies(c),
     )
+    if c.tie_word_embeddings:  # some files hold the tied head once more
+        used.update(WHOLE["lm_head"])
+    if unused := [name for name in tensors if name not in used and not name.endswith(HARMLESS)]:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise BadInput(f"tensor {unused[0]!r}{more}: a Qwen2 model of {c.num_hidden_layers} layers has no use for it")
+    return weights
 
 
 def inverse_frequencies(c: Config) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
-"""Text <-> ids: byte-level BPE with Qwen2's pre-tokenizer. The `tokenizers` library merges; what is checked, refused and
-decoded is here. Control tokens (<|im_start|>) in a text are text unless the caller says otherwise.
+"""Text <-> ids: byte-level BPE with Qwen2's pre-tokenizer. The `tokenizers` library merges; the checks are here.
+
+Control tokens (<|im_start|>) in a text are text unless the caller says otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ QWEN2_PATTERN = (
 )
 PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")
 
-# GPT-2's byte alphabet (bytes_to_unicode in openai/gpt-2, encoder.py): printable Latin-1 is itself, the rest follows U+0100.
+# GPT-2's byte alphabet (bytes_to_unicode of openai/gpt-2): printable Latin-1 is itself, the rest goes on from U+0100.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _BYTE = {chr(b): b for b in _PRINTABLE} | {
     chr(0x100 + n): b for n, b in enumerate(b for b in range(256) if b not in _PRINTABLE)
@@ -57,7 +58,7 @@ class Tokenizer:
 
         vocab_size: the embedding's rows, where known; the ids between the last token and it are padding.
         Text is brought to NFC first: Qwen2's tokenizer.json says so, GGUF has no field for it.
-        Raises BadInput, naming what is wrong: another algorithm or pre-tokenizer, ids and merges that do not fit together.
+        Raises BadInput, naming what is wrong: another algorithm or pre-tokenizer, ids and merges that do not fit.
         """
         nfc = True
         if v.tokenizer_json is not None:
@@ -81,7 +82,7 @@ class Tokenizer:
         return ids
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Ids of a raw prompt, as Hugging Face's `tokenizer(text)`: control tokens count, BOS first if the file asks for it."""
+        """Ids of a raw prompt, as Hugging Face's `tokenizer(text)`: control tokens count; BOS first if asked for."""
         return ([self.bos_id] if self.add_bos and self.bos_id is not None else []) + self.encode(text, special=True)
 
     def split(self, text: str) -> Iterator[int | str]:
@@ -96,13 +97,15 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def stream(self) -> Callable[[int | None], str]:
-        """A decoder for ids that come one by one; holds back a character until it is whole. None ends the text and returns
-        what was held back. The pieces, joined, are `decode` of all ids."""
+        """A decoder for ids that come one by one; it holds back a character until it is whole.
+
+        None ends the text, and returns what was held back. All pieces, joined, are `decode` of all ids.
+        """
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda id: utf8.decode(b"", final=True) if id is None else utf8.decode(self.token_bytes(id))
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that an id stands for; b"" for a padding row. Raises BadInput for an id that the model does not have."""
+        """The bytes that an id stands for; none for a padding row. Raises BadInput for an id out of range."""
         if not 0 <= id < self.vocab_size:
             raise BadInput(f"token id {id} is out of range: the vocabulary has ids 0 to {self.vocab_size - 1}")
         if id >= len(self._tokens) or self._types[id] == UNUSED:
@@ -133,7 +136,7 @@ def _library_tokenizer(v: Vocabulary, ids: dict[str, int], nfc: bool) -> Any:
     from tokenizers import Tokenizer as Library
 
     try:
-        bpe = Library(models.BPE(vocab=ids, merges=[tuple(m.split(" ")) for m in v.merges]))
+        bpe = Library(models.BPE(vocab=ids, merges=[(a, b) for a, b in (m.split(" ") for m in v.merges)]))
     except Exception:  # the library says "Token `x` out of vocabulary", or less
         raise BadInput(f"tokenizer: {_bad_merge(v.merges, ids)}") from None
     if nfc:
@@ -161,6 +164,9 @@ def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
         raise BadInput(
             f"tokenizer: token {id} {v.tokens[id]!r} has type {v.types[id]}, which byte-level BPE does not know"
         )
+    for id, type_ in enumerate(v.types):
+        if type_ == CONTROL and len(v.tokens[id]) == 1:  # chat.py could not tell it from a letter of the user's
+            raise BadInput(f"tokenizer: control token {id} {v.tokens[id]!r} is a single character")
     if lost := [b for c, b in _BYTE.items() if c not in ids]:  # the library would drop such bytes without a word
         raise BadInput(f"tokenizer: no token for {len(lost)} of the 256 bytes, the first 0x{min(lost):02X}")
     if len(set(v.merges)) != len(v.merges):
@@ -182,8 +188,10 @@ def _bad_merge(merges: list[str], ids: dict[str, int]) -> str:
 
 
 def _from_json(v: Vocabulary, text: str) -> tuple[Vocabulary, bool]:
-    """The vocabulary that a tokenizer.json describes, and whether it normalises to NFC. A regex of the file is never run:
-    it is compared with the known one. The file's post-processor (BOS) is not read; v.add_bos says it."""
+    """The vocabulary that a tokenizer.json describes, and whether it normalises to NFC.
+
+    A regex of the file is never run, only compared. Its post-processor (BOS) is not read; v.add_bos says it.
+    """
     try:
         file = json.loads(text)
         model, added = file["model"], file.get("added_tokens") or []

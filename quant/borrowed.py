@@ -10,11 +10,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from .ggml import NUMBERS, TYPES
+
 
 def decoder(name: str) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """gguf-py's decoder of ggml's type of that name, behind this package's interface."""
 
     def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if not len(blocks):  # gguf-py cannot reshape nothing
+            return np.empty((0, TYPES[NUMBERS[name]].block), np.float32)
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 

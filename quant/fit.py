@@ -50,7 +50,7 @@ def affine_groups(
     n = len(values)
     x = np.ascontiguousarray(values.reshape(n * 8, 32).T)
     scale, minimum = _fit_affine(x, top)
-    d, dmin = ((v.reshape(n, 8).max(axis=1) / 63).astype(np.float16) for v in (scale, minimum))
+    d, dmin = (_half(v.reshape(n, 8).max(axis=1) / 63) for v in (scale, minimum))
     step, step_min = (np.repeat(v.astype(np.float32), 8) for v in (d, dmin))
     near, near_min = np.rint(scale * ratio(1, step)), np.rint(minimum * ratio(1, step_min))
 
@@ -68,6 +68,13 @@ def affine_groups(
     return d, dmin, scale_n8, min_n8, q.T.reshape(n, 8, 32).astype(np.uint8)
 
 
+def _half(v: Floats) -> Halves:
+    """To half precision, to nearest; among the subnormal halves away from 0, or scales would not reach the values."""
+    half = v.astype(np.float16)
+    short = (np.abs(half) < np.abs(v)) & (np.abs(v) < 2**-14)
+    return np.where(short, np.nextafter(half, np.copysign(np.float16(np.inf), half)), half)
+
+
 def _round_affine(x: Floats, scale: Floats, minimum: Floats, top: int) -> Floats:
     return np.clip(np.rint((x + minimum) * ratio(1, scale)), 0, top)
 
@@ -75,18 +82,19 @@ def _round_affine(x: Floats, scale: Floats, minimum: Floats, top: int) -> Floats
 def _fit_affine(x: Floats, top: int) -> tuple[Floats, Floats]:
     """[32, g] -> scale >= 0 and minimum >= 0 of each group, x ~ scale * q - minimum."""
     low = np.minimum(x.min(axis=0), 0)
-    shifted, per_span = x - low, ratio(1, x.max(axis=0) - low)
+    span = x.max(axis=0) - low
+    shifted, per_span = x - low, ratio(1, span)
     count, sum_x = len(x), x.sum(axis=0)
-    scale, minimum, least = np.zeros_like(low), -low, np.full_like(low, np.inf)
+    scale, minimum, least = span / top, -low, np.full_like(low, np.inf)  # kept where no trial is any good
     for trial in np.linspace(top - 1, top + 1, 21, dtype=np.float32):
         q = np.clip(np.rint(shifted * (per_span * trial)), 0, top)
         sum_q, sum_qq, sum_xq = q.sum(axis=0), np.square(q).sum(axis=0), (x * q).sum(axis=0)
         det = count * sum_qq - sum_q * sum_q
-        free = sum_q * sum_xq - sum_qq * sum_x >= 0  # the best minimum is not below 0; else 0 is the best there is
+        free = (det > 0) & (sum_q * sum_xq >= sum_qq * sum_x)  # the best minimum is not below 0; else 0 is the best
         s = np.where(free, (count * sum_xq - sum_x * sum_q) * ratio(1, det), sum_xq * ratio(1, sum_qq))
         m = np.where(free, (sum_q * sum_xq - sum_qq * sum_x) * ratio(1, det), np.float32(0))
         error = np.square(q * s - m - x).sum(axis=0)
-        better = (error < least) & (det > 0)
+        better = (error < least) & (sum_qq > 0)
         least, scale, minimum = (np.where(better, *pair) for pair in ((error, least), (s, scale), (m, minimum)))
     return scale, minimum
 
@@ -99,7 +107,7 @@ def linear_groups(values: Floats) -> tuple[Halves, NDArray[np.int8], NDArray[np.
     n = len(values)
     x = np.ascontiguousarray(values.reshape(n * 16, 16).T)
     scale = _fit_linear(x)
-    d = (signed_extreme(scale.reshape(n, 16)) / -128).astype(np.float16)
+    d = _half(signed_extreme(scale.reshape(n, 16)) / np.float32(-128))
     step = np.repeat(d.astype(np.float32), 16)
     near = np.rint(scale * ratio(1, step))
 
@@ -119,8 +127,9 @@ def _round_linear(x: Floats, scale: Floats) -> Floats:
 
 def _fit_linear(x: Floats) -> Floats:
     """[16, g] -> the signed scale of each group, x ~ scale * q; the extreme falls on the side of -32."""
-    per_extreme = ratio(1, signed_extreme(x.T))
-    scale, most = np.zeros_like(per_extreme), np.zeros_like(per_extreme)
+    extreme = signed_extreme(x.T)
+    per_extreme = ratio(1, extreme)
+    scale, most = extreme / np.float32(-32), np.zeros_like(extreme)
     for trial in np.linspace(-31, -33, 21, dtype=np.float32):
         q = np.clip(np.rint(x * (per_extreme * trial)), -32, 31)
         sum_xq = (x * q).sum(axis=0)

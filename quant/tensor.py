@@ -45,12 +45,13 @@ def format_module(name: str) -> ModuleType:
     """The module of a format by ggml's type name. Raises BadInput if there is none."""
     module = f"{__package__}.{name.lower()}"
     try:
-        found = import_module(module)
-        if hasattr(found, "BLOCK"):
-            return found
+        found = import_module(module) if name.isidentifier() else None
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
+        found = None
+    if found and hasattr(found, "BLOCK"):
+        return found
     raise BadInput(f"no decoder for weight format {name}")
 
 
@@ -73,6 +74,8 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
     Raises BadInput if the tensor's bytes are not those of its shape.
     """
     f = format_module(w.format)
+    if not w.shape:
+        raise BadInput(f"tensor {w.name}: a single value has no rows")
     *outer, width = w.shape
     row = row_bytes(w.format, width)
     if w.data.size != prod(outer) * row:

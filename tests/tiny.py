@@ -6,13 +6,18 @@ same thing agree, at sizes where a wrong index, group or row shows at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from math import prod
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qwenref.engine.bind import PER_LAYER, WHOLE, bind, shapes
 from qwenref.engine.config import Config
+from qwenref.engine.forward import forward
+from qwenref.engine.kernels import backend
 from qwenref.engine.weights import Weights
 from qwenref.quant import f32
 from qwenref.quant.tensor import QTensor
@@ -134,3 +139,92 @@ def tiny_weights(
     tensors = [tensor(role, ggml) for role, (_, ggml) in WHOLE.items() if not (tied and role == "lm_head")]
     tensors += [tensor(role, ggml.format(i)) for i in range(layers) for role, (_, ggml) in PER_LAYER.items()]
     return bind(c, {t.name: t for t in tensors})
+
+
+def backends() -> list[Any]:
+    """(backend, precision) of all that can compute here, as pytest parameters; the rest is skipped, with the reason."""
+    import pytest
+
+    params = [pytest.param("reference", p, id=f"reference-{p}") for p in ("f32", "f64")]
+    for name in ("cpu", "cuda"):
+        reason = None
+        if find_spec(f"qwenref.engine.kernels.{name}") is None:
+            reason = f"there is no backend {name} yet"
+        elif name == "cuda":
+            from numba import cuda
+
+            reason = None if cuda.is_available() else "no CUDA device here"
+        precisions = ("f32", "int8") if reason else backend(name).PRECISIONS
+        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        params += [pytest.param(name, p, id=f"{name}-{p}", marks=marks) for p in precisions]
+    return params
+
+
+Stages = dict[tuple[str, int | None], np.ndarray]
+
+
+class Collect:
+    """A tap that keeps a copy of every stage, by (stage, layer), in the precision that computed it."""
+
+    def __init__(self, to_host: Callable[[Any], np.ndarray]) -> None:
+        self.to_host, self.stages = to_host, Stages()
+
+    def _keep(self, stage: str, layer: int | None, value: Any) -> Any:
+        assert (stage, layer) not in self.stages, f"{stage} of layer {layer} came twice"
+        self.stages[stage, layer] = np.array(self.to_host(value))
+        return value
+
+    def layer(self, index: int) -> Callable[[str, Any], Any]:
+        return lambda stage, value: self._keep(stage, index, value)
+
+    def whole(self, stage: str, value: Any) -> Any:
+        return self._keep(stage, None, value)
+
+
+def collect(w: Weights, name: str, precision: str, *passes: Sequence[int]) -> list[Stages]:
+    """Every stage of forward passes over one cache, in a backend's precision."""
+    k = backend(name)
+    prepared, cache = k.prepare(w, precision), k.new_cache(w.config, sum(len(p) for p in passes), precision)
+    found = []
+    for tokens in passes:
+        tap = Collect(k.to_host)
+        forward(np.array(tokens, np.int32), prepared, cache, k, tap)
+        found.append(tap.stages)
+    return found
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    """RMS(a - b) / RMS(a), in float64."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return float(np.sqrt(np.mean(np.square(x - y)) / np.mean(np.square(x)))) if np.any(x != y) else 0.0
+
+
+def write_gguf(path: Path, w: Weights) -> Path:
+    """The model as a GGUF file without a tokenizer, written by gguf-py."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    c, out = w.config, GGUFWriter(path, "qwen2")
+    out.add_block_count(c.num_hidden_layers)
+    out.add_context_length(c.max_position_embeddings)
+    out.add_embedding_length(c.hidden_size)
+    out.add_feed_forward_length(c.intermediate_size)
+    out.add_head_count(c.num_attention_heads)
+    out.add_head_count_kv(c.num_key_value_heads)
+    out.add_key_length(c.head_dim)
+    out.add_value_length(c.head_dim)
+    out.add_rope_freq_base(c.rope_theta)
+    out.add_layer_norm_rms_eps(c.rms_norm_eps)
+    layers = [
+        (x.attn_norm_D, *x.qkv, *x.qkv_bias_E, x.attn_out, x.ffn_norm_D, *x.gate_up, x.ffn_down) for x in w.layers
+    ]
+    head = () if c.tie_word_embeddings else (w.lm_head,)
+    for t in (w.embed, w.final_norm_D, *head, *(t for layer in layers for t in layer)):
+        if t.format == "F32":
+            out.add_tensor(t.name, t.data.view("<f4").reshape(t.shape))
+        else:
+            out.add_tensor(t.name, t.data.reshape(*t.shape[:-1], -1), raw_dtype=GGMLQuantizationType[t.format])
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path

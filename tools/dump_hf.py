@@ -22,7 +22,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 def load(path: Path, dtype: str = "float32") -> Any:
     """A Qwen2ForCausalLM with eager attention on the CPU, from a GGUF file or a Hugging Face folder.
 
-    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for another architecture.
+    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for what is no qwen2.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -40,18 +40,26 @@ def load(path: Path, dtype: str = "float32") -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=first, attn_implementation="eager", local_files_only=True, **where
     )
+    return cast_weights(model, dtype).eval()
+
+
+def cast_weights(model: Any, dtype: str) -> Any:
+    """The same model with its weights in another dtype; buffers, such as the inverse frequencies, stay as they are."""
+    import torch
+
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
-    return model.eval()
+    return model
 
 
 @contextmanager
 def capture(model: Any, emit: Emit) -> Iterator[None]:
-    """While it lasts, each forward pass of the model hands every stage (shapes of trace/stages.py, batch 1) to `emit`.
+    """While it lasts, each forward pass of the model hands every stage (trace/stages.py, batch 1) to `emit`.
 
-    Values come as float32, or as float64 from a float64 model. Q, K and V are computed as a product and then a sum, so that
-    qkv_matmul exists; Transformers itself fuses them, which rounds once less. All else is the model's own arithmetic, but
-    in float64, where its fixed float32 steps (norms, soft-max, cosine and sine of the float32 angles) are done in float64.
+    Values come as float32, or as float64 from a float64 model. Q, K and V are computed as a product and then a sum, so
+    that qkv_matmul exists; Transformers itself fuses them, which rounds once less. All else is the model's own
+    arithmetic, but in float64, where its fixed float32 steps (norms, soft-max, cosine and sine of the float32 angles)
+    are done in float64.
     """
     import torch
     from torch.nn import functional

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..quant.errors import BadInput
 from . import aprt
 from .plan import parse_ranges
-from .stages import STAGES, Stage, execution_order, find, shape_of_count, stage
+from .stages import STAGES, Scope, Stage, by_name, execution_order, find, shape_of_count
 from .store import MANIFEST, PROMPT, file_name, files_of, phase_name, read_manifest
 
 _PATH = re.compile(r"(?:decode-(\d{4,9})/)?(?:layer-(0|[1-9]\d{0,9})/)?([^/]+)\.bin", re.ASCII)
@@ -83,7 +83,7 @@ class Dump:
 
     def get(self, name: str, layer: int | None = None, phase: int = PROMPT) -> Entry | None:
         """The file of a stage; None if the dump has none."""
-        return self._by_key.get((phase, layer, stage(name).name))
+        return self._by_key.get((phase, layer, by_name(name).name))
 
     def check_digests(self) -> None:
         """Raises BadInput if a file is not the one that the manifest describes."""
@@ -122,6 +122,24 @@ def open_dump(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = No
         if a.key == b.key:
             raise BadInput(f"{a.path} and {b.path} are the same stage")
     return Dump(path, run, sizes, tuple(entries), tuple(ignored))
+
+
+def open_stage(path: str | os.PathLike[str]) -> tuple[Entry, Mapping[str, int] | None]:
+    """One file by itself, and the sizes of its model where a manifest in its dump's folder tells them.
+
+    Without a manifest the stage is the file's name, known or not, and the shape is flat. Raises BadInput.
+    """
+    path = Path(path)
+    header = aprt.read(path)
+    for root in list(path.absolute().parents)[:3]:
+        if read_manifest(root) is not None:
+            dump = open_dump(root)
+            for e in dump.entries:
+                if e.path.absolute() == path.absolute():
+                    return e, dump.sizes
+    scope: Scope = "whole" if header.layer is None else "layer"
+    s = find(path.stem) or Stage(path.stem, "", scope, "all", MappingProxyType({}), "-", "-")
+    return Entry(path, s, header.layer, PROMPT, (len(header.values),)), None
 
 
 def _checked(path: Path, inside: str) -> tuple[Stage | None, int | None, int, int]:

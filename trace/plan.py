@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..quant.errors import BadInput
-from .stages import STAGES, Stage, stage
+from .stages import STAGES, Stage, by_name
 
 Ranges = tuple[range, ...]
 
@@ -16,9 +16,9 @@ Ranges = tuple[range, ...]
 class Plan:
     """What the user asked for.
 
-    stages: in order of execution, each once. layers: the layers asked for, None for all; the whole model's ignore it.
-    positions: positions of the prompt to keep, None for all, () for the last one; a decode step's one position is always
-    kept, and so is a stage that exists for the last position only (lm_head).
+    stages: in order of execution, each once. layers: those asked for, None for all; the whole model's stages ignore it.
+    positions: positions of the prompt to keep, None for all, () for the last one; a decode step's one position is
+    always kept, and so is a stage that exists for the last position only (lm_head).
     decode_steps: greedy steps to take, and trace, after the prompt.
     """
 
@@ -31,13 +31,11 @@ class Plan:
         """Whether the stage of that layer (None: of the whole model) is to be kept."""
         return s in self.stages and (layer is None or self.layers is None or any(layer in r for r in self.layers))
 
-    def check(self, layers: int, prompt: int) -> None:
+    def check(self, layers: int, prompt: int | None = None) -> None:
         """Raises BadInput if a model of so many layers, or a prompt of that length, cannot give what is asked for."""
         if self.layers and (last := max(r[-1] for r in self.layers)) >= layers:
-            raise BadInput(
-                f"layer {last} is past the last: the model has layers 0 to {layers - 1} (0..{layers} or `all`)"
-            )
-        if self.positions and (last := max(r[-1] for r in self.positions)) >= prompt:
+            raise BadInput(f"layer {last} is past the last: the model has 0 to {layers - 1} (0..{layers}, or `all`)")
+        if prompt and self.positions and (last := max(r[-1] for r in self.positions)) >= prompt:
             raise BadInput(f"position {last} is past the last: the prompt has positions 0 to {prompt - 1}")
 
     def expected(self, layers: int) -> Iterator[tuple[Stage, int | None]]:
@@ -77,7 +75,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     words = text.split(",")
     if not all(w.strip() for w in words):
         raise BadInput(f"empty stage name in {text!r}")
-    chosen = [stage(w) for w in words]
+    chosen = [by_name(w) for w in words]
     return tuple(s for s in STAGES if s in chosen)
 
 

@@ -83,7 +83,7 @@ def find(name: str) -> Stage | None:
     return _BY_NAME.get(name.strip().lower(), (0, None))[1]
 
 
-def stage(name: str) -> Stage:
+def by_name(name: str) -> Stage:
     """The stage of that name or alias, in any case. Raises BadInput that lists all."""
     s = find(name)
     if s is None:

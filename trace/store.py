@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..quant.errors import BadInput
 from . import aprt
 from .plan import spell_ranges
-from .stages import Stage, stage
+from .stages import Stage, by_name
 
 FORMAT, VERSION = "qwenref-trace", 1
 MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ class DumpWriter:
         positions: absolute; of a stage without T the one it was computed for. capture: if it is not the stage table's.
         Raises BadInput if it cannot be written, ValueError for a shape that is not the stage's.
         """
-        s = stage(name)
+        s = by_name(name)
         known = {**self.sizes, "T": len(positions)}
         if len(values.shape) != len(s.letters) or any(
             known.get(letter, n) != n for letter, n in zip(s.letters, values.shape, strict=True)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class At(Protocol):
-    """Takes a stage's name and value, returns the value itself. It may read the value now; it must not keep or change it."""
+    """Takes a stage and its value and returns that value. It may read it now; it must not keep or change it."""
 
     def __call__(self, stage: str, value: Any) -> Any: ...
 

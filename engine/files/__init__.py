@@ -42,6 +42,7 @@ class Vocabulary:
 class Checkpoint:
     """An opened model file or folder.
 
+    path: what was opened; files: all that it consists of; container: name and version ("GGUF v3");
     tensors: by the names that the file uses, in file order, memory-mapped;
     metadata: the file's own key/value pairs, for `engine inspect` and `engine convert`;
     vocabulary: reads the tokenizer when called, None if the file has none;
@@ -54,6 +55,7 @@ class Checkpoint:
     tensors: dict[str, QTensor]
     metadata: Mapping[str, Any]
     vocabulary: Callable[[], Vocabulary | None]
+    files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
 

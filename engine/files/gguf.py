@@ -1,10 +1,28 @@
-"""GGUF, llama.cpp's container (ggml/docs/gguf.md): versions 2 and 3, little-endian, in one file or split into parts."""
+"""GGUF, llama.cpp's container (ggml/docs/gguf.md): versions 2 and 3, little-endian, whole or split into parts."""
 
 from __future__ import annotations
 
+import re
+from math import prod
 from pathlib import Path
+from reprlib import repr as brief
+from typing import Any
 
-from . import Checkpoint
+import numpy as np
+from numpy.typing import NDArray
+
+from ...quant.errors import BadInput
+from ...quant.ggml import TYPES
+from ...quant.tensor import QTensor
+from ..config import from_gguf, unknown_gguf_keys
+from . import Checkpoint, Vocabulary
+from .gguf_header import Header, Metadata, read_header
+from .mapped import map_file
+
+# What llama.cpp's `gguf-split` calls part i of n; nothing inside a file names another file.
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+CONTROL, LAST_TYPE = 3, 6  # llama_token_type: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -12,4 +30,148 @@ def recognises(path: Path, head: bytes) -> bool:
 
 
 def open(path: Path) -> Checkpoint:
-    raise NotImplementedError
+    """Opens a GGUF file, or all parts of one, given any. Raises BadInput that names the file and what is wrong."""
+    paths = parts(path)
+    tensors: dict[str, QTensor] = {}
+    notes: list[str] = []
+    headers = []
+    for number, part in enumerate(paths):
+        file = map_file(part)
+        if not recognises(part, file[:4].tobytes()):
+            raise BadInput(f"{part}: not a GGUF file")
+        header = read_header(part, file.data)
+        check_part(part, header, number, len(paths))
+        more = tensors_of(part, header, file, notes)
+        if twice := tensors.keys() & more.keys():
+            raise BadInput(f"{part}: tensor {min(twice)!r} is in another part too")
+        tensors |= more
+        headers.append(header)
+
+    first, metadata = paths[0], headers[0].metadata
+    total = metadata.get("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        raise BadInput(f"{first}: split.tensors.count is {total!r}, but the parts hold {len(tensors)} tensors")
+    try:
+        config = from_gguf(metadata, tensors)
+    except BadInput as error:
+        raise BadInput(f"{first}: {error}") from None
+    notes += [f"{first}: key {key} is not known here and was not used" for key in unknown_gguf_keys(metadata)]
+    return Checkpoint(
+        path=first,
+        container=f"GGUF v{headers[0].version}",
+        config=config,
+        tensors=tensors,
+        metadata=metadata,
+        vocabulary=lambda: vocabulary(metadata, config.vocab_size),
+        files=tuple(paths),
+        notes=tuple(notes),
+    )
+
+
+def parts(path: Path) -> list[Path]:
+    """All files of a model, given any: the path itself unless its name says that it is one part of several."""
+    name = PART.fullmatch(path.name)
+    if name is None:
+        return [path]
+    number, count = int(name[2]), int(name[3])
+    if not 1 <= number <= count:
+        raise BadInput(f"{path}: is named as part {number} of {count}")
+    return [path.with_name(f"{name[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+
+
+def check_part(path: Path, header: Header, number: int, count: int) -> None:
+    """Raises BadInput unless the file says what its name says: that it is part `number`, from 0, of `count`."""
+    for key, by_name, unsaid in (("split.count", count, 1), ("split.no", number, 0)):
+        said = header.metadata.get(key, unsaid)
+        if type(said) is not int or said != by_name:
+            rule = "parts are named NAME-00001-of-0000N.gguf and lie in one folder"
+            raise header.metadata.bad(key, f"is {brief(said)}, but by the file's name it is {by_name}; {rule}")
+
+
+def tensors_of(path: Path, header: Header, file: NDArray[np.uint8], notes: list[str]) -> dict[str, QTensor]:
+    """The tensors of one file as views of it, by name. Raises BadInput unless they follow each other without a gap."""
+    tensors: dict[str, QTensor] = {}
+    offset = 0
+    for t in header.tensors:
+        what = f"{path}: tensor {t.name!r}"
+        if t.type not in TYPES:
+            raise BadInput(f"{what} is of type {t.type}, which ggml does not have or no longer has")
+        name, block, block_bytes = TYPES[t.type]
+        if t.dims[0] % block:
+            raise BadInput(f"{what}: its rows of {t.dims[0]} values are not whole {name} blocks of {block}")
+        if t.offset != offset:
+            expected = f"{offset}: each follows the one before, aligned to {header.alignment}, without gap or overlap"
+            raise BadInput(f"{what} is at byte {t.offset} of the data section, and must be at {expected}")
+        begin = header.data_at + offset
+        end = begin + prod(t.dims) // block * block_bytes
+        if end > len(file):
+            raise BadInput(f"{what} ends at byte {end} of a file of {len(file)}; is the download complete?")
+        tensors[t.name] = QTensor(name, t.dims[::-1], file[begin:end], t.name)
+        offset = -(-(end - header.data_at) // header.alignment) * header.alignment
+    if len(file) > header.data_at + offset:
+        notes.append(f"{path}: {len(file) - header.data_at - offset} bytes after the last tensor are not used")
+    return tensors
+
+
+def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
+    """The tokenizer.ggml.* keys, None where the file has no tokenizer. rows: of the embedding; no id may reach it.
+
+    An answer ends at the ids that the file names as end of sequence and of turn, and at <|endoftext|> and <|im_end|>
+    where they are control tokens: Qwen's generation_config.json lists both, and a GGUF file has room for one.
+    Raises BadInput that names the key.
+    """
+    model = metadata.get("tokenizer.ggml.model", "no_vocab")
+    if model in ("no_vocab", "none"):
+        return None
+    if model != "gpt2":
+        raise metadata.bad("tokenizer.ggml.model", f"is {brief(model)}; only gpt2, byte-level BPE, is supported")
+
+    def get(name: str, kind: str) -> Any:
+        key = f"tokenizer.{name}"
+        if key in metadata and metadata.kind(key) != kind:
+            raise metadata.bad(key, f"is of type {metadata.kind(key)}; it must be {kind}")
+        return metadata.get(key)
+
+    def need(name: str, kind: str) -> Any:
+        value = get(name, kind)
+        if value is None:
+            raise metadata.bad(f"tokenizer.{name}", "is missing")
+        return value
+
+    tokens = need("ggml.tokens", "[str]")
+    types = need("ggml.token_type", "[i32]")
+    scores = get("ggml.scores", "[f32]")
+    for name, array in (("token_type", types), ("scores", scores)):
+        if array is not None and len(array) != len(tokens):
+            raise metadata.bad(f"tokenizer.ggml.{name}", f"has {len(array)} elements for {len(tokens)} tokens")
+    if not 0 < len(tokens) <= rows:
+        raise metadata.bad("tokenizer.ggml.tokens", f"has {len(tokens)} tokens for {rows} rows of the embedding")
+    if types.min() < 1 or types.max() > LAST_TYPE:
+        raise metadata.bad("tokenizer.ggml.token_type", f"holds types other than 1 to {LAST_TYPE}")
+
+    def token_id(name: str) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = metadata.get(key)
+        if value is not None and not (type(value) is int and 0 <= value < len(tokens)):
+            raise metadata.bad(key, f"is {brief(value)}; the file has tokens 0 to {len(tokens) - 1}")
+        return value
+
+    bos, pad = token_id("bos"), token_id("padding")
+    ends = {end for end in (token_id("eos"), token_id("eot")) if end is not None}
+    ends |= {i for i in np.flatnonzero(types == CONTROL).tolist() if tokens[i] in ("<|endoftext|>", "<|im_end|>")}
+    add_bos = get("ggml.add_bos_token", "bool") or False  # absent is false, as in ggml for a BPE model
+    if add_bos and bos is None:
+        raise metadata.bad("tokenizer.ggml.add_bos_token", "is true, but there is no tokenizer.ggml.bos_token_id")
+    return Vocabulary(
+        tokens=tokens,
+        merges=need("ggml.merges", "[str]"),
+        types=types.tolist(),
+        model=model,
+        pre=need("ggml.pre", "str"),
+        bos_id=bos,
+        eos_ids=tuple(sorted(ends)),
+        pad_id=pad,
+        add_bos=add_bos,
+        chat_template=get("chat_template", "str"),
+        tokenizer_json=get("huggingface.json", "str"),
+    )

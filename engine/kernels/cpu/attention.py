@@ -1,0 +1,148 @@
+"""Attention's two products and its soft-max, and how keys and values lie in the cache.
+
+Keys have 32 positions side by side, [K, S / 32, H, 32], so that a query's products with 32 keys need no sum across lanes; values lie
+as they come, [K, S, H]. Query heads that share a kv head go TILE at a time over the same keys and values. Sums over H and over
+positions are chains of 32, then the sum of the chains; a query's keys are always those from position 0 to its own, in that order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .elementary import exp
+from .product import TILE, many, one
+from .simd import (
+    LANES,
+    add_tile,
+    divide_tile,
+    first,
+    first_tile,
+    float_of_bits,
+    fma_rows_tile,
+    get_f32,
+    get_i32,
+    load_f32,
+    load_f32_first,
+    maximum,
+    set_f32,
+    splat_f32,
+    store_f32_first,
+    store_tile,
+    total,
+    where_less,
+)
+from .team import Kernel, helper
+
+
+def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_size, values, values_size):  # type: ignore[no-untyped-def]
+    """New rows begin..end of [K, H] to their positions in a layer's cache; *_size: bytes of one head."""
+    for t in range(begin, end):
+        p = get_i32(positions + 4 * t)
+        for head in range(K):
+            key = keys + head * keys_size + (p // LANES * LANES * H + p % LANES) * 4
+            for h in range(H):
+                set_f32(key + h * LANES * 4, get_f32(k + t * k_stride + (head * H + h) * 4))
+            value = values + head * values_size + p * H * 4
+            for h in range(H):
+                set_f32(value + 4 * h, get_f32(v + t * v_stride + (head * H + h) * 4))
+
+
+@helper
+def score_tile(q, H, keys, zero):  # type: ignore[no-untyped-def]
+    """Products of a tile of query heads, H numbers each, with 32 keys."""
+    acc = zero
+    for g in range(0, H, 32):
+        p = zero
+        for h in range(g, min(g + 32, H)):
+            p = fma_rows_tile(load_f32(keys + h * LANES * 4), q + 4 * h, 4 * H, p)
+        acc = add_tile(p, acc)
+    return acc
+
+
+def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, G, H, root_bits, out, S):  # type: ignore[no-untyped-def]
+    """Items: (kv head, 32 keys), all T queries. out [N, T, S] beyond a query's position: 0, up to the last position."""
+    blocks = (S + LANES - 1) // LANES
+    length = get_i32(positions + 4 * (T - 1)) + 1
+    root = splat_f32(float_of_bits(root_bits))
+    for i in range(begin, end):
+        head, s = i // blocks, i % blocks * LANES
+        block = keys + head * keys_size + s * H * 4
+        width = min(length - s, LANES)
+        if width <= 0:
+            continue
+        for t in range(T):
+            seen = get_i32(positions + 4 * t) + 1 - s
+            row, to = q + t * q_stride + head * G * H * 4, out + ((head * G * T + t) * S + s) * 4
+            g = 0
+            while G >= TILE and g < G:
+                g = min(g, G - TILE)  # the last tile may overlap the one before it, with equal results
+                a = many()
+                if seen > 0:
+                    a = first_tile(seen, divide_tile(root, score_tile(row + g * H * 4, H, block, many())))
+                store_tile(to + g * T * S * 4, T * S * 4, a, width)
+                g += TILE
+            while g < G:
+                b = one()
+                if seen > 0:
+                    b = first_tile(seen, divide_tile(root, score_tile(row + g * H * 4, H, block, one())))
+                store_tile(to + g * T * S * 4, T * S * 4, b, width)
+                g += 1
+
+
+def _softmax(begin, end, x, positions, T, S, y):  # type: ignore[no-untyped-def]
+    """Rows begin..end of [N T, S]: soft-max over the keys up to the query, 0 after it, up to the last position."""
+    low, zero = splat_f32(np.float32(-np.inf)), splat_f32(np.float32(0))
+    length = get_i32(positions + 4 * (T - 1)) + 1
+    for row in range(begin, end):
+        at, to = x + row * S * 4, y + row * S * 4
+        count = get_i32(positions + row % T * 4) + 1
+        top = low
+        for i in range(0, count, LANES):
+            v = first(load_f32_first(at + 4 * i, count - i), count - i, low)
+            top = where_less(top, v, v, top)
+        top = splat_f32(maximum(top))
+        sums = zero
+        for i in range(0, count, LANES):
+            e = first(exp(load_f32_first(at + 4 * i, count - i) - top), count - i, zero)
+            store_f32_first(to + 4 * i, e, length - i)
+            sums = sums + e
+        divisor = splat_f32(total(sums))
+        for i in range(0, count, LANES):
+            store_f32_first(to + 4 * i, load_f32_first(to + 4 * i, length - i) / divisor, length - i)
+        for i in range((count + LANES - 1) // LANES * LANES, length, LANES):
+            store_f32_first(to + 4 * i, zero, length - i)
+
+
+@helper
+def mix_tile(p, stride, values, count, H, left, zero):  # type: ignore[no-untyped-def]
+    """Sum over `count` positions of a tile's probabilities, rows `stride` bytes apart, times `left` (at most 32) columns of values."""
+    acc = zero
+    for s in range(0, count, 32):
+        part = zero
+        for j in range(s, min(s + 32, count)):
+            part = fma_rows_tile(load_f32_first(values + j * H * 4, left), p + 4 * j, stride, part)
+        acc = add_tile(part, acc)
+    return acc
+
+
+def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):  # type: ignore[no-untyped-def]
+    """Items: (query, kv head). out [T, N, H]."""
+    for i in range(begin, end):
+        t, head = i // K, i % K
+        count = get_i32(positions + 4 * t) + 1
+        row, to = p + (head * G * T + t) * S * 4, out + (t * K + head) * G * H * 4
+        for h in range(0, H, LANES):
+            column = values + head * values_size + 4 * h
+            g = 0
+            while G >= TILE and g < G:
+                g = min(g, G - TILE)
+                a = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, many())
+                store_tile(to + (g * H + h) * 4, 4 * H, a, H - h)
+                g += TILE
+            while g < G:
+                b = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, one())
+                store_tile(to + (g * H + h) * 4, 4 * H, b, H - h)
+                g += 1
+
+
+append, scores, softmax, mix = Kernel(_append), Kernel(_scores), Kernel(_softmax), Kernel(_mix)

@@ -1,0 +1,94 @@
+"""Packed matrices: the file's own bytes, 32 rows interleaved, in the format's own width.
+
+A format is a file of this folder: BLOCK columns, BYTES in the file, of which a half at HALF_AT (or none, -1) and 32-bit words from
+WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on. REARRANGE,
+where a format has one, is a kernel that goes over the packed blocks. Formats without a file here are decoded and packed as F32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....quant.tensor import QTensor, dequantize
+from .simd import LANES, get_i32, get_u16, set_i32, set_u16
+from .team import Kernel, run_now
+
+FORMATS = ("Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q5_0", "Q8_0", "F16", "BF16", "F32")
+SLAB = 4096  # rows decoded at a time where a format has no packed form
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One matrix [rows, K]: `data` holds ceil(rows / 32) row blocks of `size` bytes."""
+
+    form: ModuleType
+    rows: int
+    K: int
+    size: int
+    data: NDArray[np.uint8]
+
+
+def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, words_at, words):  # type: ignore[no-untyped-def]
+    """Row blocks first..last; rows past the last are zeros."""
+    halves = LANES * 2 if half_at >= 0 else 0
+    size = halves + words * LANES * 4
+    for r in range(first, last):
+        for lane in range(LANES):
+            row = r * LANES + lane
+            to = out + r * blocks * size
+            at = source + row * blocks * block_bytes
+            for _ in range(blocks):
+                if row >= rows:
+                    if half_at >= 0:
+                        set_u16(to + 2 * lane, 0)
+                    for i in range(words):
+                        set_i32(to + halves + (i * LANES + lane) * 4, 0)
+                else:
+                    if half_at >= 0:
+                        set_u16(to + 2 * lane, get_u16(at + half_at))
+                    for i in range(words):
+                        set_i32(to + halves + (i * LANES + lane) * 4, get_i32(at + words_at + 4 * i))
+                to += size
+                at += block_bytes
+
+
+interleave = Kernel(_interleave)
+
+
+def form_of(name: str) -> ModuleType:
+    """The packed form that serves a weight format."""
+    return import_module(f".{(name if name in FORMATS else 'F32').lower()}", __package__)
+
+
+def aligned(count: int) -> NDArray[np.uint8]:
+    """Uninitialised bytes on a cache line's boundary."""
+    memory = np.empty(count + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + count]
+
+
+def pack(w: QTensor) -> Packed:
+    """A matrix of any format, packed by all threads."""
+    form = form_of(w.format)
+    rows, K = w.shape
+    half = form.HALF_AT >= 0
+    words = (form.BYTES - 2 * half) // 4
+    blocks = K // form.BLOCK
+    size = blocks * LANES * form.BYTES
+    packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
+    slab = rows if w.format in FORMATS else SLAB
+    for start in range(0, rows, slab):
+        stop = min(start + slab, rows)
+        data = w.data if w.format in FORMATS else np.ascontiguousarray(dequantize(w, start, stop))
+        out = packed.data[start // LANES * size :].ctypes.data
+        items = -(-(stop - start) // LANES)
+        at = (form.HALF_AT, form.WORDS_AT, words)
+        run_now(interleave.job(items, 1, data.ctypes.data, stop - start, out, blocks, form.BYTES, *at))
+    if hasattr(form, "REARRANGE"):
+        run_now(form.REARRANGE.job(len(packed.data) // (form.BYTES * LANES), 64, packed.data.ctypes.data))
+    return packed

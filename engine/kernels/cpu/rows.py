@@ -1,0 +1,92 @@
+"""Norm, rotary embedding, SiLU, sum and product, a row at a time. Sums along a row take 32 lanes and one fixed tree."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .elementary import cos_sin, exp
+from .simd import (
+    LANES,
+    float_of_bits,
+    fma,
+    get_f32,
+    get_i32,
+    load_f32,
+    load_f32_first,
+    set_f32,
+    splat_f32,
+    store_f32_first,
+    total,
+)
+from .team import Kernel, helper
+
+
+@helper
+def sum_of_squares(x, D):  # type: ignore[no-untyped-def]
+    a = splat_f32(np.float32(0))
+    b = a
+    for i in range(0, D - 63, 64):
+        u, v = load_f32(x + 4 * i), load_f32(x + 4 * i + 128)
+        a, b = fma(u, u, a), fma(v, v, b)
+    for i in range(D // 64 * 64, D, LANES):
+        u = load_f32_first(x + 4 * i, D - i)
+        a = fma(u, u, a)
+    return total(a + b)
+
+
+def _rms_norm(first_row, last, x, stride, gain, eps_bits, D, y):  # type: ignore[no-untyped-def]
+    for t in range(first_row, last):
+        row = x + t * stride
+        mean = sum_of_squares(row, D) / np.float32(D)
+        root = splat_f32(np.sqrt(mean + float_of_bits(eps_bits)))
+        for i in range(0, D, LANES):
+            v = load_f32_first(row + 4 * i, D - i) / root * load_f32_first(gain + 4 * i, D - i)
+            store_f32_first(y + (t * D + i) * 4, v, D - i)
+
+
+def _add(first_row, last, x, x_stride, y, y_stride, D, z):  # type: ignore[no-untyped-def]
+    for t in range(first_row, last):
+        for i in range(0, D, LANES):
+            v = load_f32_first(x + t * x_stride + 4 * i, D - i) + load_f32_first(y + t * y_stride + 4 * i, D - i)
+            store_f32_first(z + (t * D + i) * 4, v, D - i)
+
+
+def _mul(first_row, last, x, x_stride, y, y_stride, D, z):  # type: ignore[no-untyped-def]
+    for t in range(first_row, last):
+        for i in range(0, D, LANES):
+            v = load_f32_first(x + t * x_stride + 4 * i, D - i) * load_f32_first(y + t * y_stride + 4 * i, D - i)
+            store_f32_first(z + (t * D + i) * 4, v, D - i)
+
+
+def _silu(first_row, last, x, stride, D, y):  # type: ignore[no-untyped-def]
+    one, zero = splat_f32(np.float32(1)), splat_f32(np.float32(0))
+    for t in range(first_row, last):
+        for i in range(0, D, LANES):
+            v = load_f32_first(x + t * stride + 4 * i, D - i)
+            store_f32_first(y + (t * D + i) * 4, v / (one + exp(zero - v)), D - i)
+
+
+def _rotary_table(first_row, last, inv_freq, half, cos, sin):  # type: ignore[no-untyped-def]
+    """Positions first..last: cosine and sine of position * frequency, that product rounded to float32 as in Hugging Face."""
+    for p in range(first_row, last):
+        for j in range(half):
+            c, s = cos_sin(float(np.float32(p) * get_f32(inv_freq + 4 * j)))
+            set_f32(cos + (p * half + j) * 4, np.float32(c))
+            set_f32(sin + (p * half + j) * 4, np.float32(s))
+
+
+def _rope(first_row, last, x, stride, positions, cos, sin, heads, half, y):  # type: ignore[no-untyped-def]
+    for t in range(first_row, last):
+        p = get_i32(positions + 4 * t) * half * 4
+        for n in range(heads):
+            at, to = x + t * stride + n * half * 8, y + (t * heads + n) * half * 8
+            for j in range(0, half, LANES):
+                left = half - j
+                a, b = load_f32_first(at + 4 * j, left), load_f32_first(at + 4 * (half + j), left)
+                c, s = load_f32_first(cos + p + 4 * j, left), load_f32_first(sin + p + 4 * j, left)
+                store_f32_first(to + 4 * j, a * c - b * s, left)
+                store_f32_first(to + 4 * (half + j), b * c + a * s, left)
+
+
+rms_norm, add, mul, silu = Kernel(_rms_norm), Kernel(_add), Kernel(_mul), Kernel(_silu)
+rotary_table, rope = Kernel(_rotary_table), Kernel(_rope)

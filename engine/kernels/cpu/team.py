@@ -1,0 +1,157 @@
+"""Kernels, jobs, and the team of threads that works through them.
+
+A kernel is a C function of integers, `kernel(first, last, *arguments)`, that does items first..last-1 of its work: addresses,
+sizes and strides are its arguments. A job is one row of an int64 table: a kernel's address, the number of items, how many to
+take at a time, and the arguments. `run` works through a table in one parallel region: threads take chunks from a shared
+counter, so a slow core does less, and nobody starts behind a barrier before every chunk in front of it is done.
+Which thread does which chunk changes no result: an item's output depends on nothing but the item.
+
+One region for a whole table matters: waking threads costs 5 to 50 microseconds, a barrier inside a region well under one.
+A waiting thread pauses for some microseconds, then gives its core to whoever wants it: it does not spin on a busy machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, prange, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from .simd import intp
+
+ARGUMENTS = 12  # of a kernel, after first and last
+KERNEL, ITEMS, CHUNK, BARRIER, FIRST = range(5)  # the columns of a job
+COLUMNS = FIRST + ARGUMENTS
+NEXT, DONE, STATE = 0, 8, 16  # counters of a job, each on its own cache line
+PATIENCE = 4000  # pauses, about 20 microseconds
+
+
+class Kernel:
+    """A function of integers in machine code, compiled when its address is first asked for, then from Numba's cache."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function, self.name = function, f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+    @cached_property
+    def _compiled(self) -> Any:
+        integers = [intp] * len(signature(self.function).parameters)
+        return cfunc(types.void(*integers), cache=True, error_model="numpy")(self.function)
+
+    @cached_property
+    def address(self) -> int:
+        return int(self._compiled.address)
+
+    def job(self, items: int, chunk: int, *arguments: int, barrier: bool = True) -> list[int]:
+        """A row for `run`. Without a barrier the next job may run at the same time."""
+        return [self.address, items, chunk, barrier, *arguments, *[0] * (ARGUMENTS - len(arguments))]
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """A function that kernels call; it becomes part of the caller's machine code."""
+    return njit(forceinline=True, error_model="numpy")(function)
+
+
+@intrinsic
+def _call(typingctx: Any, job: Any, first: Any, last: Any) -> Any:
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        job, first, last = args
+        word = ir.IntType(64)
+        row = b.inttoptr(job, word.as_pointer())
+        columns = [b.load(b.gep(row, [ir.Constant(word, i)])) for i in (KERNEL, *range(FIRST, COLUMNS))]
+        function = ir.FunctionType(ir.VoidType(), [word] * (2 + ARGUMENTS)).as_pointer()
+        b.call(b.inttoptr(columns[0], function), [first, last, *columns[1:]])
+        return context.get_dummy_value()
+
+    return types.void(intp, intp, intp), codegen
+
+
+@intrinsic
+def _fetch_add(typingctx: Any, address: Any, n: Any) -> Any:
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return b.atomic_rmw("add", b.inttoptr(args[0], args[1].type.as_pointer()), args[1], "acq_rel")
+
+    return intp(intp, intp), codegen
+
+
+@intrinsic
+def _read(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        return b.load_atomic(b.inttoptr(args[0], args[0].type.as_pointer()), "acquire", 8)
+
+    return intp(intp), codegen
+
+
+@intrinsic
+def _pause(typingctx: Any) -> Any:
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        if "x86_64" in b.module.triple:
+            b.call(b.module.declare_intrinsic("llvm.x86.sse2.pause", (), ir.FunctionType(ir.VoidType(), [])), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+_yield_core = types.ExternalFunction("sched_yield", types.int32())
+
+
+@helper
+def _wait(state, items):  # type: ignore[no-untyped-def]
+    pauses = 0
+    while _read(state + 8 * DONE) < items:
+        if pauses < PATIENCE:
+            pauses += 1
+            _pause()
+        else:
+            _yield_core()
+
+
+@helper
+def _work(jobs, count, states):  # type: ignore[no-untyped-def]
+    """What each thread does: every chunk that it can get of every job, in order."""
+    group = 0
+    for j in range(count):
+        job, state = jobs + 8 * COLUMNS * j, states + 8 * STATE * j
+        items, chunk = _read(job + 8 * ITEMS), _read(job + 8 * CHUNK)
+        while True:
+            first = _fetch_add(state + 8 * NEXT, chunk)
+            if first >= items:
+                break
+            last = min(first + chunk, items)
+            _call(job, first, last)
+            _fetch_add(state + 8 * DONE, last - first)
+        if _read(job + 8 * BARRIER):
+            for i in range(group, j + 1):
+                _wait(states + 8 * STATE * i, _read(jobs + 8 * (COLUMNS * i + ITEMS)))
+            group = j + 1
+
+
+@njit("void(intp, intp, intp)", cache=True, nogil=True)
+def _run_alone(jobs, count, states):  # type: ignore[no-untyped-def]
+    _work(jobs, count, states)
+
+
+@njit("void(intp, intp, intp, intp)", cache=True, nogil=True, parallel=True)
+def _run_together(jobs, count, states, threads):  # type: ignore[no-untyped-def]
+    for _ in prange(threads):
+        _work(jobs, count, states)
+
+
+def run(jobs: NDArray[np.int64]) -> None:
+    """Works through a table of jobs [n, COLUMNS] with the threads of numba.set_num_threads."""
+    states = np.zeros((len(jobs), STATE), np.int64)
+    threads = numba.get_num_threads()
+    if threads == 1 or (jobs[:, ITEMS] <= jobs[:, CHUNK]).all():
+        _run_alone(jobs.ctypes.data, len(jobs), states.ctypes.data)
+    else:
+        _run_together(jobs.ctypes.data, len(jobs), states.ctypes.data, threads)
+
+
+def run_now(*jobs: Sequence[int]) -> None:
+    run(np.array(jobs, np.int64))

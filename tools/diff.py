@@ -1,0 +1,186 @@
+"""engine diff: two dumps, two stage files, or the weights of two models, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from math import isfinite, isnan
+from pathlib import Path
+from typing import Any
+
+from ..quant.errors import BadInput
+from ..trace.compare import Choice, Comparison, choice, compare, place
+from ..trace.dump import Entry
+from ..trace.pair import Pairs, pair_dumps, pair_files
+
+TOLERANCE = 1e-3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compares B with the reference A: two folders of stage files (with or without a manifest), two stage files,\n"
+        "or with --weights two model files. Exit status 0: within tolerance; 1: beyond; 2: not comparable."
+    )
+    parser.epilog = """examples:
+  engine diff reference-trace candidate-trace
+  engine diff a/layer-0/attention.bin b/layer-0/attention.bin --top 20
+  engine diff a b --tolerance 1e-5 --json
+  engine diff --weights model.gguf model.apr"""
+    parser.add_argument("a", metavar="A", help="the reference")
+    parser.add_argument("b", metavar="B", help="what is held against it")
+    parser.add_argument("--weights", action="store_true", help="compare the tensors of two model files by meaning")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="X",
+        help=f"largest relative error, RMS(A - B) / RMS(A), of a stage that passes (default: {TOLERANCE:g})",
+    )
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="K", help="largest differences to list of a stage (default: 10)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object; NaN and infinity are null")
+    form.add_argument("--csv", action="store_true", help="a line per stage")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A compared stage."""
+
+    a: Entry
+    b: Entry
+    figures: Comparison
+    choice: Choice | None
+
+    def as_json(self, pairs: Pairs, tolerance: float) -> dict[str, Any]:
+        f = self.figures
+        row: dict[str, Any] = {
+            "phase": self.a.phase,
+            "layer": self.a.layer,
+            "stage": self.a.stage.name,
+            "elements": f.elements,
+            "equal": f.equal,
+            "cosine": f.cosine,
+            "rms_a": f.rms_a,
+            "rms_diff": f.rms_diff,
+            "relative": f.relative if isfinite(f.relative) else None,
+            "within": f.relative <= tolerance,
+            "max_abs": f.max_abs,
+            "max_at": place(self.a, f.top[0].index, pairs.sizes) if f.top else None,
+            "mismatched": f.mismatched,
+            "nan_both": f.nan_both,
+            "top": [
+                {"at": place(self.a, d.index, pairs.sizes), "index": d.index, "a": d.a, "b": d.b, "abs_diff": d.size}
+                for d in f.top
+            ],
+        }
+        if self.choice:
+            c = self.choice
+            row |= {"argmax_a": c.argmax_a, "argmax_b": c.argmax_b, "top5_overlap": c.top5_overlap, "kl": c.kl}
+        return row
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.weights:
+        return int(import_module(".diff_weights", __package__).main(args))
+    if isnan(args.tolerance) or not 0 <= args.tolerance < float("inf"):
+        raise BadInput(f"--tolerance {args.tolerance}: give a number from 0 up; anything else would pass or fail all")
+    if args.top < 1:
+        raise BadInput(f"--top {args.top}: give at least 1")
+    a, b = Path(args.a), Path(args.b)
+    for path in (a, b):
+        if not path.exists():
+            raise BadInput(f"{path}: no such file or folder")
+    if a.is_dir() != b.is_dir():
+        raise BadInput(f"{a} and {b}: give two folders or two files")
+    pairs = pair_dumps(a, b) if a.is_dir() else pair_files(a, b)
+    rows = [
+        Row(x, y, compare(x, y, args.top), choice(x, y) if x.stage.name == "lm_head" else None) for x, y in pairs.both
+    ]
+    if args.json:
+        print(json.dumps(as_json(args, pairs, rows), allow_nan=False))
+    elif args.csv:
+        write_csv(pairs, rows, args.tolerance)
+    else:
+        print_text(args, pairs, rows)
+    return 0 if not first_beyond(rows, args.tolerance) and not pairs.apart else 1
+
+
+def first_beyond(rows: list[Row], tolerance: float) -> Row | None:
+    return next((r for r in rows if not r.figures.relative <= tolerance), None)
+
+
+def as_json(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> dict[str, Any]:
+    needed = max(r.figures.relative for r in rows)
+    first = first_beyond(rows, args.tolerance)
+    return {
+        "schema": "qwenref-diff-v1",
+        "a": args.a,
+        "b": args.b,
+        "measure": "relative = RMS(a - b) / RMS(a)",
+        "tolerance": args.tolerance,
+        "within": first is None and not pairs.apart,
+        "tolerance_needed": needed if isfinite(needed) else None,
+        "first_beyond": None if first is None else first.a.label,
+        "only_a": pairs.only_a,
+        "only_b": pairs.only_b,
+        "fed_other_tokens": pairs.apart,
+        "ignored": pairs.ignored,
+        "stages": [r.as_json(pairs, args.tolerance) for r in rows],
+    }
+
+
+def write_csv(pairs: Pairs, rows: list[Row], tolerance: float) -> None:
+    flat = [{k: v for k, v in r.as_json(pairs, tolerance).items() if k != "top"} for r in rows]
+    fields = list(dict.fromkeys(k for row in flat for k in row))
+    writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+
+
+def print_text(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> None:
+    first = first_beyond(rows, args.tolerance)
+    width = max(len(r.a.label) for r in rows)
+    print(f"A {args.a}\nB {args.b}\nrelative = RMS(A - B) / RMS(A)\n")
+    print(f"{'stage':<{width}} {'elements':>10} {'cosine':>13} {'RMS(A-B)':>10} {'relative':>10} {'max |A-B|':>10}  at")
+    for r in rows:
+        f = r.figures
+        cosine = "-" if f.cosine is None else f"{f.cosine:.10f}"
+        relative = f"{f.relative:.3e}" if isfinite(f.relative) else "-"
+        at = "equal" if f.equal else place(r.a, f.top[0].index, pairs.sizes) if f.top else "-"
+        line = (
+            f"{r.a.label:<{width}} {f.elements:>10} {cosine:>13} {f.rms_diff:>10.3e} {relative:>10} {f.max_abs:>10.3e}"
+        )
+        print(f"{line}  {at}{'  <-- first beyond the tolerance' if r is first else ''}")
+        if f.first_mismatch is not None:
+            where = place(r.a, f.first_mismatch, pairs.sizes)
+            print(f"{'':<{width}} {f.mismatched} elements are NaN or Inf on one side only, the first at {where}")
+        if f.nan_both:
+            print(f"{'':<{width}} {f.nan_both} elements are NaN on both sides (counted as equal)")
+        if r.choice:
+            c = r.choice
+            kl = "-" if c.kl is None else f"{c.kl:.3e}"
+            print(
+                f"{'':<{width}} arg max A {c.argmax_a}, B {c.argmax_b}; "
+                f"top-5 overlap {c.top5_overlap} of 5; KL(A || B) {kl} nats"
+            )
+    shown = first or (rows[0] if len(rows) == 1 else None)
+    if shown and shown.figures.top:
+        print(f"\nlargest differences of {shown.a.label}:")
+        for d in shown.figures.top:
+            print(f"  {place(shown.a, d.index, pairs.sizes):<40} A {d.a:< 16.9g} B {d.b:< 16.9g} |A-B| {d.size:.6e}")
+    print()
+    for name, labels in (("only in A", pairs.only_a), ("only in B", pairs.only_b), ("no stage", pairs.ignored)):
+        if labels:
+            print(f"not compared, {name}: {len(labels)} ({', '.join(labels[:4])}{', ...' if len(labels) > 4 else ''})")
+    if pairs.apart:
+        print(f"not compared, fed another token: {len(pairs.apart)}, from {pairs.apart[0]} on")
+    needed = max(r.figures.relative for r in rows)
+    beyond = sum(not r.figures.relative <= args.tolerance for r in rows)
+    would = f"{needed:.3e} would have passed" if isfinite(needed) else "no tolerance would have passed"
+    print(f"{len(rows)} stages compared, {beyond} beyond the tolerance {args.tolerance:g}; {would}")

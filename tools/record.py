@@ -1,0 +1,307 @@
+"""engine trace: writes the stages of a forward pass to files, or says what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import file_digest, sha256
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..engine.config import Config
+from ..engine.files import Checkpoint
+from ..engine.forward import forward
+from ..engine.generate import check_prompt
+from ..engine.tokenizer import Tokenizer
+from ..quant.errors import BadInput
+from ..trace.plan import Plan, plan
+from ..trace.recorder import Both, Recorder, Summary
+from ..trace.stages import STAGES, shape_for
+from ..trace.store import DumpWriter, check_target, phase_name
+from ..trace.tap import SILENT, Tap
+from .load import Loaded, add_model_arguments, load, open_tokenizer, open_weights
+from .models import resolve
+from .payload import as_json, as_text
+
+PROMPT = "What is 2+2?"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Runs a prompt and writes stages of the forward pass to APRT files (--save-tensor), or prints statistics of\n"
+        "all of them (--payload). The pass is the one that `engine run` takes; looking changes no bit of it."
+    )
+    parser.epilog = f"""stages, in order of execution:
+  {", ".join(s.name for s in STAGES[:9])},
+  {", ".join(s.name for s in STAGES[9:])}
+examples:
+  engine trace model.gguf --save-tensor all
+  engine trace model.gguf --save-tensor attn_scores,attn_softmax --save-tensor-layers 0..2 -p 'def f(n):'
+  engine trace model.gguf --payload"""
+    add_model_arguments(parser, positional=True)
+    parser.add_argument("--save-tensor", metavar="STAGES", help="comma list of stages, or `all`")
+    parser.add_argument(
+        "--save-tensor-dir", metavar="DIR", help="where to (default: <model stem>-trace beside the model)"
+    )
+    parser.add_argument(
+        "--save-tensor-layers",
+        metavar="RANGE",
+        default="all",
+        help="0..4 (4 not included), 3, 0,5,27 or all (default: all)",
+    )
+    parser.add_argument("--payload", action="store_true", help="print statistics of every stage")
+    parser.add_argument(
+        "--positions",
+        metavar="LIST",
+        default="all",
+        help="positions of the prompt to write: all (default), last, or as layers",
+    )
+    parser.add_argument(
+        "--decode-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="trace N greedy steps after the prompt too (default: 0)",
+    )
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
+    prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
+    prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
+    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def parse_tokens(text: str) -> list[int]:
+    """Token ids of a comma list. Raises BadInput that names the word which is none."""
+    words = [w.strip() for w in text.split(",")]
+    if bad := [w for w in words if not re.fullmatch(r"\d{1,9}", w, re.ASCII)]:
+        raise BadInput(f"--tokens {text!r}: {bad[0]!r} is no token id; give numbers, as in 3838,374,220")
+    return [int(w) for w in words]
+
+
+def default_directory(model: Path) -> Path:
+    """<model stem>-trace beside the model, as aprender has it; of a folder, the folder's name."""
+    path = model.resolve()
+    return path.with_name(f"{path.name if path.is_dir() else path.stem}-trace")
+
+
+def model_facts(path: Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of the model: of the file, or of a folder's `sha256sum` lines of its weights, sorted."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json"})
+    digests = []
+    for p in files:
+        with p.open("rb") as file:
+            digests.append(file_digest(file, "sha256").hexdigest())
+    lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, files, strict=True))
+    digest = digests[0] if path.is_file() else sha256(lines.encode()).hexdigest()
+    return {"name": path.name, "bytes": sum(p.stat().st_size for p in files), "sha256": digest}
+
+
+def versions() -> dict[str, str]:
+    """What computed: versions of this package, Python, NumPy and Numba."""
+    found = {"qwenref": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    try:
+        return found | {"numba": version("numba")}
+    except PackageNotFoundError:
+        return found
+
+
+def check_room(p: Plan, c: Config, prompt: int, target: Path) -> None:
+    """Raises BadInput if the files would not fit the disk, which costs nothing to know before the model runs."""
+    kept, need = len(p.kept(prompt)), 0
+    for phase in range(p.decode_steps + 1):
+        T, S = (1, prompt + phase) if phase else (kept, prompt)
+        need += sum(12 + 4 * prod(shape_for(s, c.sizes, T, S)) for s, _ in p.expected(c.num_hidden_layers))
+    base = next(f for f in (target.absolute(), *target.absolute().parents) if f.is_dir())
+    if need > (free := disk_usage(base).free):
+        raise BadInput(
+            f"the files need {need / 1e9:.2f} GB and {base} has {free / 1e9:.2f} GB free; "
+            "trace fewer stages, layers or positions"
+        )
+
+
+def best(logits_V: NDArray[np.floating], tokenizer: Tokenizer | None, count: int = 5) -> list[dict[str, Any]]:
+    """The likeliest next tokens; equal logits in order of id."""
+    order = np.argsort(-logits_V, kind="stable")[:count]
+    return [
+        {"id": int(i), "text": tokenizer.decode([int(i)]) if tokenizer else None, "logit": number(float(logits_V[i]))}
+        for i in order
+    ]
+
+
+def number(x: float) -> float | None:
+    """JSON knows no NaN and no infinity."""
+    return x if np.isfinite(x) else None
+
+
+def run_facts(args: argparse.Namespace, checkpoint: Checkpoint, ids: list[int], made: list[int]) -> dict[str, Any]:
+    """What the manifest says of the run; the model's digest is added when it is there."""
+    formats = Counter(t.format for t in checkpoint.tensors.values())
+    return {
+        "engine": "qwenref",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "container": checkpoint.container,
+        "formats": dict(sorted(formats.items())),
+        "backend": args.backend,
+        "precision": args.precision,
+        "tokens": ids,
+        "generated": made,
+    }
+
+
+def text_ids(args: argparse.Namespace, tokenizer: Tokenizer, template: str | None) -> list[int]:
+    from .run import prompt_ids, read_prompt
+
+    if args.prompt is None and args.file is None:
+        args.prompt = PROMPT
+    return prompt_ids(tokenizer, template, read_prompt(args), args)
+
+
+def trace(
+    saved: Plan | None, shown: Plan | None, ids: list[int], model: Loaded, writer: DumpWriter | None
+) -> tuple[list[int], list[NDArray[np.floating]], list[Summary]]:
+    """A pass for the prompt, one for each decode step: (tokens fed to the steps, logits of each pass, statistics)."""
+    k, w = model.kernels, model.weights
+    steps = (saved or shown or Plan(())).decode_steps
+    cache = k.new_cache(w.config, len(ids) + steps, model.precision)
+    made: list[int] = []
+    logits: list[NDArray[np.floating]] = []
+    summaries: list[Summary] = []
+    for phase in range(steps + 1):
+        tokens = made[-1:] if phase else ids
+        positions = range(len(ids) + phase - 1, len(ids) + phase) if phase else range(len(ids))
+        tap: Tap = SILENT
+        if shown is not None:
+            summaries.append(tap := Summary(shown, k.to_host, positions, phase))
+        if saved is not None and writer is not None:
+            kept = positions if phase else saved.kept(len(ids))
+            recorder = Recorder(saved, k.to_host, writer, positions, kept, phase)
+            tap = recorder if shown is None else Both(tap, recorder)
+        with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show
+            logits.append(np.array(k.to_host(forward(np.array(tokens, np.int32), w, cache, k, tap))))
+        if phase < steps:
+            made.append(int(np.argmax(logits[-1])))
+    return made, logits, summaries
+
+
+def require_all(p: Plan, layers: int, writer: DumpWriter) -> None:
+    """Raises BadInput if a file that was asked for was not written: a missing stage is never success."""
+    written = {(f["phase"], f["stage"], f["layer"]) for f in writer.files}
+    for phase in range(p.decode_steps + 1):
+        for s, layer in p.expected(layers):
+            if (phase_name(phase), s.name, layer) not in written:
+                of = "" if layer is None else f" of layer {layer}"
+                raise BadInput(f"the model did not yield stage {s.name}{of} ({phase_name(phase)}); nothing was written")
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.save_tensor is None and not args.payload:
+        raise BadInput("nothing asked for; give --save-tensor STAGES (or all) for files, or --payload for statistics")
+    if args.save_tensor is None and (args.save_tensor_dir is not None or args.positions != "all"):
+        raise BadInput("--save-tensor-dir and --positions say what to write; give --save-tensor STAGES too")
+    if args.tokens is not None and args.chat:
+        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
+    if args.system is not None and not args.chat:
+        raise BadInput("--system is part of a chat; give --chat too")
+    saved = shown = None
+    if args.save_tensor is not None:
+        saved = plan(args.save_tensor, args.save_tensor_layers, args.positions, args.decode_steps)
+    if args.payload:
+        shown = plan("all", args.save_tensor_layers, "all", args.decode_steps)
+    ids = None if args.tokens is None else parse_tokens(args.tokens)
+
+    path = resolve(args.model)
+    target = Path(args.save_tensor_dir) if args.save_tensor_dir else default_directory(path)
+    if saved is not None:
+        check_target(target)
+    checkpoint, bound = open_weights(str(path))
+    for note in checkpoint.notes:
+        print(f"engine trace: {note}", file=sys.stderr)
+    c = checkpoint.config
+    for p in (saved, shown):
+        if p is not None:
+            p.check(c.num_hidden_layers)
+    tokenizer = None
+    if ids is None:
+        tokenizer, template = open_tokenizer(checkpoint)
+        ids = text_ids(args, tokenizer, template)
+    elif checkpoint.vocabulary() is not None:
+        tokenizer, _ = open_tokenizer(checkpoint)
+    check_prompt(ids, c, args.decode_steps)
+    if saved is not None:
+        saved.check(c.num_hidden_layers, len(ids))
+        check_room(saved, c, len(ids), target)
+
+    files: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(1) as pool:  # the file is hashed while the weights are packed and used
+        facts = pool.submit(model_facts, checkpoint.path) if saved is not None else None
+        model = load(args, checkpoint, bound)
+        if saved is None or facts is None:
+            made, logits, summaries = trace(None, shown, ids, model, None)
+        else:
+            with DumpWriter(target, {}, c.sizes) as writer:
+                made, logits, summaries = trace(saved, shown, ids, model, writer)
+                require_all(saved, c.num_hidden_layers, writer)
+                writer.run.update(run_facts(args, checkpoint, ids, made), model=facts.result())
+            files = writer.files
+
+    report: dict[str, Any] = {
+        "model": str(checkpoint.path),
+        "backend": args.backend,
+        "precision": args.precision,
+        "tokens": ids,
+        "generated": made,
+        "next": [best(x, tokenizer) for x in logits],
+    }
+    if saved is not None:
+        report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in files]}
+    if args.json:
+        if shown is not None:
+            report |= as_json(summaries)
+        print(json.dumps(report, allow_nan=False))
+        return 0
+    if shown is not None:
+        print(as_text(summaries))
+    print_files(report)
+    print_tokens(report, tokenizer)
+    return 0
+
+
+def file_bytes(f: Mapping[str, Any]) -> int:
+    return 12 + 4 * prod(f["shape"])
+
+
+def print_files(report: Mapping[str, Any]) -> None:
+    for f in report.get("files", []):
+        print(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}")
+    if files := report.get("files"):
+        count = f"{len(files)} file{'s' * (len(files) > 1)}"
+        print(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}")
+
+
+def print_tokens(report: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
+    ids, made = report["tokens"], report["generated"]
+    print(f"tokens: {' '.join(map(str, ids))}" + (f", then {' '.join(map(str, made))}" if made else ""))
+    for phase, choices in enumerate(report["next"]):
+        spelled = "  ".join(
+            f"{t['id']}{'' if t['text'] is None else ' ' + repr(t['text'])} "
+            + ("not finite" if t["logit"] is None else f"{t['logit']:.4f}")
+            for t in choices
+        )
+        print(f"next after {phase_name(phase)}: {spelled}")

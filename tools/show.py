@@ -1,0 +1,195 @@
+"""engine inspect: what is in a model file. Nothing is decoded unless --check asks for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from ..quant.errors import BadInput
+
+if TYPE_CHECKING:
+    from ..engine.files import Checkpoint, Vocabulary
+    from ..quant.tensor import QTensor
+
+SLAB = 1 << 22  # values decoded at a time by --check
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --tensors, --check, --json."""
+    parser.description = "Shows what is in a model file: its configuration, weight formats, sizes and tokenizer."
+    parser.epilog = "example: engine inspect model.gguf --tensors"
+    parser.add_argument("model", metavar="MODEL", help="model file, folder or alias")
+    parser.add_argument("--tensors", action="store_true", help="a line for each tensor")
+    parser.add_argument(
+        "--check", action="store_true", help="decode every weight too; exit status 2 for a NaN, an infinity or a misfit"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with all tensors, and nothing else")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Raises BadInput for a file that can not be opened and, under --check, for one that can not be computed with."""
+    from ..engine.files import open_checkpoint
+    from .models import resolve
+
+    checkpoint = open_checkpoint(resolve(args.model))
+    for note in checkpoint.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if args.check:
+        check(checkpoint)
+    report = describe(checkpoint)
+    if args.json:
+        print(json.dumps(report | {"checked": args.check}, allow_nan=False))
+    else:
+        print_report(report, args.tensors)
+        if args.check:
+            print("\nchecked: every tensor has its role and shape, and every weight is finite")
+    return 0
+
+
+def describe(c: Checkpoint) -> dict[str, Any]:
+    """All that there is to say about a checkpoint, as JSON has it. Sizes are in bytes."""
+    formats = [
+        {"format": name, "tensors": count, "parameters": parameters, "bytes": size}
+        for name, (count, parameters, size) in sorted(by_format(c.tensors.values()).items(), key=lambda f: -f[1][2])
+    ]
+    return {
+        "path": str(c.path),
+        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in c.files],
+        "container": c.container,
+        "config": asdict(c.config),
+        "parameters": sum(prod(t.shape) for t in c.tensors.values()),
+        "bytes": sum(t.data.size for t in c.tensors.values()),
+        "formats": formats,
+        "tokenizer": describe_vocabulary(c.vocabulary()),
+        "metadata": {key: plain(c.metadata[key]) for key in c.metadata},
+        "tensors": [
+            {"name": name, "shape": list(t.shape), "format": t.format, "bytes": t.data.size}
+            for name, t in c.tensors.items()
+        ],
+    }
+
+
+def by_format(tensors: Iterable[QTensor]) -> dict[str, tuple[int, int, int]]:
+    """format: (tensors, parameters, bytes)."""
+    counts: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for t in tensors:
+        counts[t.format] += 1
+        parameters[t.format] += prod(t.shape)
+        sizes[t.format] += t.data.size
+    return {name: (counts[name], parameters[name], sizes[name]) for name in counts}
+
+
+def describe_vocabulary(v: Vocabulary | None) -> dict[str, Any] | None:
+    """The tokenizer's sizes and special ids, None where the file has none."""
+    if v is None:
+        return None
+    return {
+        "model": v.model,
+        "pre": v.pre,
+        "tokens": len(v.tokens),
+        "merges": len(v.merges),
+        "bos_id": v.bos_id,
+        "add_bos": v.add_bos,
+        "eos_ids": list(v.eos_ids),
+        "pad_id": v.pad_id,
+        "special": {token: i for i, token in enumerate(v.tokens) if v.types[i] in (3, 4)},
+        "chat_template": v.chat_template is not None,
+    }
+
+
+def plain(value: Any) -> Any:
+    """A metadata value as JSON has it; of an array only the length, of a number that JSON lacks the spelling."""
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    return {"array": len(value)} if hasattr(value, "__len__") else str(value)
+
+
+def check(c: Checkpoint) -> None:
+    """Raises BadInput unless every tensor has a role and its shape, and every weight is finite.
+
+    Loading a model does not look at the weights: to decode them all takes longer than an answer does. A scale that is
+    NaN or infinite makes its block's values so, whatever the codes.
+    """
+    from ..engine.bind import bind
+
+    try:
+        bind(c.config, c.tensors)
+        for t in c.tensors.values():
+            for start, values in decoded(t):
+                bad = [i for i, finite in enumerate(values) if not finite]
+                if bad:
+                    raise BadInput(f"tensor {t.name}: row {start + bad[0]} holds a NaN or an infinity")
+    except BadInput as error:
+        raise BadInput(f"{c.path}: {error}") from None
+
+
+def decoded(t: QTensor) -> Iterator[tuple[int, Any]]:
+    """A slab at a time: its first row, and for each of its rows whether all values are finite."""
+    import numpy as np
+
+    from ..quant.tensor import dequantize
+
+    rows = max(1, SLAB * t.shape[0] // prod(t.shape))
+    for start in range(0, t.shape[0], rows):
+        with np.errstate(all="ignore"):
+            values = dequantize(t, start, min(start + rows, t.shape[0]))
+        yield start, np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+
+
+def print_report(report: dict[str, Any], tensors: bool) -> None:
+    """For people: aligned columns, the same in a pipe as on a terminal, where headings are bold."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def section(title: str, rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        console.print(f"\n{title}", style="bold")
+        for row in rows:
+            cells = (x.rjust(w) if i in right else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True)))
+            line = "  " + "  ".join(cells).rstrip()
+            # Names come from the file; a terminal would obey control characters in them.
+            console.print("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
+
+    size = sum(f["bytes"] for f in report["files"])
+    parts = f" in {len(report['files'])} files" if len(report["files"]) > 1 else ""
+    console.print(report["path"], style="bold")
+    console.print(f"  {report['container']}, {size:,} bytes{parts}, {report['parameters']:,} parameters")
+    section("configuration", [(name, str(value)) for name, value in report["config"].items()])
+    weights = [
+        (f["format"], f"{f['tensors']:,} tensors", f"{f['parameters']:,} parameters", f"{f['bytes']:,} bytes")
+        for f in report["formats"]
+    ]
+    section("weights", weights, right=(1, 2, 3))
+    tokenizer = report["tokenizer"]
+    if tokenizer is None:
+        section("tokenizer", [("none", "")])
+    else:
+        special = " ".join(f"{i}={token}" for token, i in tokenizer["special"].items())
+        lines = [
+            ("model", f"{tokenizer['model']}, pre-tokenizer {tokenizer['pre']}"),
+            ("sizes", f"{tokenizer['tokens']:,} tokens, {tokenizer['merges']:,} merges"),
+            ("begins with", str(tokenizer["bos_id"]) if tokenizer["add_bos"] else "nothing (add_bos is false)"),
+            ("ends with", ", ".join(map(str, tokenizer["eos_ids"])) or "nothing"),
+            ("padding", str(tokenizer["pad_id"])),
+            ("special", special or "none"),
+            ("chat template", "yes" if tokenizer["chat_template"] else "no"),
+        ]
+        section("tokenizer", lines)
+    if tensors:
+        rows = [
+            (t["name"], " x ".join(map(str, t["shape"])), t["format"], f"{t['bytes']:,}") for t in report["tensors"]
+        ]
+        section("tensors (outermost dimension first; bytes)", rows, right=(3,))
