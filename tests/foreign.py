@@ -1,7 +1,7 @@
 """Foreign engines in NumPy, and their dumps: the page run with other arithmetic, and with mistakes planted by its tap.
 
 Each engine is written from what the real one does (Hugging Face's modeling_qwen2, ggml's CPU kernels), in float32 and in
-the formats that it rounds to; nothing here knows the judge.
+the formats that it rounds to; nothing here knows the judge. tests/oracle compares the judge with the real ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qwenref.engine.weights import Weights
 from qwenref.quant import q8_0, q8_1, q8_k
 from qwenref.quant.tensor import QTensor, dequantize
 from qwenref.trace.dump import Dump, Entry
-from qwenref.trace.stages import execution_order, stage
+from qwenref.trace.stages import by_name, execution_order
 
 f32 = np.float32
 
@@ -34,11 +34,6 @@ class Held(Entry):
 
     def values(self) -> np.ndarray:
         return self.array
-
-
-def sizes(c: Config) -> dict[str, int]:
-    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-    return {"D": c.hidden_size, "N": N, "K": K, "H": H, "E": (N + 2 * K) * H, "F": c.intermediate_size, "V": c.vocab_size}
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
@@ -54,109 +49,119 @@ def to_float16(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, f32).astype(np.float16).astype(f32)
 
 
-def transformers(rounded: Callable[[np.ndarray], np.ndarray]) -> SimpleNamespace:
-    """Hugging Face's eager Qwen2 in a 16-bit type: every module's result is rounded; norm and soft-max work in float32."""
-    base = reference
+def dot(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x W^T in float32, as BLAS adds."""
+    return np.asarray(x, f32) @ np.asarray(w, f32).swapaxes(-1, -2)
 
-    def linear(x: np.ndarray, w: Any) -> np.ndarray:
-        return rounded(np.concatenate([x @ rounded(slab).T for slab in w.slabs()], 1))
+
+def one_by_one(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x W^T as the plainest C loop adds: one float32 product after the other."""
+    y = np.zeros((*x.shape[:-1], w.shape[-2]), f32)
+    for k in range(x.shape[-1]):
+        y += np.asarray(x[..., k, None], f32) * np.asarray(w[..., None, :, k], f32)
+    return y
+
+
+def engine(
+    *,
+    rounded: Callable[[np.ndarray], np.ndarray] = lambda x: np.asarray(x, f32),
+    product: Callable[[np.ndarray, np.ndarray], np.ndarray] = dot,
+    linear: Callable[[np.ndarray, Any], np.ndarray] | None = None,
+    cached: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    rope: Callable[..., np.ndarray] | None = None,
+) -> SimpleNamespace:
+    """Hugging Face's eager Qwen2: norm and soft-max in float32, every module's result `rounded`.
+
+    product: how a dot product is added. cached: what the operands of the two attention products are rounded to.
+    """
+
+    def hf_linear(x: np.ndarray, w: Any) -> np.ndarray:
+        return rounded(np.concatenate([product(x, rounded(slab)) for slab in w.slabs()], 1))
 
     def rms_norm(x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
         scale = f32(1) / np.sqrt(np.mean(np.square(x), -1, keepdims=True, dtype=f32) + f32(eps))
         return rounded(rounded(gain) * rounded(x * scale))
 
-    def rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
+    def hf_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
         angle = pos.astype(f32)[:, None] * inv_freq
         cos, sin = (rounded(f(np.concatenate([angle, angle], 1)))[:, None] for f in (np.cos, np.sin))
         a, b = np.split(x, 2, -1)
         return rounded(rounded(x * cos) + rounded(np.concatenate([-b, a], -1) * sin))
 
     def attn_scores(q: np.ndarray, k: np.ndarray, pos: np.ndarray) -> np.ndarray:
-        H = f32(np.sqrt(q.shape[-1]))
-        raw = rounded(base.attn_scores(q, k, pos) * H)
-        return rounded(raw / H)
+        q, k = cached(q).swapaxes(0, 1), cached(np.repeat(k, q.shape[1] // k.shape[1], 1)).swapaxes(0, 1)
+        scores = rounded(rounded(product(q, k)) * f32(1 / np.sqrt(q.shape[-1])))
+        return np.where(np.arange(k.shape[1]) > pos[:, None], f32(0), scores)
+
+    def softmax(scores: np.ndarray, pos: np.ndarray) -> np.ndarray:
+        x = np.where(np.arange(scores.shape[2]) > pos[:, None], f32(-np.inf), scores)
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return rounded(e / e.sum(-1, keepdims=True, dtype=f32))
+
+    def attn_mix(p: np.ndarray, v: np.ndarray, pos: np.ndarray) -> np.ndarray:
+        v = cached(np.repeat(v, len(p) // v.shape[1], 1))
+        return np.ascontiguousarray(rounded(product(cached(p), v.transpose(1, 2, 0))).swapaxes(0, 1))
 
     return SimpleNamespace(
-        embed=lambda t, w: rounded(base.embed(t, w)),
+        embed=lambda t, w: rounded(reference.embed(t, w)),
         rms_norm=rms_norm,
-        linear=linear,
+        linear=linear or hf_linear,
         add=lambda x, y: rounded(x + rounded(y)),
         mul=lambda x, y: rounded(x * y),
-        silu=lambda x: rounded(base.silu(x)),
-        rope=rope,
+        silu=lambda x: rounded(x / (f32(1) + np.exp(-x))),
+        rope=rope or hf_rope,
         attn_scores=attn_scores,
-        softmax=lambda s, pos: rounded(base.softmax(s, pos)),
-        attn_mix=lambda p, v, pos: rounded(base.attn_mix(p, v, pos)),
-        prepare=base.prepare,
-        new_cache=base.new_cache,
-        to_host=base.to_host,
+        softmax=softmax,
+        attn_mix=attn_mix,
+        prepare=reference.prepare,
+        new_cache=reference.new_cache,
+        to_host=reference.to_host,
     )
 
 
 OPERAND = {"Q4_0": q8_0, "Q5_0": q8_0, "Q8_0": q8_0, "Q4_1": q8_1, "Q4_K": q8_k, "Q5_K": q8_k, "Q6_K": q8_k, "Q3_K": q8_k}
 
 
-def ggml(halves: bool) -> SimpleNamespace:
-    """llama.cpp's CPU path: 8-bit activations block by block, float32 sums; keys, values and their partners as halves or not;
-    RoPE's angle by repeated multiplication."""
-    base = reference
-    cached = to_float16 if halves else (lambda x: x)
+def ggml_linear(x: np.ndarray, w: Any) -> np.ndarray:
+    """8-bit activations, block by block, float32 sums (ggml_vec_dot_*)."""
+    return np.concatenate([_ggml_product(x, q) for q in w.parts], 1)
 
-    def part(x: np.ndarray, q: QTensor) -> np.ndarray:
-        f = OPERAND.get(q.format)
-        w = dequantize(q)
-        if f is None:
-            return x @ w.T
-        blocks = f.encode(x.reshape(-1, f.BLOCK))
-        x8 = f.decode(blocks).reshape(len(x), -1, f.BLOCK)
-        y = np.zeros((len(x), len(w)), f32)
-        for b in range(x8.shape[1]):  # one block after the other, as ggml_vec_dot does
-            y = y + x8[:, b] @ w[:, b * f.BLOCK : (b + 1) * f.BLOCK].T
-        if f is q8_1:
-            s = blocks.view(q8_1.STRUCT)[:, 0]
-            sums = (s["s"].astype(f32) - s["d"].astype(f32) * s["qs"].sum(1, dtype=f32)).reshape(len(x), -1)
-            m = q.data.reshape(len(w), -1, 20)[..., 2:4].copy().view("<f2")[..., 0].astype(f32)
-            y = y + sums @ m.T
-        return y
 
-    def rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
-        h = len(inv_freq)
-        theta_scale, theta, columns = inv_freq[1], pos.astype(f32), []
-        for _ in range(h):
-            columns.append(theta)
-            theta = theta * theta_scale
-        angle = np.stack(columns, 1)[:, None]
-        a, b = np.split(x, 2, -1)
-        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
+def _ggml_product(x: np.ndarray, q: QTensor) -> np.ndarray:
+    f, w = OPERAND.get(q.format), dequantize(q)
+    if f is None:
+        return dot(x, w)
+    blocks = f.encode(x.reshape(-1, f.BLOCK))
+    x8 = f.decode(blocks).reshape(len(x), -1, f.BLOCK)
+    y = np.zeros((len(x), len(w)), f32)
+    for b in range(x8.shape[1]):
+        y = y + dot(x8[:, b], w[:, b * f.BLOCK : (b + 1) * f.BLOCK])
+    if f is q8_1:  # the minimum of a weight block meets the activation block's own sum, a half
+        s = blocks.view(q8_1.STRUCT)[:, 0]
+        sums = (s["s"].astype(f32) - s["d"].astype(f32) * s["qs"].sum(1, dtype=f32)).reshape(len(x), -1)
+        y = y + dot(sums, q.data.reshape(len(w), -1, 20)[..., 2:4].copy().view("<f2")[..., 0])
+    return y
 
-    def rms_norm(x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
-        mean = np.mean(np.square(x), -1, keepdims=True, dtype=np.float64).astype(f32)
-        return x * (f32(1) / np.sqrt(mean + f32(eps))) * gain
 
-    return SimpleNamespace(
-        embed=base.embed,
-        rms_norm=rms_norm,
-        linear=lambda x, w: np.concatenate([part(x, q) for q in w.parts], 1),
-        add=base.add,
-        mul=base.mul,
-        silu=base.silu,
-        rope=rope,
-        attn_scores=lambda q, k, pos: base.attn_scores(cached(q), cached(k), pos),
-        softmax=base.softmax,
-        attn_mix=lambda p, v, pos: base.attn_mix(cached(p), cached(v), pos),
-        prepare=base.prepare,
-        new_cache=base.new_cache,
-        to_host=base.to_host,
-    )
+def ggml_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
+    """The angle by repeated multiplication (ggml_rope_cache_init)."""
+    theta, columns = pos.astype(f32), []
+    for _ in inv_freq:
+        columns.append(theta)
+        theta = theta * inv_freq[1]
+    angle = np.stack(columns, 1)[:, None]
+    a, b = np.split(x, 2, -1)
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
 
 
 ENGINES: dict[str, Any] = {
-    "float32": reference,
-    "HF float32": transformers(lambda x: np.asarray(x, f32)),
-    "HF float16": transformers(to_float16),
-    "HF bfloat16": transformers(to_bfloat16),
-    "ggml, 16-bit KV": ggml(True),
-    "ggml, 32-bit KV": ggml(False),
+    "reference f32": reference,
+    "plain float32": engine(product=one_by_one),
+    "HF float32": engine(),
+    "HF float16": engine(rounded=to_float16),
+    "HF bfloat16": engine(rounded=to_bfloat16),
+    "ggml, 16-bit KV": engine(linear=ggml_linear, rope=ggml_rope, cached=to_float16),
+    "ggml, 32-bit KV": engine(linear=ggml_linear, rope=ggml_rope),
 }
 
 
@@ -198,8 +203,8 @@ class Run:
         self.at = layer
         mistake = self.mistakes.get((name, layer))
         value = np.asarray(value if mistake is None else mistake(self, value), f32)
-        pos = self.pos if "T" in stage(name).letters else self.pos[-1:]
-        self.entries.append(Held(Path(name), stage(name), layer, self.phase, value.shape, pos, array=value.copy()))
+        pos = self.pos if "T" in by_name(name).letters else self.pos[-1:]
+        self.entries.append(Held(Path(name), by_name(name), layer, self.phase, value.shape, pos, array=value.copy()))
         return value
 
     def get(self, name: str, layer: int | None = -1, phase: int | None = None) -> np.ndarray:
@@ -234,7 +239,7 @@ def dump_of(
         forward(np.array(ids, np.int32), prepared, cache, k, run)
     told = {"tokens": [*tokens, *steps]} if manifest else {}
     entries = run.entries if manifest else [replace(e, positions=None) for e in run.entries]
-    return Dump(Path("dump"), told, sizes(weights.config), ordered(entries))
+    return Dump(Path("dump"), told, weights.config.sizes, ordered(entries))
 
 
 def ordered(entries: Sequence[Entry]) -> tuple[Entry, ...]:

@@ -15,8 +15,8 @@ from .foreign import Run
 
 f32 = np.float32
 A = np.ndarray
-ALL = ("float32", "HF float32", "HF float16", "HF bfloat16", "ggml, 16-bit KV", "ggml, 32-bit KV")
-WIDE = ("float32", "HF float32", "ggml, 16-bit KV", "ggml, 32-bit KV")
+ALL = ("reference f32", "HF float32", "HF float16", "HF bfloat16", "ggml, 16-bit KV", "ggml, 32-bit KV")
+WIDE = ("reference f32", "HF float32", "ggml, 16-bit KV", "ggml, 32-bit KV")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def split_heads(run: Run, qkv: A) -> tuple[A, A, A]:
 
 
 def tail(run: Run, value: A) -> A:
-    """16-bit engines store what they can; this is applied to values made outside the kernels."""
-    return run.kernels.mul(value, np.ones(1, f32)) if run.kernels is not reference else value
+    """A value made outside the kernels, as the engine stores it."""
+    return run.kernels.mul(np.asarray(value, f32), np.ones(1, f32))
 
 
 # embedding, norms
@@ -154,17 +154,17 @@ def transposed(m: reference.Matrix) -> reference.Matrix:
     return reference.Matrix((QTensor("F32", w.shape, format_f32.encode(w).reshape(-1)),), f32)
 
 
-@plant("weight-transposed", "attn_out", engines=("float32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("weight-transposed", "attn_out", engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("attention").reshape(len(y), -1), transposed(layer(run).attn_out))
 
 
-@plant("weight-transposed-down", "ffn_out", named="weight-transposed", engines=("float32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("weight-transposed-down", "ffn_out", named="weight-transposed", engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("ffn_swigl"), transposed(layer(run).ffn_down))
 
 
-@plant("weight-transposed-head", "lm_head", named="weight-transposed", engines=("float32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("weight-transposed-head", "lm_head", named="weight-transposed", engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("final_norm")[-1:], transposed(run.weights.lm_head))[0]
 
@@ -332,7 +332,7 @@ def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T * 0, run.weights.inv_freq_h)
 
 
-@plant("rope-sign", *ROPE, engines=("float32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("rope-sign", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
 def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T, -run.weights.inv_freq_h)
 
@@ -342,14 +342,14 @@ def _(run: Run, y: A) -> A:
     return run.kernels.rope(y, run.pos_T, run.weights.inv_freq_h)
 
 
-@plant("rope-partial", *ROPE, engines=("float32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("rope-partial", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
 def _(run: Run, y: A) -> A:
     inv_freq = run.weights.inv_freq_h.copy()
     inv_freq[len(inv_freq) // 2 :] = 0
     return run.kernels.rope(unrotated(run, y), run.pos_T, inv_freq)
 
 
-@plant("rope-frequencies", *ROPE, engines=("float32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("rope-frequencies", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
 def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T, run.weights.inv_freq_h[::-1])
 
@@ -614,11 +614,11 @@ def _(run: Run, y: A) -> A:
     return np.roll(y, 1, 0)
 
 
-@plant("result-rounded", "ffn_out", engines=("float32", "HF float32", "ggml, 16-bit KV"))
+@plant("result-rounded", "ffn_out", engines=("reference f32", "HF float32", "ggml, 16-bit KV"))
 def _(run: Run, y: A) -> A:
     return y.astype(np.float16).astype(f32)
 
 
-@plant("operands-rounded", "ffn_gate", engines=("float32", "HF float32"))
+@plant("operands-rounded", "ffn_gate", engines=("reference f32", "HF float32"))
 def _(run: Run, y: A) -> A:
     return np.concatenate([run.get("ffn_norm").astype(np.float16).astype(f32) @ w.astype(np.float16).astype(f32).T for w in half_of(run, 0).slabs()], 1)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .hypotheses import Variants, hypothesis
 from .recipes_floats import Span
-from .stages import NAMES, stage
+from .stages import NAMES, by_name
 from .verify_site import Site, Unjudgeable, place
 
 
@@ -34,7 +34,7 @@ def other_stage(s: Site) -> Variants:
     except Unjudgeable:
         return
     for name in NAMES:
-        if name != s.stage and stage(name).letters == stage(s.stage).letters and stage(name).scope == stage(s.stage).scope:
+        if name != s.stage and by_name(name).letters == by_name(s.stage).letters and by_name(name).scope == by_name(s.stage).scope:
             try:
                 yield name, mine.at(name).compute()
             except Unjudgeable:
@@ -64,7 +64,7 @@ def factor(s: Site) -> Variants:
 
 @hypothesis("positions-shifted", "the rows are those of {} positions on")
 def positions_shifted(s: Site) -> Variants:
-    letters = stage(s.stage).letters
+    letters = by_name(s.stage).letters
     if "T" in letters and len(s.pos) > 2:
         span, axis = s.compute(), letters.index("T")
         for n in range(-3, 4):

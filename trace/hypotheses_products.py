@@ -12,16 +12,8 @@ from ..quant.tensor import QTensor, dequantize, format_module
 from .hypotheses import Variants, hypothesis
 from .recipes_floats import BFLOAT16, FLOAT16, Span
 from .recipes_products import Matrix
-from .verify_site import FORMULAS, PRODUCTS, Site, flat, linear
+from .verify_site import FORMULAS, INPUTS, PRODUCTS, Site, flat, linear
 
-INPUTS = {
-    "qkv_matmul": "attn_norm",
-    "attn_out": "attention",
-    "ffn_gate": "ffn_norm",
-    "ffn_up": "ffn_norm",
-    "ffn_out": "ffn_swigl",
-    "lm_head": "final_norm",
-}
 IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
 Bytes = NDArray[np.uint8]
 

@@ -20,7 +20,7 @@ from . import recipes_stages as formulas
 from .dump import Dump, Entry
 from .recipes import Recipe
 from .recipes_floats import Array, Span, joined
-from .recipes_products import Matrix, product
+from .recipes_products import Matrix, operand, product
 from .recipes_rope import Rotation, rotations
 
 Key = tuple[int, int | None, str]
@@ -36,6 +36,7 @@ class Bench:
     """A dump on the bench, and the model it is judged by.
 
     tokens: ids by absolute position, None where neither manifest nor embedding told them.
+    rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see `codes` below.
     distrusted: files that a later stage was found not to have been computed from; they count as missing.
     """
 
@@ -44,6 +45,7 @@ class Bench:
     tokens: list[int] | None = None
     distrusted: set[Key] = field(default_factory=set)
     rotations: dict[str, Rotation] = field(default_factory=dict)
+    codes: dict[Any, int | str] = field(default_factory=dict)
     _starts: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -244,7 +246,7 @@ def flat(x: Span) -> Span:
 FORMULAS: dict[str, Callable[[Site], Span]] = {
     "embedding": embedding,
     "attn_norm": lambda s: norm(s, s.before(), s.gain("attn_norm_D")),
-    "qkv_matmul": lambda s: linear(s, s.input("attn_norm")),
+    "qkv_matmul": lambda s: linear(s, s.input(INPUTS[s.stage])),
     "qkv_bias": lambda s: formulas.add(
         s.recipe, s.input("qkv_matmul"), Span.point(formulas.weight(s.recipe, s.gain("qkv_bias_E"))[None])
     ),
@@ -253,17 +255,17 @@ FORMULAS: dict[str, Callable[[Site], Span]] = {
     "attn_scores": lambda s: formulas.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T),
     "attn_softmax": lambda s: formulas.softmax(s.recipe, s.input("attn_scores"), s.pos_T),
     "attention": lambda s: formulas.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T),
-    "attn_out": lambda s: linear(s, flat(s.input("attention"))),
+    "attn_out": lambda s: linear(s, flat(s.input(INPUTS[s.stage]))),
     "post_attn_residual": lambda s: formulas.add(s.recipe, s.before(), s.input("attn_out")),
     "ffn_norm": lambda s: norm(s, s.input("post_attn_residual"), s.gain("ffn_norm_D")),
-    "ffn_gate": lambda s: linear(s, s.input("ffn_norm")),
-    "ffn_up": lambda s: linear(s, s.input("ffn_norm")),
+    "ffn_gate": lambda s: linear(s, s.input(INPUTS[s.stage])),
+    "ffn_up": lambda s: linear(s, s.input(INPUTS[s.stage])),
     "ffn_silu": lambda s: formulas.silu(s.recipe, s.input("ffn_gate")),
     "ffn_swigl": lambda s: formulas.mul(s.recipe, s.input("ffn_silu"), s.input("ffn_up")),
-    "ffn_out": lambda s: linear(s, s.input("ffn_swigl")),
+    "ffn_out": lambda s: linear(s, s.input(INPUTS[s.stage])),
     "post_ffn_residual": lambda s: formulas.add(s.recipe, s.input("post_attn_residual"), s.input("ffn_out")),
     "final_norm": lambda s: norm(s, s.before(), s.gain("final_norm_D")),
-    "lm_head": lambda s: linear(s, s.input("final_norm")).shaped(lambda v: v[0]),
+    "lm_head": lambda s: linear(s, s.input(INPUTS[s.stage])).shaped(lambda v: v[0]),
 }
 
 # stage: (the field of Layer or Weights, which of its parts; None for all side by side)
@@ -275,6 +277,14 @@ PRODUCTS: dict[str, tuple[str, int | None]] = {
     "ffn_out": ("ffn_down", None),
     "lm_head": ("lm_head", None),
 }
+INPUTS = {
+    "qkv_matmul": "attn_norm",
+    "attn_out": "attention",
+    "ffn_gate": "ffn_norm",
+    "ffn_up": "ffn_norm",
+    "ffn_out": "ffn_swigl",
+    "lm_head": "final_norm",
+}
 ATTENTION = ("attn_scores", "attention")
 ROPE = ("q_post_rope", "k_post_rope")
 WEIGHTED = ("embedding", "attn_norm", "qkv_bias", "ffn_norm", "final_norm")
@@ -284,11 +294,27 @@ def arithmetic(s: Site) -> tuple[Any, ...]:
     """What of the recipe this stage shows: recipes that agree in it cannot be told apart here."""
     r = s.recipe
     if s.stage in PRODUCTS:
-        operands = tuple(r.operand(m.format) for m in s.matrices())
-        ties = r.quantiser if any(o in ("Q8_0", "Q8_1") for o in operands) else None
-        return r.result.name, r.weights and r.weights.name, operands, ties
+        formats = [m.format for m in s.matrices()]
+        return r.result.name, r.weights and r.weights.name, tuple(map(r.operand, formats)), codes(s, formats)
     if s.stage in ATTENTION:
         return r.result.name, r.attention.name
     if s.stage in ROPE:
         return r.result.name, r.angle
     return r.result.name, (r.weights and r.weights.name) if s.stage in WEIGHTED else None
+
+
+def codes(s: Site, formats: list[str]) -> int | str | None:
+    """Which quantiser made the 8-bit activations: told apart only where it makes others of this input (a tie)."""
+    kinds = tuple({s.recipe.operand(f): f for f in formats if s.recipe.operand(f) in ("Q8_0", "Q8_1")}.values())
+    if not kinds or s.recipe.quantiser is None:
+        return None
+    key = (s.phase, s.layer, INPUTS[s.stage], kinds, s.recipe.quantiser)
+    if key not in s.bench.codes:
+        try:
+            x = flat(s.input(INPUTS[s.stage]))
+        except Unjudgeable:
+            return s.recipe.quantiser
+        made = [operand(s.recipe, x.mid, kind) for kind in kinds]
+        told = b"".join(part.tobytes() for both in made for part in both if part is not None)
+        s.bench.codes[key] = hash(told) if x.exact else s.recipe.quantiser
+    return s.bench.codes[key]

@@ -16,8 +16,8 @@ SLAB = 1 << 22
 
 def known_tokens(bench: Bench) -> tuple[list[int] | None, list[str]]:
     """Ids by absolute position (None if unknown), and what is to be said about them."""
-    told = bench.dump.run.get("tokens")
-    if isinstance(told, list) and told and all(type(t) is int for t in told):
+    told = [t for name in ("tokens", "generated") for t in bench.dump.run.get(name) or ()]
+    if told and all(type(t) is int for t in told):
         return told, []
     found: dict[int, int] = {}
     remarks = []

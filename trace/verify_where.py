@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.tensor import format_module
-from .hypotheses_products import INPUTS
 from .recipes_floats import Array, Span
 from .recipes_products import operand
-from .stages import stage
+from .stages import by_name
 from .verify_fit import outside
-from .verify_site import PRODUCTS, Site, flat
+from .verify_site import INPUTS, PRODUCTS, Site, flat
 
 MOST = 8  # rows, channels or heads named
 AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "channels", "F": "channels",
@@ -31,7 +30,7 @@ def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
     """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of", "which"}};
     for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}]."""
     bad = outside(got, span)
-    letters = stage(site.stage).letters
+    letters = by_name(site.stage).letters
     found: dict[str, Any] = {"outside": int(bad.sum()), "of": int(bad.size)}
     for axis, letter in enumerate(letters):
         others = tuple(i for i in range(bad.ndim) if i != axis)
