@@ -22,7 +22,7 @@ from .recipes import Recipe
 from .recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Array, Span
 
 SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
-SLAB = 1 << 22  # weights decoded at a time
+SLAB = 1 << 20  # weights decoded at a time
 
 
 def summation(K: float | Array, y: Array, squares: Array, sigmas: float = SIGMAS) -> Array:
