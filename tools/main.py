@@ -18,6 +18,7 @@ COMMANDS = {
     "pull": ("pull", "download a model"),
     "inspect": ("show", "what is in a model file"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
+    "verify": ("verify", "judge a dump of any engine, stage by stage"),
     "diff": ("diff", "two dumps, or the weights of two models, side by side"),
 }
 

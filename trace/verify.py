@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.weights import Weights
+from ..quant.errors import BadInput
 from .dump import Dump, Entry
 from .recipes import FLOAT32_RECIPE, RECIPES, Recipe
 from .recipes_floats import Span
@@ -53,6 +54,7 @@ class Finding:
     where: dict[str, Any] = field(default_factory=dict)
     hypotheses: list[dict[str, Any]] = field(default_factory=list)
     blames: Key | None = None
+    budget: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -65,12 +67,17 @@ class Finding:
 
 @dataclass
 class Verification:
-    """findings in order of execution; recipe: the engine's arithmetic as the data show it; remarks: to be said first."""
+    """findings in order of execution; recipe: the engine's arithmetic as the data show it; remarks: to be said first.
+
+    operands: what its activations become before the products of this model. turned: whether the dump shows RoPE's angle.
+    """
 
     findings: list[Finding]
     recipe: Recipe
     tokens: list[int] | None
     remarks: list[str] = field(default_factory=list)
+    operands: list[str] = field(default_factory=list)
+    turned: bool = False
 
     @property
     def status(self) -> int:
@@ -142,6 +149,8 @@ class Judge:
             span = shown(got, self.site(e, FLOAT32_RECIPE).compute(), e)
             plain = FLOAT32_RECIPE, span, compare(got, span)
         finding.observed = plain[2].left
+        if e.stage.name == "lm_head" and not broken:
+            finding.notes.append(next_token(got, plain[1].mid))
         good = {kind for kind, (_, _, fit) in tried.items() if fit.good}
         self.fits[finding.key] = good
         if good:
@@ -204,6 +213,18 @@ def notes_on(site: Site) -> list[str]:
     return [f"recomputed from {used or 'the tokens'}; missing: {missing}"]
 
 
+def next_token(got: NDArray[np.float32], exact: NDArray[np.float64]) -> str:
+    """The dump's first choice against float64's from the same input, with the gap in units of the logits' own noise."""
+    mine, best = int(np.argmax(got)), int(np.argmax(exact))
+    noise = float(np.sqrt(np.mean(np.square(got - exact))))
+    second, first = np.sort(exact)[-2:]
+    gap = f"{first - second:.3g}, " + (f"{(first - second) / noise:.2g} times the logits' noise" if noise else "no noise")
+    if mine == best:
+        return f"next token {mine}, as float64 has it from the same input (gap to the second: {gap})"
+    rank = int(np.count_nonzero(exact > exact[mine])) + 1
+    return f"next token {mine} is float64's number {rank} from the same input; float64 takes {best} (top-2 gap: {gap})"
+
+
 def by_parts(
     site: Site, got: NDArray[np.float32], tried: list[tuple[Recipe, Span, Fit]]
 ) -> tuple[str, Fit] | None:
@@ -246,9 +267,13 @@ def verify(
     """Judges every file of a dump by a model's weights (QTensors, as bind gives them).
 
     against: a second model that the engine may have run. done: told how many files are judged.
+    Raises BadInput if the dump cannot be one of this model's shape.
     """
     from .verify_review import review
 
+    check_shape(dump, weights)
+    if against is not None:
+        check_shape(dump, against)
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
     bench.rotations = fitted(bench.rotations, list(rotations_seen(bench)))
@@ -259,5 +284,35 @@ def verify(
             findings.append(judge.judge(e))
             done(n + 1)
         judge.name_recipes(findings)
-        review(judge, findings)
-    return Verification(findings, judge.recipe, bench.tokens, remarks)
+        second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
+        review(judge, findings, second)
+    remarks += first_remarks(findings)
+    recipe = judge.recipe
+    operands = sorted({recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"})
+    turned = any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings)
+    return Verification(findings, recipe, bench.tokens, remarks, operands, turned)
+
+
+def check_shape(dump: Dump, weights: Weights) -> None:
+    c = weights.config
+    if dump.sizes is not None and dict(dump.sizes) != dict(c.sizes):
+        odd = ", ".join(f"{k} {n} for {c.sizes.get(k)}" for k, n in dump.sizes.items() if c.sizes.get(k) != n)
+        raise BadInput(f"{dump.path}: a dump of another model: {odd}; give the model that was run with -m")
+    deepest = max((e.layer for e in dump.entries if e.layer is not None), default=0)
+    if deepest >= c.num_hidden_layers:
+        raise BadInput(f"{dump.path} has layer {deepest}; the model has layers 0 to {c.num_hidden_layers - 1}")
+
+
+def first_remarks(findings: Sequence[Finding]) -> list[str]:
+    """What must be said before any table."""
+    remarks = []
+    embedding = [f for f in findings if f.stage == "embedding" and f.verdict == UNEXPLAINED]
+    if embedding:
+        remarks.append(
+            "the embedding already differs: this is another model's dump, or one of other tokens; what follows may mean little"
+        )
+    broken = next((f for f in findings if any("NaN" in n for n in f.notes) or "NaN" in f.reason), None)
+    if broken is not None:
+        step = f" of decode step {broken.phase}" if broken.phase else ""
+        remarks.append(f"values that are NaN or infinite first appear in {broken.stage} of {place(broken.layer)}{step}")
+    return remarks

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from .budgets import SHARE, budget, kind
 from .dump import Entry
 from .hypotheses import explain
 from .recipes import Recipe
-from .verify import REPRODUCED, UNEXPLAINED, Finding, Judge, state
+from .verify import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Judge, state
 from .verify_site import Key, Unjudgeable, place
 from .verify_where import locate
 
 
-def review(judge: Judge, findings: Sequence[Finding]) -> None:
-    """Fills in the unexplained findings, under the dump's own recipe; takes back those that a wrong file explains."""
+def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = None) -> None:
+    """Fills in the unexplained findings, under the dump's own recipe; takes back those that something else explains:
+    a wrong file before them, another model's weights, or a source of noise that their whole kind shows."""
     recipe = judge.recipe
     wrong = {f.key for f in findings if f.verdict == UNEXPLAINED}
+    noisy = kinds_in_want(findings)
     for f in findings:
         if f.verdict == UNEXPLAINED:
             e = judge.bench.dump.get(f.stage, f.layer, f.phase)
             assert e is not None
-            if not _without(judge, e, f, recipe, wrong):
+            explained = (
+                _without(judge, e, f, recipe, wrong)
+                or (against is not None and _other_weights(against, e, f))
+                or (kind(f.stage) in noisy and _noise(judge, e, f, recipe))
+            )
+            if explained:
+                wrong.discard(f.key)
+            else:
                 _name(judge, e, f, recipe)
     by_key = {f.key: f for f in findings}
     for f in findings:
@@ -28,6 +39,36 @@ def review(judge: Judge, findings: Sequence[Finding]) -> None:
             by_key[f.blames].notes.append(
                 f"{f.stage} was not computed from it, but from the right value: the file is wrong, not the engine"
             )
+
+
+def kinds_in_want(findings: Sequence[Finding]) -> set[str]:
+    """The kinds of stage of which most are not reproduced: a budget is for these."""
+    judged, lacking = Counter[str](), Counter[str]()
+    for f in findings:
+        judged[kind(f.stage)] += f.verdict != UNJUDGED
+        lacking[kind(f.stage)] += f.verdict == UNEXPLAINED
+    return {k for k in judged if lacking[k] and lacking[k] >= SHARE * judged[k]}
+
+
+def _noise(judge: Judge, e: Entry, f: Finding, recipe: Recipe) -> bool:
+    site, span, fit = judge.again(e, recipe)
+    found = budget(site, e.values(), span.mid)
+    if found is not None:
+        state(f, fit, BUDGET, recipe.name)
+        f.predicted = found.predicted
+        f.budget = {"source": found.source, "ratio": found.ratio}
+    return found is not None
+
+
+def _other_weights(against: Judge, e: Entry, f: Finding) -> bool:
+    """Whether the second model's weights reproduce the stage: then (W_a - W_b) x is the whole error."""
+    other = against.judge(e)
+    if other.verdict not in (EXACT, REPRODUCED):
+        return False
+    f.verdict, f.recipe, f.left, f.worst, f.outside = BUDGET, other.recipe, other.left, other.worst, 0
+    f.predicted, f.equal = f.observed, other.equal
+    f.budget = {"source": "the weights of the second model, exactly", "ratio": 1.0}
+    return True
 
 
 def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]) -> bool:
@@ -46,7 +87,6 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]
                 state(f, fit, REPRODUCED, recipe.name)
                 f.blames = key
                 f.notes.append(f"recomputed without {key[2]} of {place(key[1])}, whose file is wrong")
-                wrong.discard(e.key)
                 return True
     return False
 

@@ -49,7 +49,8 @@ class Bench:
     _starts: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rotations = rotations(self.config.rope_theta, np.asarray(self.weights.inv_freq_h, np.float32))
+        if not self.rotations:
+            self.rotations = rotations(self.config.rope_theta, np.asarray(self.weights.inv_freq_h, np.float32))
         reached = 0
         for phase in self.phases:
             entries = [e for e in self.dump.entries if e.phase == phase]

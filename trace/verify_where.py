@@ -21,6 +21,7 @@ from .stages import by_name
 from .verify_fit import outside
 from .verify_site import INPUTS, PRODUCTS, Site, flat
 
+PIXELS = (48, 112)
 MOST = 8  # rows, channels or heads named
 AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "channels", "F": "channels",
         "E": "channels", "V": "rows", "S": "keys"}  # fmt: skip
@@ -42,9 +43,35 @@ def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
         error = np.nan_to_num(np.abs(np.asarray(got, np.float64) - span.mid), nan=np.inf)
     worst = np.unravel_index(int(error.argmax()), error.shape)
     found["worst"] = {AXES[n].rstrip("s"): int(i) for n, i in zip(letters, worst, strict=True)}
+    found["picture"] = picture(error, span, bad, letters)
     if site.stage in PRODUCTS and bad.any():
         found["blocks"] = blocks(site, got, span, bad)
     return found
+
+
+def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str, ...]) -> dict[str, Any]:
+    """The error over what is allowed, as powers of ten from 0, in at most PIXELS cells: positions down, all else across.
+
+    Of the elements that share a cell, the worst. Inside its span an element counts 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(bad, np.log10(np.maximum(error / np.maximum(span.radius, 1e-300), 10)), 0)
+    ratio = np.clip(np.nan_to_num(ratio, posinf=12), 0, 12)
+    if letters == ("N", "T", "S"):
+        ratio = ratio.swapaxes(0, 1)
+    flat_TC = ratio.reshape(len(ratio), -1) if len(letters) > 1 else ratio[None]
+    cells = np.maximum.reduceat(flat_TC, cuts(flat_TC.shape[0], PIXELS[0]), axis=0)
+    cells = np.maximum.reduceat(cells, cuts(flat_TC.shape[1], PIXELS[1]), axis=1)
+    across = {("N", "T", "S"): "heads, keys in each", ("V",): "vocabulary"}.get(letters)
+    if across is None:
+        across = "heads, channels in each" if len(letters) == 3 else "channels"
+    down = "positions" if len(letters) > 1 else "last position"
+    return {"down": down, "across": across, "shape": list(flat_TC.shape), "cells": cells.round(1).tolist()}
+
+
+def cuts(n: int, most: int) -> NDArray[np.intp]:
+    """Where to begin each of at most `most` runs of n indices."""
+    return np.unique(np.arange(min(n, most)) * n // min(n, most))
 
 
 def blocks(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.bool_]) -> list[dict[str, Any]]:
