@@ -1,4 +1,4 @@
-"""Mistakes to plant, one at a time, in a foreign engine (foreign.py). Written as the mistake would be made, without the judge."""
+"""Mistakes to plant, one at a time, in a foreign engine (engines.py). Written as the mistake would be made, without the judge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from qwenref.engine.kernels import reference
 from qwenref.quant.tensor import QTensor
 
-from .foreign import Run
+from .engines import Run
 
 f32 = np.float32
 A = np.ndarray
