@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal, localcontext
 
@@ -35,6 +36,17 @@ PER_LAYER = {
 }
 # Old conversions carry the table of inverse frequencies, which follows from rope_theta.
 HARMLESS = ".rotary_emb.inv_freq"
+
+
+HF, GGML = 0, 1
+_ROWS = {spelled: names for names in (*WHOLE.values(), *PER_LAYER.values()) for spelled in names}
+
+
+def renamed(name: str, to: int) -> str | None:
+    """A tensor's name as Hugging Face (to=HF) or ggml (to=GGML) spells it, from either; None without a known role."""
+    layer = re.search(r"\.(\d+)\.", name)
+    row = _ROWS.get(name if layer is None else f"{name[: layer.start()]}.{{}}.{name[layer.end() :]}")
+    return None if row is None else row[to].format(layer[1] if layer else "")
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:

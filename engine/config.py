@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
 from reprlib import repr as brief
-from typing import Any
+from typing import Any, NoReturn
 
 from ..quant.errors import BadInput
 from ..quant.tensor import QTensor
@@ -162,4 +163,86 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> Co
         vocab_size=V,
         tie_word_embeddings="output.weight" not in tensors,
         **found,
+    )
+
+
+# config.json's fields that would change the forward pass, and the values with which they do not.
+HF_INERT: dict[str, tuple[Any, ...]] = {
+    "hidden_act": (None, "silu"),
+    "use_sliding_window": (None, False),
+    "quantization_config": (None,),
+    "tie_word_embeddings": (None, True, False),
+    "partial_rotary_factor": (None, 1.0),
+}
+
+
+def from_hf(data: Mapping[str, Any], own_head: bool) -> Config:
+    """From a config.json's content; transformers 4 and 5 put RoPE's parameters in different places, and both are read.
+
+    own_head: the file has an output matrix that is not the embedding. eps and theta are rounded to float32, as the
+    other containers hold them. Raises BadInput that names the field for one that is missing or that asks for what is
+    not computed here.
+    """
+
+    def refuse(field: str, why: str) -> NoReturn:
+        raise BadInput(f"{field} {why}")
+
+    def need(field: str) -> Any:
+        if data.get(field) is None:
+            refuse(field, "is missing, and nothing may be guessed for it")
+        return data[field]
+
+    def real(field: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
+            refuse(field, f"is {brief(value)}; it must be a finite positive number")
+        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+        return rounded
+
+    architectures = data.get("architectures")
+    if architectures and architectures != ["Qwen2ForCausalLM"]:
+        refuse("architectures", f"is {brief(architectures)}; only Qwen2ForCausalLM is supported")
+    check_architecture(data.get("model_type"))
+    for field, harmless in HF_INERT.items():
+        if data.get(field) not in harmless:
+            refuse(field, f"is {brief(data[field])}; that is not supported, only {brief(harmless[-1])} is")
+    layer_types = data.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        refuse("layer_types", "names another type of attention than full_attention; that is not supported")
+
+    rope, scaling = (data.get(field) or {} for field in ("rope_parameters", "rope_scaling"))
+    for field, value in (("rope_parameters", rope), ("rope_scaling", scaling)):
+        if not isinstance(value, dict):
+            refuse(field, f"is {brief(value)}; it must be an object")
+        kind = value.get("rope_type", value.get("type", "default"))
+        if kind != "default" or value.keys() - {"rope_type", "type", "rope_theta"}:
+            asked = f"RoPE scaling of type {brief(kind)}" if kind != "default" else f"{brief(sorted(value))}"
+            refuse(field, f"asks for {asked}; that is not supported, only the default is")
+    places = [place["rope_theta"] for place in (rope, scaling, data) if place.get("rope_theta") is not None]
+    thetas = {real("rope_theta", theta) for theta in places}
+    if len(thetas) > 1:
+        refuse("rope_theta", f"has two values, {sorted(thetas)}")
+
+    width, heads = need("hidden_size"), need("num_attention_heads")
+    head_dim = data.get("head_dim")
+    if head_dim is None:
+        if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
+            refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")
+        head_dim = width // heads
+    tied = data.get("tie_word_embeddings")
+    if tied is own_head:
+        has = "another output matrix than the embedding" if own_head else "no output matrix"
+        refuse("tie_word_embeddings", f"is {str(tied).lower()}, but the tensors hold {has}")
+    return Config(
+        model_type=data["model_type"],
+        hidden_size=width,
+        num_hidden_layers=need("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=need("num_key_value_heads"),
+        head_dim=head_dim,
+        intermediate_size=need("intermediate_size"),
+        vocab_size=need("vocab_size"),
+        max_position_embeddings=need("max_position_embeddings"),
+        rope_theta=thetas.pop() if thetas else need("rope_theta"),
+        rms_norm_eps=real("rms_norm_eps", need("rms_norm_eps")),
+        tie_word_embeddings=not own_head,
     )

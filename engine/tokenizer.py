@@ -15,15 +15,13 @@ from typing import Any
 
 from ..quant.errors import BadInput
 from .files import Vocabulary
+from .files.hf_tokenizer import QWEN2_PATTERN
 
 # ggml's token types (gguf.TokenType).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-# The Split pattern of Qwen2's tokenizer.json. llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and
-# Transformers loads the R1 distills with Qwen2Tokenizer (huggingface/transformers#48211).
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and Transformers loads the R1 distills with
+# Qwen2Tokenizer (huggingface/transformers#48211).
 PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")
 
 # GPT-2's byte alphabet (bytes_to_unicode of openai/gpt-2): printable Latin-1 is itself, the rest goes on from U+0100.
@@ -62,11 +60,11 @@ class Tokenizer:
         """
         nfc = True
         if v.tokenizer_json is not None:
-            v, nfc = _from_json(v, v.tokenizer_json)
+            v, nfc = vocabulary_of_json(v, v.tokenizer_json)
         if v.model != "gpt2":
-            raise BadInput(f"tokenizer: model {v.model!r} is not supported, only byte-level BPE ('gpt2') is")
+            raise BadInput(f"tokenizer: model {v.model!r:.80} is not supported, only byte-level BPE ('gpt2') is")
         if v.pre not in PRE_TOKENIZERS:
-            raise BadInput(f"tokenizer: pre-tokenizer {v.pre!r} is not supported, only {', '.join(PRE_TOKENIZERS)}")
+            raise BadInput(f"tokenizer: pre-tokenizer {v.pre!r:.80} is not supported, only {', '.join(PRE_TOKENIZERS)}")
         return cls(v, len(v.tokens) if vocab_size is None else vocab_size, nfc)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -156,21 +154,21 @@ def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
         raise BadInput(f"tokenizer: {len(v.tokens)} tokens, but the embedding has {vocab_size} rows")
     if len(ids) != len(v.tokens):
         token, n = Counter(v.tokens).most_common(1)[0]
-        raise BadInput(f"tokenizer: token {token!r} stands {n} times in the vocabulary")
+        raise BadInput(f"tokenizer: token {token!r:.80} stands {n} times in the vocabulary")
     if "" in ids:
         raise BadInput(f"tokenizer: token {ids['']} is empty")
     if other := set(v.types) - {NORMAL, CONTROL, USER_DEFINED, UNUSED}:
         id = next(i for i, t in enumerate(v.types) if t in other)
         raise BadInput(
-            f"tokenizer: token {id} {v.tokens[id]!r} has type {v.types[id]}, which byte-level BPE does not know"
+            f"tokenizer: token {id} {v.tokens[id]!r:.80} has type {v.types[id]}, which byte-level BPE does not know"
         )
     for id, type_ in enumerate(v.types):
         if type_ == CONTROL and len(v.tokens[id]) == 1:  # chat.py could not tell it from a letter of the user's
-            raise BadInput(f"tokenizer: control token {id} {v.tokens[id]!r} is a single character")
+            raise BadInput(f"tokenizer: control token {id} {v.tokens[id]!r:.80} is a single character")
     if lost := [b for c, b in _BYTE.items() if c not in ids]:  # the library would drop such bytes without a word
         raise BadInput(f"tokenizer: no token for {len(lost)} of the 256 bytes, the first 0x{min(lost):02X}")
     if len(set(v.merges)) != len(v.merges):
-        raise BadInput(f"tokenizer: merge {Counter(v.merges).most_common(1)[0][0]!r} stands twice")
+        raise BadInput(f"tokenizer: merge {Counter(v.merges).most_common(1)[0][0]!r:.80} stands twice")
     for field, special in [("bos", v.bos_id), ("pad", v.pad_id), *(("eos", id) for id in v.eos_ids)]:
         if special is not None and not 0 <= special < vocab_size:
             raise BadInput(f"tokenizer: {field} token id {special} is out of range (0 to {vocab_size - 1})")
@@ -180,14 +178,14 @@ def _bad_merge(merges: list[str], ids: dict[str, int]) -> str:
     for n, merge in enumerate(merges):
         pair = merge.split(" ")
         if len(pair) != 2:
-            return f"merge {n} {merge!r} is not a pair"
+            return f"merge {n} {merge!r:.80} is not a pair"
         for token in (*pair, "".join(pair)):
             if token not in ids:
-                return f"merge {n} {merge!r} needs the token {token!r}, which is not in the vocabulary"
+                return f"merge {n} {merge!r:.80} needs the token {token!r:.80}, which is not in the vocabulary"
     return "the library refuses the merges"
 
 
-def _from_json(v: Vocabulary, text: str) -> tuple[Vocabulary, bool]:
+def vocabulary_of_json(v: Vocabulary, text: str) -> tuple[Vocabulary, bool]:
     """The vocabulary that a tokenizer.json describes, and whether it normalises to NFC.
 
     A regex of the file is never run, only compared. Its post-processor (BOS) is not read; v.add_bos says it.
@@ -197,10 +195,10 @@ def _from_json(v: Vocabulary, text: str) -> tuple[Vocabulary, bool]:
         model, added = file["model"], file.get("added_tokens") or []
         kind = model.get("type", "BPE")
         if kind != "BPE":
-            raise BadInput(f"tokenizer.json: model {kind!r} is not supported, only byte-level BPE is")
+            raise BadInput(f"tokenizer.json: model {kind!r:.80} is not supported, only byte-level BPE is")
         for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
             if model.get(option):
-                raise BadInput(f"tokenizer.json: model.{option} = {model[option]!r} is not supported")
+                raise BadInput(f"tokenizer.json: model.{option} = {model[option]!r:.80} is not supported")
         ids, types = _ids_from_json(model["vocab"], added)
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     except BadInput:
@@ -218,16 +216,20 @@ def _ids_from_json(vocab: dict[str, int], added: list[dict[str, Any]]) -> tuple[
     ids, types = dict(vocab), dict.fromkeys(vocab, NORMAL)
     for a in added:
         token = a["content"]
+        if type(token) is not str:
+            raise BadInput(f"tokenizer.json: added token {token!r:.80} is no text")
         if any(a.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-            raise BadInput(f"tokenizer.json: added token {token!r} strips or wants whole words, which is not supported")
+            raise BadInput(
+                f"tokenizer.json: added token {token!r:.80} strips or wants whole words, which is not supported"
+            )
         if ids.setdefault(token, a["id"]) != a["id"]:
-            raise BadInput(f"tokenizer.json: token {token!r} has two ids, {ids[token]} and {a['id']}")
+            raise BadInput(f"tokenizer.json: token {token!r:.80} has two ids, {ids[token]} and {a['id']}")
         # DeepSeek's <｜User｜> is not marked special, and is a control token all the same (as for ggml's converter).
         types[token] = CONTROL if a.get("special") or re.fullmatch(r"<[|｜].*[|｜]>", token) else USER_DEFINED
     by_id = sorted(ids, key=ids.__getitem__)
     for id, token in enumerate(by_id):
         if type(ids[token]) is not int or ids[token] != id:
-            raise BadInput(f"tokenizer.json: id {ids[token]} of token {token!r}: ids must be 0 to n-1, each once")
+            raise BadInput(f"tokenizer.json: id {ids[token]} of token {token!r:.80}: ids must be 0 to n-1, each once")
     return ids, [types[token] for token in by_id]
 
 
@@ -239,7 +241,10 @@ def _is_qwen2(pre: Any) -> bool:
         {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
     ]
-    return [{k: v for k, v in p.items() if k != "trim_offsets"} for p in pre["pretokenizers"]] == want
+    steps = [p for p in pre["pretokenizers"] if isinstance(p, dict)]
+    return [{k: v for k, v in p.items() if k != "trim_offsets"} for p in steps] == want and steps == pre[
+        "pretokenizers"
+    ]
 
 
 def _is_nfc(normalizer: Any) -> bool:

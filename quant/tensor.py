@@ -31,7 +31,8 @@ class QTensor:
 
     format: ggml's type name, upper case ("Q4_K", "F32").
     shape: outermost first, row-major; a matrix is (O, I): y[o] = sum_i w[o, i] x[i].
-    data: uint8, 1-D, exactly rows * row_bytes long; usually a view of a memory map, never written to.
+    data: uint8, 1-D, usually a view of a memory map, never written to; exactly rows * row_bytes long. Only APR has
+    rows that are no whole number of blocks: its writer pads each to one, and `dequantize` drops the padding.
     name: the tensor's name in its file, for messages.
     """
 
@@ -77,18 +78,17 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
     if not w.shape:
         raise BadInput(f"tensor {w.name}: a single value has no rows")
     *outer, width = w.shape
-    row = row_bytes(w.format, width)
-    if w.data.size != prod(outer) * row:
-        raise BadInput(
-            f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {prod(outer) * row}"
-        )
+    per_row = -(-width // f.BLOCK)
+    if w.data.size != prod(outer) * per_row * f.BYTES:
+        takes = prod(outer) * per_row * f.BYTES
+        raise BadInput(f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {takes}")
     blocks = w.data.reshape(-1, f.BYTES)
     if outer:
         start, stop, _ = slice(start, stop).indices(outer[0])
-        per_row = len(blocks) // max(outer[0], 1)
-        blocks = blocks[start * per_row : stop * per_row]
+        per_start = len(blocks) // max(outer[0], 1)
+        blocks = blocks[start * per_start : stop * per_start]
     with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN scales decode to what ggml makes of them
-        values: NDArray[np.float32] = f.decode(blocks)
+        values: NDArray[np.float32] = f.decode(blocks).reshape(-1, per_row * f.BLOCK)[:, :width]
     return values.reshape(-1, *w.shape[1:]) if outer else values.reshape(-1)[start:stop]
 
 

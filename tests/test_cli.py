@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from qwenref.tools.main import COMMANDS
+
 ENGINE = [sys.executable, "-m", "qwenref.tools.main"]
 
 
@@ -28,7 +30,7 @@ def refused(*args: str, stdin: bytes = b"", **environment: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["run", "pull", "inspect", "trace", "diff"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
     done = engine(command, "--help")
     assert done.returncode == 0

@@ -145,7 +145,7 @@ def test_FALSIFY_APR_TRACE_SAVE_011_end_to_end(
     assert "layer-0/embedding.bin" in out and "2 files" in out
 
 
-# The 18 stages before the two were added (contract, proof_obligations; apr.md 4): all must still be there, by name.
+# The 18 stages before the two were added (contract, proof_obligations): all must still be there, by name.
 BEFORE = (
     *("embedding", "attn_norm", "qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope", "attention", "attn_out"),
     *("post_attn_residual", "ffn_norm", "ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out", "post_ffn_residual"),

@@ -1,4 +1,4 @@
-"""engine diff: every complaint about aprender's (apr.md 8.5: D-1 to D-8) is a test that this one passes."""
+"""engine diff: every complaint about aprender's (D-1 to D-8) is a test that this one passes."""
 
 from __future__ import annotations
 
@@ -225,8 +225,13 @@ def test_scores_are_compared_up_to_the_query_only(stages: Stages, tmp_path: Path
         status, out, _ = diff(a, b, "--json", "--tolerance", "0")
         assert status == 0
         assert [r["elements"] for r in strict(out)["stages"] if r["stage"] == "attn_scores"] == [4 * 15] * 2
-    wrong = with_change(stages, ("attn_softmax", 0), lambda x: x.__setitem__((0, 0, 4), 0.5))
-    assert diff(a, write(tmp_path / "d", wrong))[0] == 1
+    for i, wrong in enumerate(
+        (
+            with_change(stages, ("attn_scores", 0), lambda x: x.__setitem__((0, 2, 2), 50)),
+            with_change(stages, ("attn_softmax", 0), lambda x: x.__setitem__((0, 0, 4), 0.5)),
+        )
+    ):
+        assert diff(a, write(tmp_path / f"wrong-{i}", wrong))[0] == 1
 
 
 def test_lm_head_says_what_would_be_chosen(stages: Stages, tmp_path: Path, diff: Diff) -> None:

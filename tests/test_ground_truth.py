@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from qwenref.engine.bind import bind
 from qwenref.engine.files import open_checkpoint
-from qwenref.engine.forward import forward
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.weights import Weights
 from qwenref.tools.golden_stages import key, rms, signed_sums
 from qwenref.trace.stages import STAGES
-from qwenref.trace.tap import At
+
+from .tiny import collect, relative
 
 GOLDEN = Path(__file__).parent / "golden"
 IDS = json.loads((GOLDEN / "hf_greedy_ids.json").read_text())
@@ -40,29 +40,11 @@ def prepared(path: Path, name: str, precision: str) -> Weights:
     return backend(name).prepare(bind(checkpoint.config, checkpoint.tensors), precision)
 
 
-class Keep:
-    """A tap that keeps every stage of every layer."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, NDArray[np.floating[Any]]] = {}
-
-    def layer(self, index: int) -> At:
-        return lambda stage, value: self._keep(key(index, stage), value)
-
-    def whole(self, stage: str, value: Any) -> Any:
-        return self._keep(key(None, stage), value)
-
-    def _keep(self, name: str, value: Any) -> Any:
-        assert name not in self.stages
-        self.stages[name] = np.array(value)
-        return value
-
-
 @cache
 def stages(path: Path, name: str, precision: str, prompt: str) -> dict[str, NDArray[np.floating[Any]]]:
-    w, k, tap, ids = prepared(path, name, precision), backend(name), Keep(), golden(prompt)["prompt_ids"]
-    forward(ids, w, k.new_cache(w.config, len(ids), precision), k, tap)
-    return {stage: k.to_host(value) for stage, value in tap.stages.items()}
+    checkpoint = open_checkpoint(path)
+    (found,) = collect(bind(checkpoint.config, checkpoint.tensors), name, precision, golden(prompt)["prompt_ids"])
+    return {key(layer, stage): value for (stage, layer), value in found.items()}
 
 
 @cache
@@ -135,7 +117,7 @@ def test_f32_is_no_further_from_f64_than_transformers(model_path: Path, name: st
     )
     off = {}
     for stage, theirs in zip(g["stages"], g["float32_error"], strict=True):
-        error = rms(ours[stage] - exact[stage]) / rms(exact[stage])
+        error = relative(exact[stage], ours[stage])
         if not error <= 1.5 * theirs:
             off[str(stage)] = f"{error:.1e}, Transformers {theirs:.1e}"
     assert off == {}

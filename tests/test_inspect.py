@@ -39,7 +39,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert [(t["name"], t["shape"]) for t in report["tensors"]] == [(t.name, list(t.dims[::-1])) for t in TENSORS]
     assert report["tokenizer"]["special"] == {"<|endoftext|>": 5, "<|im_end|>": 6}
-    assert report["tokenizer"]["eos_ids"] == [5, 6] and report["tokenizer"]["chat_template"] is True
+    assert report["tokenizer"]["eos_ids"] == [6, 5] and report["tokenizer"]["chat_template"] is True
     assert report["metadata"]["tokenizer.ggml.tokens"] == {"array": 8}
 
 

@@ -22,6 +22,7 @@ from qwenref.quant.tensor import QTensor, dequantize, row_bytes
 
 MODULES = [import_module(f"qwenref.quant.{p.stem}") for p in sorted(Path(tensor.__file__).parent.glob("*.py"))]
 FORMATS = {m.__name__.rpartition(".")[2].upper(): m for m in MODULES if hasattr(m, "BLOCK")}
+FORMATS = {name: m for name, m in FORMATS.items() if not name.startswith("APR")}  # aprender's own: test_apr.py
 ACTIVATIONS = ("Q8_1", "Q8_K")  # no file holds them, so gguf-py does not decode them
 STORED = [name for name in FORMATS if name not in ACTIVATIONS]
 NUMBERS = {t.name: t.value for t in gguf.GGMLQuantizationType}

@@ -1,6 +1,7 @@
 """The tokenizer: ids of Hugging Face and llama.cpp (tests/golden/tokenizer.json.gz), hostile vocabularies, streaming.
 
-Cases T01 to T23 are numbered as in the issue's list; T21 and T22 (empty and overlong prompt) belong to the run command.
+Hostile cases are numbered T01 to T23 here and T24 to T30 in test_chat.py; T21 and T22 (empty and overlong prompt) are
+the run command's, in test_cli.py.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ def from_json(file: Any, vocab_size: int | None = None) -> Tokenizer:
 
 
 def refused(v: Vocabulary, *words: str, vocab_size: int | None = None) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadInput) as error:
         Tokenizer.from_vocabulary(v, vocab_size)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2  # that it ends, on a busy machine too; not how fast
     message = str(error.value)
     assert "\n" not in message and len(message) < 300
     for word in words:

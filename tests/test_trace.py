@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
 from qwenref.quant.errors import BadInput
 from qwenref.tools import record
@@ -87,6 +88,7 @@ def test_decode_steps_are_the_positions_of_one_longer_prompt(trace: Run, tmp_pat
     assert trace("--save-tensor", "all", "--decode-steps", "2")[0] == 0
     dump = open_dump(tmp_path / "dump")
     fed = dump.run["generated"]
+    assert fed == list(generate(TOKENS, reference.prepare(tiny_weights(), "f32"), reference, "f32", 2))
     (whole,) = collect(tiny_weights(), "reference", "f32", TOKENS + fed)
     for step in (1, 2):
         at = len(TOKENS) - 1 + step
@@ -187,6 +189,22 @@ def test_disk_full_at_the_manifest_keeps_the_older_dump(
     assert [p.name for p in tmp_path.iterdir()] == ["dump"]
 
 
+def test_a_move_that_fails_puts_the_older_dump_back(
+    trace: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trace("--save-tensor", "attn_norm")[0] == 0
+    before, rename = files_of(tmp_path), Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    assert trace("--save-tensor", "all")[0] == 2
+    assert files_of(tmp_path) == before
+
+
 def test_too_little_room_is_known_before_the_model_runs(trace: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "disk_usage", lambda _: type("Usage", (), {"free": 10_000}))
     monkeypatch.setattr(reference, "prepare", lambda *_: pytest.fail("the weights were loaded for nothing"))
@@ -195,7 +213,7 @@ def test_too_little_room_is_known_before_the_model_runs(trace: Run, monkeypatch:
 
 
 def test_a_second_trace_replaces_the_first_as_a_whole(trace: Run, tmp_path: Path) -> None:
-    """No file of an earlier run survives to be counted as written (apr.md 8.4, S-2)."""
+    """No file of an earlier run survives to be counted as written."""
     assert trace("--save-tensor", "all")[0] == 0
     status, out, _ = trace("--save-tensor", "ffn_out", "--save-tensor-layers", "1")
     assert status == 0 and "1 file," in out
@@ -244,7 +262,7 @@ def test_a_folder_without_write_permission(trace: Run, tmp_path: Path, monkeypat
 @pytest.mark.model
 def test_the_real_model_writes_411_files(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Token ids, choice and file sizes of Qwen2.5-Coder-0.5B-Instruct, prompt "What is 2+2?"."""
-    words = ["--save-tensor", "all", "--save-tensor-dir", str(tmp_path / "d"), "--backend", "reference"]
+    words = ["--save-tensor", "all", "--save-tensor-dir", str(tmp_path / "d")]
     assert main(["trace", str(model_path), *words]) == 0
     out = capsys.readouterr().out
     dump = open_dump(tmp_path / "d")

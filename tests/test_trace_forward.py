@@ -34,7 +34,24 @@ QUANTISED = {
     "ffn_down": "Q5_0",
     "lm_head": "Q8_0",
 }
-MODELS = {"f32": {"layers": 2}, "quantised": {"layers": 2, "formats": QUANTISED, "seed": 1}, "tied": {"tied": True}}
+K_QUANTS = {
+    "embed": "Q6_K",
+    "q": "Q4_K",
+    "k": "Q5_K",
+    "v": "Q6_K",
+    "attn_out": "Q4_K",
+    "ffn_gate": "Q5_K",
+    "ffn_up": "Q4_K",
+}
+WIDE = {
+    "layers": 1,
+    "hidden": 256,
+    "head_dim": 64,
+    "mlp": 256,
+    "formats": K_QUANTS | {"ffn_down": "Q6_K"},
+    "tied": True,
+}
+MODELS = {"f32": {}, "quantised": {"formats": QUANTISED, "seed": 1}, "k_quants": WIDE}
 
 # RMS relative to float64. f32: some hundred roundings of 2^-24 a stage, carried through two layers; int8: steps of
 # 1/127 of a block's largest activation, through every product.

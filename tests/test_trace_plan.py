@@ -104,7 +104,7 @@ def test_whole_model_stages_ignore_the_layers_and_embedding_is_layer_0() -> None
 def test_shapes_follow_from_counts_alone() -> None:
     sizes = {"D": 3584, "N": 28, "K": 4, "H": 128, "E": 4608, "F": 18944, "V": 152064}  # Qwen2.5-Coder-7B, 7 positions
     bytes_of = {"attn_norm": 100364, "qkv_bias": 129036, "q_post_rope": 100364, "k_post_rope": 14348}
-    bytes_of |= {"ffn_up": 530444, "attn_scores": 5500, "lm_head": 608268}  # aprender's own files (apr.md, section 4)
+    bytes_of |= {"ffn_up": 530444, "attn_scores": 5500, "lm_head": 608268}  # aprender's own files
     for name, size in bytes_of.items():
         s = by_name(name)
         assert 12 + 4 * int(np.prod(shape_for(s, sizes, 7, 7))) == size

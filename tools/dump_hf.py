@@ -1,8 +1,11 @@
-"""Every stage of a Hugging Face Transformers run of Qwen2, captured where the model computes it."""
+"""engine dump-hf: every stage of a Hugging Face Transformers run of Qwen2, captured where the model computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,23 +15,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
-
-# (layer or None for the whole model, stage, value): one call per stage, in the model's own order.
-Emit = Callable[[int | None, str, NDArray[np.floating[Any]]], None]
+from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+NOTES = (
+    "qkv_matmul and qkv_bias are a product and then a sum; Transformers fuses them, which rounds once less",
+    "values of 16 bits are widened to float32, exactly; float64 is rounded to float32",
+)
+WIDE = (
+    "norms, soft-max, cosine and sine, which Transformers computes in float32 in every dtype, were patched to float64",
+)
 
 
-def load(path: Path, dtype: str = "float32") -> Any:
-    """A Qwen2ForCausalLM with eager attention on the CPU, from a GGUF file or a Hugging Face folder.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Runs a model in Transformers (eager attention) and writes its stages, as engine trace does."
+    parser.epilog = "needs torch and transformers: pip install 'qwenref[oracle]'"
+    add_dump_arguments(parser)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what it computes in (default: float32)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name of a device (default: cpu)")
 
-    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for what is no qwen2.
+
+def main(args: argparse.Namespace) -> int:
+    if not sys.stderr.isatty():  # Transformers shows bars of its own
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        import torch
+        import transformers
+    except ModuleNotFoundError as error:
+        raise BadInput(f"dump-hf needs {error.name}; get it with: pip install 'qwenref[oracle]'") from None
+    j = job(args, {})
+    model = load(j.checkpoint.path, args.dtype, args.device)
+    facts = {
+        "engine": "transformers",
+        "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+        "backend": f"{args.device}, eager attention",
+        "precision": args.dtype,
+        "notes": [*NOTES, *(WIDE if args.dtype == "float64" else ())],
+    }
+    write_dump(j, running(model), {}, facts)
+    return 0
+
+
+@contextmanager
+def running(model: Any) -> Iterator[Forward]:
+    """A forward pass of the model, with its key/value cache from call to call."""
+    import torch
+
+    past: Any = None
+
+    def forward(tokens: Sequence[int], emit: Emit) -> NDArray[np.floating[Any]]:
+        nonlocal past
+        with capture(model, emit):
+            ids = torch.tensor([tokens], device=model.device)
+            output = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+        past = output.past_key_values
+        logits: NDArray[np.floating[Any]] = output.logits[0, -1].float().cpu().numpy()
+        return logits
+
+    yield forward
+
+
+def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
+    """A Qwen2ForCausalLM with eager attention, from a GGUF file or a Hugging Face folder.
+
+    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for what is no qwen2,
+    and for a device that torch does not have.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if where else path
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"device {device}: {str(error).splitlines()[0]}") from None
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **where)
     except (OSError, ValueError) as error:
@@ -40,7 +101,7 @@ def load(path: Path, dtype: str = "float32") -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=first, attn_implementation="eager", local_files_only=True, **where
     )
-    return cast_weights(model, dtype).eval()
+    return cast_weights(model, dtype).eval().to(device)
 
 
 def cast_weights(model: Any, dtype: str) -> Any:
@@ -69,7 +130,7 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
 
     def out(layer: int | None, stage: str, x: Any) -> None:
         x = x.detach()[0]  # the batch's only row
-        emit(layer, stage, x.numpy().copy() if wide else x.float().numpy().copy())
+        emit(layer, stage, (x if wide else x.float()).cpu().numpy().copy())
 
     def linear_then_bias(i: int, attention: Any) -> Callable[..., None]:
         parts: list[tuple[Any, Any]] = []

@@ -17,9 +17,12 @@ COMMANDS = {
     "run": ("run", "answer a prompt"),
     "pull": ("pull", "download a model"),
     "inspect": ("show", "what is in a model file"),
+    "convert": ("convert", "a model into another container"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
     "verify": ("verify", "judge a dump of any engine, stage by stage"),
     "diff": ("diff", "two dumps, or the weights of two models, side by side"),
+    "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),
+    "dump-llamacpp": ("dump_llamacpp", "write every stage of a llama.cpp run"),
 }
 
 

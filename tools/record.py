@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import re
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import file_digest, sha256
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from shutil import disk_usage
@@ -21,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..engine.config import Config
-from ..engine.files import Checkpoint
 from ..engine.forward import forward
 from ..engine.generate import check_prompt
 from ..engine.tokenizer import Tokenizer
@@ -33,6 +26,7 @@ from ..trace.recorder import Both, Recorder, Summary
 from ..trace.stages import STAGES, shape_for
 from ..trace.store import DumpWriter, check_target, phase_name
 from ..trace.tap import SILENT, Tap
+from .facts import model_facts, run_facts
 from .load import Loaded, add_model_arguments, load, open_tokenizer, open_weights
 from .models import resolve
 from .payload import as_json, as_text
@@ -46,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all of them (--payload). The pass is the one that `engine run` takes; looking changes no bit of it."
     )
     parser.epilog = f"""stages, in order of execution:
-  {", ".join(s.name for s in STAGES[:9])},
-  {", ".join(s.name for s in STAGES[9:])}
+  {", ".join(s.name for s in STAGES[:7])},
+  {", ".join(s.name for s in STAGES[7:13])},
+  {", ".join(s.name for s in STAGES[13:])}
 examples:
   engine trace model.gguf --save-tensor all
   engine trace model.gguf --save-tensor attn_scores,attn_softmax --save-tensor-layers 0..2 -p 'def f(n):'
@@ -96,29 +91,8 @@ def parse_tokens(text: str) -> list[int]:
 
 def default_directory(model: Path) -> Path:
     """<model stem>-trace beside the model, as aprender has it; of a folder, the folder's name."""
-    path = model.resolve()
+    path = model if model.name not in {"", ".."} else model.resolve()
     return path.with_name(f"{path.name if path.is_dir() else path.stem}-trace")
-
-
-def model_facts(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of the model: of the file, or of a folder's `sha256sum` lines of its weights, sorted."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json"})
-    digests = []
-    for p in files:
-        with p.open("rb") as file:
-            digests.append(file_digest(file, "sha256").hexdigest())
-    lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, files, strict=True))
-    digest = digests[0] if path.is_file() else sha256(lines.encode()).hexdigest()
-    return {"name": path.name, "bytes": sum(p.stat().st_size for p in files), "sha256": digest}
-
-
-def versions() -> dict[str, str]:
-    """What computed: versions of this package, Python, NumPy and Numba."""
-    found = {"qwenref": __version__, "python": platform.python_version(), "numpy": np.__version__}
-    try:
-        return found | {"numba": version("numba")}
-    except PackageNotFoundError:
-        return found
 
 
 def check_room(p: Plan, c: Config, prompt: int, target: Path) -> None:
@@ -147,22 +121,6 @@ def best(logits_V: NDArray[np.floating], tokenizer: Tokenizer | None, count: int
 def number(x: float) -> float | None:
     """JSON knows no NaN and no infinity."""
     return x if np.isfinite(x) else None
-
-
-def run_facts(args: argparse.Namespace, checkpoint: Checkpoint, ids: list[int], made: list[int]) -> dict[str, Any]:
-    """What the manifest says of the run; the model's digest is added when it is there."""
-    formats = Counter(t.format for t in checkpoint.tensors.values())
-    return {
-        "engine": "qwenref",
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "container": checkpoint.container,
-        "formats": dict(sorted(formats.items())),
-        "backend": args.backend,
-        "precision": args.precision,
-        "tokens": ids,
-        "generated": made,
-    }
 
 
 def text_ids(args: argparse.Namespace, tokenizer: Tokenizer, template: str | None) -> list[int]:
@@ -258,7 +216,7 @@ def main(args: argparse.Namespace) -> int:
             with DumpWriter(target, {}, c.sizes) as writer:
                 made, logits, summaries = trace(saved, shown, ids, model, writer)
                 require_all(saved, c.num_hidden_layers, writer)
-                writer.run.update(run_facts(args, checkpoint, ids, made), model=facts.result())
+                writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
             files = writer.files
 
     report: dict[str, Any] = {

@@ -61,7 +61,7 @@ class Checkpoint:
 
 # The files beside this one that know a container. Each has recognises(path, head) -> bool, where head is the beginning
 # of the file (nothing for a folder), and open(path) -> Checkpoint. The first that recognises the path opens it.
-CONTAINERS = ("gguf",)
+CONTAINERS = ("gguf", "apr", "safetensors")
 
 # What users take for a model: its first bytes, and the way out.
 PICKLE = "Python pickles can run code and are never opened; convert it to safetensors"

@@ -157,8 +157,8 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         return value
 
     bos, pad = token_id("bos"), token_id("padding")
-    ends = {end for end in (token_id("eos"), token_id("eot")) if end is not None}
-    ends |= {i for i in np.flatnonzero(types == CONTROL).tolist() if tokens[i] in ("<|endoftext|>", "<|im_end|>")}
+    ends = [end for end in (token_id("eos"), token_id("eot")) if end is not None]  # the file's own come first
+    ends += [i for i in np.flatnonzero(types == CONTROL).tolist() if tokens[i] in ("<|endoftext|>", "<|im_end|>")]
     add_bos = get("ggml.add_bos_token", "bool") or False  # absent is false, as in ggml for a BPE model
     if add_bos and bos is None:
         raise metadata.bad("tokenizer.ggml.add_bos_token", "is true, but there is no tokenizer.ggml.bos_token_id")
@@ -169,7 +169,7 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         model=model,
         pre=need("ggml.pre", "str"),
         bos_id=bos,
-        eos_ids=tuple(sorted(ends)),
+        eos_ids=tuple(dict.fromkeys(ends)),
         pad_id=pad,
         add_bos=add_bos,
         chat_template=get("chat_template", "str"),

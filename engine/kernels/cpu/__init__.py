@@ -1,12 +1,13 @@
-"""The CPU backend: Numba kernels on packed weights, results the same to the bit on every path, thread count and chunking.
+"""The CPU backend: Numba kernels on packed weights, results the same to the bit on every path, thread count and
+chunking.
 
-simd.py vectors; team.py kernels, jobs, threads; packed.py weights; product.py, and a file per format, matrix products; rows.py and
-attention.py the rest. float32 throughout; precisions as in kernels/__init__.py.
+simd.py vectors; team.py kernels, jobs, threads; packed.py weights; product.py, and a file per format, matrix
+products; rows.py and attention.py the rest. float32 throughout; precisions as in kernels/__init__.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,46 +18,29 @@ from ....quant.errors import BadInput
 from ....quant.tensor import QTensor, dequantize
 from ...config import Config
 from ...weights import Layer, Weights
-from . import attention, product, rows
-from .packed import Packed, pack
+from . import attention, rows
+from .matmul import Stack, linear, stack
+from .replay import empty, keep, record, recording, submit
 from .simd import LANES
-from .team import Kernel, run_now
+from .team import Kernel, at, bits, rows_of, run_now, share
 
-PRECISIONS = ("f32",)
+__all__ = ["PRECISIONS", "linear", "record"]
+
+PRECISIONS = ("f32", "int8")
 
 Array = NDArray[np.float32]
 
 
-def _bits(x: float) -> int:
-    return int(np.float32(x).view(np.int32))
-
-
-def _share(items: int) -> int:
-    """Items to take at a time: pieces small enough for a slow core not to be waited for."""
-    return max(1, items // 32)
-
-
-# ---- weights
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Packed matrices of one input width, whose rows follow one another."""
-
-    parts: tuple[Packed, ...]
-    rows: int
-    K: int
-
-
 def prepare(w: Weights, precision: str) -> Weights:
-    """Vectors decoded, matrices packed; the embedding stays in its file's bytes, and is shared with the head where they are tied."""
+    """Vectors decoded, matrices packed; the embedding stays in its file's bytes, and is shared with the head where
+    they are tied.
+    """
 
     def vector(*parts: QTensor) -> Array:
         return np.concatenate([dequantize(p) for p in parts])
 
     def matrix(*parts: QTensor) -> Stack:
-        packed = tuple(pack(p) for p in parts)
-        return Stack(packed, sum(p.rows for p in packed), packed[0].K)
+        return stack(parts, precision)
 
     layers = tuple(
         Layer(
@@ -83,14 +67,16 @@ class KVCache:
         self.length, self.capacity = 0, capacity
 
     def positions(self, count: int) -> NDArray[np.int32]:
+        if made := recording.get():
+            return made.position
         if self.length + count > self.capacity:
             raise BadInput(f"{self.length + count} positions do not fit a cache of {self.capacity}")
         return np.arange(self.length, self.length + count, dtype=np.int32)
 
     def append(self, layer: int, k_TKH: Array, v_TKH: Array) -> tuple[Any, Any]:
         pos_T, (T, K, H), k, v = self.positions(len(k_TKH)), k_TKH.shape, self.k[layer], self.v[layer]
-        new = (_at(k_TKH), k_TKH.strides[0], _at(v_TKH), v_TKH.strides[0], _at(pos_T), K, H)
-        run_now(attention.append.job(T, _share(T), *new, _at(k), k.strides[0], _at(v), v.strides[0]))
+        new = (at(k_TKH), k_TKH.strides[0], at(v_TKH), v_TKH.strides[0], at(pos_T), K, H)
+        submit(attention.append.job(T, share(T), *new, at(k), k.strides[0], at(v), v.strides[0]))
         return k, v
 
     def advance(self, count: int) -> None:
@@ -104,51 +90,32 @@ def new_cache(c: Config, capacity: int, precision: str) -> KVCache:
 # ---- the functions of the page
 
 
-def _at(x: NDArray[Any]) -> int:
-    return x.ctypes.data
-
-
-def _rows(x: Array) -> tuple[int, int]:
-    """Address and bytes from row to row."""
-    return x.ctypes.data, x.strides[0]
-
-
 def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
-    return np.concatenate([dequantize(embed_VD, i, i + 1) for i in tokens_T.tolist()])
+    x_TD = empty(len(tokens_T), embed_VD.shape[1])
+
+    def look_up(tokens_T: NDArray[np.integer[Any]]) -> None:
+        for t, token in enumerate(tokens_T.tolist()):
+            x_TD[t] = dequantize(embed_VD, token, token + 1)[0]
+
+    if made := recording.get():
+        made.before.append(look_up)
+    else:
+        look_up(tokens_T)
+    return x_TD
 
 
 def rms_norm(x_TD: Array, gain_D: Array, eps: float) -> Array:
     """1 / sqrt, then the gain, as the formula is written."""
     T, D = x_TD.shape
-    y_TD = np.empty((T, D), np.float32)
-    run_now(rows.rms_norm.job(T, _share(T), *_rows(x_TD), _at(gain_D), _bits(eps), D, _at(y_TD)))
+    y_TD = empty(T, D)
+    submit(rows.rms_norm.job(T, share(T), *rows_of(x_TD), at(gain_D), bits(eps), D, at(y_TD)))
     return y_TD
-
-
-def linear(x_TI: Array, w: Stack) -> Array:
-    """All parts in one parallel region, after one job that lays x out for them."""
-    T, K = x_TI.shape
-    tile = product.TILE if T > 1 else 1
-    tiles = -(-T // tile)
-    x = np.empty((tiles, K, tile), np.float32)
-    sums = np.empty((tiles, K // 32, tile), np.float32)
-    y = np.empty((tiles * tile, w.rows), np.float32)
-    jobs = [product.lay_out.job(tiles, _share(tiles), *_rows(x_TI), T, K, tile, _at(x), _at(sums))]
-    start = 0
-    for p in w.parts:
-        blocks = -(-p.rows // LANES)
-        arguments = (_at(p.data), p.size, _at(x), _at(sums), _at(y) + 4 * start, y.strides[0], p.rows, K, tiles)
-        jobs.append(p.form.F32[T > 1].job(blocks, _share(blocks), *arguments, barrier=False))
-        start += p.rows
-    jobs[-1][3] = True
-    run_now(*jobs)
-    return y[:T]
 
 
 def _pairwise(kernel: Kernel, x: Array, y: Array) -> Array:
     T, D = x.shape
-    z = np.empty((T, D), np.float32)
-    run_now(kernel.job(T, _share(T), *_rows(x), _at(y), y.strides[0] if y.ndim > 1 else 0, D, _at(z)))
+    z = empty(T, D)
+    submit(kernel.job(T, share(T), *rows_of(x), at(y), y.strides[0] if y.ndim > 1 else 0, D, at(z)))
     return z
 
 
@@ -162,50 +129,52 @@ def mul(x_TF: Array, y_TF: Array) -> Array:
 
 def silu(x_TF: Array) -> Array:
     T, F = x_TF.shape
-    y_TF = np.empty((T, F), np.float32)
-    run_now(rows.silu.job(T, _share(T), *_rows(x_TF), F, _at(y_TF)))
+    y_TF = empty(T, F)
+    submit(rows.silu.job(T, share(T), *rows_of(x_TF), F, at(y_TF)))
     return y_TF
 
 
-@lru_cache(maxsize=8)
-def _rotary(inv_freq: bytes, count: int) -> tuple[Array, Array]:
-    """Cosines and sines of the positions 0..count - 1."""
+@lru_cache(maxsize=4)
+def _rotary(inv_freq: bytes, first: int, last: int) -> tuple[Array, Array]:
+    """Cosines and sines of the positions first..last: one forward pass asks for the same ones in every layer."""
     inv_freq_h = np.frombuffer(inv_freq, np.float32)
-    cos, sin = (np.empty((count, len(inv_freq_h)), np.float32) for _ in range(2))
-    run_now(rows.rotary_table.job(count, 256, _at(inv_freq_h), len(inv_freq_h), _at(cos), _at(sin)))
+    cos, sin = (np.empty((last + 1 - first, len(inv_freq_h)), np.float32) for _ in range(2))
+    run_now(rows.rotary_table.job(len(cos), 256, first, at(inv_freq_h), len(inv_freq_h), at(cos), at(sin)))
     return cos, sin
 
 
 def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array) -> Array:
-    """Angles as in kernels/reference.py; their cosines and sines come from a table that doubles as positions grow."""
+    """Angles as in kernels/reference.py, positions ascending."""
     T, N, H = x_TNH.shape
-    cos, sin = _rotary(inv_freq_h.tobytes(), max(1024, 1 << int(pos_T[-1]).bit_length()))
-    y_TNH = np.empty((T, N, H), np.float32)
-    run_now(rows.rope.job(T, _share(T), *_rows(x_TNH), _at(pos_T), _at(cos), _at(sin), N, H // 2, _at(y_TNH)))
+    first = 0 if recording.get() else int(pos_T[0])
+    cos, sin = _rotary(inv_freq_h.tobytes(), first, int(pos_T[-1]))
+    y_TNH = empty(T, N, H)
+    where = (*rows_of(x_TNH), at(pos_T), first, at(keep(cos)), at(keep(sin)))
+    submit(rows.rope.job(T, share(T), *where, N, H // 2, at(y_TNH)))
     return y_TNH
 
 
 def attn_scores(q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
-    (T, N, H), (K, blocks, _, _), S = q_TNH.shape, k_SKH.shape, int(pos_T[-1]) + 1
-    scores_NTS = np.empty((N, T, S), np.float32)
-    items = K * -(-S // LANES)
-    where = (*_rows(q_TNH), _at(k_SKH), k_SKH.strides[0], _at(pos_T))
-    run_now(attention.scores.job(items, 1, *where, T, N // K, H, _bits(np.sqrt(H)), _at(scores_NTS), S))
+    (T, N, H), K, S = q_TNH.shape, len(k_SKH), int(pos_T[-1]) + 1
+    scores_NTS = empty(N, T, S)
+    where = (*rows_of(q_TNH), at(k_SKH), k_SKH.strides[0], at(pos_T))
+    submit(attention.scores.job(K * attention.SHARES, 1, *where, T, K, N // K, H, bits(np.sqrt(H)), at(scores_NTS), S))
     return scores_NTS
 
 
 def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
     N, T, S = scores_NTS.shape
-    probs_NTS = np.empty((N, T, S), np.float32)
-    run_now(attention.softmax.job(N * T, _share(N * T), _at(scores_NTS), _at(pos_T), T, S, _at(probs_NTS)))
+    probs_NTS = empty(N, T, S)
+    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, at(probs_NTS)))
     return probs_NTS
 
 
 def attn_mix(probs_NTS: Array, v_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
     (N, T, S), (K, _, H) = probs_NTS.shape, v_SKH.shape
-    mix_TNH = np.empty((T, N, H), np.float32)
-    where = (_at(probs_NTS), S, _at(v_SKH), v_SKH.strides[0], _at(pos_T))
-    run_now(attention.mix.job(T * K, _share(T * K), *where, T, K, N // K, H, _at(mix_TNH)))
+    mix_TNH = empty(T, N, H)
+    items = T * K * -(-H // LANES)
+    where = (at(probs_NTS), S, at(v_SKH), v_SKH.strides[0], at(pos_T))
+    submit(attention.mix.job(items, share(items), *where, T, K, N // K, H, at(mix_TNH)))
     return mix_TNH
 
 

@@ -1,8 +1,9 @@
 """Attention's two products and its soft-max, and how keys and values lie in the cache.
 
-Keys have 32 positions side by side, [K, S / 32, H, 32], so that a query's products with 32 keys need no sum across lanes; values lie
-as they come, [K, S, H]. Query heads that share a kv head go TILE at a time over the same keys and values. Sums over H and over
-positions are chains of 32, then the sum of the chains; a query's keys are always those from position 0 to its own, in that order.
+Keys have 32 positions side by side, [K, S / 32, H, 32], so that a query's products with 32 keys need no sum across
+lanes; values lie as they come, [K, S, H]. Query heads that share a kv head go TILE at a time over the same keys and
+values. Sums over H and over positions are chains of 32, then the sum of the chains; a query's keys are always those
+from position 0 to its own, in that order.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from .simd import (
 )
 from .team import Kernel, helper
 
+SHARES = 16  # of the positions, for each kv head
 
-def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_size, values, values_size):  # type: ignore[no-untyped-def]
+
+def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_size, values, values_size):
     """New rows begin..end of [K, H] to their positions in a layer's cache; *_size: bytes of one head."""
     for t in range(begin, end):
         p = get_i32(positions + 4 * t)
@@ -48,48 +51,45 @@ def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_si
 
 
 @helper
-def score_tile(q, H, keys, zero):  # type: ignore[no-untyped-def]
-    """Products of a tile of query heads, H numbers each, with 32 keys."""
+def score_tile(q, H, keys, seen, root, zero):
+    """A tile of query heads, H numbers each, times 32 keys, by sqrt(H); 0 from key `seen` on."""
     acc = zero
-    for g in range(0, H, 32):
-        p = zero
-        for h in range(g, min(g + 32, H)):
-            p = fma_rows_tile(load_f32(keys + h * LANES * 4), q + 4 * h, 4 * H, p)
-        acc = add_tile(p, acc)
+    if seen > 0:
+        for g in range(0, H, 32):
+            p = zero
+            for h in range(g, min(g + 32, H)):
+                p = fma_rows_tile(load_f32(keys + h * LANES * 4), q + 4 * h, 4 * H, p)
+            acc = add_tile(p, acc)
+        acc = first_tile(seen, divide_tile(root, acc))
     return acc
 
 
-def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, G, H, root_bits, out, S):  # type: ignore[no-untyped-def]
-    """Items: (kv head, 32 keys), all T queries. out [N, T, S] beyond a query's position: 0, up to the last position."""
-    blocks = (S + LANES - 1) // LANES
+def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, K, G, H, root_bits, out, S):
+    """Items: (share, kv head), all T queries; a share has every SHARES-th block of 32 keys, so that shares are alike.
+    out [N, T, S] beyond a query's position: 0, up to the last position.
+    """
     length = get_i32(positions + 4 * (T - 1)) + 1
     root = splat_f32(float_of_bits(root_bits))
     for i in range(begin, end):
-        head, s = i // blocks, i % blocks * LANES
-        block = keys + head * keys_size + s * H * 4
-        width = min(length - s, LANES)
-        if width <= 0:
-            continue
-        for t in range(T):
-            seen = get_i32(positions + 4 * t) + 1 - s
-            row, to = q + t * q_stride + head * G * H * 4, out + ((head * G * T + t) * S + s) * 4
-            g = 0
-            while G >= TILE and g < G:
-                g = min(g, G - TILE)  # the last tile may overlap the one before it, with equal results
-                a = many()
-                if seen > 0:
-                    a = first_tile(seen, divide_tile(root, score_tile(row + g * H * 4, H, block, many())))
-                store_tile(to + g * T * S * 4, T * S * 4, a, width)
-                g += TILE
-            while g < G:
-                b = one()
-                if seen > 0:
-                    b = first_tile(seen, divide_tile(root, score_tile(row + g * H * 4, H, block, one())))
-                store_tile(to + g * T * S * 4, T * S * 4, b, width)
-                g += 1
+        head = i % K
+        for s in range(i // K * LANES, length, SHARES * LANES):
+            block = keys + head * keys_size + s * H * 4
+            for t in range(T):
+                seen = get_i32(positions + 4 * t) + 1 - s
+                row, to = q + t * q_stride + head * G * H * 4, out + ((head * G * T + t) * S + s) * 4
+                g = 0
+                while G >= TILE and g < G:
+                    g = min(g, G - TILE)  # the last tile may overlap the one before it, with equal results
+                    a = score_tile(row + g * H * 4, H, block, seen, root, many())
+                    store_tile(to + g * T * S * 4, T * S * 4, a, length - s)
+                    g += TILE
+                while g < G:
+                    b = score_tile(row + g * H * 4, H, block, seen, root, one())
+                    store_tile(to + g * T * S * 4, T * S * 4, b, length - s)
+                    g += 1
 
 
-def _softmax(begin, end, x, positions, T, S, y):  # type: ignore[no-untyped-def]
+def _softmax(begin, end, x, positions, T, S, y):
     """Rows begin..end of [N T, S]: soft-max over the keys up to the query, 0 after it, up to the last position."""
     low, zero = splat_f32(np.float32(-np.inf)), splat_f32(np.float32(0))
     length = get_i32(positions + 4 * (T - 1)) + 1
@@ -114,8 +114,10 @@ def _softmax(begin, end, x, positions, T, S, y):  # type: ignore[no-untyped-def]
 
 
 @helper
-def mix_tile(p, stride, values, count, H, left, zero):  # type: ignore[no-untyped-def]
-    """Sum over `count` positions of a tile's probabilities, rows `stride` bytes apart, times `left` (at most 32) columns of values."""
+def mix_tile(p, stride, values, count, H, left, zero):
+    """Sum over `count` positions of a tile's probabilities, rows `stride` bytes apart, times `left` (at most 32)
+    columns of values.
+    """
     acc = zero
     for s in range(0, count, 32):
         part = zero
@@ -125,24 +127,24 @@ def mix_tile(p, stride, values, count, H, left, zero):  # type: ignore[no-untype
     return acc
 
 
-def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):  # type: ignore[no-untyped-def]
-    """Items: (query, kv head). out [T, N, H]."""
+def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):
+    """Items: (query, kv head, 32 columns). out [T, N, H]."""
+    slices = (H + LANES - 1) // LANES
     for i in range(begin, end):
-        t, head = i // K, i % K
+        t, head, h = i // slices // K, i // slices % K, i % slices * LANES
         count = get_i32(positions + 4 * t) + 1
-        row, to = p + (head * G * T + t) * S * 4, out + (t * K + head) * G * H * 4
-        for h in range(0, H, LANES):
-            column = values + head * values_size + 4 * h
-            g = 0
-            while G >= TILE and g < G:
-                g = min(g, G - TILE)
-                a = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, many())
-                store_tile(to + (g * H + h) * 4, 4 * H, a, H - h)
-                g += TILE
-            while g < G:
-                b = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, one())
-                store_tile(to + (g * H + h) * 4, 4 * H, b, H - h)
-                g += 1
+        column = values + head * values_size + 4 * h
+        row, to = p + (head * G * T + t) * S * 4, out + ((t * K + head) * G * H + h) * 4
+        g = 0
+        while G >= TILE and g < G:
+            g = min(g, G - TILE)
+            a = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, many())
+            store_tile(to + g * H * 4, 4 * H, a, H - h)
+            g += TILE
+        while g < G:
+            b = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, one())
+            store_tile(to + g * H * 4, 4 * H, b, H - h)
+            g += 1
 
 
 append, scores, softmax, mix = Kernel(_append), Kernel(_scores), Kernel(_softmax), Kernel(_mix)

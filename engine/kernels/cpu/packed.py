@@ -1,8 +1,9 @@
 """Packed matrices: the file's own bytes, 32 rows interleaved, in the format's own width.
 
-A format is a file of this folder: BLOCK columns, BYTES in the file, of which a half at HALF_AT (or none, -1) and 32-bit words from
-WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on. REARRANGE,
-where a format has one, is a kernel that goes over the packed blocks. Formats without a file here are decoded and packed as F32.
+A format is a file of this folder: BLOCK columns, BYTES in the file, of which a half at HALF_AT (or none, -1) and
+32-bit words from WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows'
+first words, second words, and so on. REARRANGE, where a format has one, is a kernel that goes over the packed blocks.
+Formats without a file here are decoded and packed as F32.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Packed:
     data: NDArray[np.uint8]
 
 
-def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, words_at, words):  # type: ignore[no-untyped-def]
+def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, words_at, words):
     """Row blocks first..last; rows past the last are zeros."""
     halves = LANES * 2 if half_at >= 0 else 0
     size = halves + words * LANES * 4
@@ -61,8 +62,8 @@ interleave = Kernel(_interleave)
 
 
 def form_of(name: str) -> ModuleType:
-    """The packed form that serves a weight format."""
-    return import_module(f".{(name if name in FORMATS else 'F32').lower()}", __package__)
+    """The packed form of that name, one of FORMATS."""
+    return import_module(f".{name.lower()}", __package__)
 
 
 def aligned(count: int) -> NDArray[np.uint8]:
@@ -74,17 +75,19 @@ def aligned(count: int) -> NDArray[np.uint8]:
 
 def pack(w: QTensor) -> Packed:
     """A matrix of any format, packed by all threads."""
-    form = form_of(w.format)
     rows, K = w.shape
+    # Rows that the file pads to whole blocks (APR alone has them) are decoded, like formats without a packed form.
+    own = w.format in FORMATS and K % form_of(w.format).BLOCK == 0
+    form = form_of(w.format if own else "F32")
     half = form.HALF_AT >= 0
     words = (form.BYTES - 2 * half) // 4
     blocks = K // form.BLOCK
     size = blocks * LANES * form.BYTES
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
-    slab = rows if w.format in FORMATS else SLAB
+    slab = rows if own else SLAB
     for start in range(0, rows, slab):
         stop = min(start + slab, rows)
-        data = w.data if w.format in FORMATS else np.ascontiguousarray(dequantize(w, start, stop))
+        data = w.data if own else np.ascontiguousarray(dequantize(w, start, stop))
         out = packed.data[start // LANES * size :].ctypes.data
         items = -(-(stop - start) // LANES)
         at = (form.HALF_AT, form.WORDS_AT, words)

@@ -22,7 +22,7 @@ from .team import Kernel, helper
 
 
 @helper
-def sum_of_squares(x, D):  # type: ignore[no-untyped-def]
+def sum_of_squares(x, D):
     a = splat_f32(np.float32(0))
     b = a
     for i in range(0, D - 63, 64):
@@ -34,7 +34,7 @@ def sum_of_squares(x, D):  # type: ignore[no-untyped-def]
     return total(a + b)
 
 
-def _rms_norm(first_row, last, x, stride, gain, eps_bits, D, y):  # type: ignore[no-untyped-def]
+def _rms_norm(first_row, last, x, stride, gain, eps_bits, D, y):
     for t in range(first_row, last):
         row = x + t * stride
         mean = sum_of_squares(row, D) / np.float32(D)
@@ -44,21 +44,21 @@ def _rms_norm(first_row, last, x, stride, gain, eps_bits, D, y):  # type: ignore
             store_f32_first(y + (t * D + i) * 4, v, D - i)
 
 
-def _add(first_row, last, x, x_stride, y, y_stride, D, z):  # type: ignore[no-untyped-def]
+def _add(first_row, last, x, x_stride, y, y_stride, D, z):
     for t in range(first_row, last):
         for i in range(0, D, LANES):
             v = load_f32_first(x + t * x_stride + 4 * i, D - i) + load_f32_first(y + t * y_stride + 4 * i, D - i)
             store_f32_first(z + (t * D + i) * 4, v, D - i)
 
 
-def _mul(first_row, last, x, x_stride, y, y_stride, D, z):  # type: ignore[no-untyped-def]
+def _mul(first_row, last, x, x_stride, y, y_stride, D, z):
     for t in range(first_row, last):
         for i in range(0, D, LANES):
             v = load_f32_first(x + t * x_stride + 4 * i, D - i) * load_f32_first(y + t * y_stride + 4 * i, D - i)
             store_f32_first(z + (t * D + i) * 4, v, D - i)
 
 
-def _silu(first_row, last, x, stride, D, y):  # type: ignore[no-untyped-def]
+def _silu(first_row, last, x, stride, D, y):
     one, zero = splat_f32(np.float32(1)), splat_f32(np.float32(0))
     for t in range(first_row, last):
         for i in range(0, D, LANES):
@@ -66,18 +66,18 @@ def _silu(first_row, last, x, stride, D, y):  # type: ignore[no-untyped-def]
             store_f32_first(y + (t * D + i) * 4, v / (one + exp(zero - v)), D - i)
 
 
-def _rotary_table(first_row, last, inv_freq, half, cos, sin):  # type: ignore[no-untyped-def]
-    """Positions first..last: cosine and sine of position * frequency, that product rounded to float32 as in Hugging Face."""
+def _rotary_table(first_row, last, start, inv_freq, half, cos, sin):
+    """Cosine and sine of position * frequency from position start on, that product rounded to float32 as in HF."""
     for p in range(first_row, last):
         for j in range(half):
-            c, s = cos_sin(float(np.float32(p) * get_f32(inv_freq + 4 * j)))
+            c, s = cos_sin(float(np.float32(start + p) * get_f32(inv_freq + 4 * j)))
             set_f32(cos + (p * half + j) * 4, np.float32(c))
             set_f32(sin + (p * half + j) * 4, np.float32(s))
 
 
-def _rope(first_row, last, x, stride, positions, cos, sin, heads, half, y):  # type: ignore[no-untyped-def]
+def _rope(first_row, last, x, stride, positions, start, cos, sin, heads, half, y):
     for t in range(first_row, last):
-        p = get_i32(positions + 4 * t) * half * 4
+        p = (get_i32(positions + 4 * t) - start) * half * 4
         for n in range(heads):
             at, to = x + t * stride + n * half * 8, y + (t * heads + n) * half * 8
             for j in range(0, half, LANES):

@@ -1,10 +1,12 @@
-"""Vectors of 32 lanes inside @njit code: one Numba type per vector, one intrinsic per operation, nothing but llvmlite's IR.
+"""Vectors of 32 lanes inside @njit code: one Numba type per vector, one intrinsic per operation, nothing but
+llvmlite's IR.
 
-A vector is an LLVM <32 x i32> or <32 x float>; LLVM splits it into the machine's registers (two of 512 bits, four of 256).
-Addresses are plain intp: kernels work on memory as C does, without bounds checks. Only three operations know the machine:
-`dot4`, `code4`/`code5` and `load_f16`. PATH says which instructions they use ("avx512": AVX-512 with VNNI, "avx2", "plain");
-it follows the host, or the environment variable QWENREF_SIMD. Every operation gives equal bits on every path: integer ones
-are exact, floating-point ones are the same IEEE operations in the same order, and a multiply-add is fused on all of them.
+A vector is an LLVM <32 x i32> or <32 x float>; LLVM splits it into the machine's registers (two of 512 bits, four of
+256). Addresses are plain intp: kernels work on memory as C does, without bounds checks. Only three operations know
+the machine: `dot4`, `code4`/`code5` and `load_f16`. PATH says which instructions they use ("avx512": AVX-512 with
+VNNI, "avx2", "plain"); it follows the host, or the environment variable QWENREF_SIMD. Every operation gives equal
+bits on every path: integer ones are exact, floating-point ones are the same IEEE operations in the same order, and a
+multiply-add is fused on all of them.
 
 A tile is n vectors side by side (one per token); `*_tile` operations act on all n, so one kernel text serves any n.
 """
@@ -19,11 +21,14 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import config, types
+from numba import config as numba_config
+from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ....quant.errors import BadInput
+
+config: Any = numba_config
 
 LANES = 32
 PATHS = ("avx512", "avx2", "plain")
@@ -37,7 +42,9 @@ def features() -> set[str]:
 
 
 def choose_path(forced: str | None, have: set[str]) -> str:
-    """The best path for these features, or the forced one. Raises BadInput if that is unknown or the machine lacks it."""
+    """The best path for these features, or the forced one. Raises BadInput if that is unknown or the machine lacks
+    it.
+    """
     possible = {"plain"}
     if {"avx2", "fma", "f16c"} <= have:
         possible.add("avx2")
@@ -189,7 +196,9 @@ def load_bf16(b: Any, address: Any) -> Any:
 
 
 def _half(b: Any, h: Any) -> Any:
-    """<n x i16> holding IEEE halves -> <n x float>; without F16C by arithmetic: 2^112 times the bits moved into place."""
+    """<n x i16> holding IEEE halves -> <n x float>; without F16C by arithmetic: 2^112 times the bits moved into
+    place.
+    """
     n = h.type.count
     if PATH != "plain":
         return b.fpext(b.bitcast(h, _wide(f16, n)), _wide(f32, n))
@@ -230,6 +239,12 @@ def first(b: Any, v: Any, count: Any, otherwise: Any) -> Any:
     return b.select(_first(b, count), v, otherwise)
 
 
+@_operation(ints, ints, intp)
+def first_ints(b: Any, v: Any, count: Any) -> Any:
+    """The first `count` lanes of v, 0 in the others."""
+    return b.select(_first(b, count), v, ZERO[ints])
+
+
 def _write_first(b: Any, address: Any, v: Any, count: Any) -> None:
     name = f"llvm.masked.store.v{LANES}f32.p0"
     _call(b, name, ir.VoidType(), [v, _at(b, address, VF), ir.Constant(i32, 1), _first(b, count)])
@@ -252,15 +267,25 @@ def store_i32(b: Any, address: Any, v: Any) -> None:
     _write(b, address, v)
 
 
-@_operation(types.void, intp, ints)
-def store_i8(b: Any, address: Any, v: Any) -> None:
-    """The low byte of each lane."""
-    _write(b, address, b.trunc(v, _wide(i8)))
+@_operation(types.void, intp, intp, ints)
+def store_words_of_bytes(b: Any, address: Any, stride: Any, v: Any) -> None:
+    """The lanes' low bytes, four to a word, words `stride` bytes apart."""
+    words = b.bitcast(b.trunc(v, _wide(i8)), _wide(i32, LANES // 4))
+    for i in range(LANES // 4):
+        word = b.extract_element(words, ir.Constant(i32, i))
+        _write(b, b.add(address, b.mul(stride, ir.Constant(i64, i))), word)
 
 
 @_operation(types.void, intp, floats, intp)
 def store_f32_first(b: Any, address: Any, v: Any, count: Any) -> None:
     _write_first(b, address, v, count)
+
+
+@_operation(types.void, intp)
+def prefetch(b: Any, address: Any) -> None:
+    """Asks for the cache line of an address, which need not be one."""
+    hints = [ir.Constant(i32, n) for n in (0, 3, 1)]  # to read, into every level, data
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), [_at(b, address, i8), *hints])
 
 
 @_operation(types.float32, intp)
@@ -297,6 +322,20 @@ def set_u16(b: Any, address: Any, x: Any) -> None:
 def float_of_bits(b: Any, bits: Any) -> Any:
     """The float32 whose bits are the low 32 of an integer: how a float travels among a kernel's integer arguments."""
     return b.bitcast(b.trunc(bits, i32), f32)
+
+
+@_operation(types.float32, types.float32)
+def half_rounded(b: Any, x: Any) -> Any:
+    """The IEEE half nearest to x >= 0, ties to even, as float32: by arithmetic, so that no machine needs F16C."""
+    bits = b.bitcast(x, i32)
+    odd = b.and_(b.lshr(bits, ir.Constant(i32, 13)), ir.Constant(i32, 1))
+    normal = b.and_(b.add(b.add(bits, ir.Constant(i32, 0xFFF)), odd), ir.Constant(i32, ~0x1FFF))
+    shift = ir.Constant(f32, 0.75)  # its last bit is worth 2^-24, as a subnormal half's is
+    small = b.fsub(b.fadd(x, shift), shift)
+    rounded = b.select(b.fcmp_ordered("<", x, ir.Constant(f32, 2.0**-14)), small, b.bitcast(normal, f32))
+    return b.select(
+        b.fcmp_ordered("<", x, ir.Constant(f32, 65520.0)), rounded, b.fadd(x, ir.Constant(f32, float("inf")))
+    )
 
 
 # ---- lanes
@@ -373,6 +412,11 @@ def _halve(b: Any, v: Any, combine: Callable[[Any, Any], Any]) -> Any:
     return b.extract_element(v, ir.Constant(i32, 0))
 
 
+@_operation(types.int32, ints)
+def total_ints(b: Any, v: Any) -> Any:
+    return _halve(b, v, b.add)
+
+
 @_operation(types.float32, floats)
 def total(b: Any, v: Any) -> Any:
     """The sum of the lanes by one fixed tree: lane i + lane i + 16, then + 8, 4, 2, 1."""
@@ -403,7 +447,9 @@ def _code_value(b: Any, c: Any, index: Any, offset: int) -> Any:
 
 
 def _code(bits: int, offset: int) -> Callable[..., Any]:
-    """(codes, byte index) -> value of that byte less the offset; a table look-up where the machine has one that large."""
+    """(codes, byte index) -> value of that byte less the offset; a table look-up where the machine has one that
+    large.
+    """
 
     def write(b: Any, c: Any, index: Any) -> Any:
         if PATH != "avx512" or bits > 5:
@@ -446,7 +492,9 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
 
 @_operation(ints, ints, ints, ints)
 def dot4(b: Any, acc: Any, u: Any, s: Any) -> Any:
-    """acc + sum of 4 products u8 x s8 in each lane, for u up to 128 and s from -127 (where 16-bit sums cannot overflow)."""
+    """acc + sum of 4 products u8 x s8 in each lane, for u up to 128 and s from -127 (where 16-bit sums cannot
+    overflow).
+    """
     return _dot4(b, acc, u, s, wide=False)
 
 
@@ -460,7 +508,9 @@ def dot4_wide(b: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 def _tile_operation(write: Callable[..., Any]) -> Any:
-    """An intrinsic whose last argument is the tile `acc`; its IR is written once per token and gives acc's new vector."""
+    """An intrinsic whose last argument is the tile `acc`; its IR is written once per token and gives acc's new
+    vector.
+    """
     count = write.__code__.co_argcount - 3
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
@@ -538,10 +588,21 @@ def dot4_wide_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
     return _dot4(b, acc, u, _token(b, x, t, i32), wide=True)
 
 
-@_tile_operation
-def start_tile(b: Any, t: int, x: Any, factor: Any, acc: Any) -> Any:
-    """factor * x[t], x the address of one int32 per token."""
-    return b.mul(_token(b, x, t, i32), _splat(b, b.trunc(factor, i32)))
+def _start_tile(x: Any, factor: Any, like: Any) -> Any:
+    """A tile of ints, as many as `like` has vectors: factor * x[t], x the address of one int32 per token."""
+    made = Tile(ints, like.n)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        acc = ir.Constant(made.llvm, ir.Undefined)
+        for t in range(like.n):
+            token = b.mul(_token(b, args[0], t, i32), _splat(b, b.trunc(args[1], i32)))
+            acc = b.insert_value(acc, token, t)
+        return acc
+
+    return made(x, factor, like), codegen
+
+
+start_tile = _intrinsic(_start_tile, 3, _start_tile)
 
 
 def _store_tile(address: Any, stride: Any, acc: Any, count: Any) -> Any:

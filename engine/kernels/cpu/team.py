@@ -1,13 +1,14 @@
 """Kernels, jobs, and the team of threads that works through them.
 
-A kernel is a C function of integers, `kernel(first, last, *arguments)`, that does items first..last-1 of its work: addresses,
-sizes and strides are its arguments. A job is one row of an int64 table: a kernel's address, the number of items, how many to
-take at a time, and the arguments. `run` works through a table in one parallel region: threads take chunks from a shared
-counter, so a slow core does less, and nobody starts behind a barrier before every chunk in front of it is done.
-Which thread does which chunk changes no result: an item's output depends on nothing but the item.
+A kernel is a C function of integers, `kernel(first, last, *arguments)`, that does items first..last-1 of its work:
+addresses, sizes and strides are its arguments. A job is one row of an int64 table: a kernel's address, the number of
+items, how many to take at a time, and the arguments. `run` works through a table in one parallel region: threads take
+chunks from a shared counter, so a slow core does less, and nobody starts behind a barrier before every chunk in front
+of it is done. Which thread does which chunk changes no result: an item's output depends on nothing but the item.
 
-One region for a whole table matters: waking threads costs 5 to 50 microseconds, a barrier inside a region well under one.
-A waiting thread pauses for some microseconds, then gives its core to whoever wants it: it does not spin on a busy machine.
+One region for a whole table matters: waking threads costs 5 to 50 microseconds, a barrier inside a region well under
+one. A waiting thread pauses for some microseconds, then gives its core to whoever wants it: it does not spin on a
+busy machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import signature
+from threading import Lock
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -24,12 +27,16 @@ from numba import cfunc, njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from . import compiled
 from .simd import intp
+
+compiled.set_up()
 
 ARGUMENTS = 12  # of a kernel, after first and last
 KERNEL, ITEMS, CHUNK, BARRIER, FIRST = range(5)  # the columns of a job
 COLUMNS = FIRST + ARGUMENTS
 NEXT, DONE, STATE = 0, 8, 16  # counters of a job, each on its own cache line
+ONE_AT_A_TIME = Lock()  # Numba's work queue ends the process where two threads enter it
 PATIENCE = 4000  # pauses, about 20 microseconds
 
 
@@ -37,7 +44,7 @@ class Kernel:
     """A function of integers in machine code, compiled when its address is first asked for, then from Numba's cache."""
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self.function, self.name = function, f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self.function = function
 
     @cached_property
     def _compiled(self) -> Any:
@@ -51,6 +58,16 @@ class Kernel:
     def job(self, items: int, chunk: int, *arguments: int, barrier: bool = True) -> list[int]:
         """A row for `run`. Without a barrier the next job may run at the same time."""
         return [self.address, items, chunk, barrier, *arguments, *[0] * (ARGUMENTS - len(arguments))]
+
+
+def specialise(template: Callable[..., None], name: str, **names: Any) -> Kernel:
+    """A kernel from a template: its code, with these objects in place of the module's names.
+
+    Not a closure: Numba would compile those anew in every process. `__name__` names the module that it is for.
+    """
+    function = FunctionType(template.__code__, {**template.__globals__, **names}, name)
+    function.__qualname__ = f"{names['__name__'].rpartition('.')[2]}.{name}"
+    return Kernel(function)
 
 
 def helper(function: Callable[..., Any]) -> Any:
@@ -102,7 +119,7 @@ _yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 
 @helper
-def _wait(state, items):  # type: ignore[no-untyped-def]
+def _wait(state, items):
     pauses = 0
     while _read(state + 8 * DONE) < items:
         if pauses < PATIENCE:
@@ -113,7 +130,7 @@ def _wait(state, items):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _work(jobs, count, states):  # type: ignore[no-untyped-def]
+def _work(jobs, count, states):
     """What each thread does: every chunk that it can get of every job, in order."""
     group = 0
     for j in range(count):
@@ -133,25 +150,51 @@ def _work(jobs, count, states):  # type: ignore[no-untyped-def]
 
 
 @njit("void(intp, intp, intp)", cache=True, nogil=True)
-def _run_alone(jobs, count, states):  # type: ignore[no-untyped-def]
+def _run_alone(jobs, count, states):
     _work(jobs, count, states)
 
 
 @njit("void(intp, intp, intp, intp)", cache=True, nogil=True, parallel=True)
-def _run_together(jobs, count, states, threads):  # type: ignore[no-untyped-def]
+def _run_together(jobs, count, states, threads):
     for _ in prange(threads):
         _work(jobs, count, states)
 
 
-def run(jobs: NDArray[np.int64]) -> None:
-    """Works through a table of jobs [n, COLUMNS] with the threads of numba.set_num_threads."""
-    states = np.zeros((len(jobs), STATE), np.int64)
+def run(jobs: NDArray[np.int64], states: NDArray[np.int64]) -> None:
+    """Works through a table of jobs [n, COLUMNS] with the threads of numba.set_num_threads; states [n, STATE] are
+    zeroed.
+    """
+    states.fill(0)
     threads = numba.get_num_threads()
     if threads == 1 or (jobs[:, ITEMS] <= jobs[:, CHUNK]).all():
         _run_alone(jobs.ctypes.data, len(jobs), states.ctypes.data)
     else:
-        _run_together(jobs.ctypes.data, len(jobs), states.ctypes.data, threads)
+        with ONE_AT_A_TIME:
+            _run_together(jobs.ctypes.data, len(jobs), states.ctypes.data, threads)
 
 
 def run_now(*jobs: Sequence[int]) -> None:
-    run(np.array(jobs, np.int64))
+    run(np.array(jobs, np.int64), np.empty((len(jobs), STATE), np.int64))
+
+
+# ---- a kernel's arguments
+
+
+def at(x: NDArray[Any]) -> int:
+    """An array's address."""
+    return x.ctypes.data
+
+
+def rows_of(x: NDArray[Any]) -> tuple[int, int]:
+    """Address, and bytes from row to row; within a row there must be no gaps."""
+    return x.ctypes.data, x.strides[0]
+
+
+def bits(x: float) -> int:
+    """A float32 as an integer (simd.float_of_bits)."""
+    return int(np.float32(x).view(np.int32))
+
+
+def share(items: int) -> int:
+    """Items to take at a time: pieces small enough for a slow core not to be waited for."""
+    return max(1, items // 32)

@@ -1,0 +1,102 @@
+"""Activations as ggml makes them for its integer products, to the bit: Q8_0 for weights in blocks of 32, Q8_K for 256
+(quant/q8_0.py, quant/q8_k.py), a tile of tokens in one piece.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .simd import (
+    LANES,
+    absolute,
+    as_i32,
+    first_ints,
+    get_f32,
+    half_rounded,
+    load_f32,
+    maximum,
+    set_f32,
+    set_i32,
+    splat_f32,
+    splat_i32,
+    store_words_of_bytes,
+    total_ints,
+    where_less,
+)
+from .team import Kernel, helper
+
+
+def tile_size(K: int, tile: int, block: int) -> int:
+    """Bytes of a tile: int8 [K / 4, tile, 4], steps [K / block, tile], sums [K / 16, tile] and [K / 32, tile]."""
+    return K * tile + (K // block + K // 16 + K // 32) * tile * 4
+
+
+ROUND = np.float32(1.5 * 2**23)  # added, it leaves a number rounded to an integer, ties to even, in the low bits
+
+
+@helper
+def whole(x):
+    """The integers nearest to |x| < 2^22, ties to even."""
+    return as_i32(x + splat_f32(ROUND)) - splat_i32(0x4B400000)
+
+
+@helper
+def put(v, k, K, tile, t, x, sums):
+    """32 numbers of -127..127 from column k of token t, and their sums."""
+    store_words_of_bytes(x + (k * tile + 4 * t), 4 * tile, v)
+    low, both = total_ints(first_ints(v, 16)), total_ints(v)
+    set_i32(sums + (k // 16 * tile + t) * 4, low)
+    set_i32(sums + ((k // 16 + 1) * tile + t) * 4, both - low)
+    set_i32(sums + ((K // 16 + k // 32) * tile + t) * 4, both)
+
+
+def _q8_0(first, last, x, stride, T, K, tile, out, out_size):
+    """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros."""
+    for i in range(first, last):
+        to = out + i * out_size
+        step = to + K * tile
+        sums = step + K // 32 * tile * 4
+        for t in range(tile):
+            row = x + (i * tile + t) * stride
+            for k in range(0, K, LANES):
+                v = splat_f32(np.float32(0)) if i * tile + t >= T else load_f32(row + 4 * k)
+                extreme = maximum(absolute(v))
+                inverse = np.float32(127) / extreme if extreme > 0 else np.float32(0)
+                set_f32(step + (k // 32 * tile + t) * 4, half_rounded(extreme / np.float32(127)))
+                put(whole(v * splat_f32(inverse)), k, K, tile, t, to, sums)
+
+
+@helper
+def signed_extreme(x):
+    """Of 256 numbers the first that is largest by size."""
+    top = absolute(load_f32(x))
+    for k in range(LANES, 256, LANES):
+        v = absolute(load_f32(x + 4 * k))
+        top = where_less(top, v, v, top)
+    size = maximum(top)
+    for k in range(256):
+        v = get_f32(x + 4 * k)
+        if abs(v) == size:
+            return v
+    return size
+
+
+def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
+    """The same in blocks of 256."""
+    for i in range(first, last):
+        to = out + i * out_size
+        step = to + K * tile
+        sums = step + K // 256 * tile * 4
+        for t in range(tile):
+            row = x + (i * tile + t) * stride
+            for b in range(0, K, 256):
+                extreme = np.float32(0) if i * tile + t >= T else signed_extreme(row + 4 * b)
+                inverse = np.float32(-127) / extreme if extreme != 0 else np.float32(0)
+                set_f32(step + (b // 256 * tile + t) * 4, np.float32(1) / inverse if inverse != 0 else np.float32(0))
+                for k in range(b, b + 256, LANES):
+                    v = splat_f32(np.float32(0)) if extreme == 0 else load_f32(row + 4 * k) * splat_f32(inverse)
+                    v = where_less(splat_f32(np.float32(127)), v, splat_f32(np.float32(127)), v)
+                    put(whole(v), k, K, tile, t, to, sums)
+
+
+Q8_0, Q8_K = Kernel(_q8_0), Kernel(_q8_k)

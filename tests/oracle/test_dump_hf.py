@@ -1,0 +1,184 @@
+"""engine dump-hf on small random models that Transformers itself makes and saves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (make oracle)")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
+
+from qwenref.quant.errors import BadInput  # noqa: E402
+from qwenref.tools.dump_hf import DTYPES, capture, load  # noqa: E402
+from qwenref.tools.load import open_weights  # noqa: E402
+from qwenref.tools.main import main  # noqa: E402
+from qwenref.trace.dump import Dump, open_dump  # noqa: E402
+from qwenref.trace.stages import STAGES, shape_for  # noqa: E402
+
+from ..tiny import collect, relative  # noqa: E402
+
+pytestmark = pytest.mark.oracle
+TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
+UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers, 6 query heads on 2, an untied head, biases that are not zero."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=101, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, initializer_range=0.2,
+    )  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("hf") / "model"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def dump(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Dump]:
+    def run(*words: str) -> Dump:
+        at = tmp_path / "-".join(("dump", *words))
+        assert main(["dump-hf", str(folder), str(at), "--tokens", ",".join(map(str, TOKENS)), *words]) == 0
+        assert f"{at}\n" in capsys.readouterr().out
+        return open_dump(at)
+
+    return run
+
+
+def by_phase(d: Dump, phase: int) -> dict[tuple[str, int | None], Any]:
+    return {(e.stage.name, e.layer): e.values() for e in d.entries if e.phase == phase}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_stage_of_prompt_and_decode_steps(dump: Callable[..., Dump], folder: Path, dtype: str) -> None:
+    d = dump("--dtype", dtype, "--decode-steps", "2")
+    d.check_digests()
+    sizes = open_weights(str(folder))[0].config.sizes
+    expected = {
+        (phase, None if s.scope == "whole" else layer, s.name): shape_for(s, sizes, T, len(TOKENS) + phase)
+        for phase, T in ((0, len(TOKENS)), (1, 1), (2, 1))
+        for s in STAGES
+        for layer in (range(3) if s.scope == "layer" else (0,))
+    }
+    assert {e.key: e.shape for e in d.entries} == expected
+    assert all(e.capture == dict(e.stage.capture) for e in d.entries)
+    assert d.run["precision"] == dtype and d.run["tokens"] == TOKENS and len(d.run["generated"]) == 2
+    assert d.run["versions"]["transformers"] == transformers.__version__ and d.run["model"]["sha256"]
+    assert [n["id"] for n in d.run["next"]][:2] == d.run["generated"]
+
+
+def test_float64_is_this_engines_float64(dump: Callable[..., Dump], folder: Path) -> None:
+    """Prompt and decode steps, every stage: what is left is the rounding to the file's float32."""
+    d = dump("--dtype", "float64", "--decode-steps", "2")
+    passes = [TOKENS, *([token] for token in d.run["generated"])]
+    for phase, ours in enumerate(collect(open_weights(str(folder))[1], "reference", "f64", *passes)):
+        theirs = by_phase(d, phase)
+        assert theirs.keys() == ours.keys()
+        assert {k: e for k, x in ours.items() if not (e := relative(x, theirs[k])) < 6e-8} == {}
+
+
+@pytest.mark.parametrize("dtype", UNIT)
+def test_other_dtypes_are_that_model_rounded(dump: Callable[..., Dump], folder: Path, dtype: str) -> None:
+    """Their distance from float64 is some roundings of the dtype, and every value of 16 bits is one of the dtype's."""
+    (exact,) = collect(open_weights(str(folder))[1], "reference", "f64", TOKENS)
+    found = by_phase(dump("--dtype", dtype), 0)
+    for k, x in found.items():
+        values = torch.tensor(np.array(x))
+        assert torch.equal(values.to(getattr(torch, dtype)).float(), values)
+        error = relative(exact[k], x)
+        assert error < 40 * UNIT[dtype]
+        assert error > UNIT[dtype] / 40 or (dtype == "float32" and k[0] == "embedding")
+
+
+@pytest.mark.parametrize("dtype", UNIT)
+def test_attention_is_transformers_own_to_the_bit(folder: Path, dtype: str) -> None:
+    from transformers.models.qwen2 import modeling_qwen2 as hf
+
+    model, own = load(folder, dtype), hf.eager_attention_forward
+    layer = model.model.layers[1].self_attn
+    q, k, v = (torch.randn(1, n, s, 8).to(model.dtype) for n, s in ((6, 5), (2, 9), (2, 9)))
+    mask = torch.full((5, 9), torch.finfo(model.dtype).min, dtype=model.dtype).triu(5)[None, None]
+    seen = {}
+    with capture(model, lambda i, stage, x: seen.__setitem__((i, stage), x)):
+        ours = hf.eager_attention_forward(layer, q, k, v, mask, layer.scaling)
+    for a, b in zip(ours, own(layer, q, k, v, mask, layer.scaling), strict=True):
+        assert torch.equal(a, b)
+    assert seen.keys() == {(1, s) for s in ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention")}
+    assert np.array_equal(seen[1, "k_post_rope"], k[0, :, 4:].transpose(0, 1).float().numpy())
+    assert not seen[1, "attn_scores"][:, 0, 5:].any() and seen[1, "attn_scores"][:, 0, :5].all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_looking_leaves_the_model_as_it_was(folder: Path, dtype: str) -> None:
+    """And its answer within the one rounding that splitting the bias off costs."""
+    model, ids = load(folder, dtype), torch.tensor([TOKENS])
+    with torch.no_grad():
+        before = model(ids).logits
+        with capture(model, lambda *_: None):
+            during = model(ids).logits
+        after = model(ids).logits
+    assert torch.equal(before, after)
+    assert relative(before.float().numpy(), during.float().numpy()) < 40 * UNIT.get(dtype, UNIT["float32"])
+
+
+def test_chosen_stages_and_layers(dump: Callable[..., Dump]) -> None:
+    d = dump("--stages", "attn_softmax,lm_head", "--layers", "1")
+    assert [e.key for e in d.entries] == [(0, 1, "attn_softmax"), (0, None, "lm_head")]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--device", "nowhere"], "device nowhere"),
+        (["--stages", "qkv"], "unknown stage 'qkv'"),
+        (["--layers", "3"], "layer 3 is past the last"),
+        (["--tokens", "101"], "outside the vocabulary"),
+        (["-p", "text"], "no tokenizer"),
+        (["--decode-steps", "60"], "do not fit"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    given = words if words[0] in {"--tokens", "-p"} else ["--tokens", "3,1,4,1,5", *words]
+    assert main(["dump-hf", str(folder), str(tmp_path / "dump"), *given]) == 2
+    line = capsys.readouterr().err
+    assert says in line and line.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(BadInput, match="llama"):
+        load(tmp_path)
+
+
+@pytest.mark.model
+def test_a_gguf_is_dumped_as_the_golden_has_it(model_path: Path, tmp_path: Path) -> None:
+    """The 0.5B through the command: the float32 run that tests/golden/hf_stages.npz was made from."""
+    from qwenref.tools.golden_stages import key, rms, signed_sums
+
+    assert main(["dump-hf", str(model_path), str(tmp_path / "dump"), "-p", "What is 2+2?"]) == 0
+    d = open_dump(tmp_path / "dump")
+    with np.load(Path(__file__).parents[1] / "golden" / "hf_stages.npz") as golden:
+        assert d.run["tokens"] == golden["two_plus_two/prompt_ids"].tolist() and d.run["next"][0]["id"] == 576
+        rows = zip(*(golden[f"two_plus_two/{k}"] for k in ("stages", "rms", "sums", "float32_error")), strict=True)
+        found = {key(e.layer, e.stage.name): e.values() for e in d.entries}
+        for stage, size, sums, error in rows:
+            x = found.pop(str(stage))
+            assert rms(signed_sums(x) - sums) / (size * np.sqrt(x.size)) < 3 * error + 1e-12, stage
+    assert not found

@@ -1,0 +1,218 @@
+"""The CPU backend against the reference in float64, with the bounds of Higham, Accuracy and Stability (2002), ch. 3."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwenref.engine.config import Config
+from qwenref.engine.kernels import cpu, reference
+from qwenref.engine.kernels.cpu.elementary import exp
+from qwenref.engine.kernels.cpu.matmul import Stack, stack
+from qwenref.engine.kernels.cpu.packed import FORMATS
+from qwenref.engine.kernels.cpu.simd import load_f32, store_f32
+from qwenref.engine.kernels.cpu.team import Kernel, run_now
+from qwenref.quant import q8_0, q8_k
+from qwenref.quant.tensor import QTensor, dequantize, format_module
+
+U = 2.0**-24  # unit roundoff of float32
+# Formats without a packed form go through float32: one of a kind is enough.
+ALL = (*FORMATS, "Q2_K")
+INTEGER = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # formats with an int8 product
+
+
+def gamma(n: int) -> float:
+    return n * U / (1 - n * U)
+
+
+def scale_columns(name: str) -> list[int]:
+    """Where in a block the halves are that must not be random bits."""
+    return {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82]}.get(name, [0])
+
+
+def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTensor:
+    """Random codes under scales of a model's size."""
+    f = format_module(name)
+    if f.BLOCK == 1:
+        blocks = f.encode(rng.standard_normal((rows * K, 1)).astype(np.float32))
+    else:
+        blocks = rng.integers(0, 256, (rows * K // f.BLOCK, f.BYTES), dtype=np.uint8)
+        for at in scale_columns(name):
+            d = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float16)
+            blocks[:, at : at + 2] = d.view(np.uint8).reshape(-1, 2)
+    return QTensor(name, (rows, K), np.ascontiguousarray(blocks).reshape(-1))
+
+
+def matrices(precision: str, *parts: QTensor) -> Stack:
+    return stack(parts, precision)
+
+
+def random_x(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
+    """What x is for the product with a weight of that format, in float64: ggml's Q8_0 or Q8_K of it, or x itself."""
+    block = format_module(name).BLOCK
+    if precision == "f32" or name not in INTEGER:
+        return x_TI.astype(np.float64)
+    rule, form = (q8_0.encode_activations, q8_0) if block == 32 else (q8_k.encode, q8_k)
+    return form.decode(rule(x_TI.reshape(-1, block))).reshape(x_TI.shape).astype(np.float64)
+
+
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=8)
+@given(rows=st.integers(1, 100), blocks=st.integers(1, 9), T=st.integers(1, 13), seed=st.integers(0, 2**32 - 1))
+def test_linear_is_a_dot_product_to_within_rounding(
+    name: str, precision: str, rows: int, blocks: int, T: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    K = blocks * format_module(name).BLOCK * (31 if format_module(name).BLOCK == 1 else 1)
+    w = random_matrix(rng, name, rows, K)
+    x_TI = random_x(rng, T, K) * np.exp(random_x(rng, T, 1) * 3)
+    got = cpu.linear(x_TI, matrices(precision, w))
+    w_OI, x_TI = dequantize(w).astype(np.float64), as_activations(name, precision, x_TI)
+    # Beside the dot product's own K roundings: the weight's in the reference, the rest of a minimum's, and x's sum's.
+    assert (np.abs(got - x_TI @ w_OI.T) <= gamma(K + 4) * (np.abs(x_TI) @ np.abs(w_OI).T)).all()
+
+
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=5)
+@given(rows=st.integers(1, 100), T=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
+def test_linear_gives_equal_bits_however_tokens_are_grouped(
+    name: str, precision: str, rows: int, T: int, cut: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    K = 5 * max(format_module(name).BLOCK, 13)
+    w = matrices(precision, random_matrix(rng, name, rows, K), random_matrix(rng, name, 40, K))
+    x_TI = random_x(rng, T, K)
+    whole = cpu.linear(x_TI, w)
+    cut = min(cut, T)
+    parts = [cpu.linear(x, w) for x in (x_TI[:cut], x_TI[cut:]) if len(x)]
+    one_by_one = [cpu.linear(x_TI[t : t + 1], w) for t in range(T)]
+    assert whole.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(one_by_one).tobytes()
+
+
+CONFIGS = st.builds(
+    lambda K, G, half: Config("qwen2", 8, 2, K * G, K, 2 * half, 8, 8, 4096, 1e6, 1e-6, True),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.sampled_from([1, 4, 16, 32, 37, 64]),
+)
+
+
+def attend(k, c: Config, precision: str, q, keys, values, chunks) -> list:
+    """Scores, probabilities and mixtures of the positions, fed in chunks."""
+    cache, out, start = k.new_cache(c, len(q), precision), [], 0
+    for T in chunks:
+        part = slice(start, start + T)
+        pos_T = cache.positions(T)
+        k_SKH, v_SKH = cache.append(1, keys[part], values[part])
+        scores_NTS = k.attn_scores(q[part], k_SKH, pos_T)
+        probs_NTS = k.softmax(scores_NTS, pos_T)
+        out.append((scores_NTS, probs_NTS, k.attn_mix(probs_NTS, v_SKH, pos_T)))
+        cache.advance(T)
+        start += T
+    return out
+
+
+@settings(max_examples=25)
+@given(c=CONFIGS, S=st.integers(1, 100), cuts=st.sets(st.integers(1, 99), max_size=5), seed=st.integers(0, 2**32 - 1))
+def test_attention(c: Config, S: int, cuts: set[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    q, keys, values = random_x(rng, S, N, H), random_x(rng, S, K, H), random_x(rng, S, K, H)
+    ((scores, probs, mix),) = attend(cpu, c, "f32", q, keys, values, [S])
+    wide = [v.astype(np.float64) for v in (q, keys, values)]
+
+    magnitudes = [np.abs(v) for v in wide]
+    ((want, _, _),) = attend(reference, c, "f64", *wide, [S])
+    ((size, _, _),) = attend(reference, c, "f64", *magnitudes, [S])
+    assert (np.abs(scores - want) <= gamma(H + 3) * size).all()
+
+    # From here each stage is judged on the backend's own input, so that its own rounding alone is bounded.
+    pos_S = np.arange(S, dtype=np.int32)
+    want = reference.softmax(scores.astype(np.float64), pos_S)
+    spread = (
+        np.abs(scores).max() * 2 + 4
+    )  # the difference to the maximum rounds by u times its size; exp makes that relative
+    assert (np.abs(probs - want) <= (gamma(S + 8) + spread * U) * want + 2.0**-126).all()
+
+    want = reference.attn_mix(probs.astype(np.float64), wide[2], pos_S)
+    size = reference.attn_mix(probs.astype(np.float64), magnitudes[2], pos_S)
+    assert (np.abs(mix - want) <= gamma(S + 2) * size).all()
+
+    bounds = sorted({0, S, *(x for x in cuts if x < S)})
+    chunks = [b - a for a, b in pairwise(bounds)]
+    parts = attend(cpu, c, "f32", q, keys, values, chunks)
+    assert np.concatenate([p[2] for p in parts]).tobytes() == mix.tobytes()
+    for start, (s, p, _) in zip(bounds, parts, strict=False):
+        T, seen = s.shape[1:]
+        assert s.tobytes() == scores[:, start : start + T, :seen].tobytes()
+        assert p.tobytes() == probs[:, start : start + T, :seen].tobytes()
+
+
+@settings(max_examples=25)
+@given(T=st.integers(1, 9), D=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
+def test_rows(T: int, D: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    both = random_x(rng, T, 2 * D) * 4
+    x_TD, y_TD, gain_D = both[:, :D], both[:, D:], random_x(rng, D)  # views with gaps between their rows
+    wide = x_TD.astype(np.float64)
+
+    assert (cpu.add(x_TD, y_TD) == x_TD + y_TD).all()
+    assert (cpu.add(x_TD, gain_D) == x_TD + gain_D).all()
+    assert (cpu.mul(x_TD, y_TD) == x_TD * y_TD).all()
+
+    want = reference.rms_norm(wide, gain_D.astype(np.float64), 1e-6)
+    assert (np.abs(cpu.rms_norm(x_TD, gain_D, 1e-6) - want) <= gamma(D / 2 + 6) * np.abs(want)).all()
+
+    want = reference.silu(wide)
+    assert (np.abs(cpu.silu(x_TD) - want) <= gamma(5) * np.abs(want) + 2.0**-126).all()
+
+
+@settings(max_examples=25)
+@given(
+    T=st.integers(1, 5),
+    heads=st.integers(1, 5),
+    half=st.sampled_from([1, 5, 32, 64]),
+    start=st.integers(0, 2**20 - 8) | st.integers(0, 3000),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rope(T: int, heads: int, half: int, start: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x_TNH = random_x(rng, T, heads * 2 * half + 7)[:, : heads * 2 * half].reshape(T, heads, 2 * half)
+    pos_T = np.arange(start, start + T, dtype=np.int32)
+    inv_freq_h = (1e6 ** (-np.arange(half) / half)).astype(np.float32)
+    want = reference.rope(x_TNH.astype(np.float64), pos_T, inv_freq_h)
+    size = np.tile(np.hypot(*np.split(np.abs(x_TNH.astype(np.float64)), 2, axis=-1)), 2)
+    assert (np.abs(cpu.rope(x_TNH, pos_T, inv_freq_h) - want) <= gamma(4) * size).all()
+
+
+def _exp(first, last, x, y):
+    for i in range(first, last):
+        store_f32(y + 128 * i, exp(load_f32(x + 128 * i)))
+
+
+EXP = Kernel(_exp)
+
+
+def test_exp_is_within_one_unit_in_the_last_place() -> None:
+    x = np.concatenate([np.linspace(-110, 95, 200_001), np.linspace(-1, 1, 100_001)]).astype(np.float32)
+    x = np.concatenate([x, np.float32([0, -0.0, np.inf, -np.inf, np.nan, 88.722839, -103.97, 1e30, -1e30])])
+    x = x[: len(x) // 32 * 32] if len(x) % 32 == 0 else np.concatenate([x, np.zeros(-len(x) % 32, np.float32)])
+    got = np.empty_like(x)
+    run_now(EXP.job(len(x) // 32, 64, x.ctypes.data, got.ctypes.data))
+    with np.errstate(over="ignore"):
+        want = np.exp(x.astype(np.float64))
+        unit = np.spacing(np.minimum(want, 3e38).astype(np.float32))
+    finite = want < 3.4028234e38
+    assert (np.abs(got[finite] - want[finite]) <= unit[finite]).all()
+    assert (got[want > 3.4028236e38] == np.inf).all()
+    assert np.isnan(got[np.isnan(x)]).all()

@@ -1,0 +1,53 @@
+"""What a dump's manifest says of its run: which model, by digest, and what computed it."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections import Counter
+from hashlib import file_digest, sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..engine.files import Checkpoint
+
+
+def model_facts(path: Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of the model: of the file, or of a folder's `sha256sum` lines of its weights, sorted."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json"})
+    digests = []
+    for p in files:
+        with p.open("rb") as file:
+            digests.append(file_digest(file, "sha256").hexdigest())
+    lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, files, strict=True))
+    digest = digests[0] if path.is_file() else sha256(lines.encode()).hexdigest()
+    return {"name": path.name, "bytes": sum(p.stat().st_size for p in files), "sha256": digest}
+
+
+def versions() -> dict[str, str]:
+    """What computed: versions of this package, Python, NumPy and Numba."""
+    found = {"qwenref": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    try:
+        return found | {"numba": version("numba")}
+    except PackageNotFoundError:
+        return found
+
+
+def run_facts(checkpoint: Checkpoint, backend: str, precision: str, ids: list[int], made: list[int]) -> dict[str, Any]:
+    """What the manifest says of the run; the model's digest is added when it is there."""
+    formats = Counter(t.format for t in checkpoint.tensors.values())
+    return {
+        "engine": "qwenref",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "container": checkpoint.container,
+        "formats": dict(sorted(formats.items())),
+        "backend": backend,
+        "precision": precision,
+        "tokens": ids,
+        "generated": made,
+    }

@@ -1,0 +1,122 @@
+"""What the dumpers of other engines share: their arguments, what can be refused early, and the writing of the dump."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.files import Checkpoint
+from ..engine.generate import check_prompt
+from ..engine.tokenizer import Tokenizer
+from ..quant.errors import BadInput
+from ..trace.plan import Plan, plan
+from ..trace.stages import by_name
+from ..trace.store import DumpWriter, check_target
+from .facts import model_facts, run_facts
+from .load import open_tokenizer, open_weights
+from .record import PROMPT, best, check_room, parse_tokens, print_files, print_tokens, require_all, text_ids
+
+# A stage of a forward pass: (layer or None for the whole model, stage, value).
+Emit = Callable[[int | None, str, NDArray[np.floating[Any]]], None]
+# One pass over new tokens behind those of the passes before: hands out its stages, returns the last position's logits.
+Forward = Callable[[Sequence[int], Emit], NDArray[np.floating[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A dump to make; all that can be known to be wrong before the engine loads the model has been refused."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer | None
+    ids: list[int]
+    plan: Plan
+    target: Path
+
+
+def add_dump_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="model file, folder or alias")
+    parser.add_argument("directory", metavar="DIR", help="where the dump goes")
+    parser.add_argument("--stages", default="all", metavar="STAGES", help="comma list of stages (default: all)")
+    parser.add_argument("--layers", default="all", metavar="RANGE", help="0..4, 3, 0,5,27 or all (default: all)")
+    parser.add_argument("--decode-steps", type=int, default=0, metavar="N", help="N greedy steps after the prompt too")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
+    prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
+    prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
+    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+
+
+def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
+    """The job of the arguments. absent: stages that the engine does not compute, and why.
+
+    The ids are this package's tokenizer's, so that dumps of all engines hold the same tokens for the same text.
+    """
+    if args.tokens is not None and args.chat:
+        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
+    if args.system is not None and not args.chat:
+        raise BadInput("--system is part of a chat; give --chat too")
+    asked = plan(args.stages, args.layers, "all", args.decode_steps)
+    there = replace(asked, stages=tuple(s for s in asked.stages if s.name not in absent))
+    if there != asked and args.stages.strip().lower() != "all":
+        name = next(s.name for s in asked.stages if s.name in absent)
+        raise BadInput(f"this engine has no stage {name}: {absent[name]}")
+    target = Path(args.directory)
+    check_target(target)
+    checkpoint, _ = open_weights(args.model)
+    c = checkpoint.config
+    there.check(c.num_hidden_layers)
+    tokenizer = template = None
+    if args.tokens is None or checkpoint.vocabulary() is not None:
+        tokenizer, template = open_tokenizer(checkpoint)
+    ids = parse_tokens(args.tokens) if tokenizer is None or args.tokens else text_ids(args, tokenizer, template)
+    check_prompt(ids, c, args.decode_steps)
+    check_room(there, c, len(ids), target)
+    return Job(checkpoint, tokenizer, ids, there, target)
+
+
+def write_dump(
+    j: Job, engine: AbstractContextManager[Forward], absent: Mapping[str, str], facts: Mapping[str, Any]
+) -> None:
+    """Runs the prompt, then the decode steps greedily, writes what is wanted of each pass, and says what was written.
+
+    facts: what the manifest says of the engine, over what it says of every run. Raises BadInput if a stage asked for
+    did not come.
+    """
+    c, made, logits = j.checkpoint.config, list[int](), list[NDArray[np.floating[Any]]]()
+    with DumpWriter(j.target, {}, c.sizes) as writer, engine as forward:
+        for phase in range(j.plan.decode_steps + 1):
+            tokens = made[-1:] if phase else j.ids
+            past = len(j.ids) + phase - 1 if phase else 0
+            positions = range(past, past + len(tokens))
+
+            def emit(layer: int | None, stage: str, value: NDArray[np.floating[Any]]) -> None:
+                s = by_name(stage)
+                if j.plan.wants(s, layer):
+                    where = positions if "T" in s.letters else positions[-1:]  # noqa: B023 called within this turn only
+                    writer.put(stage, layer, value, where, phase=phase)  # noqa: B023
+
+            logits.append(forward(tokens, emit))
+            if phase < j.plan.decode_steps:
+                made.append(int(logits[-1].argmax()))
+        require_all(j.plan, c.num_hidden_layers, writer)
+        writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint.path))
+        writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
+        writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)
+        writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(absent))
+    report = {
+        "tokens": j.ids,
+        "generated": made,
+        "next": [best(x, j.tokenizer) for x in logits],
+        "directory": str(j.target),
+        "files": [f | {"bytes": (j.target / f["path"]).stat().st_size} for f in writer.files],
+    }
+    print_files(report)
+    print_tokens(report, j.tokenizer)
