@@ -448,6 +448,12 @@ def _(run: Run, y: A) -> A:
     return run.kernels.softmax(scores, np.minimum(run.pos_T + np.int32(1), last))
 
 
+@plant("mask-inverted", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    scores, _ = everywhere(run)
+    return free_softmax(run, scores, -1, np.arange(y.shape[2]) >= run.pos_T[:, None])
+
+
 def free_softmax(run: Run, scores: A, axis: int, seen: A | None = None) -> A:
     x = scores if seen is None else np.where(seen, scores, -np.inf)
     with np.errstate(invalid="ignore"):

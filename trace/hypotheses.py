@@ -54,6 +54,13 @@ def hypothesis(name: str, sentence: str, *stages: str) -> Callable[[Callable[[Si
     return enter
 
 
+def table() -> list[Hypothesis]:
+    """All of them, in the order of the files."""
+    from . import hypotheses_attention, hypotheses_dump, hypotheses_products, hypotheses_vectors  # noqa: F401
+
+    return TABLE
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """A hypothesis that reproduces a stage. at: the stage that the mistake is in (a missing one, if the dump lacks it)."""
@@ -67,13 +74,11 @@ class Named:
 
 def explain(site: Site, got: NDArray[np.floating[Any]]) -> list[Named]:
     """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump lacks."""
-    from . import hypotheses_attention, hypotheses_dump, hypotheses_products, hypotheses_vectors  # noqa: F401, PLC0415
-
     named = []
     here = (site.phase, site.layer)
     lacking = dict.fromkeys(stage for phase, layer, stage, _ in site.recomputed if (phase, layer) == here)
     for at in (site.stage, *lacking):
-        for h in TABLE:
+        for h in table():
             if at in h.stages or not h.stages:
                 best = _best(h, site, at, got)
                 if best is not None:

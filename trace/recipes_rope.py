@@ -80,8 +80,8 @@ def rotations(theta: float, inv_freq_h: NDArray[np.float32]) -> dict[str, Rotati
 
 def fitted(
     known: dict[str, Rotation], seen: Sequence[tuple[Array, Array, NDArray[np.int32]]]
-) -> dict[str, Rotation]:
-    """The same with last bits as the dump has them, best first.
+) -> tuple[dict[str, Rotation], bool]:
+    """The same with last bits as the dump has them, best first; and whether the dump can tell the best from the others.
 
     seen: (before, after, positions) of rotations in the dump: [T, n, H] float64 each.
     """
@@ -97,7 +97,7 @@ def fitted(
         return total
 
     if not seen:
-        return known
+        return known, False
     product, repeated = known["product"], known["repeated"]
     assert isinstance(product, Product) and isinstance(repeated, Repeated)
     tables = [_nudged(product.inv_freq_h, n) for n in ULPS]
@@ -112,8 +112,9 @@ def fitted(
         key=lambda way: residual(way).sum(),
     )
     score = {name: float(residual(way).sum()) for name, way in ways.items()}
-    # Of ways that the data can hardly tell apart, the commonest comes first.
-    return dict(sorted(ways.items(), key=lambda item: score[item[0]] > 1.5 * min(score.values())))
+    fit = {name: score[name] <= 1.5 * min(score.values()) for name in ways}
+    # Of ways that the data cannot tell apart, the commonest comes first.
+    return dict(sorted(ways.items(), key=lambda item: not fit[item[0]])), sum(fit.values()) == 1
 
 
 def _nudged(x: NDArray[np.float32], ulps: int) -> NDArray[np.float32]:

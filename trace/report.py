@@ -13,6 +13,7 @@ from .stages import STAGES
 from .verify import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
+SURE = 0.95  # of a block, before it is named without a doubt
 WORST_FIRST = (UNEXPLAINED, UNJUDGED, BUDGET, REPRODUCED, EXACT)
 ANGLES = {
     "product": "RoPE's angle as one float32 product",
@@ -43,7 +44,12 @@ def sentence(v: Verification) -> str:
         weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
         return f"All {judged} stages that were judged are explained{weak}{tail}."
     first = by_size(v.findings)[0]
-    guess = f": {first.hypotheses[0]['sentence']}" if first.hypotheses else ", by no mistake that is known here"
+    blocks = first.where.get("blocks")
+    guess = ", and no mistake that is known here explains it"
+    if first.hypotheses:
+        guess = f": {first.hypotheses[0]['sentence']}"
+    elif blocks:
+        guess = f": {block_words(blocks[0]).removeprefix('weights: ')} differs from the model's"
     many = f"{bad} of {judged} stages are not explained; the worst is" if bad > 1 else "One stage is not explained:"
     return f"{many} {named(first)}{guess}{tail}."
 
@@ -118,15 +124,22 @@ def place_of(where: dict[str, Any]) -> list[str]:
             else:
                 parts.append(f"{n} of {of} {axis} ({', '.join(map(str, which))}{', ...' if n > len(which) else ''})")
     lines = ["where: " + ", ".join(parts)] if parts else []
-    for b in where.get("blocks", ()):
-        spot = f"row {b['row']} of {b['matrix']} ({b['format']})"
-        if b["block"] is None:
-            lines.append(f"weights: {spot}; one position cannot say which block of it: dump a longer prompt")
-        else:
-            start = b["block"] * b["size"]
-            sure = f"{b['confidence']:.0%} likely" if b["confidence"] < 0.9995 else "certain"
-            lines.append(f"weights: {spot}, block {b['block']} (columns {start} to {start + b['size'] - 1}; {sure})")
-    return lines
+    return lines + [block_words(b) for b in where.get("blocks", ())]
+
+
+def block_words(b: dict[str, Any]) -> str:
+    """Which weights are wrong, as far as the positions can tell."""
+    row = f"weights: row {b['row']} of {b['matrix']} ({b['format']})"
+    if b["block"] is None:
+        return f"{row}; one position cannot say which block of it: dump a longer prompt"
+    start = b["block"] * b["size"]
+    block = f"block {b['block']} (columns {start} to {start + b['size'] - 1})"
+    if b["confidence"] < SURE:
+        return f"{row}; so few positions do not say which block: perhaps {block}, {b['confidence']:.0%} likely"
+    if "factor" in b:
+        lost = abs(b["factor"]) < 1e-4
+        return f"{row}, {block}: " + ("its share is lost" if lost else f"it counts {b['factor']:.4g} times what it should")
+    return f"{row}, {block}"
 
 
 def text(v: Verification) -> str:
@@ -147,7 +160,9 @@ def text(v: Verification) -> str:
     lines += [""] * bool(unjudged) + [
         f"Not judged: {s} in {plural(n, 'place')}: {why}" for (s, why), n in unjudged.items()
     ]
-    said = Counter((f.stage, note) for f in v.findings if f.verdict != UNEXPLAINED for note in f.notes)
+    heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict not in (UNEXPLAINED, UNJUDGED)]
+    lines += [""] * bool(heads) + [f"{named(f)}: {note}" for f in heads for note in f.notes]
+    said = Counter((f.stage, n) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
     lines += [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]
     return "\n".join(lines)
 

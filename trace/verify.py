@@ -69,7 +69,7 @@ class Finding:
 class Verification:
     """findings in order of execution; recipe: the engine's arithmetic as the data show it; remarks: to be said first.
 
-    operands: what its activations become before the products of this model. turned: whether the dump shows RoPE's angle.
+    operands: what its activations become before the products of this model. turned: whether the dump tells how RoPE's angle is made.
     """
 
     findings: list[Finding]
@@ -276,7 +276,7 @@ def verify(
         check_shape(dump, against)
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
-    bench.rotations = fitted(bench.rotations, list(rotations_seen(bench)))
+    bench.rotations, told = fitted(bench.rotations, list(rotations_seen(bench)))
     judge = Judge(bench)
     findings = []
     with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
@@ -289,7 +289,7 @@ def verify(
     remarks += first_remarks(findings)
     recipe = judge.recipe
     operands = sorted({recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"})
-    turned = any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings)
+    turned = told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings)
     return Verification(findings, recipe, bench.tokens, remarks, operands, turned)
 
 

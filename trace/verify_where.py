@@ -1,10 +1,11 @@
 """Where in a tensor the unexplained elements sit: positions, heads, channels; and for a matrix product, which block of which
 row of the weights would explain them.
 
-A wrong block of row o changes y[t, o] by the sum over the block of dw_i x[t, i]. With dw of no known direction, the errors
-of row o over positions have covariance proportional to X_b X_b^T, X_b being the block's columns of x: each block's
-marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains them. One position has no direction, so with T = 1
-only the row can be named.
+A wrong block b of row o changes y[t, o] by sum_i dw_i x[t, i] over the block. If the block is only scaled (or lost: factor 0),
+that is a multiple of its share of the sum, the same at every position: two positions decide. If dw has no known
+direction, the errors of the row have covariance proportional to X_b X_b^T, X_b being the block's columns of x: each block's
+marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains them, and it takes some tens of positions to decide.
+One position decides nothing: then only the row can be named.
 """
 
 from __future__ import annotations
@@ -90,32 +91,47 @@ def blocks(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.boo
             size = max(32, format_module(m.format).BLOCK)
             x_TI, _ = operand(site.recipe, x, m.format)
             for o in mine.tolist():
-                block, confidence = likeliest(error_TO[:, o], x_TI, size)
-                known = {"row": o - first, "matrix": m.tensor.name, "format": m.format, "size": size}
-                named.append({**known, "block": block, "confidence": confidence})
+                w_I = m.rows(o - first, o - first + 1)[0].astype(np.float64)
+                allowed_T = np.atleast_2d(span.radius)[:, o]
+                named.append({
+                    "row": o - first, "matrix": m.tensor.name, "format": m.format, "size": size,
+                    **(scaled(error_TO[:, o], x_TI * w_I, size, allowed_T) or likeliest(error_TO[:, o], x_TI, size)),
+                })  # fmt: skip
         first += m.shape[0]
     return named
 
 
-def likeliest(error_T: Array, x_TI: Array, size: int) -> tuple[int | None, float]:
-    """The block of `size` inputs that explains the errors of one row, and its share of the likelihood. None for T = 1."""
+def scaled(error_T: Array, terms_TI: Array, size: int, allowed_T: Array) -> dict[str, Any] | None:
+    """The one block whose share of the sum, times a factor, is the error of every position; None if no block's is."""
+    T, I = terms_TI.shape
+    if T == 1 or I % size:
+        return None
+    share_TB = terms_TI.reshape(T, -1, size).sum(-1)
+    factor_B = (error_T @ share_TB) / np.maximum(np.square(share_TB).sum(0), 1e-300)
+    good = np.flatnonzero((np.abs(error_T[:, None] - share_TB * factor_B) <= allowed_T[:, None]).all(0))
+    if len(good) != 1:
+        return None
+    return {"block": int(good[0]), "confidence": 1.0, "factor": float(1 + factor_B[good[0]])}
+
+
+def likeliest(error_T: Array, x_TI: Array, size: int) -> dict[str, Any]:
+    """The block of `size` inputs that explains the errors of one row best, and its share of the likelihood."""
     T, I = x_TI.shape
-    if T == 1 or I <= size:
-        return (0, 1.0) if I <= size else (None, 0.0)
-    scores = []
-    for start in range(0, I, size):
-        x_Tb = x_TI[:, start : start + size]
-        gram = x_Tb @ x_Tb.T
-        level = np.trace(gram) / T
-        if level == 0:
-            scores.append(-np.inf)
-            continue
-        gram = gram / level + 1e-9 * np.eye(T)
-        _, logdet = np.linalg.slogdet(gram)
-        fit = float(error_T @ np.linalg.solve(gram, error_T)) / T
-        scores.append(-0.5 * T * np.log(max(fit, 1e-300)) - 0.5 * logdet)
-    score = np.array(scores)
+    if I <= size:
+        return {"block": 0, "confidence": 1.0}
+    if T == 1:
+        return {"block": None, "confidence": 0.0}
+    score = np.array([likelihood(error_T, x_TI[:, start : start + size]) for start in range(0, I, size)])
     share = np.exp(score - score.max())
-    share /= share.sum()
     best = int(score.argmax())
-    return best, float(share[best])
+    return {"block": best, "confidence": float(share[best] / share.sum())}
+
+
+def likelihood(error_T: Array, x_Tb: Array) -> float:
+    """log of the density of the errors if dw ~ N(0, s^2), at the s that fits best."""
+    size_T = np.sqrt(np.square(x_Tb).sum(1)) + 1e-300
+    gram = x_Tb @ x_Tb.T / np.outer(size_T, size_T) + 1e-9 * np.eye(len(x_Tb))
+    unit_T = error_T / size_T
+    _, logdet = np.linalg.slogdet(gram)
+    fit = float(unit_T @ np.linalg.solve(gram, unit_T)) / len(unit_T)
+    return float(-0.5 * len(unit_T) * np.log(max(fit, 1e-300)) - 0.5 * logdet - np.log(size_T).sum())
