@@ -1,7 +1,7 @@
 """Foreign engines in NumPy, and their dumps: the page run with other arithmetic, and with mistakes planted by its tap.
 
-Each engine is written from what the real one does (Hugging Face's modeling_qwen2, ggml's CPU kernels), in float32 and in
-the formats that it rounds to; nothing here knows the judge. tests/oracle compares the judge with the real ones.
+Each engine is written from what the real one does (Hugging Face's modeling_qwen2, ggml's CPU kernels), in float32 and
+in the formats that it rounds to; nothing here knows the judge. tests/oracle compares the judge with the real ones.
 """
 
 from __future__ import annotations
@@ -119,7 +119,16 @@ def engine(
     )
 
 
-OPERAND = {"Q4_0": q8_0, "Q5_0": q8_0, "Q8_0": q8_0, "Q4_1": q8_1, "Q4_K": q8_k, "Q5_K": q8_k, "Q6_K": q8_k, "Q3_K": q8_k}
+OPERAND = {
+    "Q4_0": q8_0,
+    "Q5_0": q8_0,
+    "Q8_0": q8_0,
+    "Q4_1": q8_1,
+    "Q4_K": q8_k,
+    "Q5_K": q8_k,
+    "Q6_K": q8_k,
+    "Q3_K": q8_k,
+}
 
 
 def ggml_linear(x: np.ndarray, w: Any) -> np.ndarray:
@@ -174,7 +183,8 @@ Mistake = Callable[["Run", np.ndarray], np.ndarray]
 class Run:
     """A forward pass that is being dumped, as a tap: what its layer holds so far is there for a mistake to use.
 
-    mistakes: (stage, layer) -> a function of the run and the right value that returns the wrong one; the pass goes on with it.
+    mistakes: (stage, layer) -> a function of the run and the right value that returns the wrong one; the pass goes on
+    with it.
     """
 
     weights: Weights
@@ -190,7 +200,7 @@ class Run:
         return self.weights.config
 
     @property
-    def pos_T(self) -> np.ndarray:
+    def pos_T(self) -> np.ndarray:  # noqa: N802
         return np.array(self.pos, np.int32)
 
     def layer(self, index: int) -> Callable[[str, Any], Any]:

@@ -1,4 +1,5 @@
-"""Mistakes to plant, one at a time, in a foreign engine (engines.py). Written as the mistake would be made, without the judge."""
+"""Mistakes to plant, one at a time, in a foreign engine (engines.py). Written as the mistake would be made, without
+the judge."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ WIDE = ("reference f32", "HF float32", "ggml, 16-bit KV", "ggml, 32-bit KV")
 
 @dataclass(frozen=True)
 class Plant:
-    """stage: where. make: the run and the right value -> the wrong one. named: the hypothesis that must be among those found.
+    """stage: where. make: the run and the right value -> the wrong one. named: the hypothesis that must be among
+    those found.
 
-    engines: those in which the mistake shows above the engine's own rounding. layers: those where it is one (-1: the last).
-    step: only a decode step shows it; formats: the weights it needs.
+    engines: those in which the mistake shows above the engine's own rounding. layers: those where it is one (-1: the
+    last). step: only a decode step shows it; formats: the weights it needs.
     """
 
     id: str
@@ -40,7 +42,9 @@ class Plant:
 PLANTS: list[Plant] = []
 
 
-def plant(id: str, *stages: str, named: str = "", **more: object) -> Callable[[Callable[[Run, A], A]], Callable[[Run, A], A]]:
+def plant(
+    id: str, *stages: str, named: str = "", **more: object
+) -> Callable[[Callable[[Run, A], A]], Callable[[Run, A], A]]:
     def enter(f: Callable[[Run, A], A]) -> Callable[[Run, A], A]:
         for s in stages:
             PLANTS.append(Plant(f"{id}-{s}" if len(stages) > 1 else id, s, f, named or id, **more))  # type: ignore[arg-type]
@@ -159,12 +163,22 @@ def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("attention").reshape(len(y), -1), transposed(layer(run).attn_out))
 
 
-@plant("weight-transposed-down", "ffn_out", named="weight-transposed", engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+@plant(
+    "weight-transposed-down",
+    "ffn_out",
+    named="weight-transposed",
+    engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"),
+)
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("ffn_swigl"), transposed(layer(run).ffn_down))
 
 
-@plant("weight-transposed-head", "lm_head", named="weight-transposed", engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+@plant(
+    "weight-transposed-head",
+    "lm_head",
+    named="weight-transposed",
+    engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"),
+)
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("final_norm")[-1:], transposed(run.weights.lm_head))[0]
 
@@ -250,7 +264,14 @@ def cut_scales(b: A) -> A:
     return b
 
 
-for _id, _f in (("nibbles", nibbles), ("no-minimum", no_minimum), ("minimum-sign", wrong_minimum), ("block-offset", next_block), ("scales", cut_scales)):  # fmt: skip
+DECODERS = {
+    "nibbles": nibbles,
+    "no-minimum": no_minimum,
+    "minimum-sign": wrong_minimum,
+    "block-offset": next_block,
+    "scales": cut_scales,
+}
+for _id, _f in DECODERS.items():
 
     @plant(f"decoder-{_id}", "ffn_gate", named="decoder")
     def _(run: Run, y: A, f: Callable[[A], A] = _f) -> A:
@@ -627,4 +648,10 @@ def _(run: Run, y: A) -> A:
 
 @plant("operands-rounded", "ffn_gate", engines=("reference f32", "HF float32"))
 def _(run: Run, y: A) -> A:
-    return np.concatenate([run.get("ffn_norm").astype(np.float16).astype(f32) @ w.astype(np.float16).astype(f32).T for w in half_of(run, 0).slabs()], 1)
+    return np.concatenate(
+        [
+            run.get("ffn_norm").astype(np.float16).astype(f32) @ w.astype(np.float16).astype(f32).T
+            for w in half_of(run, 0).slabs()
+        ],
+        1,
+    )

@@ -1,8 +1,8 @@
-"""Every hypothesis, planted: the mistake is made inside a foreign engine, which goes on with it. The judge must find the stage and
-the layer, only those, and the mistake's name among what it reports.
+"""Every hypothesis, planted: the mistake is made inside a foreign engine, which goes on with it. The judge must find
+the stage and the layer, only those, and the mistake's name among what it reports.
 
-Here each mistake is planted in the first, a middle and the last layer, the engines taking turns; `make oracle` plants each in
-every engine (test_every_engine) and in Hugging Face's own modules (tests/oracle/test_verify_real.py).
+Here each mistake is planted in the first, a middle and the last layer, the engines taking turns; `make oracle` plants
+each in every engine (test_every_engine) and in Hugging Face's own modules (tests/oracle/test_verify_real.py).
 """
 
 from __future__ import annotations

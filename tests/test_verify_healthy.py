@@ -1,5 +1,5 @@
-"""No false alarms: healthy engines, every stage of every layer, from 1 to 60 positions and in decode steps, is explained; by the
-recipe of that engine, down to rounding, and never by a budget."""
+"""No false alarms: healthy engines, every stage of every layer, from 1 to 60 positions and in decode steps, is
+explained; by the recipe of that engine, down to rounding, and never by a budget."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def test_the_angle_is_told_apart_at_long_positions() -> None:
 
 
 def test_an_engine_that_mixes_recipes_by_weight_format() -> None:
-    """aprender multiplies Q4_K by 8-bit activations and other formats by float32: Q and K by one recipe, V by the other."""
+    """aprender multiplies Q4_K by 8-bit activations and other formats by float32: Q and K by one recipe, V by the
+    other."""
     from types import SimpleNamespace
 
     from qwenref.engine.kernels import reference

@@ -1,6 +1,8 @@
-"""Budgets: where no recipe reproduces a stage, how much error a source of noise would make, predicted before it is looked at.
+"""Budgets: where no recipe reproduces a stage, how much error a source of noise would make, predicted before it is
+looked at.
 
-A weaker word than a recipe, so it is believed of a kind of stage only, never of one stage among many: if the dump's other
+A weaker word than a recipe, so it is believed of a kind of stage only, never of one stage among many: if the dump's
+other
 products are reproduced to rounding, no budget excuses the one that is not. docs/budgets.md derives the predictions.
 """
 
@@ -15,8 +17,10 @@ from numpy.typing import NDArray
 from ..engine.kernels import reference
 from .recipes_floats import BFLOAT16, FLOAT16, Array
 from .recipes_products import Matrix
+from .verify_bench import INPUTS, PRODUCTS
 from .verify_fit import over, rms
-from .verify_site import ATTENTION, INPUTS, PRODUCTS, Site, flat
+from .verify_formulas import ATTENTION, flat
+from .verify_site import Site
 
 RATIO = (0.5, 1.5)  # observed over predicted RMS
 ELEMENT = 8.0  # standard deviations that one element may be off
@@ -29,7 +33,8 @@ STEPS = {"Q2_K": (4, 16), "Q3_K": (8, 16), "Q4_0": (16, 32), "Q4_1": (16, 32), "
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """source: what makes the error, for people. predicted: its RMS over the stage's RMS. ratio: observed over predicted."""
+    """source: what makes the error, for people. predicted: its RMS over the stage's RMS. ratio: observed over
+    predicted."""
 
     source: str
     predicted: float

@@ -6,19 +6,22 @@ One is reported when it reproduces the dump down to rounding, under the dump's o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
 from .recipes_floats import Span
+from .verify_bench import Unjudgeable
 from .verify_fit import Fit, compare
-from .verify_site import Site, Unjudgeable
+from .verify_site import Site
 
-Variants = Span | None | Iterable[tuple[str, Span]]
+Several = Iterator[tuple[str, Span]]
+Variants = Span | None | Several
+Recompute = TypeVar("Recompute", bound=Callable[[Site], Variants])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,10 @@ class Hypothesis:
 TABLE: list[Hypothesis] = []
 
 
-def hypothesis(name: str, sentence: str, *stages: str) -> Callable[[Callable[[Site], Variants]], Callable[[Site], Variants]]:
+def hypothesis(name: str, sentence: str, *stages: str) -> Callable[[Recompute], Recompute]:
     """Enters a function into the table."""
 
-    def enter(f: Callable[[Site], Variants]) -> Callable[[Site], Variants]:
+    def enter(f: Recompute) -> Recompute:
         TABLE.append(Hypothesis(name, sentence, stages, f))
         return f
 
@@ -56,14 +59,15 @@ def hypothesis(name: str, sentence: str, *stages: str) -> Callable[[Callable[[Si
 
 def table() -> list[Hypothesis]:
     """All of them, in the order of the files."""
-    from . import hypotheses_attention, hypotheses_dump, hypotheses_products, hypotheses_vectors  # noqa: F401
+    from . import hypotheses_attention, hypotheses_dump, hypotheses_products, hypotheses_rope, hypotheses_vectors  # noqa: F401
 
     return TABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A hypothesis that reproduces a stage. at: the stage that the mistake is in (a missing one, if the dump lacks it)."""
+    """A hypothesis that reproduces a stage. at: the stage that the mistake is in (a missing one, if the dump lacks
+    it)."""
 
     name: str
     sentence: str
@@ -73,7 +77,8 @@ class Named:
 
 
 def explain(site: Site, got: NDArray[np.floating[Any]]) -> list[Named]:
-    """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump lacks."""
+    """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump
+    lacks."""
     named = []
     here = (site.phase, site.layer)
     lacking = dict.fromkeys(stage for phase, layer, stage, _ in site.recomputed if (phase, layer) == here)

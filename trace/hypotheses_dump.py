@@ -1,17 +1,21 @@
-"""Mistakes of the dump rather than the engine: the wrong capture point, layer, position or layout; and simple factors."""
+"""Mistakes of the dump rather than the engine: the wrong capture point, layer, position or layout; and simple
+factors."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from .hypotheses import Variants, hypothesis
+from .hypotheses import Several, Variants, hypothesis
 from .recipes_floats import Span
 from .stages import NAMES, by_name
-from .verify_site import Site, Unjudgeable, place
+from .verify_bench import Unjudgeable, place
+from .verify_site import Site
 
 
 @hypothesis("other-file", "the file is the same, bit for bit, as {}")
-def other_file(s: Site) -> Variants:
+def other_file(s: Site) -> Several:
     mine = s.bench.dump.get(s.stage, s.layer, s.phase)
     if mine is None:
         return
@@ -28,13 +32,17 @@ def other_file(s: Site) -> Variants:
 
 
 @hypothesis("other-stage", "the file holds {}, not what it is named after")
-def other_stage(s: Site) -> Variants:
+def other_stage(s: Site) -> Several:
     try:
         mine = s.having(**{s.stage: s.compute()})
     except Unjudgeable:
         return
     for name in NAMES:
-        if name != s.stage and by_name(name).letters == by_name(s.stage).letters and by_name(name).scope == by_name(s.stage).scope:
+        if (
+            name != s.stage
+            and by_name(name).letters == by_name(s.stage).letters
+            and by_name(name).scope == by_name(s.stage).scope
+        ):
             try:
                 yield name, mine.at(name).compute()
             except Unjudgeable:
@@ -47,7 +55,7 @@ def zeros(s: Site) -> Variants:
 
 
 @hypothesis("factor", "every value is {} times what it should be")
-def factor(s: Site) -> Variants:
+def factor(s: Site) -> Several:
     mine = s.bench.dump.get(s.stage, s.layer, s.phase)
     span = s.compute()
     if mine is None or mine.shape != span.mid.shape:
@@ -63,17 +71,23 @@ def factor(s: Site) -> Variants:
 
 
 @hypothesis("positions-shifted", "the rows are those of {} positions on")
-def positions_shifted(s: Site) -> Variants:
+def positions_shifted(s: Site) -> Several:
     letters = by_name(s.stage).letters
     if "T" in letters and len(s.pos) > 2:
         span, axis = s.compute(), letters.index("T")
         for n in range(-3, 4):
             if n and abs(n) < len(s.pos) - 1:
-                yield f"{-n:+d}", span.shaped(lambda v, n=n: np.roll(v, n, axis))
+                yield f"{-n:+d}", span.shaped(partial(np.roll, shift=n, axis=axis))
 
 
-@hypothesis("layout", "the values are laid out {}, not {T N H}".replace("{T N H}", "position by position"), "q_post_rope", "k_post_rope", "attention")
-def layout(s: Site) -> Variants:
+@hypothesis(
+    "layout",
+    "the values are laid out {}, not {T N H}".replace("{T N H}", "position by position"),
+    "q_post_rope",
+    "k_post_rope",
+    "attention",
+)
+def layout(s: Site) -> Several:
     span = s.compute()
     shape = span.mid.shape
     yield "head by head [N, T, H]", span.shaped(lambda v: v.swapaxes(0, 1).reshape(shape))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.tensor import QTensor, dequantize, format_module
-from .hypotheses import Variants, hypothesis
+from .hypotheses import Several, Variants, hypothesis
 from .recipes_floats import BFLOAT16, FLOAT16, Span
 from .recipes_products import Matrix
-from .verify_site import FORMULAS, INPUTS, PRODUCTS, Site, flat, linear
+from .verify_bench import INPUTS, PRODUCTS
+from .verify_formulas import FORMULAS, flat, linear
+from .verify_site import Site
 
 IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
 Bytes = NDArray[np.uint8]
@@ -26,14 +29,14 @@ def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None
 
 
 @hypothesis("weight-other-layer", "the weights are those of layer {}", *IN_LAYER)
-def weight_other_layer(s: Site) -> Variants:
+def weight_other_layer(s: Site) -> Several:
     for layer in range(s.config.num_hidden_layers):
         if layer != s.layer:
             yield str(layer), through(s, matrices=s.bench.matrices(layer, s.stage))
 
 
 @hypothesis("weight-transposed", "the weights are read as [in, out]: A^T x for A x", *PRODUCTS)
-def weight_transposed(s: Site) -> Variants:
+def weight_transposed(s: Site) -> Several:
     matrices = s.matrices()
     if sum(m.shape[0] * m.shape[1] for m in matrices) <= 1 << 27:
         yield "", through(s, matrices=[transposed(m) for m in matrices])
@@ -52,7 +55,7 @@ def gate_up_swapped(s: Site) -> Variants:
 
 
 @hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul")
-def qkv_order(s: Site) -> Variants:
+def qkv_order(s: Site) -> Several:
     q, k, v = s.matrices()
     yield "Q V K", through(s, matrices=[q, v, k])
     yield "K V Q", through(s, matrices=[k, v, q])
@@ -69,14 +72,14 @@ def head_embedding(s: Site) -> Variants:
 
 
 @hypothesis("head-position", "the logits are those of position {}", "lm_head")
-def head_position(s: Site) -> Variants:
+def head_position(s: Site) -> Several:
     last = s.pos[-1]
     for p in range(max(0, last - 40), last):
         yield f"{p}, not {last}", replace(s, pos=(p,), used={}, recomputed={}).compute()
 
 
 @hypothesis("product-wrong-input", "the product is of {}", *PRODUCTS)
-def product_wrong_input(s: Site) -> Variants:
+def product_wrong_input(s: Site) -> Several:
     if s.stage == "lm_head":
         yield "the residual before the final norm", through(s, s.before())
     elif s.stage == "qkv_matmul":
@@ -102,7 +105,7 @@ def bias_included(s: Site) -> Variants:
 
 
 @hypothesis("operands-rounded", "activations and weights are rounded to {} first", *PRODUCTS)
-def operands_rounded(s: Site) -> Variants:
+def operands_rounded(s: Site) -> Several:
     for f in (BFLOAT16, FLOAT16):
         site = s.under(replace(s.recipe, weights=f, quantiser=None))
         x = flat(s.input(INPUTS[s.stage])).map(f.round)
@@ -117,7 +120,10 @@ CODES = {
     "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "Q5_1": (4, 24),
     "Q2_K": (16, 80), "Q3_K": (0, 96), "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192),
 }  # fmt: skip
-NIBBLES = {"Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (6, 22), "Q5_1": (8, 24), "Q4_K": (16, 144), "Q5_K": (48, 176), "Q6_K": (0, 128)}  # fmt: skip
+NIBBLES = {
+    "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (6, 22), "Q5_1": (8, 24),
+    "Q4_K": (16, 144), "Q5_K": (48, 176), "Q6_K": (0, 128),
+}  # fmt: skip
 HIGH_BITS = {"Q5_0": (2, 6), "Q5_1": (4, 8), "Q5_K": (16, 48), "Q6_K": (128, 192), "Q3_K": (0, 32)}
 
 
@@ -194,7 +200,7 @@ def swapped_scales(b: Bytes) -> Bytes:
 
 
 @hypothesis("decoder", "the {}", *PRODUCTS)
-def decoder(s: Site) -> Variants:
+def decoder(s: Site) -> Several:
     matrices = s.matrices()
     ways: dict[str, list[Matrix]] = {}
     for i, m in enumerate(matrices):
@@ -208,16 +214,14 @@ def decoder(s: Site) -> Variants:
 
 
 @hypothesis("rows-shifted", "the rows of the weights are shifted by {}", *PRODUCTS)
-def rows_shifted(s: Site) -> Variants:
+def rows_shifted(s: Site) -> Several:
     span = s.compute()
     for n in (-1, 1):
-        yield f"{n:+d}", span.shaped(lambda v, n=n: np.roll(v, n, -1))
+        yield f"{n:+d}", span.shaped(partial(np.roll, shift=n, axis=-1))
 
 
 @hypothesis("result-rounded", "the result is rounded to {}, alone in this dump", *PRODUCTS)
-def result_rounded(s: Site) -> Variants:
+def result_rounded(s: Site) -> Several:
     for f in (BFLOAT16, FLOAT16):
         if f is not s.recipe.result:
             yield f.name, s.compute().map(f.round)
-
-

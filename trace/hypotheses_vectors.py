@@ -8,9 +8,10 @@ from math import erf
 import numpy as np
 
 from . import recipes_stages as formulas
-from .hypotheses import Variants, hypothesis
+from .hypotheses import Several, Variants, hypothesis
 from .recipes_floats import Array, Span
-from .verify_site import Site, norm
+from .verify_formulas import norm
+from .verify_site import Site
 
 NORMS = ("attn_norm", "ffn_norm", "final_norm")
 RESIDUALS = ("post_attn_residual", "post_ffn_residual")
@@ -34,7 +35,7 @@ def embedding_scaled(s: Site) -> Variants:
 
 
 @hypothesis("tokens-shifted", "the tokens are shifted by {} positions", "embedding")
-def tokens_shifted(s: Site) -> Variants:
+def tokens_shifted(s: Site) -> Several:
     x = s.compute().mid
     for n in range(-2, 3):
         if n and abs(n) < len(x) - 1:
@@ -51,7 +52,7 @@ def normed(s: Site) -> tuple[Span, Array]:
 
 
 @hypothesis("norm-eps", "the norm's eps is {}", *NORMS)
-def norm_eps(s: Site) -> Variants:
+def norm_eps(s: Site) -> Several:
     x, gain = normed(s)
     for eps in (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
         if abs(eps - s.config.rms_norm_eps) > 1e-3 * s.config.rms_norm_eps:
@@ -71,7 +72,7 @@ def norm_gain_missing(s: Site) -> Variants:
 
 
 @hypothesis("norm-gain-other", "the norm uses the gain of {}", *NORMS)
-def norm_gain_other(s: Site) -> Variants:
+def norm_gain_other(s: Site) -> Several:
     x, _ = normed(s)
     for layer in range(s.config.num_hidden_layers):
         for name in ("attn_norm_D", "ffn_norm_D"):
@@ -92,18 +93,21 @@ def norm_layernorm(s: Site) -> Variants:
 
 
 @hypothesis("norm-skipped", "the norm is skipped: {}", *NORMS)
-def norm_skipped(s: Site) -> Variants:
+def norm_skipped(s: Site) -> Several:
     x, gain = normed(s)
     yield "the stage holds its input", formulas.rounded(s.recipe, x)
     yield "the input is only multiplied by the gain", formulas.mul(s.recipe, x, point(s, gain))
 
 
 @hypothesis("norm-wrong-input", "the norm is taken of {}", *NORMS)
-def norm_wrong_input(s: Site) -> Variants:
+def norm_wrong_input(s: Site) -> Several:
     _, gain = normed(s)
     others = {"ffn_norm": ("before", "attn_out"), "final_norm": (), "attn_norm": ()}[s.stage]
     for name in others:
-        yield ("the layer's input" if name == "before" else name), norm(s, s.before() if name == "before" else s.input(name), gain)
+        yield (
+            ("the layer's input" if name == "before" else name),
+            norm(s, s.before() if name == "before" else s.input(name), gain),
+        )
     if s.stage != "ffn_norm" and s.layer != 0:
         last = s.config.num_hidden_layers - 1 if s.layer is None else s.layer - 1
         yield "the residual before the last layer's MLP", norm(s, s.at("post_attn_residual", layer=last).value(), gain)
@@ -117,7 +121,7 @@ def biased(s: Site, bias: Array) -> Span:
 
 
 @hypothesis("bias-missing", "the QKV bias is not added{}", "qkv_bias")
-def bias_missing(s: Site) -> Variants:
+def bias_missing(s: Site) -> Several:
     yield "", formulas.rounded(s.recipe, s.input("qkv_matmul"))
     for name, columns in parts(s):
         bias = s.gain("qkv_bias_E")
@@ -137,14 +141,14 @@ def bias_subtracted(s: Site) -> Variants:
 
 
 @hypothesis("bias-other-layer", "the QKV bias is that of layer {}", "qkv_bias")
-def bias_other_layer(s: Site) -> Variants:
+def bias_other_layer(s: Site) -> Several:
     for layer in range(s.config.num_hidden_layers):
         if layer != s.layer:
             yield str(layer), biased(s, s.bench.gain(layer, "qkv_bias_E"))
 
 
 @hypothesis("bias-order", "the parts of the QKV bias stand in another order ({})", "qkv_bias")
-def bias_order(s: Site) -> Variants:
+def bias_order(s: Site) -> Several:
     q, k, v = (s.gain("qkv_bias_E")[columns] for _, columns in parts(s))
     yield "Q V K", biased(s, np.concatenate([q, v, k]))
     yield "K V Q", biased(s, np.concatenate([k, v, q]))
@@ -181,7 +185,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @hypothesis("activation", "{} stands for SiLU", "ffn_silu")
-def activation(s: Site) -> Variants:
+def activation(s: Site) -> Several:
     x = s.input("ffn_gate")
     for name, f in ACTIVATIONS.items():
         y = f(x.mid)
@@ -206,7 +210,7 @@ def glu_swapped(s: Site) -> Variants:
 
 
 @hypothesis("glu-half", "{}", "ffn_swigl")
-def glu_half(s: Site) -> Variants:
+def glu_half(s: Site) -> Several:
     yield "gate times up: the activation is skipped", formulas.mul(s.recipe, s.input("ffn_gate"), s.input("ffn_up"))
     yield "silu(gate) alone: up is not multiplied in", formulas.rounded(s.recipe, s.input("ffn_silu"))
     yield "silu(gate) times silu(gate)", formulas.mul(s.recipe, s.input("ffn_silu"), s.input("ffn_silu"))
@@ -235,7 +239,7 @@ def residual_alone(s: Site) -> Variants:
 
 
 @hypothesis("residual-twice", "{} is added twice", *RESIDUALS)
-def residual_twice(s: Site) -> Variants:
+def residual_twice(s: Site) -> Several:
     x, y = addends(s)
     yield "the residual", formulas.add(s.recipe, formulas.add(s.recipe, x, y), x)
     yield "the block's output", formulas.add(s.recipe, formulas.add(s.recipe, x, y), y)
@@ -253,7 +257,7 @@ def residual_multiplied(s: Site) -> Variants:
 
 
 @hypothesis("residual-wrong-place", "the residual is taken from {}", *RESIDUALS)
-def residual_wrong_place(s: Site) -> Variants:
+def residual_wrong_place(s: Site) -> Several:
     _, y = addends(s)
     for name, x in _elsewhere(s):
         yield name, formulas.add(s.recipe, x, y)

@@ -1,7 +1,7 @@
 """Recipes: what an engine may compute with, as far as it shows in its numbers.
 
-A recipe fixes the roundings that are part of the engine's arithmetic (operands, results); what it leaves open, the order
-of summation, is bounded in recipes_products.py and recipes_stages.py. docs/budgets.md derives every bound.
+A recipe fixes the roundings that are part of the engine's arithmetic (operands, results); what it leaves open, the
+order of summation, is bounded in recipes_products.py and recipes_stages.py. docs/budgets.md derives every bound.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ OPERANDS = {
 class Recipe:
     """One engine's arithmetic.
 
-    result: every stage is rounded to it. weights: matrices, gains and biases are rounded to it first; None: as the file has them.
+    result: every stage is rounded to it. weights: matrices, gains and biases are rounded to it first; None: as the
+    file has them.
     quantiser: None, or which of ggml's routines makes 8-bit activations: "reference" (1/d, ties away from zero), "x86"
     (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only.
     attention: operands of both attention products are rounded to it (ggml: the type of the KV cache).

@@ -1,7 +1,7 @@
 """The floating-point formats that engines round to, and Span: what a stage must hold if rounding alone is at work.
 
-u is the unit roundoff of Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 2.2: fl(x) = x (1 + d),
-|d| <= u, rounding to nearest.
+u is the unit roundoff of Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 2.2: fl(x) = x (1 +
+d), |d| <= u, rounding to nearest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]  # float64 throughout; NumPy's stubs cannot follow it
 
 
 def _float32(x: Array) -> Array:

@@ -20,9 +20,7 @@ ULPS = range(-2, 3)
 
 
 class Rotation(Protocol):
-    """name: how the angle comes about, for people."""
-
-    name: str
+    """How the angle comes about."""
 
     def angle(self, pos_T: NDArray[np.int32]) -> Array:
         """[T, H/2], float64."""
@@ -33,7 +31,6 @@ class Product:
     """position times inverse frequency, one float32 product: Hugging Face and this engine."""
 
     inv_freq_h: NDArray[np.float32]
-    name: str = "angle = position x inverse frequency in float32"
 
     def angle(self, pos_T: NDArray[np.int32]) -> Array:
         return (pos_T.astype(np.float32)[:, None] * self.inv_freq_h).astype(np.float64)
@@ -45,7 +42,6 @@ class Repeated:
 
     ratio: np.float32
     pairs: int
-    name: str = "angle by repeated multiplication in float32"
 
     def angle(self, pos_T: NDArray[np.int32]) -> Array:
         angle = pos_T.astype(np.float32)
@@ -62,7 +58,6 @@ class Exact:
 
     theta: float
     pairs: int
-    name: str = "exact angle"
 
     def angle(self, pos_T: NDArray[np.int32]) -> Array:
         return pos_T[:, None] * self.theta ** (-np.arange(self.pairs) / self.pairs)

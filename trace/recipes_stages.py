@@ -1,4 +1,5 @@
-"""Every stage but the matrix products, under a recipe: float64 from the operands that the engine used, then its roundings.
+"""Every stage but the matrix products, under a recipe: float64 from the operands that the engine used, then its
+roundings.
 
 Each function returns the Span in which the engine's float32 number must lie; what each radius is made of is derived in
 docs/budgets.md. Values come from the reference backend's own functions, in float64. u is float32's unit roundoff
@@ -31,7 +32,8 @@ def rounded(r: Recipe, x: Span) -> Span:
 
 
 def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
-    """x / sqrt(mean(x^2) + eps), rounded, times the gain, rounded (HF's order; float32 engines with another stay inside)."""
+    """x / sqrt(mean(x^2) + eps), rounded, times the gain, rounded (HF's order; float32 engines with another stay
+    inside)."""
     squares_T1 = np.square(x.mid).sum(-1, keepdims=True)
     fourths_T1 = np.square(np.square(x.mid)).sum(-1, keepdims=True)
     safe_T1 = np.maximum(squares_T1, FLOAT32.least)
@@ -59,7 +61,8 @@ def mul(r: Recipe, x: Span, y: Span) -> Span:
 
 
 def silu(r: Recipe, x: Span) -> Span:
-    """x / (1 + exp(-x)): exp to 2u, three more roundings; below -87 float32's exp overflows or its result is flushed to 0."""
+    """x / (1 + exp(-x)): exp to 2u, three more roundings; below -87 float32's exp overflows or its result is flushed
+    to 0."""
     y = reference.silu(x.mid)
     radius = 6 * U * np.abs(y) + np.where(x.mid < -80, np.abs(y), 0) + FLOAT32.least
     if not x.exact:
@@ -68,7 +71,8 @@ def silu(r: Recipe, x: Span) -> Span:
 
 
 def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
-    """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the sum rounded."""
+    """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
+    sum rounded."""
     cos, sin = (
         Span.around(f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), 2 * U)).map(r.result.round)
         for f in (np.cos, np.sin)

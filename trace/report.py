@@ -10,7 +10,7 @@ import numpy as np
 
 from .recipes import Recipe
 from .stages import STAGES
-from .verify import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
 SURE = 0.95  # of a block, before it is named without a doubt
@@ -138,7 +138,9 @@ def block_words(b: dict[str, Any]) -> str:
         return f"{row}; so few positions do not say which block: perhaps {block}, {b['confidence']:.0%} likely"
     if "factor" in b:
         lost = abs(b["factor"]) < 1e-4
-        return f"{row}, {block}: " + ("its share is lost" if lost else f"it counts {b['factor']:.4g} times what it should")
+        return f"{row}, {block}: " + (
+            "its share is lost" if lost else f"it counts {b['factor']:.4g} times what it should"
+        )
     return f"{row}, {block}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .report import by_size, engine_words, named, number, plural, sections, sentence, statement, worst_of
 from .stages import STAGES
-from .verify import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
 CELL, GAP, LEFT, TOP = 17, 2, 34, 104  # of the heat map, in its own units
 LEGEND = (
@@ -21,27 +21,31 @@ LEGEND = (
 )
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2327; --soft: #5c6870; --paper: #fbfbf9; --card: #fff; --line: #dcdfdc;
-  --exact: #0f766e; --reproduced: #7cc3b4; --budget: #e5b24a; --none: #eceeea; --unjudged: #b3bac0; --bad: #c81e3a; --onbad: #fff }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7eaec; --soft: #9aa6ae; --paper: #14181b; --card: #1c2226; --line: #323a40;
-  --exact: #2fb5a6; --reproduced: #1f6f66; --budget: #b98524; --none: #20272c; --unjudged: #56616a; --bad: #ff5c74; --onbad: #14181b } }
-* { box-sizing: border-box }
+  --exact: #0f766e; --reproduced: #7cc3b4; --budget: #e5b24a; --none: #eceeea; --unjudged: #b3bac0; --bad: #c81e3a;
+  --onbad: #fff }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7eaec; --soft: #9aa6ae; --paper: #14181b; --card: #1c2226;
+--line: #323a40;
+  --exact: #2fb5a6; --reproduced: #1f6f66; --budget: #b98524; --none: #20272c; --unjudged: #56616a; --bad: #ff5c74;
+  --onbad: #14181b } } * { box-sizing: border-box }
 body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif }
 h1 { font-size: 1.35rem; line-height: 1.3; margin: 0 0 .6rem; text-wrap: balance }
 h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem }
-p, ul { margin: .4rem 0 } .soft { color: var(--soft); font-size: .9rem } code { font-size: .9em; overflow-wrap: anywhere }
+p, ul { margin: .4rem 0 } .soft { color: var(--soft); font-size: .9rem } code { font-size: .9em; overflow-wrap:
+anywhere }
 .status { border-left: .4rem solid var(--exact); padding: .2rem 0 .2rem .9rem } .status.bad { border-color: var(--bad) }
 .status.none { border-color: var(--unjudged) }
-.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0; list-style: none; font-size: .85rem; color: var(--soft) }
-.legend svg { width: .95rem; height: .95rem; vertical-align: -.15rem; margin-right: .35rem }
-svg.map { width: 100%; max-width: 40rem; height: auto; display: block } svg text { fill: var(--soft); font: 9px system-ui, sans-serif }
+.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0; list-style: none; font-size: .85rem; color:
+var(--soft) } .legend svg { width: .95rem; height: .95rem; vertical-align: -.15rem; margin-right: .35rem }
+svg.map { width: 100%; max-width: 40rem; height: auto; display: block } svg text { fill: var(--soft); font: 9px
+system-ui, sans-serif }
 svg .exact { fill: var(--exact) } svg .reproduced { fill: var(--reproduced) } svg .budget { fill: var(--budget) }
 svg .unjudged { fill: var(--unjudged) } svg .none { fill: var(--none) } svg .unexplained { fill: var(--bad) }
 svg text.mark { fill: var(--onbad); font-weight: 700; text-anchor: middle }
-article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem .9rem; margin: .9rem 0 }
-article h3 { font-size: 1rem; margin: 0 0 .3rem } article ul { padding-left: 1.1rem }
-.picture { width: 100%; height: auto; border: 1px solid var(--line); margin-top: .5rem; image-rendering: pixelated; max-height: 22rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; width: 100% }
+article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem .9rem; margin:
+.9rem 0 } article h3 { font-size: 1rem; margin: 0 0 .3rem } article ul { padding-left: 1.1rem }
+.picture { width: 100%; height: auto; border: 1px solid var(--line); margin-top: .5rem; image-rendering: pixelated;
+max-height: 22rem } .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; width: 100% }
 td, th { padding: .18rem .5rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
 td.n { text-align: right; font-variant-numeric: tabular-nums } details { margin-top: 2rem } summary { cursor: pointer }
 """
@@ -93,7 +97,13 @@ def legend() -> str:
 
 def square(x: float, y: float, verdict: str, title: str = "", depth: float = 1.0) -> str:
     """A cell. depth: how strong its colour is."""
-    kind = {EXACT: "exact", REPRODUCED: "reproduced", BUDGET: "budget", UNEXPLAINED: "unexplained", UNJUDGED: "unjudged"}[verdict]
+    kind = {
+        EXACT: "exact",
+        REPRODUCED: "reproduced",
+        BUDGET: "budget",
+        UNEXPLAINED: "unexplained",
+        UNJUDGED: "unjudged",
+    }[verdict]
     mark = {UNEXPLAINED: "\N{MULTIPLICATION SIGN}", UNJUDGED: "?", BUDGET: "~"}.get(verdict, "")
     tip = f"<title>{escape(title)}</title>" if title else ""
     sign = f'<text class="mark" x="{x + CELL / 2:g}" y="{y + 12:g}">{mark}</text>' if mark else ""
@@ -122,7 +132,9 @@ def heat_map(findings: list[Finding]) -> str:
             x = LEFT + i * pitch
             if f is not None:
                 parts.append(square(x, y, f.verdict, statement(f)[0], depth(f)))
-            elif (layer is None) == (STAGES_BY_NAME[name] == "whole") and not (STAGES_BY_NAME[name] == "first" and layer):
+            elif (layer is None) == (STAGES_BY_NAME[name] == "whole") and not (
+                STAGES_BY_NAME[name] == "first" and layer
+            ):
                 parts.append(f'<rect class="none" x="{x}" y="{y}" width="{CELL}" height="{CELL}" rx="2"/>')
     return "".join([*parts, "</svg>"])
 
@@ -131,7 +143,8 @@ STAGES_BY_NAME = {s.name: s.scope for s in STAGES}
 
 
 def depth(f: Finding) -> float:
-    """Reproduced: paler the less of its allowance it uses. Unexplained: stronger the more powers of ten it is beyond."""
+    """Reproduced: paler the less of its allowance it uses. Unexplained: stronger the more powers of ten it is
+    beyond."""
     if f.verdict == REPRODUCED:
         return 0.45 + 0.55 * min(1.0, (f.worst or 0))
     if f.verdict == UNEXPLAINED and f.worst is not None:
@@ -159,16 +172,14 @@ def drawing(p: dict[str, Any]) -> str:
             if x == columns or row[x] != row[start]:
                 if row[start]:
                     strength = 0.35 + 0.65 * min(1.0, row[start] / 6)
-                    parts.append(
-                        f'<rect class="unexplained" x="{start}" y="{y * high}" width="{x - start}" height="{high}" fill-opacity="{strength:.2f}"/>'
-                    )
+                    box = f'x="{start}" y="{y * high}" width="{x - start}" height="{high}"'
+                    parts.append(f'<rect class="unexplained" {box} fill-opacity="{strength:.2f}"/>')
                 start = x
     down, across = p["shape"]
     words = f"{p['down']} down ({down}), {p['across']} across ({across}); the redder, the further beyond rounding"
-    return (
-        f'<svg class="picture" preserveAspectRatio="none" viewBox="0 0 {columns} {rows * high}" role="img" aria-label="{escape(words)}">'
-        f'{"".join(parts)}</svg><p class="soft">{escape(words)}.</p>'
-    )
+    box = f'viewBox="0 0 {columns} {rows * high}" preserveAspectRatio="none" role="img"'
+    svg = f'<svg class="picture" {box} aria-label="{escape(words)}">{"".join(parts)}</svg>'
+    return f'{svg}<p class="soft">{escape(words)}.</p>'
 
 
 def table(v: Verification) -> str:
@@ -176,10 +187,11 @@ def table(v: Verification) -> str:
     rows = []
     for f in v.findings:
         equal = f"{f.equal / f.size:.2%}" if f.size else "-"
-        numbers = "".join(f'<td class="n">{n}</td>' for n in (number(f.observed), number(f.left), number(f.predicted), equal))
+        numbers = "".join(
+            f'<td class="n">{n}</td>' for n in (number(f.observed), number(f.left), number(f.predicted), equal)
+        )
         recipe = escape(f.budget["source"] if f.budget else f.recipe or "-")
         rows.append(f"<tr><td>{escape(named(f))}</td><td>{f.verdict}</td><td>{recipe}</td>{numbers}</tr>")
-    return (
-        "<details><summary>Every stage, in numbers (relative RMS)</summary>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
-    )
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    title = "Every stage, in numbers (relative RMS)"
+    return f'<details><summary>{title}</summary><div class="scroll">{body}</div></details>'

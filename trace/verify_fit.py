@@ -36,7 +36,8 @@ class Fit:
 
 
 def compare(got: NDArray[np.floating[Any]], span: Span) -> Fit:
-    """Every element is judged: it must lie in its span. Where the span is not finite (its input was not), the dump must not be."""
+    """Every element is judged: it must lie in its span. Where the span is not finite (its input was not), the dump
+    must not be."""
     x, mid = np.asarray(got, np.float64), span.mid
     with np.errstate(invalid="ignore", over="ignore"):
         equal = (x == mid) | (np.isnan(x) & np.isnan(mid))

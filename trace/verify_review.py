@@ -1,4 +1,5 @@
-"""The second look, at what no recipe explained: was a file mislabelled, where does the error sit, which mistake is it?"""
+"""The second look, at what no recipe explained: was a file mislabelled, where does the error sit, which mistake is
+it?"""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from .budgets import SHARE, budget, kind
 from .dump import Entry
 from .hypotheses import explain
 from .recipes import Recipe
-from .verify import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Judge, state
-from .verify_site import Key, Unjudgeable, place
+from .verify_bench import Key, Unjudgeable, place
+from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .verify_judge import Judge
 from .verify_where import locate
 
 
@@ -54,7 +56,7 @@ def _noise(judge: Judge, e: Entry, f: Finding, recipe: Recipe) -> bool:
     site, span, fit = judge.again(e, recipe)
     found = budget(site, e.values(), span.mid)
     if found is not None:
-        state(f, fit, BUDGET, recipe.name)
+        f.state(fit, BUDGET, recipe.name)
         f.predicted = found.predicted
         f.budget = {"source": found.source, "ratio": found.ratio}
     return found is not None
@@ -72,7 +74,8 @@ def _other_weights(against: Judge, e: Entry, f: Finding) -> bool:
 
 
 def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]) -> bool:
-    """Whether the stage is right once an unexplained input is recomputed: then the engine never used what that file holds."""
+    """Whether the stage is right once an unexplained input is recomputed: then the engine never used what that file
+    holds."""
     site, _, _ = judge.again(e, recipe)
     for key in site.used:
         if key in wrong and key != e.key:
@@ -84,7 +87,7 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]
             finally:
                 judge.bench.distrusted = set()
             if fit.good:
-                state(f, fit, REPRODUCED, recipe.name)
+                f.state(fit, REPRODUCED, recipe.name)
                 f.blames = key
                 f.notes.append(f"recomputed without {key[2]} of {place(key[1])}, whose file is wrong")
                 return True
@@ -93,7 +96,7 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]
 
 def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe) -> None:
     site, span, fit = judge.again(e, recipe)
-    state(f, fit, UNEXPLAINED, None)
+    f.state(fit, UNEXPLAINED, None)
     got = e.values()
     f.where = locate(site, got, span)
     f.hypotheses = [

@@ -9,7 +9,7 @@ import numpy as np
 from ..quant.tensor import dequantize
 
 if TYPE_CHECKING:
-    from .verify_site import Bench
+    from .verify_bench import Bench
 
 SLAB = 1 << 22
 

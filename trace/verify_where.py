@@ -1,11 +1,13 @@
-"""Where in a tensor the unexplained elements sit: positions, heads, channels; and for a matrix product, which block of which
-row of the weights would explain them.
+"""Where in a tensor the unexplained elements sit: positions, heads, channels; and for a matrix product, which block
+of which row of the weights would explain them.
 
-A wrong block b of row o changes y[t, o] by sum_i dw_i x[t, i] over the block. If the block is only scaled (or lost: factor 0),
+A wrong block b of row o changes y[t, o] by sum_i dw_i x[t, i] over the block. If the block is only scaled (or lost:
+factor 0),
 that is a multiple of its share of the sum, the same at every position: two positions decide. If dw has no known
-direction, the errors of the row have covariance proportional to X_b X_b^T, X_b being the block's columns of x: each block's
-marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains them, and it takes some tens of positions to decide.
-One position decides nothing: then only the row can be named.
+direction, the errors of the row have covariance proportional to X_b X_b^T, X_b being the block's columns of x: each
+block's
+marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains them, and it takes some tens of positions to
+decide. One position decides nothing: then only the row can be named.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from ..quant.tensor import format_module
 from .recipes_floats import Array, Span
 from .recipes_products import operand
 from .stages import by_name
+from .verify_bench import INPUTS, PRODUCTS
 from .verify_fit import outside
-from .verify_site import INPUTS, PRODUCTS, Site, flat
+from .verify_formulas import flat
+from .verify_site import Site
 
 PIXELS = (48, 112)
 MOST = 8  # rows, channels or heads named
@@ -29,7 +33,8 @@ AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "
 
 
 def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
-    """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of", "which"}};
+    """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of",
+    "which"}};
     for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}]."""
     bad = outside(got, span)
     letters = by_name(site.stage).letters
@@ -38,7 +43,11 @@ def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
         others = tuple(i for i in range(bad.ndim) if i != axis)
         hit = np.flatnonzero(bad.any(others))
         name = AXES[letter]
-        which = [site.pos[i] for i in hit[:MOST]] if letter == "T" and len(site.pos) == bad.shape[axis] else hit[:MOST].tolist()
+        which = (
+            [site.pos[i] for i in hit[:MOST]]
+            if letter == "T" and len(site.pos) == bad.shape[axis]
+            else hit[:MOST].tolist()
+        )
         found[name] = {"count": len(hit), "of": bad.shape[axis], "which": which}
     with np.errstate(invalid="ignore"):
         error = np.nan_to_num(np.abs(np.asarray(got, np.float64) - span.mid), nan=np.inf)
@@ -51,7 +60,8 @@ def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
 
 
 def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str, ...]) -> dict[str, Any]:
-    """The error over what is allowed, as powers of ten from 0, in at most PIXELS cells: positions down, all else across.
+    """The error over what is allowed, as powers of ten from 0, in at most PIXELS cells: positions down, all else
+    across.
 
     Of the elements that share a cell, the worst. Inside its span an element counts 0.
     """
@@ -117,7 +127,7 @@ def scaled(error_T: Array, terms_TI: Array, size: int, allowed_T: Array) -> dict
 def likeliest(error_T: Array, x_TI: Array, size: int) -> dict[str, Any]:
     """The block of `size` inputs that explains the errors of one row best, and its share of the likelihood."""
     T, I = x_TI.shape
-    if I <= size:
+    if size >= I:
         return {"block": 0, "confidence": 1.0}
     if T == 1:
         return {"block": None, "confidence": 0.0}
