@@ -8,7 +8,8 @@ products are reproduced to rounding, no budget excuses the one that is not. docs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,20 +47,23 @@ def kind(stage: str) -> str:
     return "products" if stage in PRODUCTS else stage
 
 
-def budget(site: Site, got: NDArray[np.float32], mid: Array) -> Budget | None:
-    """The source whose prediction fits the error of the stage, in RMS and element by element; None if none does."""
+def budgets(site: Site, got: NDArray[np.float32], mid: Array) -> list[Budget]:
+    """Every source whose prediction fits the error of the stage, in RMS and element by element."""
     error = np.asarray(got, np.float64) - mid
     if not np.isfinite(error).all():
-        return None
-    best: Budget | None = None
+        return []
+    found = []
     for source, variance in sources(site, mid):
         sigma = np.sqrt(variance).reshape(mid.shape)
         ratio = over(rms(error), rms(sigma))
         if RATIO[0] <= ratio <= RATIO[1] and (np.abs(error) <= ELEMENT * sigma + 1e-30).all():
-            found = Budget(source, over(rms(sigma), rms(mid)), ratio)
-            if best is None or abs(np.log(ratio)) < abs(np.log(best.ratio)):
-                best = found
-    return best
+            found.append(Budget(source, over(rms(sigma), rms(mid)), ratio))
+    return found
+
+
+def commonest(found: Iterable[list[Budget]]) -> dict[str, int]:
+    """How many stages each source explains: one source is likelier than several."""
+    return Counter(b.source for fits in found for b in fits)
 
 
 def sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:

@@ -6,12 +6,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from .budgets import SHARE, budget, kind
+import numpy as np
+
+from .budgets import SHARE, Budget, budgets, commonest, kind
 from .dump import Entry
 from .hypotheses import explain
 from .recipes import Recipe
 from .verify_bench import Key, Unjudgeable, place
 from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .verify_fit import Fit
 from .verify_judge import Judge
 from .verify_where import locate
 
@@ -20,27 +23,27 @@ def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = No
     """Fills in the unexplained findings, under the dump's own recipe; takes back those that something else explains:
     a wrong file before them, another model's weights, or a source of noise that their whole kind shows."""
     recipe = judge.recipe
-    wrong = {f.key for f in findings if f.verdict == UNEXPLAINED}
-    noisy = kinds_in_want(findings)
-    for f in findings:
-        if f.verdict == UNEXPLAINED:
-            e = judge.bench.dump.get(f.stage, f.layer, f.phase)
-            assert e is not None
-            explained = (
-                _without(judge, e, f, recipe, wrong)
-                or (against is not None and _other_weights(against, e, f))
-                or (kind(f.stage) in noisy and _noise(judge, e, f, recipe))
-            )
-            if explained:
-                wrong.discard(f.key)
-            else:
-                _name(judge, e, f, recipe)
+    wrong = {f.key: f for f in findings if f.verdict == UNEXPLAINED}
+    for f in list(wrong.values()):
+        e = entry(judge, f)
+        if _without(judge, e, f, recipe, set(wrong)) or (against is not None and _other_weights(against, e, f)):
+            del wrong[f.key]
+    for key in _noise(judge, findings, recipe):
+        del wrong[key]
+    for f in wrong.values():
+        _name(judge, entry(judge, f), f, recipe)
     by_key = {f.key: f for f in findings}
     for f in findings:
         if f.verdict == REPRODUCED and f.blames is not None:
             by_key[f.blames].notes.append(
                 f"{f.stage} was not computed from it, but from the right value: the file is wrong, not the engine"
             )
+
+
+def entry(judge: Judge, f: Finding) -> Entry:
+    e = judge.bench.dump.get(f.stage, f.layer, f.phase)
+    assert e is not None
+    return e
 
 
 def kinds_in_want(findings: Sequence[Finding]) -> set[str]:
@@ -52,14 +55,24 @@ def kinds_in_want(findings: Sequence[Finding]) -> set[str]:
     return {k for k in judged if lacking[k] and lacking[k] >= SHARE * judged[k]}
 
 
-def _noise(judge: Judge, e: Entry, f: Finding, recipe: Recipe) -> bool:
-    site, span, fit = judge.again(e, recipe)
-    found = budget(site, e.values(), span.mid)
-    if found is not None:
+def _noise(judge: Judge, findings: Sequence[Finding], recipe: Recipe) -> list[Key]:
+    """Puts within budget what a source of noise explains; returns which."""
+    wanting = kinds_in_want(findings)
+    unexplained = [f for f in findings if f.verdict == UNEXPLAINED and kind(f.stage) in wanting]
+    found: dict[Key, tuple[Finding, Fit, list[Budget]]] = {}
+    for f in unexplained:
+        e = entry(judge, f)
+        site, span, fit = judge.again(e, recipe)
+        fitting = budgets(site, e.values(), span.mid)
+        if fitting:
+            found[f.key] = f, fit, fitting
+    common = commonest(fitting for _, _, fitting in found.values())
+    for f, fit, fitting in found.values():
+        best = max(fitting, key=lambda b: (common[b.source], -abs(np.log(b.ratio))))
         f.state(fit, BUDGET, recipe.name)
-        f.predicted = found.predicted
-        f.budget = {"source": found.source, "ratio": found.ratio}
-    return found is not None
+        f.predicted = best.predicted
+        f.budget = {"source": best.source, "ratio": best.ratio}
+    return list(found)
 
 
 def _other_weights(against: Judge, e: Entry, f: Finding) -> bool:

@@ -19,7 +19,7 @@ from .recipes_products import Matrix
 from .verify_bench import Bench, Key, Unjudgeable, place
 from .verify_formulas import FORMULAS, heads_of
 
-CHAIN = 20  # stages recomputed on the way to one: a layer has 17
+LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bound grows with each
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Site:
     pos: tuple[int, ...]
     recipe: Recipe
     given: Mapping[str, Span] = field(default_factory=dict)
-    depth: int = 0
+    missing_layers: int = 0
     used: dict[Key, None] = field(default_factory=dict)
     recomputed: dict[tuple[int, int | None, str, tuple[int, ...]], Span] = field(default_factory=dict)
 
@@ -81,11 +81,11 @@ class Site:
                 axis = entry.stage.letters.index("T") if "T" in entry.stage.letters else 0
                 values = entry.values()
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
-        if self.depth >= CHAIN:
-            raise Unjudgeable(f"too much is missing: {self.stage} of {place(self.layer)} and all before it")
+        if self.missing_layers > LAYERS:
+            raise Unjudgeable(f"too much is missing: {self.stage} of {place(self.layer)} and of the layer after it")
         again = (*key, self.pos)
         if again not in self.recomputed:
-            self.recomputed[again] = replace(self, depth=self.depth + 1).compute()
+            self.recomputed[again] = self.compute()
         return self.recomputed[again]
 
     def input(self, stage: str) -> Span:
@@ -101,7 +101,7 @@ class Site:
         if self.layer == 0:
             return self.at("embedding").value()
         last = self.config.num_hidden_layers - 1 if self.layer is None else self.layer - 1
-        return self.at("post_ffn_residual", layer=last).value()
+        return replace(self.at("post_ffn_residual", layer=last), missing_layers=self.missing_layers + 1).value()
 
     def qkv(self, part: int) -> Span:
         """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
@@ -111,8 +111,7 @@ class Site:
         """Keys (k_post_rope) or values (qkv_bias) of every position up to the last of `pos`: [S, K, H]."""
         if f"all {stage}" in self.given:
             return self.given[f"all {stage}"]
-        S, rows = max(self.pos) + 1, []
-        reached = 0
+        S, rows, reached = max(self.pos) + 1, [], 0
         for phase in (p for p in self.bench.phases if p <= self.phase):
             pos = tuple(p for p in self.bench.rows[phase] if reached <= p < S)
             if pos and pos == tuple(range(reached, reached + len(pos))):
@@ -122,7 +121,9 @@ class Site:
                 reached = pos[-1] + 1
         if reached < S:
             what = "keys" if stage == "k_post_rope" else "values"
-            raise Unjudgeable(f"the {what} of positions {reached} to {S - 1} are not in the dump ({stage})")
+            known = {p for phase in self.bench.phases for p in self.bench.rows[phase]}
+            lost = [p for p in range(reached, S) if p not in known]
+            raise Unjudgeable(f"the {what} of positions {lost[0]} to {lost[-1]} are not in the dump ({stage})")
         return joined(rows, 0)
 
     def matrices(self) -> list[Matrix]:

@@ -118,7 +118,10 @@ def scaled(error_T: Array, terms_TI: Array, size: int, allowed_T: Array) -> dict
         return None
     share_TB = terms_TI.reshape(T, -1, size).sum(-1)
     factor_B = (error_T @ share_TB) / np.maximum(np.square(share_TB).sum(0), 1e-300)
-    good = np.flatnonzero((np.abs(error_T[:, None] - share_TB * factor_B) <= allowed_T[:, None]).all(0))
+    rest_TB = np.abs(error_T[:, None] - share_TB * factor_B)
+    # A block's scales are halves: a scale that is wrong by a factor rounds that factor by 2^-11.
+    room_T = np.maximum(allowed_T, 2.0**-11 * np.abs(error_T).max() if T > 2 else 0)
+    good = np.flatnonzero((rest_TB <= room_T[:, None]).all(0))
     if len(good) != 1:
         return None
     return {"block": int(good[0]), "confidence": 1.0, "factor": float(1 + factor_B[good[0]])}
