@@ -1,4 +1,4 @@
-"""One block of one row of one matrix is wrong: found in a float32 engine's dump and in an int8 engine's, and located."""
+"""One block of one row of one matrix is wrong: found in the dump of a float32 or an int8 engine, and located."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Dumps as they come: incomplete, without a manifest, of another model, of other tokens, broken. Always a clear statement, never a
-pass by default."""
+"""Dumps as they come: incomplete, without a manifest, of another model, of other tokens, broken. Always a clear
+statement, never a pass by default."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_only_some_positions() -> None:
 
 def test_a_last_layer_that_computes_only_the_output_row() -> None:
     """llama.cpp's habit, unless all logits are asked for; here without a manifest's positions."""
-    late = ("attn_out", "post_attn_residual", "ffn_norm", "ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out", "post_ffn_residual")  # fmt: skip
+    late = [*STAGES[STAGES.index("attn_out") :], "post_ffn_residual"]
 
     def cut(e: Entry) -> Entry:
         last = (e.layer == 2 and e.stage.name in late) or e.stage.name == "final_norm"
@@ -234,7 +234,7 @@ def test_a_second_model_explains() -> None:
 
 
 def test_a_quantiser_that_no_recipe_has() -> None:
-    """Activations in 8 bits with one step for the whole position: a budget explains it, for all products or for none."""
+    """Activations in 8 bits with one step for the whole position: a budget explains all products, or none."""
     from types import SimpleNamespace
 
     from .engines import ENGINES, dot

@@ -6,7 +6,7 @@ One is reported when it reproduces the dump down to rounding, under the dump's o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -76,15 +76,17 @@ class Named:
     allowed: float
 
 
-def explain(site: Site, got: NDArray[np.floating[Any]]) -> list[Named]:
-    """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump
-    lacks."""
+def explain(site: Site, got: NDArray[np.floating[Any]], only: Collection[str] | None = None) -> list[Named]:
+    """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump lacks.
+
+    only: the names of those to try; None for all.
+    """
     named = []
     here = (site.phase, site.layer)
     lacking = dict.fromkeys(stage for phase, layer, stage, _ in site.recomputed if (phase, layer) == here)
     for at in (site.stage, *lacking):
         for h in table():
-            if at in h.stages or not h.stages:
+            if (at in h.stages or not h.stages) and (only is None or h.name in only):
                 best = _best(h, site, at, got)
                 if best is not None:
                     detail, fit = best

@@ -4,7 +4,7 @@ it?"""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from .verify_fit import Fit
 from .verify_judge import Judge
 from .verify_where import locate
 
+TRIES = 4  # of one stage in several layers on which every hypothesis is tried
+
 
 def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = None) -> None:
     """Fills in the unexplained findings, under the dump's own recipe; takes back those that something else explains:
@@ -30,8 +32,7 @@ def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = No
             del wrong[f.key]
     for key in _noise(judge, findings, recipe):
         del wrong[key]
-    for f in wrong.values():
-        _name(judge, entry(judge, f), f, recipe)
+    _name_all(judge, list(wrong.values()), recipe)
     by_key = {f.key: f for f in findings}
     for f in findings:
         if f.verdict == REPRODUCED and f.blames is not None:
@@ -107,12 +108,25 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]
     return False
 
 
-def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe) -> None:
+def _name_all(judge: Judge, wrong: Sequence[Finding], recipe: Recipe) -> None:
+    """Tries the hypotheses; where one mistake runs through all layers, or nothing helps, not each of them on each layer."""
+    named: dict[str, set[str]] = {}
+    tried = Counter[str]()
+    for f in wrong:
+        known = named.setdefault(f.stage, set())
+        tried[f.stage] += 1
+        _name(judge, entry(judge, f), f, recipe, None if tried[f.stage] <= TRIES else known)
+        known |= {h["name"] for h in f.hypotheses}
+        if tried[f.stage] > TRIES and not f.hypotheses:
+            f.notes.append(f"not every hypothesis was tried: {tried[f.stage] - 1} {f.stage} before it were wrong too")
+
+
+def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> None:
     site, span, fit = judge.again(e, recipe)
     f.state(fit, UNEXPLAINED, None)
     got = e.values()
     f.where = locate(site, got, span)
     f.hypotheses = [
         {"name": n.name, "sentence": n.sentence, "stage": n.at, "left": n.left, "predicted": n.allowed}
-        for n in explain(site, got)
+        for n in explain(site, got, only)
     ]
