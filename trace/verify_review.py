@@ -109,7 +109,7 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]
 
 
 def _name_all(judge: Judge, wrong: Sequence[Finding], recipe: Recipe) -> None:
-    """Tries the hypotheses; where one mistake runs through all layers, or nothing helps, not each of them on each layer."""
+    """Tries the hypotheses; not each of them on each layer where one mistake runs through all, or none explains."""
     named: dict[str, set[str]] = {}
     tried = Counter[str]()
     for f in wrong:
