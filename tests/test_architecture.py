@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "trace/verify": {"trace", "quant"} | JUDGE,
     "trace/recipes": {"trace", "quant"} | JUDGE,
     "trace/hypotheses": {"trace", "quant"} | JUDGE,
+    "trace/budgets": {"trace", "quant"} | JUDGE,
     "engine/config": {"quant"},
     "engine/weights": {"engine/config", "quant"},
     "engine/kernels": {"engine/kernels", "engine/weights", "engine/config", "quant"},
