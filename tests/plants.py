@@ -1,0 +1,657 @@
+"""Mistakes to plant, one at a time, in a foreign engine (engines.py). Written as the mistake would be made, without
+the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import erf
+
+import numpy as np
+
+from qwenref.engine.kernels import reference
+from qwenref.quant.tensor import QTensor
+
+from .engines import Run
+
+f32 = np.float32
+A = np.ndarray
+ALL = ("reference f32", "HF float32", "HF float16", "HF bfloat16", "ggml, 16-bit KV", "ggml, 32-bit KV")
+WIDE = ("reference f32", "HF float32", "ggml, 16-bit KV", "ggml, 32-bit KV")
+
+
+@dataclass(frozen=True)
+class Plant:
+    """stage: where. make: the run and the right value -> the wrong one. named: the hypothesis that must be among
+    those found.
+
+    engines: those in which the mistake shows above the engine's own rounding. layers: those where it is one (-1: the
+    last). step: only a decode step shows it; formats: the weights it needs.
+    """
+
+    id: str
+    stage: str
+    make: Callable[[Run, A], A]
+    named: str
+    engines: tuple[str, ...] = ALL
+    layers: tuple[int, ...] = (0, 1, 2)
+    step: bool = False
+    formats: str = "Q4_K"
+
+
+PLANTS: list[Plant] = []
+
+
+def plant(
+    id: str, *stages: str, named: str = "", **more: object
+) -> Callable[[Callable[[Run, A], A]], Callable[[Run, A], A]]:
+    def enter(f: Callable[[Run, A], A]) -> Callable[[Run, A], A]:
+        for s in stages:
+            PLANTS.append(Plant(f"{id}-{s}" if len(stages) > 1 else id, s, f, named or id, **more))  # type: ignore[arg-type]
+        return f
+
+    return enter
+
+
+def layer(run: Run, shift: int = 0):  # type: ignore[no-untyped-def]
+    n = run.config.num_hidden_layers
+    return run.weights.layers[(run.at + shift) % n]
+
+
+def split_heads(run: Run, qkv: A) -> tuple[A, A, A]:
+    c = run.config
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    q, k, v = np.split(qkv, [N * H, (N + K) * H], 1)
+    return q.reshape(-1, N, H), k.reshape(-1, K, H), v.reshape(-1, K, H)
+
+
+def tail(run: Run, value: A) -> A:
+    """A value made outside the kernels, as the engine stores it."""
+    return run.kernels.mul(np.asarray(value, f32), np.ones(1, f32))
+
+
+# embedding, norms
+
+
+@plant("embedding-scaled", "embedding", layers=(0,))
+def _(run: Run, x: A) -> A:
+    return tail(run, x * f32(np.sqrt(run.config.hidden_size)))
+
+
+@plant("tokens-shifted", "embedding", layers=(0,))
+def _(run: Run, x: A) -> A:
+    return np.roll(x, 1, 0)
+
+
+def norm_input(run: Run, x: A) -> tuple[A, A]:
+    name = run.entries[-1].stage.name
+    if name == "post_attn_residual":
+        return run.get("post_attn_residual"), layer(run).ffn_norm_D
+    if run.at is None:
+        return run.get("post_ffn_residual", run.config.num_hidden_layers - 1), run.weights.final_norm_D
+    return run.before(), layer(run).attn_norm_D
+
+
+NORMS = ("attn_norm", "ffn_norm", "final_norm")
+
+
+@plant("norm-eps", *NORMS)
+def _(run: Run, y: A) -> A:
+    x, gain = norm_input(run, y)
+    return run.kernels.rms_norm(x, gain, 1e-3)
+
+
+@plant("norm-gain-plus-one", *NORMS)
+def _(run: Run, y: A) -> A:
+    x, gain = norm_input(run, y)
+    return run.kernels.rms_norm(x, 1 + gain, run.config.rms_norm_eps)
+
+
+@plant("norm-gain-missing", *NORMS)
+def _(run: Run, y: A) -> A:
+    x, gain = norm_input(run, y)
+    return run.kernels.rms_norm(x, np.ones_like(gain), run.config.rms_norm_eps)
+
+
+@plant("norm-gain-other", *NORMS)
+def _(run: Run, y: A) -> A:
+    x, _ = norm_input(run, y)
+    gain = run.weights.layers[1].attn_norm_D if run.at is None else layer(run, 1).attn_norm_D
+    return run.kernels.rms_norm(x, gain, run.config.rms_norm_eps)
+
+
+@plant("norm-layernorm", *NORMS)
+def _(run: Run, y: A) -> A:
+    x, gain = norm_input(run, y)
+    return run.kernels.rms_norm(x - x.mean(-1, keepdims=True), gain, run.config.rms_norm_eps)
+
+
+@plant("norm-skipped", *NORMS)
+def _(run: Run, y: A) -> A:
+    return norm_input(run, y)[0]
+
+
+@plant("norm-wrong-input", "ffn_norm")
+def _(run: Run, y: A) -> A:
+    return run.kernels.rms_norm(run.before(), layer(run).ffn_norm_D, run.config.rms_norm_eps)
+
+
+# products
+
+
+@plant("weight-other-layer", "qkv_matmul")
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("attn_norm"), layer(run, 1).qkv)
+
+
+@plant("weight-other-layer-out", "attn_out", named="weight-other-layer")
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("attention").reshape(len(y), -1), layer(run, 1).attn_out)
+
+
+def transposed(m: reference.Matrix) -> reference.Matrix:
+    (q,) = m.parts
+    from qwenref.quant import f32 as format_f32
+    from qwenref.quant.tensor import dequantize
+
+    w = np.ascontiguousarray(dequantize(q).reshape(q.shape[::-1]).T)
+    return reference.Matrix((QTensor("F32", w.shape, format_f32.encode(w).reshape(-1)),), f32)
+
+
+@plant("weight-transposed", "attn_out", engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("attention").reshape(len(y), -1), transposed(layer(run).attn_out))
+
+
+@plant(
+    "weight-transposed-down",
+    "ffn_out",
+    named="weight-transposed",
+    engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"),
+)
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("ffn_swigl"), transposed(layer(run).ffn_down))
+
+
+@plant(
+    "weight-transposed-head",
+    "lm_head",
+    named="weight-transposed",
+    engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"),
+)
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("final_norm")[-1:], transposed(run.weights.lm_head))[0]
+
+
+def half_of(run: Run, part: int) -> reference.Matrix:
+    return reference.Matrix(layer(run).gate_up.parts[part : part + 1], f32)
+
+
+@plant("gate-up-swapped", "ffn_gate")
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("ffn_norm"), half_of(run, 1))
+
+
+@plant("gate-up-swapped-up", "ffn_up", named="gate-up-swapped")
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("ffn_norm"), half_of(run, 0))
+
+
+@plant("qkv-order", "qkv_matmul")
+def _(run: Run, y: A) -> A:
+    q, k, v = layer(run).qkv.parts
+    return run.kernels.linear(run.get("attn_norm"), reference.Matrix((q, v, k), f32))
+
+
+@plant("product-wrong-input", "qkv_matmul")
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.before(), layer(run).qkv)
+
+
+@plant("product-wrong-input-gate", "ffn_gate", named="product-wrong-input")
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("post_attn_residual"), half_of(run, 0))
+
+
+@plant("product-wrong-input-heads", "attn_out", named="product-wrong-input")
+def _(run: Run, y: A) -> A:
+    x = run.get("attention").swapaxes(1, 2).reshape(len(y), -1)
+    return run.kernels.linear(np.ascontiguousarray(x), layer(run).attn_out)
+
+
+@plant("head-position", "lm_head")
+def _(run: Run, y: A) -> A:
+    x = run.get("final_norm")
+    return run.kernels.linear(x[-2:-1], run.weights.lm_head)[0] if len(x) > 1 else y
+
+
+@plant("head-embedding", "lm_head")
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("final_norm")[-1:], run.weights.embed)[0]
+
+
+@plant("rows-shifted", "ffn_out")
+def _(run: Run, y: A) -> A:
+    return np.roll(y, 1, -1)
+
+
+def rewritten(m: reference.Matrix, f: Callable[[A], A], size: int) -> reference.Matrix:
+    parts = tuple(replace(q, data=f(q.data.reshape(-1, size).copy()).reshape(-1)) for q in m.parts)
+    return reference.Matrix(parts, f32)
+
+
+def nibbles(b: A) -> A:
+    b[:, 16:] = (b[:, 16:] & 15) << 4 | b[:, 16:] >> 4
+    return b
+
+
+def no_minimum(b: A) -> A:
+    b[:, 2:4] = 0
+    return b
+
+
+def wrong_minimum(b: A) -> A:
+    b[:, 3] ^= 0x80
+    return b
+
+
+def next_block(b: A) -> A:
+    return np.roll(b, -1, 0)
+
+
+def cut_scales(b: A) -> A:
+    b[:, 4:12] &= 0x3F
+    return b
+
+
+DECODERS = {
+    "nibbles": nibbles,
+    "no-minimum": no_minimum,
+    "minimum-sign": wrong_minimum,
+    "block-offset": next_block,
+    "scales": cut_scales,
+}
+for _id, _f in DECODERS.items():
+
+    @plant(f"decoder-{_id}", "ffn_gate", named="decoder")
+    def _(run: Run, y: A, f: Callable[[A], A] = _f) -> A:
+        return run.kernels.linear(run.get("ffn_norm"), rewritten(half_of(run, 0), f, 144))
+
+    @plant(f"decoder-{_id}-qkv", "qkv_matmul", named="decoder")
+    def _(run: Run, y: A, f: Callable[[A], A] = _f) -> A:
+        return run.kernels.linear(run.get("attn_norm"), rewritten(layer(run).qkv, f, 144))
+
+
+# bias
+
+
+@plant("bias-missing", "qkv_bias")
+def _(run: Run, y: A) -> A:
+    return run.get("qkv_matmul")
+
+
+@plant("bias-doubled", "qkv_bias")
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(y, layer(run).qkv_bias_E)
+
+
+@plant("bias-subtracted", "qkv_bias")
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(run.get("qkv_matmul"), -layer(run).qkv_bias_E)
+
+
+@plant("bias-other-layer", "qkv_bias")
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(run.get("qkv_matmul"), layer(run, 1).qkv_bias_E)
+
+
+@plant("bias-order", "qkv_bias")
+def _(run: Run, y: A) -> A:
+    c = run.config
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    q, k, v = np.split(layer(run).qkv_bias_E, [N * H, (N + K) * H])
+    return run.kernels.add(run.get("qkv_matmul"), np.concatenate([q, v, k]))
+
+
+# RoPE
+
+ROPE = ("q_post_rope", "k_post_rope")
+
+
+def unrotated(run: Run, y: A) -> A:
+    q, k, _ = split_heads(run, run.get("qkv_bias"))
+    return q if y.shape[1] == q.shape[1] else k
+
+
+@plant("rope-missing", *ROPE)
+def _(run: Run, y: A) -> A:
+    return unrotated(run, y)
+
+
+@plant("rope-adjacent-pairs", *ROPE)
+def _(run: Run, y: A) -> A:
+    x = unrotated(run, y)
+    pairs = x.reshape(*x.shape[:2], -1, 2)
+    turned = run.kernels.rope(np.concatenate([pairs[..., 0], pairs[..., 1]], -1), run.pos_T, run.weights.inv_freq_h)
+    return np.stack(np.split(turned, 2, -1), -1).reshape(x.shape)
+
+
+@plant("rope-theta", *ROPE)
+def _(run: Run, y: A) -> A:
+    h = run.config.head_dim // 2
+    inv_freq = (1 / (10000.0 ** (np.arange(h) / h)).astype(f32)).astype(f32)
+    return run.kernels.rope(unrotated(run, y), run.pos_T, inv_freq)
+
+
+@plant("rope-position", *ROPE)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T + np.int32(1), run.weights.inv_freq_h)
+
+
+@plant("rope-position-restart", *ROPE, step=True)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T * 0, run.weights.inv_freq_h)
+
+
+@plant("rope-sign", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, -run.weights.inv_freq_h)
+
+
+@plant("rope-twice", *ROPE)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(y, run.pos_T, run.weights.inv_freq_h)
+
+
+@plant("rope-partial", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+def _(run: Run, y: A) -> A:
+    inv_freq = run.weights.inv_freq_h.copy()
+    inv_freq[len(inv_freq) // 2 :] = 0
+    return run.kernels.rope(unrotated(run, y), run.pos_T, inv_freq)
+
+
+@plant("rope-frequencies", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, run.weights.inv_freq_h[::-1])
+
+
+@plant("rope-before-bias", *ROPE)
+def _(run: Run, y: A) -> A:
+    q, k, _ = split_heads(run, run.get("qkv_matmul"))
+    return run.kernels.rope(q if y.shape[1] == q.shape[1] else k, run.pos_T, run.weights.inv_freq_h)
+
+
+@plant("rope-halves-of-permuted", *ROPE)
+def _(run: Run, y: A) -> A:
+    x = unrotated(run, y)
+    x = np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
+    return run.kernels.rope(x, run.pos_T, run.weights.inv_freq_h)
+
+
+# attention
+
+
+def keys(run: Run) -> A:
+    return run.all_so_far("k_post_rope")
+
+
+def values(run: Run) -> A:
+    return split_heads(run, run.all_so_far("qkv_bias"))[2]
+
+
+@plant("scale", "attn_scores")
+def _(run: Run, y: A) -> A:
+    return tail(run, y * f32(np.sqrt(run.config.head_dim)))
+
+
+@plant("scale-twice", "attn_scores", named="scale", engines=WIDE)
+def _(run: Run, y: A) -> A:
+    return y / f32(np.sqrt(run.config.head_dim))
+
+
+@plant("head-grouping", "attn_scores")
+def _(run: Run, y: A) -> A:
+    N, K = run.config.num_attention_heads, run.config.num_key_value_heads
+    return run.kernels.attn_scores(run.get("q_post_rope"), keys(run)[:, np.arange(N) % K], run.pos_T)
+
+
+@plant("head-grouping-values", "attention", named="head-grouping")
+def _(run: Run, y: A) -> A:
+    N, K = run.config.num_attention_heads, run.config.num_key_value_heads
+    return run.kernels.attn_mix(run.get("attn_softmax"), values(run)[:, np.arange(N) % K], run.pos_T)
+
+
+@plant("value-head", "attention", named="head-grouping")
+def _(run: Run, y: A) -> A:
+    return run.kernels.attn_mix(run.get("attn_softmax"), np.roll(values(run), 1, 1), run.pos_T)
+
+
+@plant("scores-without-rope", "attn_scores")
+def _(run: Run, y: A) -> A:
+    q, _, _ = split_heads(run, run.get("qkv_bias"))
+    return run.kernels.attn_scores(q, keys(run), run.pos_T)
+
+
+@plant("cache-stale", "attn_scores", step=True)
+def _(run: Run, y: A) -> A:
+    k = keys(run)
+    k[-1] = 0
+    return run.kernels.attn_scores(run.get("q_post_rope"), k, run.pos_T)
+
+
+@plant("cache-shifted", "attn_scores", named="cache-stale", step=True)
+def _(run: Run, y: A) -> A:
+    return run.kernels.attn_scores(run.get("q_post_rope"), np.roll(keys(run), 1, 0), run.pos_T)
+
+
+@plant("cache-stale-values", "attention", named="cache-stale", step=True)
+def _(run: Run, y: A) -> A:
+    v = values(run)
+    v[-1] = v[-2]
+    return run.kernels.attn_mix(run.get("attn_softmax"), v, run.pos_T)
+
+
+def everywhere(run: Run) -> tuple[A, A]:
+    """Scores without a mask, and the position that each row may see."""
+    k = keys(run)
+    last = np.full(len(run.pos), len(k) - 1, np.int32)
+    return run.kernels.attn_scores(run.get("q_post_rope"), k, last), last
+
+
+@plant("mask-missing", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    return run.kernels.softmax(*everywhere(run))
+
+
+@plant("mask-off", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    scores, last = everywhere(run)
+    return run.kernels.softmax(scores, np.minimum(run.pos_T + np.int32(1), last))
+
+
+@plant("mask-inverted", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    scores, _ = everywhere(run)
+    return free_softmax(run, scores, -1, np.arange(y.shape[2]) >= run.pos_T[:, None])
+
+
+def free_softmax(run: Run, scores: A, axis: int, seen: A | None = None) -> A:
+    x = scores if seen is None else np.where(seen, scores, -np.inf)
+    with np.errstate(invalid="ignore"):
+        e = np.exp(x - x.max(axis, keepdims=True))
+        return tail(run, np.nan_to_num(e / e.sum(axis, keepdims=True)).astype(f32))
+
+
+def seen(run: Run, y: A) -> A:
+    return np.arange(y.shape[2]) <= run.pos_T[:, None]
+
+
+@plant("mask-strict", "attn_softmax", named="mask-off")
+def _(run: Run, y: A) -> A:
+    strict = np.arange(y.shape[2]) < run.pos_T[:, None]
+    return free_softmax(run, run.get("attn_scores"), -1, strict)
+
+
+@plant("softmax-not-normalised", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    x = np.where(seen(run, y), run.get("attn_scores"), -np.inf)
+    return tail(run, np.exp(x - x.max(-1, keepdims=True)))
+
+
+@plant("softmax-wrong-axis", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    return free_softmax(run, run.get("attn_scores"), 1, seen(run, y))
+
+
+@plant("softmax-wrong-axis-heads", "attn_softmax", named="softmax-wrong-axis")
+def _(run: Run, y: A) -> A:
+    return free_softmax(run, run.get("attn_scores"), 0, seen(run, y))
+
+
+@plant("softmax-temperature", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    return free_softmax(run, run.get("attn_scores") / f32(np.sqrt(run.config.head_dim)), -1, seen(run, y))
+
+
+@plant("values-before-bias", "attention")
+def _(run: Run, y: A) -> A:
+    v = values(run) if len(run.pos) == 1 else split_heads(run, run.get("qkv_matmul"))[2]
+    return run.kernels.attn_mix(run.get("attn_softmax"), v, run.pos_T)
+
+
+@plant("values-are", "attention")
+def _(run: Run, y: A) -> A:
+    return run.kernels.attn_mix(run.get("attn_softmax"), keys(run), run.pos_T)
+
+
+@plant("values-rotated", "attention")
+def _(run: Run, y: A) -> A:
+    v = run.kernels.rope(values(run), np.arange(len(keys(run)), dtype=np.int32), run.weights.inv_freq_h)
+    return run.kernels.attn_mix(run.get("attn_softmax"), v, run.pos_T) if len(run.pos) > 1 else y
+
+
+@plant("scores-for-probabilities", "attention")
+def _(run: Run, y: A) -> A:
+    return run.kernels.attn_mix(run.get("attn_scores"), values(run), run.pos_T)
+
+
+@plant("heads-interleaved", "attention")
+def _(run: Run, y: A) -> A:
+    return np.ascontiguousarray(y.swapaxes(1, 2)).reshape(y.shape)
+
+
+# activation, residuals
+
+
+def _gelu(x: A) -> A:
+    return (x * (1 + np.vectorize(erf)(x / np.sqrt(2))) / 2).astype(f32)
+
+
+@plant("activation", "ffn_silu")
+def _(run: Run, y: A) -> A:
+    return tail(run, _gelu(run.get("ffn_gate")))
+
+
+@plant("activation-relu", "ffn_silu", named="activation")
+def _(run: Run, y: A) -> A:
+    return np.maximum(run.get("ffn_gate"), 0)
+
+
+@plant("activation-of-up", "ffn_silu")
+def _(run: Run, y: A) -> A:
+    return run.kernels.silu(run.get("ffn_up"))
+
+
+@plant("glu-add", "ffn_swigl")
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(run.get("ffn_silu"), run.get("ffn_up"))
+
+
+@plant("glu-swapped", "ffn_swigl")
+def _(run: Run, y: A) -> A:
+    return run.kernels.mul(run.kernels.silu(run.get("ffn_up")), run.get("ffn_gate"))
+
+
+@plant("glu-half", "ffn_swigl")
+def _(run: Run, y: A) -> A:
+    return run.kernels.mul(run.get("ffn_gate"), run.get("ffn_up"))
+
+
+RESIDUALS = ("post_attn_residual", "post_ffn_residual")
+
+
+def block(run: Run) -> A:
+    return run.entries[-1].array
+
+
+def carried(run: Run) -> A:
+    return run.before() if run.entries[-1].stage.name == "attn_out" else run.get("post_attn_residual")
+
+
+@plant("residual-missing", *RESIDUALS)
+def _(run: Run, y: A) -> A:
+    return block(run)
+
+
+@plant("residual-alone", *RESIDUALS)
+def _(run: Run, y: A) -> A:
+    return carried(run)
+
+
+@plant("residual-twice", *RESIDUALS)
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(y, carried(run))
+
+
+@plant("residual-sign", *RESIDUALS)
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(carried(run), -block(run))
+
+
+@plant("residual-multiplied", *RESIDUALS)
+def _(run: Run, y: A) -> A:
+    return run.kernels.mul(carried(run), block(run))
+
+
+@plant("residual-wrong-place", "post_attn_residual")
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(run.get("attn_norm"), block(run))
+
+
+@plant("residual-wrong-place-ffn", "post_ffn_residual", named="residual-wrong-place")
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(run.before(), block(run))
+
+
+# any stage
+
+
+@plant("zeros", "attn_out", "ffn_silu", "k_post_rope")
+def _(run: Run, y: A) -> A:
+    return np.zeros_like(y)
+
+
+@plant("factor", "attn_out", "ffn_up")
+def _(run: Run, y: A) -> A:
+    return tail(run, y * f32(1.25))
+
+
+@plant("positions-shifted", "attn_norm", "attention")
+def _(run: Run, y: A) -> A:
+    return np.roll(y, 1, 0)
+
+
+@plant("result-rounded", "ffn_out", engines=("reference f32", "HF float32", "ggml, 16-bit KV"))
+def _(run: Run, y: A) -> A:
+    return y.astype(np.float16).astype(f32)
+
+
+@plant("operands-rounded", "ffn_gate", engines=("reference f32", "HF float32"))
+def _(run: Run, y: A) -> A:
+    return np.concatenate(
+        [
+            run.get("ffn_norm").astype(np.float16).astype(f32) @ w.astype(np.float16).astype(f32).T
+            for w in half_of(run, 0).slabs()
+        ],
+        1,
+    )

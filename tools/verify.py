@@ -1,0 +1,61 @@
+"""engine verify: judges a dump stage by stage, and names the mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from ..quant.errors import BadInput
+from ..trace.dump import open_dump
+from ..trace.report import as_json, text
+from ..trace.report_html import page
+from ..trace.verify import verify
+from .load import open_weights
+from .progress import progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Recomputes every stage of a dump in float64 from the dump's own inputs, finds what the engine computes with,\n"
+        "and says of each stage whether that explains it. What is not explained is located and, if known, named."
+    )
+    parser.epilog = """exit status: 0 all that was judged is explained, 1 something is not, 2 nothing could be judged
+examples:
+  engine verify dump/ -m model.gguf
+  engine verify dump/ -m model.gguf --html report.html
+  engine verify dump/ -m model-f16.gguf --against model-q4_k_m.gguf --json"""
+    parser.add_argument("dump", metavar="DUMP", help="folder of APRT files, with or without a manifest")
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL", help="the model that was run: file, folder or alias (default: the 0.5B)"
+    )
+    parser.add_argument("--against", metavar="MODEL2", help="a second model whose weights may explain a difference")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a report that opens in a browser, too")
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.html is not None and not args.html.absolute().parent.is_dir():
+        raise BadInput(f"{args.html}: no such folder")
+    checkpoint, weights = open_weights(args.model)
+    dump = open_dump(args.dump, checkpoint.config.sizes)
+    dump.check_digests()
+    against = open_weights(args.against)[1] if args.against else None
+    with progress("verify", len(dump.entries)) as done:
+        result = verify(dump, weights, against=against, done=done)
+    if args.html is not None:
+        write(args.html, page(result, dump.path.absolute().name, checkpoint.path.name))
+    print(json.dumps(as_json(result), allow_nan=False, indent=1) if args.json else text(result))
+    return result.status
+
+
+def write(path: Path, text: str) -> None:
+    """Beside its place, then moved there: whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BadInput(f"{path}: cannot write the report: {error.strerror}") from None

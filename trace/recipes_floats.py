@@ -1,0 +1,125 @@
+"""The floating-point formats that engines round to, and Span: what a stage must hold if rounding alone is at work.
+
+u is the unit roundoff of Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 2.2: fl(x) = x (1 +
+d), |d| <= u, rounding to nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]  # float64 throughout; NumPy's stubs cannot follow it
+
+
+def _float32(x: Array) -> Array:
+    return x.astype(np.float32).astype(np.float64)
+
+
+def _float16(x: Array) -> Array:
+    """Through float32, in which engines compute what they then store in 16 bits."""
+    return x.astype(np.float32).astype(np.float16).astype(np.float64)
+
+
+def _bfloat16(x: Array) -> Array:
+    """The upper half of the float32, rounded to nearest even; NaN is kept a NaN."""
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), np.nan, rounded.view(np.float32).astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """A format. u: unit roundoff. least: the smallest normal number, below which some engines flush to zero.
+
+    round: float64 values -> the nearest of the format, as float64.
+    """
+
+    name: str
+    u: float
+    least: float
+    round: Callable[[Array], Array]
+
+    def holds(self, values: NDArray[np.float32]) -> bool:
+        """Whether every value is one of the format's (NaN and infinities are)."""
+        wide = np.asarray(values, np.float64)
+        with np.errstate(over="ignore"):
+            return bool(np.array_equal(self.round(wide), wide, equal_nan=True))
+
+
+FLOAT32 = Float("float32", 2.0**-24, 2.0**-126, _float32)
+FLOAT16 = Float("float16", 2.0**-11, 2.0**-14, _float16)
+BFLOAT16 = Float("bfloat16", 2.0**-8, 2.0**-126, _bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """mid: the stage as a recipe computes it. lo, hi: how far the roundings that the recipe leaves open can move it.
+
+    A span read from a dump is a point: lo and hi are mid itself.
+    """
+
+    mid: Array
+    lo: Array
+    hi: Array
+
+    @staticmethod
+    def point(values: NDArray[np.floating[Any]]) -> Span:
+        x = np.asarray(values, np.float64)
+        return Span(x, x, x)
+
+    @staticmethod
+    def around(mid: Array, radius: Array) -> Span:
+        return Span(mid, mid - radius, mid + radius)
+
+    @property
+    def exact(self) -> bool:
+        return self.lo is self.mid
+
+    @property
+    def radius(self) -> Array:
+        """How far an end is from mid; zeros for a point."""
+        return np.maximum(self.hi - self.mid, self.mid - self.lo)
+
+    def map(self, f: Callable[[Array], Array]) -> Span:
+        """f applied to each element; f must be monotone in each (in either direction)."""
+        if self.exact:
+            return Span.point(f(self.mid))
+        lo, hi = f(self.lo), f(self.hi)
+        return Span(f(self.mid), np.minimum(lo, hi), np.maximum(lo, hi))
+
+    def shaped(self, f: Callable[[Array], Array]) -> Span:
+        """f only moves elements about (reshape, index, transpose)."""
+        if self.exact:
+            return Span.point(f(self.mid))
+        return Span(f(self.mid), f(self.lo), f(self.hi))
+
+
+def plus(x: Span, y: Span) -> Span:
+    """x + y, before any rounding."""
+    if x.exact and y.exact:
+        return Span.point(x.mid + y.mid)
+    return Span(x.mid + y.mid, x.lo + y.lo, x.hi + y.hi)
+
+
+def times(x: Span, y: Span) -> Span:
+    """x y element by element, before any rounding."""
+    mid = x.mid * y.mid
+    if x.exact and y.exact:
+        return Span.point(mid)
+    corners = (x.lo * y.lo, x.lo * y.hi, x.hi * y.lo, x.hi * y.hi)
+    return Span(mid, np.minimum.reduce(corners), np.maximum.reduce(corners))
+
+
+def joined(spans: list[Span], axis: int) -> Span:
+    """Spans side by side."""
+    if len(spans) == 1:
+        return spans[0]
+    mid = np.concatenate([s.mid for s in spans], axis)
+    if all(s.exact for s in spans):
+        return Span.point(mid)
+    return Span(mid, np.concatenate([s.lo for s in spans], axis), np.concatenate([s.hi for s in spans], axis))

@@ -1,0 +1,247 @@
+"""A verification in words, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .recipes import Recipe
+from .stages import STAGES
+from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+
+SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
+SURE = 0.95  # of a block, before it is named without a doubt
+WORST_FIRST = (UNEXPLAINED, UNJUDGED, BUDGET, REPRODUCED, EXACT)
+ANGLES = {
+    "product": "RoPE's angle as one float32 product",
+    "repeated": "RoPE's angle by repeated multiplication in float32, as ggml",
+    "exact": "RoPE's angle unrounded",
+}
+
+
+def named(f: Finding) -> str:
+    """`layer 7 k_post_rope`, `decode step 2, lm_head`."""
+    step = f"decode step {f.phase}, " if f.phase else ""
+    return step + (f"layer {f.layer} {f.stage}" if f.layer is not None else f.stage)
+
+
+def number(x: float | None) -> str:
+    return "-" if x is None else "0" if x == 0 else f"{x:.1e}"
+
+
+def sentence(v: Verification) -> str:
+    """The whole verification in one sentence."""
+    count = Counter(f.verdict for f in v.findings)
+    bad, unjudged = count[UNEXPLAINED], count[UNJUDGED]
+    judged = sum(count.values()) - unjudged
+    tail = f"; {plural(unjudged, 'stage')} could not be judged" if unjudged else ""
+    if not judged:
+        return f"Nothing could be judged: {v.findings[0].reason if v.findings else 'the dump is empty'}."
+    if not bad:
+        weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
+        return f"All {judged} stages that were judged are explained{weak}{tail}."
+    first = by_size(v.findings)[0]
+    blocks = first.where.get("blocks")
+    guess = ", and no mistake that is known here explains it"
+    if first.hypotheses:
+        guess = f": {first.hypotheses[0]['sentence']}"
+    elif blocks:
+        guess = f": {block_words(blocks[0]).removeprefix('weights: ')} differs from the model's"
+    many = f"{bad} of {judged} stages are not explained; the worst is" if bad > 1 else "One stage is not explained:"
+    return f"{many} {named(first)}{guess}{tail}."
+
+
+def by_size(findings: Sequence[Finding]) -> list[Finding]:
+    """The unexplained ones, largest first: by what is left over what rounding allows."""
+
+    def size(f: Finding) -> float:
+        return (f.left or 0) / max(f.predicted or 0, 1e-12)
+
+    return sorted((f for f in findings if f.verdict == UNEXPLAINED), key=size, reverse=True)
+
+
+def plural(n: int, word: str) -> str:
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
+def engine_words(v: Verification) -> str:
+    """What the engine seems to compute with, and where it does not."""
+    words = describe(v.recipe, v.operands)
+    if v.turned:
+        words += f"; {ANGLES[v.recipe.angle]}"
+    others = Counter((f.recipe, f.stage) for f in v.findings if f.explained and f.recipe != v.recipe.name)
+    for (recipe, stage), n in others.most_common(4):
+        words += f"; but {stage} in {plural(n, 'place')}: {recipe}"
+    return words
+
+
+def describe(r: Recipe, operands: Sequence[str]) -> str:
+    if r.result.name != "float32":
+        return f"Hugging Face in {r.result.name}: weights and every result rounded, norm and soft-max inside in float32"
+    kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
+    if r.quantiser:
+        return f"ggml: {' and '.join(operands) or 'unrounded'} activations, {kv}, the rest float32"
+    return "float32 throughout" if kv == "32-bit KV" else f"float32, {kv}"
+
+
+def statement(f: Finding) -> list[str]:
+    """What is to be said about one finding: a line of verdict, then what is known of it."""
+    lines = [f"{named(f)}: {f.verdict}"]
+    if f.verdict == UNJUDGED:
+        return [f"{lines[0]}: {f.reason}", *f.notes]
+    if f.verdict == BUDGET:
+        lines[0] += f": {f.budget['source']} ({number(f.observed)}, {f.budget['ratio']:.2f} of what that predicts)"
+    elif f.verdict == UNEXPLAINED:
+        lines[0] += (
+            f" ({number(f.left)}; rounding allows {number(f.predicted)}; {f.outside} of {f.size} values outside)"
+        )
+        lines += [f"{_exactly(h)} by: {h['sentence']}{_at(f, h)}" for h in f.hypotheses]
+        lines += place_of(f.where)
+    else:
+        lines[0] += f" by {f.recipe} (left {number(f.left)}, rounding allows {number(f.predicted)})"
+    return lines + f.notes
+
+
+def _exactly(h: dict[str, Any]) -> str:
+    return "reproduced exactly" if h["left"] == 0 else f"reproduced to {number(h['left'])}"
+
+
+def _at(f: Finding, h: dict[str, Any]) -> str:
+    return "" if h["stage"] == f.stage else f" (in {h['stage']}, which the dump does not hold)"
+
+
+def place_of(where: dict[str, Any]) -> list[str]:
+    """Where the error sits, in words."""
+    parts = []
+    for axis in ("positions", "heads", "kv heads", "keys", "channels", "rows"):
+        if axis in where:
+            n, of, which = (where[axis][k] for k in ("count", "of", "which"))
+            if n == of:
+                parts.append(f"all {of} {axis}")
+            else:
+                parts.append(f"{n} of {of} {axis} ({', '.join(map(str, which))}{', ...' if n > len(which) else ''})")
+    lines = ["where: " + ", ".join(parts)] if parts else []
+    return lines + [block_words(b) for b in where.get("blocks", ())]
+
+
+def block_words(b: dict[str, Any]) -> str:
+    """Which weights are wrong, as far as the positions can tell."""
+    row = f"weights: row {b['row']} of {b['matrix']} ({b['format']})"
+    if b["block"] is None:
+        return f"{row}; one position cannot say which block of it: dump a longer prompt"
+    start = b["block"] * b["size"]
+    block = f"block {b['block']} (columns {start} to {start + b['size'] - 1})"
+    if b["confidence"] < SURE:
+        return f"{row}; so few positions do not say which block: perhaps {block}, {b['confidence']:.0%} likely"
+    if "factor" in b:
+        lost = abs(b["factor"]) < 1e-4
+        return f"{row}, {block}: " + (
+            "its share is lost" if lost else f"it counts {b['factor']:.4g} times what it should"
+        )
+    return f"{row}, {block}"
+
+
+def text(v: Verification) -> str:
+    """The report for a terminal."""
+    lines = [sentence(v), f"The engine computes with: {engine_words(v)}."]
+    lines += [f"Note: {r}." for r in v.remarks]
+    for title, findings in sections(v):
+        lines += ["", *grid(title, findings)]
+    bad = by_size(v.findings)
+    if bad:
+        lines += ["", f"Unexplained, largest first ({len(bad)}):"]
+        for f in bad:
+            first, *rest = statement(f)
+            lines += [first, *(f"    {line}" for line in rest)]
+    weak = Counter((f.stage, f.budget["source"]) for f in v.findings if f.verdict == BUDGET)
+    lines += [""] * bool(weak) + [f"Within budget: {s} in {plural(n, 'place')}: {why}" for (s, why), n in weak.items()]
+    unjudged = Counter((f.stage, f.reason) for f in v.findings if f.verdict == UNJUDGED)
+    lines += [""] * bool(unjudged) + [
+        f"Not judged: {s} in {plural(n, 'place')}: {why}" for (s, why), n in unjudged.items()
+    ]
+    heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict not in (UNEXPLAINED, UNJUDGED)]
+    lines += [""] * bool(heads) + [f"{named(f)}: {note}" for f in heads for note in f.notes]
+    said = Counter((f.stage, n) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
+    lines += [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]
+    return "\n".join(lines)
+
+
+def sections(v: Verification) -> Iterator[tuple[str, list[Finding]]]:
+    """The prompt's findings, and those of all decode steps together."""
+    prompt, steps = ([f for f in v.findings if bool(f.phase) == late] for late in (False, True))
+    if prompt:
+        yield "Prompt", prompt
+    if steps:
+        yield plural(len({f.phase for f in steps}), "decode step"), steps
+
+
+def grid(title: str, findings: Sequence[Finding]) -> list[str]:
+    """Layers x stages, one sign each: the worst verdict of that place."""
+    cell = worst_of(findings)
+    names = [s.name for s in STAGES if s.scope == "layer" and any((layer, s.name) in cell for layer, _ in cell)]
+    layers = sorted({layer for layer, _ in cell if layer is not None})
+    lines = [f"{title}: = bit-equal, + reproduced, ~ within budget, X unexplained, ? not judged"]
+    for i, name in enumerate(names):
+        lines.append("      " + "| " * i + f"{name}")
+    for layer in layers:
+        signs = (SIGNS[cell[layer, n].verdict] if (layer, n) in cell else " " for n in names)
+        lines.append(f"{layer:4d}  {' '.join(signs)}".rstrip())
+    whole = [(layer, name) for layer, name in cell if layer is None or name == "embedding"]
+    return lines + [f"      {name} {SIGNS[cell[layer, name].verdict]}" for layer, name in whole]
+
+
+def worst_of(findings: Sequence[Finding]) -> dict[tuple[int | None, str], Finding]:
+    """The finding to show for each layer and stage, of all phases given."""
+    cell: dict[tuple[int | None, str], Finding] = {}
+    for f in findings:
+        key = (f.layer, f.stage)
+        if key not in cell or _rank(f) < _rank(cell[key]):
+            cell[key] = f
+    return cell
+
+
+def _rank(f: Finding) -> tuple[int, float]:
+    return WORST_FIRST.index(f.verdict), -(f.worst or 0)
+
+
+def as_json(v: Verification) -> dict[str, Any]:
+    """What `--json` prints; numbers that JSON does not know are null."""
+    return {
+        "sentence": sentence(v),
+        "status": v.status,
+        "recipe": v.recipe.name,
+        "recipe_words": engine_words(v),
+        "tokens": v.tokens,
+        "remarks": v.remarks,
+        "counts": dict(Counter(f.verdict for f in v.findings)),
+        "stages": [_stage(f) for f in v.findings],
+    }
+
+
+def _stage(f: Finding) -> dict[str, Any]:
+    return {
+        "phase": f.phase,
+        "layer": f.layer,
+        "stage": f.stage,
+        "verdict": f.verdict,
+        "recipe": f.recipe,
+        "observed": finite(f.observed),
+        "left": finite(f.left),
+        "predicted": finite(f.predicted),
+        "worst": finite(f.worst),
+        "outside": f.outside,
+        "equal": f.equal,
+        "size": f.size,
+        "budget": f.budget or None,
+        "reason": f.reason or None,
+        "notes": f.notes,
+        "where": {k: x for k, x in f.where.items() if k != "picture"},
+        "hypotheses": [{**h, "left": finite(h["left"]), "predicted": finite(h["predicted"])} for h in f.hypotheses],
+    }
+
+
+def finite(x: float | None) -> float | None:
+    return None if x is None or not np.isfinite(x) else float(x)

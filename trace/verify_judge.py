@@ -1,0 +1,177 @@
+"""The judge of one file: tries the recipes on its stage, and learns which engine this is as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dump import Entry
+from .recipes import FLOAT32_RECIPE, RECIPES, Recipe
+from .recipes_floats import Array, Span
+from .verify_bench import Bench, Key, Unjudgeable, place
+from .verify_finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .verify_fit import Fit, compare
+from .verify_formulas import arithmetic
+from .verify_site import Site
+
+
+@dataclass
+class Judge:
+    """Tries recipes on stages, and learns which engine this is as it goes.
+
+    score: how many stages each recipe explains so far. fits: for each stage judged, the arithmetics that explain it.
+    """
+
+    bench: Bench
+    score: dict[Recipe, int] = field(default_factory=dict)
+    fits: dict[Key, set[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        angles = list(self.bench.rotations)
+        self.score = {replace(r, angle=a): 0 for r in RECIPES for a in angles}
+
+    @property
+    def recipe(self) -> Recipe:
+        """The one that explains most; of equals the first, which is the simplest."""
+        return max(self.score, key=lambda r: self.score[r])
+
+    def ranked(self) -> list[Recipe]:
+        return sorted(self.score, key=lambda r: -self.score[r])
+
+    def site(self, e: Entry, recipe: Recipe) -> Site:
+        return Site(self.bench, e.phase, e.layer, e.stage.name, self.bench.positions(e), recipe)
+
+    def judge(self, e: Entry) -> Finding:
+        """The verdict on one file, before budgets and hypotheses."""
+        finding = Finding(e.phase, e.layer, e.stage.name, UNJUDGED)
+        told = {k: v for k, v in (e.capture or {}).items() if e.stage.capture.get(k) != v}
+        if told:
+            what = ", ".join(f"{k}: {v}" for k, v in told.items())
+            finding.reason = f"the manifest says that it was captured elsewhere ({what})"
+            return finding
+        try:
+            self._judge(e, finding)
+        except Unjudgeable as reason:
+            finding.reason = str(reason)
+        return finding
+
+    def _judge(self, e: Entry, finding: Finding) -> None:
+        got = e.values()
+        broken = int(got.size - np.count_nonzero(np.isfinite(got)))
+        tried: dict[Any, tuple[Recipe, Span, Fit]] = {}
+        for recipe in self.ranked():
+            site = self.site(e, recipe)
+            kind: Any = arithmetic(site)
+            if kind in tried or not (recipe.result.name == "float32" or recipe.result.holds(got)):
+                continue
+            span = shown(got, site.compute(), e)
+            finding.notes += [n for n in notes_on(site) if n not in finding.notes]
+            if site.recomputed:
+                kind = recipe
+            fit = compare(got, span)
+            tried[kind] = recipe, span, fit
+            if fit.good:
+                break
+        plain = next((t for t in tried.values() if t[0] == FLOAT32_RECIPE), None)
+        if plain is None:
+            span = shown(got, self.site(e, FLOAT32_RECIPE).compute(), e)
+            plain = FLOAT32_RECIPE, span, compare(got, span)
+        finding.observed = plain[2].left
+        if e.stage.name == "lm_head" and not broken:
+            finding.notes.append(next_token(got, plain[1].mid))
+        good = {kind for kind, (_, _, fit) in tried.items() if fit.good}
+        self.fits[finding.key] = good
+        if good:
+            for recipe in self.score:
+                self.score[recipe] += bool({arithmetic(self.site(e, recipe)), recipe} & good)
+            recipe, _, fit = next(t for t in tried.values() if t[2].good)
+            finding.state(fit, EXACT if fit.exact else REPRODUCED, recipe.name)
+        else:
+            recipe, span, fit = min(tried.values(), key=lambda t: (t[2].left, t[2].outside))
+            finding.state(fit, UNEXPLAINED, None)
+            mixed = by_parts(self.site(e, recipe), got, list(tried.values()))
+            if mixed is not None:
+                finding.state(mixed[1], REPRODUCED, mixed[0])
+        if broken and finding.verdict != UNEXPLAINED:
+            finding.verdict, finding.reason = UNJUDGED, f"{broken} values are NaN or infinite, as its inputs are"
+        elif broken:
+            finding.notes.append(f"{broken} values are NaN or infinite")
+
+    def again(self, e: Entry, recipe: Recipe) -> tuple[Site, Span, Fit]:
+        """The stage under one recipe."""
+        site = self.site(e, recipe)
+        span = shown(e.values(), site.compute(), e)
+        return site, span, compare(e.values(), span)
+
+    def name_recipes(self, findings: Sequence[Finding]) -> None:
+        """Calls every stage that the dump's recipe explains by its name."""
+        best = self.recipe
+        for f in findings:
+            e = self.bench.dump.get(f.stage, f.layer, f.phase)
+            if f.explained and e is not None and {arithmetic(self.site(e, best)), best} & self.fits.get(f.key, set()):
+                f.recipe = best.name
+
+
+def shown(got: NDArray[np.float32], span: Span, e: Entry) -> Span:
+    """The span in the dump's own frame: scores above the diagonal are nobody's business, a wider S holds zeros."""
+    if "S" not in e.stage.letters:
+        if got.shape != span.mid.shape:
+            raise Unjudgeable(f"its shape is {got.shape}; from its inputs it must be {span.mid.shape}")
+        return span
+    S, width = span.mid.shape[2], got.shape[2]
+    if width < S or got.shape[:2] != span.mid.shape[:2]:
+        raise Unjudgeable(f"its shape is {got.shape}; from its inputs it must be {span.mid.shape}")
+    if width > S:
+        span = span.shaped(lambda v: np.pad(v, ((0, 0), (0, 0), (0, width - S))))
+    return span
+
+
+def notes_on(site: Site) -> list[str]:
+    names = list(dict.fromkeys((layer, stage) for _, layer, stage, _ in site.recomputed))
+    if not names:
+        return []
+    missing = ", ".join(s if layer == site.layer else f"{s} of {place(layer)}" for layer, s in names)
+    used = ", ".join(dict.fromkeys(s if layer == site.layer else f"{s} of {place(layer)}" for _, layer, s in site.used))
+    return [f"recomputed from {used or 'the tokens'}; missing: {missing}"]
+
+
+def next_token(got: NDArray[np.float32], exact: Array) -> str:
+    """The dump's first choice against float64's from the same input, with the gap in units of the logits' own noise."""
+    mine, best = int(np.argmax(got)), int(np.argmax(exact))
+    noise = float(np.sqrt(np.mean(np.square(got - exact))))
+    second, first = np.sort(exact)[-2:]
+    gap = f"{first - second:.3g}, " + (
+        f"{(first - second) / noise:.2g} times the logits' noise" if noise else "no noise"
+    )
+    if mine == best:
+        return f"next token {mine}, as float64 has it from the same input (gap to the second: {gap})"
+    rank = int(np.count_nonzero(exact > exact[mine])) + 1
+    return f"next token {mine} is float64's number {rank} from the same input; float64 takes {best} (top-2 gap: {gap})"
+
+
+def columns(x: Array, part: slice) -> Array:
+    return x[:, part]
+
+
+def by_parts(site: Site, got: NDArray[np.float32], tried: list[tuple[Recipe, Span, Fit]]) -> tuple[str, Fit] | None:
+    """Q, K and V may have weights of different formats, and an engine may treat each by its own recipe."""
+    if site.stage != "qkv_matmul":
+        return None
+    matrices, names, spans, at = site.matrices(), [], [], 0
+    for m in matrices:
+        part = slice(at, at := at + m.shape[0])
+        for recipe, span, _ in tried:
+            piece = span.shaped(partial(columns, part=part))
+            if compare(got[:, part], piece).good:
+                names.append(f"{recipe.name} for {m.format}")
+                spans.append(piece)
+                break
+        else:
+            return None
+    whole = Span(*(np.concatenate([getattr(s, end) for s in spans], 1) for end in ("mid", "lo", "hi")))
+    return ", ".join(dict.fromkeys(names)), compare(got, whole)

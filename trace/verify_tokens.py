@@ -1,0 +1,52 @@
+"""Which tokens a dump was made of: from its manifest, or from its embedding, whose rows are the model's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..quant.tensor import dequantize
+
+if TYPE_CHECKING:
+    from .verify_bench import Bench
+
+SLAB = 1 << 22
+
+
+def known_tokens(bench: Bench) -> tuple[list[int] | None, list[str]]:
+    """Ids by absolute position (None if unknown), and what is to be said about them."""
+    told = [t for name in ("tokens", "generated") for t in bench.dump.run.get(name) or ()]
+    if told and all(type(t) is int for t in told):
+        return told, []
+    found: dict[int, int] = {}
+    remarks = []
+    for phase in bench.phases:
+        e = bench.dump.get("embedding", 0, phase)
+        if e is None:
+            continue
+        for p, row in zip(bench.positions(e), nearest(bench, e.values()), strict=True):
+            found[p] = row
+    if not found:
+        return None, ["no token ids: the dump has neither a manifest that tells them nor an embedding"]
+    if sorted(found) != list(range(len(found))):
+        return None, ["no token ids: the embedding has rows of some positions only"]
+    remarks.append("the token ids are those whose embedding rows the dump holds (it has no manifest that tells them)")
+    return [found[p] for p in range(len(found))], remarks
+
+
+def nearest(bench: Bench, x_TD: np.ndarray) -> list[int]:
+    """The row of the embedding nearest to each of x, a slab of rows at a time. Of equal rows, the first."""
+    w = bench.weights.embed
+    V, D = w.shape
+    step = max(1, SLAB // D)
+    x = np.nan_to_num(np.asarray(x_TD, np.float64))
+    best, which = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
+    for start in range(0, V, step):
+        rows = dequantize(w, start, min(start + step, V)).astype(np.float64)
+        distance = np.square(rows).sum(1) - 2 * x @ rows.T
+        i = distance.argmin(1)
+        d = distance[np.arange(len(x)), i]
+        which = np.where(d < best, start + i, which)
+        best = np.minimum(best, d)
+    return which.tolist()

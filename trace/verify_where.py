@@ -1,0 +1,150 @@
+"""Where in a tensor the unexplained elements sit: positions, heads, channels; and for a matrix product, which block
+of which row of the weights would explain them.
+
+A wrong block b of row o changes y[t, o] by sum_i dw_i x[t, i] over the block. If the block is only scaled (or lost:
+factor 0),
+that is a multiple of its share of the sum, the same at every position: two positions decide. If dw has no known
+direction, the errors of the row have covariance proportional to X_b X_b^T, X_b being the block's columns of x: each
+block's
+marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains them, and it takes some tens of positions to
+decide. One position decides nothing: then only the row can be named.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..quant.tensor import format_module
+from .recipes_floats import Array, Span
+from .recipes_products import operand
+from .stages import by_name
+from .verify_bench import INPUTS, PRODUCTS
+from .verify_fit import outside
+from .verify_formulas import flat
+from .verify_site import Site
+
+PIXELS = (48, 112)
+MOST = 8  # rows, channels or heads named
+AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "channels", "F": "channels",
+        "E": "channels", "V": "rows", "S": "keys"}  # fmt: skip
+
+
+def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
+    """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of",
+    "which"}};
+    for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}]."""
+    bad = outside(got, span)
+    letters = by_name(site.stage).letters
+    found: dict[str, Any] = {"outside": int(bad.sum()), "of": int(bad.size)}
+    for axis, letter in enumerate(letters):
+        others = tuple(i for i in range(bad.ndim) if i != axis)
+        hit = np.flatnonzero(bad.any(others))
+        name = AXES[letter]
+        which = (
+            [site.pos[i] for i in hit[:MOST]]
+            if letter == "T" and len(site.pos) == bad.shape[axis]
+            else hit[:MOST].tolist()
+        )
+        found[name] = {"count": len(hit), "of": bad.shape[axis], "which": which}
+    with np.errstate(invalid="ignore"):
+        error = np.nan_to_num(np.abs(np.asarray(got, np.float64) - span.mid), nan=np.inf)
+    worst = np.unravel_index(int(error.argmax()), error.shape)
+    found["worst"] = {AXES[n].rstrip("s"): int(i) for n, i in zip(letters, worst, strict=True)}
+    found["picture"] = picture(error, span, bad, letters)
+    if site.stage in PRODUCTS and bad.any():
+        found["blocks"] = blocks(site, got, span, bad)
+    return found
+
+
+def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str, ...]) -> dict[str, Any]:
+    """The error over what is allowed, as powers of ten from 0, in at most PIXELS cells: positions down, all else
+    across.
+
+    Of the elements that share a cell, the worst. Inside its span an element counts 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(bad, np.log10(np.maximum(error / np.maximum(span.radius, 1e-300), 10)), 0)
+    ratio = np.clip(np.nan_to_num(ratio, posinf=12), 0, 12)
+    if letters == ("N", "T", "S"):
+        ratio = ratio.swapaxes(0, 1)
+    flat_TC = ratio.reshape(len(ratio), -1) if len(letters) > 1 else ratio[None]
+    cells = np.maximum.reduceat(flat_TC, cuts(flat_TC.shape[0], PIXELS[0]), axis=0)
+    cells = np.maximum.reduceat(cells, cuts(flat_TC.shape[1], PIXELS[1]), axis=1)
+    across = {("N", "T", "S"): "heads, keys in each", ("V",): "vocabulary"}.get(letters)
+    if across is None:
+        across = "heads, channels in each" if len(letters) == 3 else "channels"
+    down = "positions" if len(letters) > 1 else "last position"
+    return {"down": down, "across": across, "shape": list(flat_TC.shape), "cells": cells.round(1).tolist()}
+
+
+def cuts(n: int, most: int) -> NDArray[np.intp]:
+    """Where to begin each of at most `most` runs of n indices."""
+    return np.unique(np.arange(min(n, most)) * n // min(n, most))
+
+
+def blocks(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """The likeliest block of each wrong row, if few rows are wrong."""
+    rows = np.flatnonzero(np.atleast_2d(bad).any(0))
+    if len(rows) > MOST:
+        return []
+    error_TO = np.atleast_2d(np.asarray(got, np.float64) - span.mid)
+    if not np.isfinite(error_TO).all():
+        return []
+    named, first = [], 0
+    x = flat(site.input(INPUTS[site.stage])).mid
+    for m in site.matrices():
+        mine = rows[(rows >= first) & (rows < first + m.shape[0])]
+        if len(mine):
+            size = max(32, format_module(m.format).BLOCK)
+            x_TI, _ = operand(site.recipe, x, m.format)
+            for o in mine.tolist():
+                w_I = m.rows(o - first, o - first + 1)[0].astype(np.float64)
+                allowed_T = np.atleast_2d(span.radius)[:, o]
+                named.append({
+                    "row": o - first, "matrix": m.tensor.name, "format": m.format, "size": size,
+                    **(scaled(error_TO[:, o], x_TI * w_I, size, allowed_T) or likeliest(error_TO[:, o], x_TI, size)),
+                })  # fmt: skip
+        first += m.shape[0]
+    return named
+
+
+def scaled(error_T: Array, terms_TI: Array, size: int, allowed_T: Array) -> dict[str, Any] | None:
+    """The one block whose share of the sum, times a factor, is the error of every position; None if no block's is."""
+    T, I = terms_TI.shape
+    if T == 1 or I % size:
+        return None
+    share_TB = terms_TI.reshape(T, -1, size).sum(-1)
+    factor_B = (error_T @ share_TB) / np.maximum(np.square(share_TB).sum(0), 1e-300)
+    rest_TB = np.abs(error_T[:, None] - share_TB * factor_B)
+    # A block's scales are halves: a scale that is wrong by a factor rounds that factor by 2^-11.
+    room_T = np.maximum(allowed_T, 2.0**-11 * np.abs(error_T).max() if T > 2 else 0)
+    good = np.flatnonzero((rest_TB <= room_T[:, None]).all(0))
+    if len(good) != 1:
+        return None
+    return {"block": int(good[0]), "confidence": 1.0, "factor": float(1 + factor_B[good[0]])}
+
+
+def likeliest(error_T: Array, x_TI: Array, size: int) -> dict[str, Any]:
+    """The block of `size` inputs that explains the errors of one row best, and its share of the likelihood."""
+    T, I = x_TI.shape
+    if size >= I:
+        return {"block": 0, "confidence": 1.0}
+    if T == 1:
+        return {"block": None, "confidence": 0.0}
+    score = np.array([likelihood(error_T, x_TI[:, start : start + size]) for start in range(0, I, size)])
+    share = np.exp(score - score.max())
+    best = int(score.argmax())
+    return {"block": best, "confidence": float(share[best] / share.sum())}
+
+
+def likelihood(error_T: Array, x_Tb: Array) -> float:
+    """log of the density of the errors if dw ~ N(0, s^2), at the s that fits best."""
+    size_T = np.sqrt(np.square(x_Tb).sum(1)) + 1e-300
+    gram = x_Tb @ x_Tb.T / np.outer(size_T, size_T) + 1e-9 * np.eye(len(x_Tb))
+    unit_T = error_T / size_T
+    _, logdet = np.linalg.slogdet(gram)
+    fit = float(unit_T @ np.linalg.solve(gram, unit_T)) / len(unit_T)
+    return float(-0.5 * len(unit_T) * np.log(max(fit, 1e-300)) - 0.5 * logdet - np.log(size_T).sum())
