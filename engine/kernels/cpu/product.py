@@ -36,7 +36,7 @@ from .team import Kernel, helper, specialise
 TILE = {"avx512": 6, "avx2": 2, "plain": 1}[PATH]
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
-TILES = 16  # that pass over a panel before the next is decoded: their sums fit beside it
+TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
 AHEAD = 4096  # bytes; about what memory delivers while one line is on its way
 
 one, many = zero_tile(floats, 1), zero_tile(floats, TILE)
