@@ -26,10 +26,9 @@ def within(stage: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> 
     """The largest error in units of its bound."""
     assert got.shape == want.shape, f"{stage}: {got.shape}, not {want.shape}"
     assert got.dtype == np.float32
-    ratio = float(np.max(np.abs(got - want) / (bound + 2.0**-126)))
-    assert ratio <= 1, (
-        f"{stage}: {ratio:.3g} of the bound at {np.unravel_index(np.argmax(np.abs(got - want) / (bound + 2.0**-126)), got.shape)}"
-    )
+    ratios = np.abs(got - want) / (bound + 2.0**-126)
+    ratio = float(np.max(ratios))
+    assert ratio <= 1, f"{stage}: {ratio:.3g} of the bound at {np.unravel_index(np.argmax(ratios), got.shape)}"
     return ratio
 
 

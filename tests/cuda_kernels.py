@@ -1,4 +1,4 @@
-"""Every kernel of the CUDA backend with the types that it is launched with, and its PTX and machine code without a card."""
+"""Every kernel of the CUDA backend with the types of its launches; PTX and machine code without a card."""
 
 from __future__ import annotations
 

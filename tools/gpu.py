@@ -8,38 +8,53 @@ from __future__ import annotations
 
 import argparse
 import platform
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.bind import PER_LAYER, WHOLE, shapes
-from ..engine.config import Config
 from ..engine.forward import forward
 from ..engine.generate import prefill
 from ..engine.kernels import backend
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
-from ..quant.ggml import NUMBERS
-from ..quant.tensor import QTensor, dequantize, format_module, row_bytes
+from ..quant.tensor import QTensor, dequantize, format_module
 from ..trace.tap import SILENT
 from .load import open_weights
+from .random_model import SHAPES, random_tensor, write_model
 
 SECTIONS = ("card", "products", "parity", "verify", "speed")
-SHAPES = {"0.5B": (24, 896, 14, 2, 64, 4864, 151936, True), "7B": (28, 3584, 28, 4, 128, 18944, 152064, False)}
 PARITY = 1e-4  # RMS of the difference over RMS: rounding carried through all layers; one wrong block is far above it
 TARGETS = {"vector": 0.7, "decode": 0.5, "decode tokens/s": 300.0, "prompt tokens/s": 2000.0}
 
-Table = list[list[str]]
+Tables = dict[str, list[list[str]]]
+
+# Section -> its table's title and columns.
+HEADS = {
+    "card": ("Card", "what", "value"),
+    "products": (
+        "Products of one token, 152064 x 3584",
+        *("format", "precision", "worst error / bound", "us", "GB/s", "of read bandwidth", "target"),
+    ),
+    "parity": (
+        "Parity, f32: RMS of the difference over RMS, every stage of every pass",
+        *("model", "against", "passes", "stages", "worst", "where", "same token", "recorded = traced"),
+        f"target < {PARITY:g}",
+    ),
+    "verify": ("engine verify of the card's dumps", "model", "precision", "exit status", "last line"),
+    "speed": (
+        "Throughput",
+        *("model", "precision", "prompt of 512, tokens/s", "decode, tokens/s", "weights", "of read bandwidth"),
+        "targets",
+    ),
+}
 
 
 def main() -> int:
@@ -49,7 +64,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=32, help="decode steps of parity (default: 32)")
     parser.add_argument("--against", default="cpu", choices=("cpu", "reference"), help="parity with this backend")
     args = parser.parse_args()
-    tables: dict[str, Table] = {}
+    tables: Tables = {}
     wrong: list[str] = []
     started = time.perf_counter()
     try:
@@ -63,23 +78,22 @@ def main() -> int:
         print(f"make gpu: {error}", file=sys.stderr)
         return 2
     finally:
-        for title, table in tables.items():
-            print(f"\n### {title}\n\n{markdown(table)}")
+        for section, rows in tables.items():
+            print(f"\n{markdown(section, rows)}")
     print(f"\n{time.perf_counter() - started:.0f} s; " + (f"WRONG: {'; '.join(wrong)}" if wrong else "nothing differs"))
     return 1 if wrong else 0
 
 
-def run(args: argparse.Namespace, k: Any, folder: Path, tables: dict[str, Table], wrong: list[str]) -> None:
+def run(args: argparse.Namespace, k: Any, folder: Path, tables: Tables, wrong: list[str]) -> None:
     sections = args.sections.split(",")
-    say("card", tables.setdefault("Card", [["what", "value"]]), *card_facts())
+    for row in card_facts():
+        say(tables, "card", *row)
     limit = read_bandwidth()
-    say("card", tables["Card"], ["read bandwidth (median of 10 over 4 GiB)", f"{limit / 1e9:.0f} GB/s"])
+    say(tables, "card", "read bandwidth (median of 10 over 4 GiB)", f"{limit / 1e9:.0f} GB/s")
     if "products" in sections:
-        table = tables.setdefault("Products of one token, 152064 x 3584", [
-            ["format", "precision", "worst error / bound", "us", "GB/s", "of read bandwidth", "target"]])  # fmt: skip
         for fmt in ("Q4_K", "Q6_K", "Q5_0", "Q8_0", "Q4_0", "F16", "BF16", "F32"):
             for precision in k.PRECISIONS:
-                guarded(wrong, f"{fmt} {precision}", lambda f=fmt, p=precision: product(k, f, p, limit, table, wrong))
+                guarded(wrong, f"{fmt} {precision}", product, k, fmt, precision, limit, tables, wrong)
     for name in SHAPES:
         if not set(sections) & {"parity", "verify", "speed"}:
             break
@@ -91,34 +105,35 @@ def run(args: argparse.Namespace, k: Any, folder: Path, tables: dict[str, Table]
             flush=True,
         )
         if "speed" in sections:
-            guarded(wrong, f"{name} speed", lambda n=name, p=path: speed(k, n, p, limit, tables))
+            guarded(wrong, f"{name} speed", speed, k, name, path, limit, tables)
         if name == "7B" and args.layers and set(sections) & {"parity", "verify"}:
             write_model(path, name, args.layers)
         if "parity" in sections:
-            guarded(wrong, f"{name} parity", lambda n=name, p=path: parity(k, n, p, args, tables, wrong))
+            guarded(wrong, f"{name} parity", parity, k, name, path, args, tables, wrong)
         if "verify" in sections:
-            guarded(wrong, f"{name} verify", lambda n=name, p=path: verify(n, p, folder, tables, wrong))
+            guarded(wrong, f"{name} verify", verify, name, path, folder, tables, wrong)
         path.unlink()
 
 
-def guarded(wrong: list[str], what: str, work: Callable[[], None]) -> None:
+def guarded(wrong: list[str], what: str, work: Callable[..., None], *arguments: Any) -> None:
     """One thing that fails is named, and the rest goes on: a loan is short."""
     try:
-        work()
+        work(*arguments)
     except Exception as error:
         wrong.append(f"{what}: {type(error).__name__}: {error}")
         print(f"[{what}] FAILED {type(error).__name__}: {error}", flush=True)
 
 
-def say(section: str, table: Table, *rows: list[str]) -> None:
-    for row in rows:
-        table.append(row)
-        print(f"[{section}] {' | '.join(row)}", flush=True)
+def say(tables: Tables, section: str, *row: str) -> None:
+    """A row for its table, and at once for whoever waits."""
+    tables.setdefault(section, []).append(list(row))
+    print(f"[{section}] {' | '.join(row)}", flush=True)
 
 
-def markdown(table: Table) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
+def markdown(section: str, rows: list[list[str]]) -> str:
+    title, *columns = HEADS[section]
+    lines = [f"| {' | '.join(row)} |" for row in (columns, *rows)]
+    return "\n".join([f"### {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:]])
 
 
 # ---- the card
@@ -166,9 +181,12 @@ def timed(work: Callable[[], None], repeats: int) -> list[float]:
 
 def read_bandwidth() -> float:
     """Bytes a second that a kernel reads which does nothing else."""
-    from numba import cuda, float32
+    import numba
 
     from ..engine.kernels.cuda.ptx import load4
+
+    cuda: Any = numba.cuda
+    float32: Any = numba.float32
 
     @cuda.jit
     def read(x: Any, count: Any, out: Any) -> None:
@@ -190,88 +208,10 @@ def read_bandwidth() -> float:
     return 4 * size / float(np.median(timed(lambda: read[blocks, 256](big, size // 4, out), 10)))
 
 
-# ---- random models
-
-
-def random_tensor(name: str, fmt: str, shape: tuple[int, ...], std: float, seed: int) -> QTensor:
-    """Random codes under scales that give values of that standard deviation."""
-    rng = np.random.default_rng(seed)
-    if fmt in ("F32", "F16", "BF16"):
-        values = (std * rng.standard_normal(1 << 20)).astype(np.float32)
-        whole = format_module(fmt).encode(values.reshape(-1, 1)).reshape(-1)
-    else:
-        f = format_module(fmt)
-        whole = rng.integers(0, 256, (1 << 16, f.BYTES), np.uint8)
-        b = whole.view(f.STRUCT)[:, 0]
-        b["d"] = 1
-        if "dmin" in b.dtype.names:
-            b["dmin"] = 7.5  # the mean code: values average to nothing
-        factor = std / float(np.std(f.decode(whole[:4096]))) * rng.uniform(0.5, 1.5, len(b))
-        b["d"] = factor
-        if "dmin" in b.dtype.names:
-            b["dmin"] = 7.5 * factor
-        whole = whole.reshape(-1)
-    size = prod(shape[:-1]) * row_bytes(fmt, shape[-1])
-    return QTensor(fmt, shape, np.resize(whole, size), name)
-
-
-def formats_of(name: str, layer: int, layers: int) -> dict[str, str]:
-    """As llama.cpp's Q4_K_M has them (models.md of the real files): more bits for v and down in half of the layers."""
-    more = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
-    wide = "Q6_K" if more else "Q4_K"
-    if name == "7B":
-        return dict.fromkeys(("q", "k", "o", "gate", "up"), "Q4_K") | {"v": wide, "down": wide}
-    return dict.fromkeys(("q", "k", "o", "gate", "up"), "Q5_0") | {"v": "Q8_0", "down": wide}
-
-
-def write_model(path: Path, name: str, layers: int | None) -> None:
-    """A GGUF file (version 3) of a shape of SHAPES with random weights and no tokenizer."""
-    L, D, N, K, H, F, V, tied = SHAPES[name]
-    L = layers or L
-    c = Config("qwen2", D, L, N, K, H, F, V, 32768, 1e6, float(np.float32(1e-6)), tied)
-    size = shapes(c)
-    plan = [("embed", WHOLE["embed"][1], "Q8_0" if tied else "Q4_K"), ("final_norm", WHOLE["final_norm"][1], "F32")]
-    plan += [] if tied else [("lm_head", WHOLE["lm_head"][1], "Q6_K")]
-    for i in range(L):
-        of = formats_of(name, i, L)
-        plan += [(role, ggml.format(i), of.get(role, "F32")) for role, (_, ggml) in PER_LAYER.items()]
-
-    def string(text: str) -> bytes:
-        return struct.pack("<Q", len(text)) + text.encode()
-
-    keys = {"embedding_length": D, "block_count": L, "attention.head_count": N, "attention.head_count_kv": K,
-            "feed_forward_length": F, "context_length": 32768}  # fmt: skip
-    floats = {"rope.freq_base": 1e6, "attention.layer_norm_rms_epsilon": 1e-6}
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(plan), 1 + len(keys) + len(floats))
-    head += string("general.architecture") + struct.pack("<I", 8) + string("qwen2")
-    head += b"".join(string(f"qwen2.{key}") + struct.pack("<II", 4, value) for key, value in keys.items())
-    head += b"".join(string(f"qwen2.{key}") + struct.pack("<If", 6, value) for key, value in floats.items())
-    offset, offsets = 0, []
-    for role, ggml, fmt in plan:
-        shape = size[role]
-        head += string(ggml) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
-        head += struct.pack("<IQ", NUMBERS[fmt], offset)
-        offsets.append(offset)
-        offset += -(-prod(shape[:-1]) * row_bytes(fmt, shape[-1]) // 32) * 32
-    start = -(-len(head) // 32) * 32
-    with path.open("wb") as file:
-        file.write(head)
-        for seed, ((role, ggml, fmt), at) in enumerate(zip(plan, offsets, strict=True)):
-            shape = size[role]
-            std = 0.5 if role.endswith("bias") else 1.0 if role == "embed" else shape[-1] ** -0.5
-            t = random_tensor(ggml, fmt, shape, 0.1 if role.endswith("norm") else std, seed)
-            data = t.data
-            if role.endswith("norm"):
-                data = (1 + t.data.view("<f4")).astype("<f4").view(np.uint8)
-            file.seek(start + at)
-            file.write(data.tobytes())
-        file.truncate(max(file.tell(), start + offset))
-
-
 # ---- sections
 
 
-def product(k: Any, fmt: str, precision: str, limit: float, table: Table, wrong: list[str]) -> None:
+def product(k: Any, fmt: str, precision: str, limit: float, tables: Tables, wrong: list[str]) -> None:
     """One token through a matrix too large for the card's cache: 512 rows against float64, and its time."""
     from ..engine.kernels.cuda.memory import Rows
     from ..engine.kernels.cuda.packed import pack, packed_bytes
@@ -295,7 +235,7 @@ def product(k: Any, fmt: str, precision: str, limit: float, table: Table, wrong:
     seconds = float(np.median(timed(lambda: k.linear(card_x, matrix) and None, 20)))
     rate, want = packed_bytes(w, precision) / seconds, f"{TARGETS['vector']}" if fmt == "Q4_K" else ""
     measured = [f"{error:.2g}", f"{seconds * 1e6:.0f}", f"{rate / 1e9:.0f}", f"{rate / limit:.2f}", want]
-    say("products", table, [fmt, precision, *measured])
+    say(tables, "products", fmt, precision, *measured)
 
 
 def rounded_as_ggml(x: NDArray[np.float32], fmt: str, precision: str) -> NDArray[np.float64]:
@@ -328,10 +268,8 @@ class Keep:
         return value
 
 
-def parity(k: Any, name: str, path: Path, args: argparse.Namespace, tables: dict[str, Table], wrong: list[str]) -> None:
+def parity(k: Any, name: str, path: Path, args: argparse.Namespace, tables: Tables, wrong: list[str]) -> None:
     """Every stage of a prompt and of decode steps on both backends, the same tokens to both; then recorded steps."""
-    table = tables.setdefault(f"Parity with the {args.against} backend, f32: RMS of the difference over RMS", [
-        ["model", "passes", "stages", "worst", "where", "same next token", "recorded = traced, bits", f"target < {PARITY:g}"]])  # fmt: skip
     _, w = open_weights(str(path))
     other = backend(args.against)
     mine, theirs = k.prepare(w, "f32"), other.prepare(w, "f32")
@@ -358,24 +296,30 @@ def parity(k: Any, name: str, path: Path, args: argparse.Namespace, tables: dict
         if phase in (0, 1):
             print(f"[{name}] after pass {phase}: worst {worst:.2e} ({where})", flush=True)
     passes = args.steps + 1
-    row = [f"{name}, {w.config.num_hidden_layers} layers", f"{passes}", f"{stages}", f"{worst:.1e}", where]
-    say("parity", table, [*row, f"{same}/{passes}", "yes" if bits else "NO", "met" if worst < PARITY else "MISSED"])
+    row = [
+        f"{name}, {w.config.num_hidden_layers} layers",
+        args.against,
+        f"{passes}",
+        f"{stages}",
+        f"{worst:.1e}",
+        where,
+    ]
+    say(tables, "parity", *row, f"{same}/{passes}", "yes" if bits else "NO", "met" if worst < PARITY else "MISSED")
     if not worst < PARITY:
         wrong.append(f"{name} parity: {worst:.2e} at {where}")
     if not bits:
         wrong.append(f"{name}: recorded decode steps differ from traced ones")
 
 
-def verify(name: str, path: Path, folder: Path, tables: dict[str, Table], wrong: list[str]) -> None:
+def verify(name: str, path: Path, folder: Path, tables: Tables, wrong: list[str]) -> None:
     """engine verify of a dump by engine trace --backend cuda, in both precisions."""
-    table = tables.setdefault("engine verify of the card's dumps", [["model", "precision", "exit status", "last line"]])
     for precision in ("f32", "int8"):
         dump = folder / f"{name}-{precision}"
         ids = ",".join(map(str, np.random.default_rng(2).integers(0, 150000, 6).tolist()))
         trace = ["trace", str(path), "--backend", "cuda", "--precision", precision, "--tokens", ids]
         engine(*trace, "--save-tensor", "all", "--save-tensor-dir", str(dump), "--decode-steps", "2")
         status, last = engine("verify", str(dump), "-m", str(path))
-        say("verify", table, [name, precision, str(status), last])
+        say(tables, "verify", name, precision, str(status), last)
         if status:
             wrong.append(f"{name} {precision}: engine verify ends with {status}")
 
@@ -390,10 +334,8 @@ def engine(*arguments: str) -> tuple[int, str]:
     return done.returncode, lines[-1].replace("|", "/")
 
 
-def speed(k: Any, name: str, path: Path, limit: float, tables: dict[str, Table]) -> None:
+def speed(k: Any, name: str, path: Path, limit: float, tables: Tables) -> None:
     """Prompt of 512 and 64 decode steps after it, with tokens to the card and logits back in each."""
-    table = tables.setdefault("Throughput", [
-        ["model", "precision", "prompt of 512, tokens/s", "decode, tokens/s", "weights read a token", "of read bandwidth", "targets"]])  # fmt: skip
     from ..engine.kernels.cuda.packed import packed_bytes
 
     _, w = open_weights(str(path))
@@ -418,7 +360,7 @@ def speed(k: Any, name: str, path: Path, limit: float, tables: dict[str, Table])
         prompt_rate, rate = 512 / float(np.median(times[1:])), 1 / float(np.median(steps[5:]))
         aims = "prompt >= 2000, decode >= 300, >= 0.5" if name == "7B" else ""
         figures = [f"{prompt_rate:.0f}", f"{rate:.0f}", f"{size / 1e9:.2f} GB", f"{size * rate / limit:.2f}", aims]
-        say("speed", table, [name, precision, *figures])
+        say(tables, "speed", name, precision, *figures)
 
 
 def decoded_each_token(w: Weights) -> list[QTensor]:

@@ -12,10 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .card import require_card, require_package
-
-require_package()
-
 import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
@@ -27,6 +23,7 @@ from . import attention, rows
 from . import product as p32
 from . import product8 as p8
 from .cache import KVCache, Positions, Side
+from .card import require_card
 from .memory import Buffer, Rows, launch, require_room
 from .packed import Packed, pack, packed_bytes, vector
 from .recording import Recorded
@@ -43,7 +40,7 @@ class Matrix:
     int8: bool
 
     @property
-    def O(self) -> int:  # noqa: N802
+    def outputs(self) -> int:
         return sum(part.O for part in self.parts)
 
 
@@ -130,7 +127,7 @@ def rms_norm(x_TD: Rows, gain_D: Any, eps: float) -> Rows:
 
 
 def linear(x_TI: Rows, w: Matrix) -> Rows:
-    y_TO = Rows((len(x_TI), w.O))
+    y_TO = Rows((len(x_TI), w.outputs))
     at, ready = 0, _Ready(x_TI)
     for part in w.parts:
         (_integers if w.int8 and hasattr(part.form, "codes") else _floats)(ready, part, y_TO, at, w.int8)

@@ -8,7 +8,6 @@ recorded step may be given room for more. Every sum's order depends on absolute 
 from __future__ import annotations
 
 from math import exp
-from typing import Any
 
 from numba import cuda, float32
 
@@ -23,9 +22,9 @@ MIX_ROWS, MIX_COLUMNS, SLICES = 4, 64, 8  # of `mix`: a block's tile at most, th
 
 @cuda.jit
 def append(
-    k: Any, k_at: Any, k_row: Any, v: Any, v_at: Any, v_row: Any, start: Any, width: Any, keys: Any, values: Any,
-    layer_at: Any,
-) -> None:  # fmt: skip
+    k, k_at, k_row, v, v_at, v_row, start, width, keys, values,
+    layer_at,
+):  # fmt: skip
     """Block t: one position's keys and values, `width` each, into a layer's part of the cache."""
     t = cuda.blockIdx.x
     to = layer_at + (start[0] + t) * width
@@ -35,15 +34,15 @@ def append(
 
 
 @cuda.jit
-def advance(start: Any, count: Any) -> None:
+def advance(start, count):
     start[0] += count
 
 
 @bounded(256, 3)
 def scores(
-    q: Any, q_at: Any, q_row: Any, keys: Any, keys_at: Any, start: Any, T: Any, group: Any, H: Any, root: Any, out: Any,
-    pitch: Any,
-) -> None:  # fmt: skip
+    q, q_at, q_row, keys, keys_at, start, T, group, H, root, out,
+    pitch,
+):  # fmt: skip
     """q.k / root to out [N, T, pitch], 0 after the query. Block (keys, rows, kv head) of KEYS x QUERIES threads."""
     k_tile = cuda.shared.array(32 * 36, float32, ALIGNED)  # 36: keys of 32 a little apart, to spread over the banks
     q_tile = cuda.shared.array(8 * 32, float32, ALIGNED)
@@ -80,8 +79,8 @@ def scores(
 
 
 @cuda.jit
-def softmax(x: Any, pitch: Any, start: Any, T: Any, y: Any) -> None:
-    """Block (t, n): the largest, the sum of exponentials (down each thread's keys, lanes in a tree, warps), the ratio."""
+def softmax(x, pitch, start, T, y):
+    """Block (t, n): the largest, the sum of exponentials (over a thread's keys, over lanes, over warps), the ratio."""
     partial = cuda.shared.array(32, float32)
     t, me, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     at, query, last = (cuda.blockIdx.y * T + t) * pitch, start[0] + t, start[0] + T - 1
@@ -115,9 +114,7 @@ def softmax(x: Any, pitch: Any, start: Any, T: Any, y: Any) -> None:
 
 
 @bounded(512, 1)
-def mix(
-    probs: Any, pitch: Any, values: Any, values_at: Any, start: Any, T: Any, group: Any, H: Any, span: Any, out: Any
-) -> None:
+def mix(probs, pitch, values, values_at, start, T, group, H, span, out):
     """Sums over `span` positions of probability times value, to out [spans, T, N, H].
 
     Block (span and columns, rows, kv head) of a divisor of H, up to MIX_COLUMNS, by SLICES threads; slice i takes
@@ -155,14 +152,14 @@ def mix(
 
 
 @device
-def row_of(r: Any, rows: Any, group: Any, kv: Any, T: Any) -> Any:
+def row_of(r, rows, group, kv, T):
     """Row r's index in [N, T]; past the last row, the last's."""
     r = min(r, rows - 1)
     return (kv * group + r % group) * T + r // group
 
 
 @cuda.jit
-def gather(parts: Any, start: Any, T: Any, span: Any, size: Any, out: Any) -> None:
+def gather(parts, start, T, span, size, out):
     """The sum of each element's spans, in order; there are as many as the last position needs."""
     i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if i < size:

@@ -19,12 +19,12 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 @device
-def four(a: Any, b: Any) -> Any:
+def four(a, b):
     return float_of(a << S16), float_of(a & HIGH), float_of(b << S16), float_of(b & HIGH)
 
 
 @device
-def values(codes: Any, i: Any) -> Any:
+def values(codes, i):
     """Group i's values: eight times four."""
     a, b, c, d = load4(codes, 4 * i), load4(codes, 4 * i + 1), load4(codes, 4 * i + 2), load4(codes, 4 * i + 3)
     return (

@@ -19,12 +19,12 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 @device
-def four(a: Any, b: Any) -> Any:
+def four(a, b):
     return half(uint16(a & LOW)), half(uint16(a >> S16)), half(uint16(b & LOW)), half(uint16(b >> S16))
 
 
 @device
-def values(codes: Any, i: Any) -> Any:
+def values(codes, i):
     """Group i's values: eight times four."""
     a, b, c, d = load4(codes, 4 * i), load4(codes, 4 * i + 1), load4(codes, 4 * i + 2), load4(codes, 4 * i + 3)
     return (

@@ -17,13 +17,13 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 @device
-def four(codes: Any, i: Any) -> Any:
+def four(codes, i):
     w = load4(codes, i)
     return float_of(w[0]), float_of(w[1]), float_of(w[2]), float_of(w[3])
 
 
 @device
-def values(codes: Any, i: Any) -> Any:
+def values(codes, i):
     """Group i's values: eight times four."""
     i *= 8
     return (

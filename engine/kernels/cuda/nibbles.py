@@ -6,8 +6,6 @@ four codes in order. Upper bits lie in words of their own, so that a shift and a
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
@@ -20,8 +18,8 @@ FOUR = uint32(4)
 
 def pack_nibbles(q: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """[groups, 32] codes -> their lower four bits, uint32 [groups * 4]."""
-    q = q.reshape(-1, 4, 2, 4) & 15
-    return np.ascontiguousarray(q[:, :, 0] | q[:, :, 1] << 4).view("<u4").reshape(-1)
+    pairs = q.reshape(-1, 4, 2, 4)
+    return np.ascontiguousarray(pairs[:, :, 0] & 15 | pairs[:, :, 1] << 4).view("<u4").reshape(-1)
 
 
 def pack_upper(q: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
@@ -36,7 +34,7 @@ def pack_upper(q: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
 
 
 @device
-def nibbles(codes: Any, i: Any) -> Any:
+def nibbles(codes, i):
     """Group i's codes: eight words of four, one to a byte."""
     w = load4(codes, i)
     return (

@@ -26,7 +26,7 @@ LAY_OUT_THREADS, EMBED_THREADS = 256, 64
 
 
 @cuda.jit
-def lay_out(x: Any, x_at: Any, x_row: Any, I: Any, tiles: Any, laid: Any, sums: Any) -> None:
+def lay_out(x, x_at, x_row, I, tiles, laid, sums):
     """Block (tile, t): 1024 activations into lane order, zeros past the row's end, and the sum of each group.
 
     x: rows of I floats from x_at on, x_row apart. laid: [T, tiles, 8, 32, 4]. sums: [T, tiles, 32].
@@ -53,12 +53,12 @@ def lay_out(x: Any, x_at: Any, x_row: Any, I: Any, tiles: Any, laid: Any, sums: 
 
 
 @device
-def dot4(a: Any, b: Any, total: Any) -> Any:
+def dot4(a, b, total):
     return total + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]
 
 
 @device
-def axpy8(w: Any, a: Any, b: Any, total: Any) -> Any:
+def axpy8(w, a, b, total):
     return (
         total[0] + w * a[0],
         total[1] + w * a[1],
@@ -72,7 +72,7 @@ def axpy8(w: Any, a: Any, b: Any, total: Any) -> Any:
 
 
 @device
-def put4(to: Any, at: Any, step: Any, four: Any, scale: Any, minimum: Any) -> None:
+def put4(to, at, step, four, scale, minimum):
     """Four decoded weights, `step` apart; ggml rounds the product before it takes the minimum away."""
     to[at] = mul_rn(scale, four[0]) - minimum
     to[at + step] = mul_rn(scale, four[1]) - minimum
@@ -81,7 +81,7 @@ def put4(to: Any, at: Any, step: Any, four: Any, scale: Any, minimum: Any) -> No
 
 
 @device
-def put_first(count: Any, to: Any, at: Any, four: Any, scale: Any, minimum: Any) -> None:
+def put_first(count, to, at, four, scale, minimum):
     """The first `count` of four decoded weights, side by side: a row's end may come before its last group's."""
     if count > 0:
         to[at] = mul_rn(scale, four[0]) - minimum
@@ -94,7 +94,7 @@ def put_first(count: Any, to: Any, at: Any, four: Any, scale: Any, minimum: Any)
 
 
 @device
-def store8(y: Any, at: Any, step: Any, left: Any, total: Any) -> None:
+def store8(y, at, step, left, total):
     """A thread's 8 results of one row: tokens 0 to 3 and 32 to 35 from `at` on, of which `left` are there."""
     if left > 0:
         y[at] = total[0]
@@ -130,21 +130,21 @@ def decoder(form: ModuleType) -> Decoder:
     codes, scales_of = form.codes, form.scales
 
     @device
-    def four(word: Any) -> Any:
+    def four(word):
         return byte(word, 0) - bias, byte(word, 1) - bias, byte(word, 2) - bias, byte(word, 3) - bias
 
     @device
-    def values(words: Any, extra: Any, i: Any) -> Any:
+    def values(words, extra, i):
         c = codes(words, extra, i)
         return four(c[0]), four(c[1]), four(c[2]), four(c[3]), four(c[4]), four(c[5]), four(c[6]), four(c[7])
 
     @device
-    def scales(packed: Any, halves: Any, i: Any) -> Any:
+    def scales(packed, halves, i):
         s = scales_of(packed, halves, i)
         return s if has_minimum else (s[0], s[1], float32(0))
 
     @device
-    def dot(words: Any, extra: Any, packed: Any, halves: Any, i: Any, x: Any, total: Any) -> Any:
+    def dot(words, extra, packed, halves, i, x, total):
         v, s = values(words, extra, i), scales_of(packed, halves, i)
         first = dot4(v[3], x[3], dot4(v[2], x[2], dot4(v[1], x[1], dot4(v[0], x[0], float32(0)))))
         last = dot4(v[7], x[7], dot4(v[6], x[6], dot4(v[5], x[5], dot4(v[4], x[4], float32(0)))))
@@ -160,15 +160,15 @@ def _plain(form: ModuleType) -> Decoder:
     values_of = form.values
 
     @device
-    def values(words: Any, extra: Any, i: Any) -> Any:
+    def values(words, extra, i):
         return values_of(words, i)
 
     @device
-    def scales(packed: Any, halves: Any, i: Any) -> Any:
+    def scales(packed, halves, i):
         return float32(1), float32(1), float32(0)
 
     @device
-    def dot(words: Any, extra: Any, packed: Any, halves: Any, i: Any, x: Any, total: Any) -> Any:
+    def dot(words, extra, packed, halves, i, x, total):
         v = values_of(words, i)
         first = dot4(v[3], x[3], dot4(v[2], x[2], dot4(v[1], x[1], dot4(v[0], x[0], float32(0)))))
         return dot4(v[7], x[7], dot4(v[6], x[6], dot4(v[5], x[5], dot4(v[4], x[4], first))))
@@ -189,9 +189,9 @@ def products(form: ModuleType) -> Products:
 
     @bounded(128, 4)
     def vector(
-        x: Any, sums: Any, codes: Any, extra: Any, packed: Any, halves: Any, y: Any, y_at: Any, y_row: Any,
-        O: Any, G: Any, shift: Any,
-    ) -> None:  # fmt: skip
+        x, sums, codes, extra, packed, halves, y, y_at, y_row,
+        O, G, shift,
+    ):  # fmt: skip
         """Rows of y from y_at on, y_row apart: y[t, o] = sum_i w[o, i] x[t, i]. Block (rows, t) of VECTOR_THREADS."""
         partial = cuda.shared.array(16, float32)
         lane, warp, t = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
@@ -231,9 +231,9 @@ def products(form: ModuleType) -> Products:
 
     @bounded(128, 4)
     def matrix(
-        x: Any, x_at: Any, x_row: Any, I: Any, codes: Any, extra: Any, packed: Any, halves: Any, y: Any, y_at: Any,
-        y_row: Any, O: Any, G: Any, T: Any,
-    ) -> None:  # fmt: skip
+        x, x_at, x_row, I, codes, extra, packed, halves, y, y_at,
+        y_row, O, G, T,
+    ):  # fmt: skip
         """As `vector`, of x as it is, for many tokens. Block (rows, tokens) of MATRIX_THREADS."""
         w_tile = cuda.shared.array(32 * 128, float32, ALIGNED)
         x_tile = cuda.shared.array(32 * 68, float32, ALIGNED)  # 68: rows of 64 a little apart, to spread over the banks
@@ -290,7 +290,7 @@ def products(form: ModuleType) -> Products:
             store8(y, at + 67, y_row, left, h)
 
     @cuda.jit
-    def embed(tokens: Any, codes: Any, extra: Any, packed: Any, halves: Any, y: Any, D: Any, G: Any) -> None:
+    def embed(tokens, codes, extra, packed, halves, y, D, G):
         """Row tokens[t], decoded bit for bit, to row t of y [T, D]. A thread a group; block (groups, t)."""
         group, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
         if group < G:

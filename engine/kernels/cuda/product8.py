@@ -21,8 +21,8 @@ MATRIX_THREADS = (32, 8)
 
 @cuda.jit
 def quantise(
-    x: Any, x_at: Any, x_row: Any, I: Any, tiles: Any, width: Any, words: Any, steps: Any, sums: Any
-) -> None:  # fmt: skip
+    x, x_at, x_row, I, tiles, width, words, steps, sums
+):  # fmt: skip
     """Block (256 values, t): the bytes in lane order, each group's step, and the sums of its two 16s.
 
     width 32: Q8_0 by ggml's rule for activations (quant/q8_0.py), width 256: Q8_K (quant/q8_k.py). words: uint32
@@ -80,13 +80,13 @@ def quantise(
 
 
 @device
-def finite(x: Any) -> Any:
+def finite(x):
     """x, or 0 for an infinity."""
-    return x if abs(x) <= float32(3.4028235e38) else (float32(0) if x == x else x)
+    return float32(0) if abs(x) > float32(3.4028235e38) else x
 
 
 @device
-def dots8(w: Any, a: Any, b: Any, total: Any) -> Any:
+def dots8(w, a, b, total):
     return (
         dp4a(w, a[0], total[0]),
         dp4a(w, a[1], total[1]),
@@ -100,7 +100,7 @@ def dots8(w: Any, a: Any, b: Any, total: Any) -> Any:
 
 
 @device
-def scaled8(s: Any, step: Any, dots: Any, total: Any) -> Any:
+def scaled8(s, step, dots, total):
     """A row's eight sums so far plus those of a group's half, scaled."""
     return (
         total[0] + s * step[0] * float32(dots[0]),
@@ -125,7 +125,7 @@ def products8(form: ModuleType) -> Products8:
     codes_of, scales_of, offset, has_minimum = form.codes, form.scales, int32(form.OFFSET), form.MINIMUM
 
     @device
-    def dot(words: Any, extra: Any, packed: Any, halves: Any, i: Any, a: Any, b: Any, low: Any, high: Any) -> Any:
+    def dot(words, extra, packed, halves, i, a, b, low, high):
         c, s = codes_of(words, extra, i), scales_of(packed, halves, i)
         first = dp4a(c[3], a[3], dp4a(c[2], a[2], dp4a(c[1], a[1], dp4a(c[0], a[0], -offset * low))))
         last = dp4a(c[7], b[3], dp4a(c[6], b[2], dp4a(c[5], b[1], dp4a(c[4], b[0], -offset * high))))
@@ -136,9 +136,9 @@ def products8(form: ModuleType) -> Products8:
 
     @bounded(128, 4)
     def vector(
-        x: Any, steps: Any, sums: Any, codes: Any, extra: Any, packed: Any, halves: Any, y: Any, y_at: Any, y_row: Any,
-        O: Any, G: Any, shift: Any,
-    ) -> None:  # fmt: skip
+        x, steps, sums, codes, extra, packed, halves, y, y_at, y_row,
+        O, G, shift,
+    ):  # fmt: skip
         """Rows of y from y_at on, y_row apart: y[t, o] = sum_i w[o, i] x[t, i]. Block (rows, t) of VECTOR_THREADS."""
         partial = cuda.shared.array(16, float32)
         lane, warp, t = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
@@ -168,7 +168,7 @@ def products8(form: ModuleType) -> Products8:
             y[y_at + t * y_row + o + lane] = total
 
     @device
-    def half_group(w_tile: Any, x_tile: Any, k: Any, tx: Any, ty: Any, sums: Any) -> Any:
+    def half_group(w_tile, x_tile, k, tx, ty, sums):
         """Sums over 16 values for 4 rows by 8 tokens, from minus the offset times the tokens' sums on."""
         p, q = shared4(sums, 2 * ty), shared4(sums, 2 * ty + 1)
         a = (
@@ -190,9 +190,9 @@ def products8(form: ModuleType) -> Products8:
 
     @bounded(256, 1)
     def matrix(
-        x: Any, steps: Any, sums: Any, codes: Any, extra: Any, packed: Any, halves: Any, y: Any, y_at: Any, y_row: Any,
-        O: Any, G: Any, T: Any,
-    ) -> None:  # fmt: skip
+        x, steps, sums, codes, extra, packed, halves, y, y_at, y_row,
+        O, G, T,
+    ):  # fmt: skip
         """As `vector`, for many tokens: a thread 4 rows by 8 tokens. Block (rows, tokens) of MATRIX_THREADS."""
         w_tile = cuda.shared.array(8 * 128, uint32, ALIGNED)
         w_first = cuda.shared.array(128, float32, ALIGNED)
@@ -268,7 +268,7 @@ def products8(form: ModuleType) -> Products8:
 
 
 @device
-def store8(y: Any, at: Any, step: Any, left: Any, total: Any) -> None:
+def store8(y, at, step, left, total):
     """A thread's 8 results of one row: tokens 0 to 7 from `at` on, of which `left` are there."""
     if left > 0:
         y[at] = total[0]

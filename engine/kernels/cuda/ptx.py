@@ -12,7 +12,9 @@ import numpy as np
 from llvmlite import ir
 from numba import config, cuda, float32, int32, types, uint16, uint32
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+from .card import require_package
+
+SIMULATED = bool(config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 ALIGNED = None if SIMULATED else 16  # of shared arrays that shared4 reads; the simulator takes no alignment
 
 # A byte b in the low end of these bits is the float 2^23 + b.
@@ -54,9 +56,8 @@ if SIMULATED:
 
     def dp4a(codes: Any, values: Any, total: Any) -> Any:
         """total + the sum of products of four unsigned bytes and four signed ones."""
-        u = np.uint32(codes).reshape(1).view(np.uint8).astype(np.int32)
-        s = np.uint32(values).reshape(1).view(np.int8).astype(np.int32)
-        return np.int32(total + int(u @ s))
+        u, s = int(codes).to_bytes(4, "little"), int(values).to_bytes(4, "little")
+        return np.int32(int(total) + sum(a * ((b ^ 128) - 128) for a, b in zip(u, s, strict=True)))
 
     def mul_rn(x: Any, y: Any) -> Any:
         """x y, rounded by itself."""
@@ -80,12 +81,14 @@ if SIMULATED:
     warp_sum, warp_max = _butterfly(lambda x, y: x + y), _butterfly(max)
 
 else:
+    require_package()
+
     from numba.cuda.extending import intrinsic
 
-    device = cuda.jit(device=True, forceinline=True)
+    device = cuda.jit(device=True, forceinline=True)  # type: ignore[call-arg]
 
     def bounded(threads: int, blocks: int) -> Any:
-        return cuda.jit(launch_bounds=(threads, blocks))
+        return cuda.jit(launch_bounds=(threads, blocks))  # type: ignore[call-arg]
 
     GLOBAL, SHARED = 1, 3
 

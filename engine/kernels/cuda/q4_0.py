@@ -21,11 +21,11 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 @device
-def codes(codes: Any, extra: Any, i: Any) -> Any:
+def codes(codes, extra, i):
     return nibbles(codes, i)
 
 
 @device
-def scales(scales: Any, halves: Any, i: Any) -> Any:
+def scales(scales, halves, i):
     d = half(halves[i])
     return d, d, d

@@ -34,12 +34,12 @@ def pack_halves(b: NDArray[np.void]) -> NDArray[np.uint16]:
 
 
 @device
-def codes(codes: Any, extra: Any, i: Any) -> Any:
+def codes(codes, extra, i):
     return nibbles(codes, i)
 
 
 @device
-def scales(scales: Any, halves: Any, i: Any) -> Any:
+def scales(scales, halves, i):
     both, block = scales[i], 2 * (i >> 3)
     s = half(halves[block]) * float32(both & 255)
     return s, s, half(halves[block + 1]) * float32(both >> 8)

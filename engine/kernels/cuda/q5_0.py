@@ -25,12 +25,12 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 @device
-def codes(codes: Any, extra: Any, i: Any) -> Any:
+def codes(codes, extra, i):
     return with_fifth(nibbles(codes, i), extra[i])
 
 
 @device
-def with_fifth(q: Any, e: Any) -> Any:
+def with_fifth(q, e):
     """Eight words of nibbles, and bit j of each byte of e on top of the nibble of word j."""
     return (
         q[0] | ((e << S4) & FIFTH),
@@ -45,6 +45,6 @@ def with_fifth(q: Any, e: Any) -> Any:
 
 
 @device
-def scales(scales: Any, halves: Any, i: Any) -> Any:
+def scales(scales, halves, i):
     d = half(halves[i])
     return d, d, d

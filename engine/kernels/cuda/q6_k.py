@@ -24,17 +24,17 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     ql = b["ql"].reshape(-1, 2, 64)
     q = np.stack((ql & 15, ql >> 4), axis=2).reshape(-1, 2, 4, 32)
     q |= (b["qh"].reshape(-1, 2, 1, 32) >> q6_k.SHIFTS & 3) << 4
-    q = q.reshape(-1, 32)
+    groups = q.reshape(-1, 32)
     return {
-        "codes": pack_nibbles(q),
-        "extra": pack_upper(q, 2),
+        "codes": pack_nibbles(groups),
+        "extra": pack_upper(groups, 2),
         "scales": np.ascontiguousarray(b["scales"]).view("<u2").reshape(-1),
         "halves": np.ascontiguousarray(b["d"]).view(np.uint16),
     }
 
 
 @device
-def codes(codes: Any, extra: Any, i: Any) -> Any:
+def codes(codes, extra, i):
     q, a, b = nibbles(codes, i), extra[2 * i], extra[2 * i + 1]
     return (
         q[0] | ((a << S4) & UPPER),
@@ -49,7 +49,7 @@ def codes(codes: Any, extra: Any, i: Any) -> Any:
 
 
 @device
-def scales(scales: Any, halves: Any, i: Any) -> Any:
+def scales(scales, halves, i):
     both, d = int32(scales[i]), half(halves[i >> 3])
     first, second = ((both & 255) ^ 128) - 128, ((both >> 8) ^ 128) - 128
     return d * float32(first), d * float32(second), d

@@ -20,12 +20,12 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 @device
-def codes(codes: Any, extra: Any, i: Any) -> Any:
+def codes(codes, extra, i):
     a, b = load4(codes, 2 * i), load4(codes, 2 * i + 1)
     return a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]
 
 
 @device
-def scales(scales: Any, halves: Any, i: Any) -> Any:
+def scales(scales, halves, i):
     d = half(halves[i])
     return d, d, d

@@ -25,7 +25,8 @@ class Recorded:
     def __init__(self, step: Callable[[Any], Rows], cache: KVCache) -> None:
         self.step, self.cache, self.arena = step, cache, Arena()
         self.token = cuda.to_device(np.zeros(1, np.int32))
-        self.warm, self.graph, self.logits_V = False, None, None
+        self.warm, self.graph = False, None  # type: bool, Any
+        self.logits_V: Rows | None = None
 
     def __call__(self, token_T: NDArray[np.integer[Any]]) -> Rows:
         self.cache.positions(1)

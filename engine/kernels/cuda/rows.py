@@ -6,7 +6,6 @@ A row array is (data, at, row): elements of row t from at + t row on. Results ar
 from __future__ import annotations
 
 from math import exp, sqrt
-from typing import Any
 
 from numba import cuda, float32, float64, uint32
 
@@ -16,7 +15,7 @@ NORM_THREADS, THREADS = 1024, 256
 
 
 @bounded(1024, 1)
-def rms_norm(x: Any, x_at: Any, x_row: Any, gain: Any, eps: Any, D: Any, y: Any) -> None:
+def rms_norm(x, x_at, x_row, gain, eps, D, y):
     """Block t: sums of squares down each thread's columns, then over lanes in a tree, then over the warps'."""
     partial = cuda.shared.array(32, float32)
     t, me = cuda.blockIdx.x, cuda.threadIdx.x
@@ -37,7 +36,7 @@ def rms_norm(x: Any, x_at: Any, x_row: Any, gain: Any, eps: Any, D: Any, y: Any)
 
 
 @cuda.jit
-def add(x: Any, x_at: Any, x_row: Any, y: Any, y_at: Any, y_row: Any, D: Any, z: Any) -> None:
+def add(x, x_at, x_row, y, y_at, y_row, D, z):
     """x + y, block (columns, t); y_row 0 gives every row the same y."""
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
@@ -45,14 +44,14 @@ def add(x: Any, x_at: Any, x_row: Any, y: Any, y_at: Any, y_row: Any, D: Any, z:
 
 
 @cuda.jit
-def mul(x: Any, x_at: Any, x_row: Any, y: Any, y_at: Any, y_row: Any, D: Any, z: Any) -> None:
+def mul(x, x_at, x_row, y, y_at, y_row, D, z):
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
         z[t * D + i] = x[x_at + t * x_row + i] * y[y_at + t * y_row + i]
 
 
 @cuda.jit
-def silu(x: Any, x_at: Any, x_row: Any, D: Any, y: Any) -> None:
+def silu(x, x_at, x_row, D, y):
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
         v = x[x_at + t * x_row + i]
@@ -60,7 +59,7 @@ def silu(x: Any, x_at: Any, x_row: Any, D: Any, y: Any) -> None:
 
 
 @cuda.jit
-def narrow(x: Any, x_at: Any, x_row: Any, D: Any, brain: Any, y: Any) -> None:
+def narrow(x, x_at, x_row, D, brain, y):
     """x rounded to half precision, or to bfloat16 if `brain`, ties to even: ggml's activations for such weights."""
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
@@ -68,7 +67,7 @@ def narrow(x: Any, x_at: Any, x_row: Any, D: Any, brain: Any, y: Any) -> None:
         if brain:
             bits = bits_of(v)
             bits = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) & uint32(0xFFFF0000)
-            y[t * D + i] = float_of(bits) if v == v else v
+            y[t * D + i] = float_of(bits) if v == v else v  # noqa: PLR0124 (a NaN stays what it is)
         else:
             y[t * D + i] = to_half(v)
 
@@ -79,7 +78,7 @@ WHOLE = 6755399441055744.0  # 1.5 x 2^52: adding it and taking it away rounds to
 
 
 @device
-def cos_sin(angle: Any) -> Any:
+def cos_sin(angle):
     """Cosine and sine of a double up to 2^20 or so, well under a float32's rounding off.
 
     Whole quarter turns are taken off in two fused steps (Cody and Waite 1980), then Taylor. libdevice's own functions
@@ -103,7 +102,7 @@ def cos_sin(angle: Any) -> Any:
 
 
 @cuda.jit
-def rope(x: Any, x_at: Any, x_row: Any, start: Any, inv_freq: Any, N: Any, h: Any, y: Any) -> None:
+def rope(x, x_at, x_row, start, inv_freq, N, h, y):
     """Block t: a thread turns pair j of every head by the float32 angle of position start[0] + t."""
     t = cuda.blockIdx.x
     x_at += t * x_row
