@@ -13,12 +13,13 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numba import cuda
+from numba import config, cuda
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ....quant.errors import BadInput
 
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]  # a decode step's small grids are as they should be
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 

@@ -65,7 +65,7 @@ if SIMULATED:
 
     def _butterfly(combine: Any) -> Any:
         @cuda.jit(device=True)
-        def reduce(x: Any) -> Any:
+        def reduce(x):
             lanes = cuda.shared.array(1024, float32)
             me = cuda.threadIdx.x + cuda.blockDim.x * (cuda.threadIdx.y + cuda.blockDim.y * cuda.threadIdx.z)
             for step in (16, 8, 4, 2, 1):

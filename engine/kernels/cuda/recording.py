@@ -25,7 +25,8 @@ class Recorded:
     def __init__(self, step: Callable[[Any], Rows], cache: KVCache) -> None:
         self.step, self.cache, self.arena = step, cache, Arena()
         self.token = cuda.to_device(np.zeros(1, np.int32))
-        self.warm, self.graph = False, None  # type: bool, Any
+        self.warm = False
+        self.graph: Callable[[], None] | None = None
         self.logits_V: Rows | None = None
 
     def __call__(self, token_T: NDArray[np.integer[Any]]) -> Rows:
@@ -33,40 +34,39 @@ class Recorded:
         self.token.copy_to_device(np.asarray(token_T, np.int32))
         if self.graph is None and (SIMULATED or not self.warm):
             self.logits_V, self.warm = None, True
-            self.logits_V = self._run(0)
+            self._run(0)
         else:
             if self.graph is None:
-                self.logits_V = None
-                self.graph = self._record()
+                self.logits_V = None  # its memory is the recording's too
+                self.graph = graph_of(self._run)
             else:
                 self.cache.length += 1
-            self.graph.launch(_default_stream())
+            self.graph()
         assert self.logits_V is not None
         return self.logits_V
 
-    def _run(self, stream: Any) -> Rows:
+    def _run(self, stream: Any) -> None:
         self.cache.roomy = True
         try:
             with elsewhere(self.arena, stream):
-                return self.step(self.token)
+                self.logits_V = self.step(self.token)
         finally:
             self.cache.roomy = False
 
-    def _record(self) -> Any:
-        """The step's launches as a graph: nothing of it runs yet. No memory may come or go meanwhile."""
-        from cuda.core import Device
 
-        device = Device(cuda.get_current_device().id)
-        device.set_current()
-        builder = device.create_graph_builder()
-        with cuda.defer_cleanup():
-            builder.begin_building(mode="relaxed")
-            self.logits_V = self._run(builder)
-            return builder.end_building().complete()
+def graph_of(work: Callable[[Any], Any]) -> Callable[[], None]:
+    """What `work` launches, on the stream that it is given, as one launch. Nothing of it runs yet.
 
+    It must not touch memory from the host, and every kernel must have been compiled before.
+    """
+    from cuda.core import Device, Stream
 
-def _default_stream() -> Any:
-    """The stream that launches and copies are on which name none."""
-    from cuda.core import Stream
-
-    return Stream.from_handle(0)
+    device = Device(cuda.get_current_device().id)
+    device.set_current()
+    builder = device.create_graph_builder()
+    with cuda.defer_cleanup():
+        builder.begin_building(mode="relaxed")
+        work(builder)
+        graph = builder.end_building().complete()
+    stream = Stream.from_handle(0)  # where launches and copies go that name no stream
+    return lambda: graph.launch(stream)
