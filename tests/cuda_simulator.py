@@ -12,7 +12,7 @@ from numba import config
 
 from qwenref.engine.forward import forward
 from qwenref.engine.generate import generate
-from qwenref.engine.kernels.cuda import attention, memory, packed
+from qwenref.engine.kernels.cuda import attention, memory, packed, recording
 from qwenref.engine.kernels.cuda import cache as cache_module
 from qwenref.engine.kernels.cuda import product8 as p8
 from qwenref.engine.weights import Weights
@@ -214,6 +214,38 @@ def test_traced_untraced_and_recorded_are_the_same_bits(precision: str) -> None:
         logits.append(np.array(made))
     assert np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
     assert np.array_equal(logits[0].view(np.uint32), logits[2].view(np.uint32))
+
+
+def test_a_recorded_step_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third step on only repeats the second's launches, arguments and all: what moves must lie on the card.
+
+    A graph that is played from a list of launches stands in for CUDA's, which the simulator has not.
+    """
+
+    def graph_of(work: Any) -> Any:
+        launches: list[Any] = []
+        with pytest.MonkeyPatch.context() as capturing:
+            for module in (CUDA, cache_module):
+                capturing.setattr(module, "launch", lambda *launch: launches.append(launch))
+            work("the stream that is captured")
+        assert launches
+        return lambda: [memory.launch(*launch) for launch in launches]
+
+    monkeypatch.setattr(recording, "SIMULATED", False)
+    monkeypatch.setattr(recording, "graph_of", graph_of)
+    w = CUDA.prepare(tiny_weights(vocab=40, layers=1), "f32")
+    plain, recorded = (CUDA.new_cache(w.config, 9, "f32") for _ in range(2))
+    for cache in (plain, recorded):
+        forward(ids(3), w, cache, CUDA, SILENT)
+    step = CUDA.record(lambda token: forward(token, w, recorded, CUDA, SILENT), recorded)
+    for i in range(5):
+        want = CUDA.to_host(forward(ids(1, seed=i), w, plain, CUDA, SILENT))
+        assert np.array_equal(CUDA.to_host(step(ids(1, seed=i))).view(np.uint32), want.view(np.uint32)), f"step {i}"
+        assert recorded.length == plain.length
+    ordinary = CUDA.to_host(forward(ids(1), w, recorded, CUDA, SILENT))  # and the cache is good for launches one by one
+    assert np.array_equal(ordinary, CUDA.to_host(forward(ids(1), w, plain, CUDA, SILENT)))
+    with pytest.raises(BadInput, match="10 positions do not fit a cache of 9"):
+        step(ids(1))
 
 
 def test_chunks_of_a_prompt_are_the_same_bits() -> None:

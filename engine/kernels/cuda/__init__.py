@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from ....quant.tensor import QTensor
 from ...config import Config
 from ...weights import Layer, Weights
-from . import attention, rows
+from . import attention, rows, signatures
 from . import product as p32
 from . import product8 as p8
 from .cache import KVCache, Positions, Side
 from .card import require_card
 from .memory import Buffer, Rows, launch, require_room
-from .packed import Packed, pack, packed_bytes, vector
+from .packed import Packed, form_of, pack, packed_bytes, vector
+from .ptx import SIMULATED
 from .recording import Recorded
 
 PRECISIONS = ("f32", "int8")
@@ -47,16 +48,31 @@ class Matrix:
 # ---- weights and cache
 
 
-def cold() -> bool:
-    """Always: numba-cuda's cache on disk does not hold kernels that were made for a format."""
-    return True
+def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
+    """Compiles for the card what the weights of a file will need, anew in each process: a second or so a kernel.
+
+    Raises BadInput without a usable card, or for a format that the precision cannot have.
+    """
+    require_card()
+    if SIMULATED:
+        return
+    forms = {form_of(t, precision)[0] for t in (*_matrices(w), w.embed)}
+    needed = [k for form in forms for k in signatures.products(form.__name__, form, (precision,))]
+    needed += list(signatures.others())
+    for done, (_, kernel, types) in enumerate(needed):
+        progress(done, len(needed))
+        kernel.compile(types)
+
+
+def _matrices(w: Weights) -> list[QTensor]:
+    """The matrices of products, the head among them."""
+    return [t for v in w.layers for t in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
 
 
 def prepare(w: Weights, precision: str) -> Weights:
     """Everything uploaded once. Raises BadInput without a usable card, or if its memory is too small."""
     require_card()
-    matrices = [t for v in w.layers for t in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)]
-    matrices += [w.embed] + ([] if _same(w.embed, w.lm_head) else [w.lm_head])
+    matrices = _matrices(w) + ([] if _same(w.embed, w.lm_head) else [w.embed])
     need = sum(packed_bytes(t, precision) for t in matrices)
     require_room(need, "the model", "take a smaller model or format, or --backend cpu")
 

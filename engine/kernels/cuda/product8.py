@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32, int32, uint32
 
-from .ptx import ALIGNED, bits_of, bounded, device, dp4a, load4, shared4, to_half, warp_sum
+from .ptx import ALIGNED, bits_of, bounded, device, dp4a, load4, mul_rn, shared4, to_half, warp_sum
 
 WHOLE = float32(12582912.0)  # 1.5 x 2^23: a float of this size has no room for a fraction, so adding it rounds to even
 BYTE, B8, B16, B24 = uint32(255), uint32(8), uint32(16), uint32(24)
@@ -51,11 +51,11 @@ def quantise(
     if width == 32:
         extreme = abs(extreme)
         factor, step = finite(float32(127) / extreme), to_half(extreme / float32(127))
-        whole = v * factor + WHOLE
+        whole = mul_rn(v, factor) + WHOLE
     else:
         factor = finite(float32(-127) / extreme)
         step = finite(float32(1) / factor)
-        whole = min(v * factor + WHOLE, WHOLE + float32(127))
+        whole = min(mul_rn(v, factor) + WHOLE, WHOLE + float32(127))
     code = int32(bits_of(whole) & BYTE)
     codes[me] = code
     cuda.syncthreads()
