@@ -281,3 +281,22 @@ def test_a_full_cache_is_refused() -> None:
     forward(ids(3), w, cache, CUDA, SILENT)
     with pytest.raises(BadInput, match="4 positions do not fit a cache of 3"):
         CUDA.record(lambda token: forward(token, w, cache, CUDA, SILENT), cache)(ids(1))
+
+
+def test_make_gpu_finds_parity_and_its_absence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The script's own model file and comparison, on a model in small; and one wrong element of one stage is found."""
+    from argparse import Namespace
+
+    from qwenref.tools import gpu, random_model
+
+    monkeypatch.setitem(random_model.SHAPES, "7B", (1, 256, 4, 2, 64, 256, 40, False))
+    random_model.write_model(tmp_path / "m.gguf", "7B", None)
+    args = Namespace(prompt=5, steps=1, against="reference")
+    tables: gpu.Tables = {}
+    wrong: list[str] = []
+    gpu.parity(CUDA, "7B", tmp_path / "m.gguf", args, tables, wrong)
+    assert wrong == [] and tables["parity"][0][-3:] == ["2/2", "yes", "met"]
+    args.steps, whole = 0, CUDA.silu
+    monkeypatch.setattr(CUDA, "silu", lambda x: CUDA.mul(whole(x), whole(x)))
+    gpu.parity(CUDA, "7B", tmp_path / "m.gguf", args, tables, wrong)
+    assert len(wrong) == 1 and "ffn_" in wrong[0]

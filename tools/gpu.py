@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}, a comma list")
     parser.add_argument("--layers", type=int, help="layers of the 7B's shape in parity and verify (default: all 28)")
     parser.add_argument("--steps", type=int, default=32, help="decode steps of parity (default: 32)")
+    parser.add_argument("--prompt", type=int, default=24, help="tokens of parity's prompt (default: 24)")
     parser.add_argument("--against", default="cpu", choices=("cpu", "reference"), help="parity with this backend")
     args = parser.parse_args()
     tables: Tables = {}
@@ -285,7 +286,7 @@ def parity(k: Any, name: str, path: Path, args: argparse.Namespace, tables: Tabl
     _, w = open_weights(str(path))
     other = backend(args.against)
     mine, theirs = k.prepare(w, "f32"), other.prepare(w, "f32")
-    prompt = np.random.default_rng(1).integers(0, w.config.vocab_size, 24).astype(np.int32)
+    prompt = np.random.default_rng(1).integers(0, w.config.vocab_size, args.prompt).astype(np.int32)
     room = len(prompt) + args.steps
     caches = k.new_cache(w.config, room, "f32"), other.new_cache(w.config, room, "f32")
     recorded = k.new_cache(w.config, room, "f32")
