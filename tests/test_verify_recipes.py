@@ -305,7 +305,7 @@ def test_the_reference_operand_is_the_quantisers_own(fmt: str, f: ModuleType) ->
 
 
 def test_vector_quantisers_part_from_the_reference_at_ties_only() -> None:
-    """x86 multiplies by 127/amax and rounds ties to even; a tie is a value that is half a step: 0.5, 1.5, 2.5 of 127."""
+    """x86 multiplies by 127/amax and rounds ties to even; a tie is half a step: 0.5, 1.5, 2.5 of 127."""
     x = np.zeros((1, 32), f32)
     x[0, :5] = [127, 0.5, 1.5, 2.5, -2.5]
     away, _ = operand(recipe("reference"), x.astype(np.float64), "Q8_0")
