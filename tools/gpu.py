@@ -1,7 +1,7 @@
 """make gpu: what only a card can show. Parity with the CPU and throughput, of synthetic models of real shapes.
 
 Nothing is fetched: the models are random blocks written as GGUF files. Results are printed as they come, and last the
-tables of docs/gpu.md. Exit status 1: something differs. `--sections` and `--layers` fit a run into a short loan.
+tables of docs/gpu.md. Exit status 1: something differs. `--sections` and `--layers` fit a run into a few minutes.
 """
 
 from __future__ import annotations
