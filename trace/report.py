@@ -49,7 +49,8 @@ def sentence(v: Verification) -> str:
     if first.hypotheses:
         guess = f": {first.hypotheses[0]['sentence']}"
     elif blocks:
-        guess = f": {block_words(blocks[0]).removeprefix('weights: ')} differs from the model's"
+        spots = ", ".join(f"row {b['row']} of {b['matrix']}{_surely(b)}" for b in blocks)
+        guess = f": {spots} {'is' if len(blocks) == 1 else 'are'} not the model's"
     many = f"{bad} of {judged} stages are not explained; the worst is" if bad > 1 else "One stage is not explained:"
     return f"{many} {named(first)}{guess}{tail}."
 
@@ -125,6 +126,10 @@ def place_of(where: dict[str, Any]) -> list[str]:
                 parts.append(f"{n} of {of} {axis} ({', '.join(map(str, which))}{', ...' if n > len(which) else ''})")
     lines = ["where: " + ", ".join(parts)] if parts else []
     return lines + [block_words(b) for b in where.get("blocks", ())]
+
+
+def _surely(b: dict[str, Any]) -> str:
+    return f", block {b['block']}," if b["confidence"] >= SURE else ""
 
 
 def block_words(b: dict[str, Any]) -> str:

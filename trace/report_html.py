@@ -11,7 +11,7 @@ from .report import by_size, engine_words, named, number, plural, sections, sent
 from .stages import STAGES
 from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
-CELL, GAP, LEFT, TOP = 17, 2, 34, 104  # of the heat map, in its own units
+CELL, GAP, LEFT, TOP = 17, 2, 34, 88  # of the heat map, in its own units
 LEGEND = (
     (EXACT, "bit-equal"),
     (REPRODUCED, "reproduced to rounding"),
