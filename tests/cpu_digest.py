@@ -1,6 +1,6 @@
 """Prints one JSON line: a digest of every stage of a small model on the CPU backend of this process, per precision.
 
-test_cpu_paths.py runs it under other instruction sets and thread counts; run by hand, it says what this machine computes.
+test_cpu_paths.py runs it under other instruction sets and thread counts; by hand, it says what this machine computes.
 """
 
 from __future__ import annotations

@@ -44,6 +44,13 @@ def whole(x):
     return as_i32(x + splat_f32(ROUND)) - splat_i32(0x4B400000)
 
 
+@helper
+def ratio(a, b):
+    """a / b, and 0 where that is infinite (quant/fit.py)."""
+    quotient = np.float32(a) / b
+    return np.float32(0) if abs(quotient) == np.float32(np.inf) else quotient
+
+
 def _q8_0(first, last, x, stride, T, K, tile, out, out_size):
     """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros."""
     for i in range(first, last):
@@ -55,7 +62,7 @@ def _q8_0(first, last, x, stride, T, K, tile, out, out_size):
             for k in range(0, K, LANES):
                 v = splat_f32(np.float32(0)) if i * tile + t >= T else load_f32(row + 4 * k)
                 extreme = maximum(absolute(v))
-                inverse = np.float32(127) / extreme if extreme > 0 else np.float32(0)
+                inverse = ratio(127, extreme)
                 set_f32(step + (k // 32 * tile + t) * 4, half_rounded(extreme / np.float32(127)))
                 n = whole(v * splat_f32(inverse))
                 store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
@@ -87,10 +94,10 @@ def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
             row = x + (i * tile + t) * stride
             for b in range(0, K, 256):
                 extreme = np.float32(0) if i * tile + t >= T else signed_extreme(row + 4 * b)
-                inverse = np.float32(-127) / extreme if extreme != 0 else np.float32(0)
-                set_f32(step + (b // 256 * tile + t) * 4, np.float32(1) / inverse if inverse != 0 else np.float32(0))
+                inverse = ratio(-127, extreme)
+                set_f32(step + (b // 256 * tile + t) * 4, ratio(1, inverse))
                 for k in range(b, b + 256, LANES):
-                    v = splat_f32(np.float32(0)) if extreme == 0 else load_f32(row + 4 * k) * splat_f32(inverse)
+                    v = splat_f32(np.float32(0)) if i * tile + t >= T else load_f32(row + 4 * k) * splat_f32(inverse)
                     v = where_less(splat_f32(np.float32(127)), v, splat_f32(np.float32(127)), v)
                     n = whole(v)
                     store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
