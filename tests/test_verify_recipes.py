@@ -15,7 +15,8 @@ from qwenref.quant.tensor import QTensor
 from qwenref.trace import recipes_stages as stages
 from qwenref.trace.recipes import FLOAT32_RECIPE, OPERANDS, RECIPES, Recipe
 from qwenref.trace.recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Float, Span, plus, times
-from qwenref.trace.recipes_products import SIGMAS, Matrix, operand, product, summation
+from qwenref.trace.recipes_matrix import Matrix
+from qwenref.trace.recipes_products import SIGMAS, operand, product, summation
 from qwenref.trace.recipes_rope import Exact, Product, Repeated, fitted, rotations
 from qwenref.trace.verify_fit import compare
 
@@ -119,7 +120,7 @@ def test_float32_sums_in_any_order_stay_inside_and_use_a_fair_part(K: int) -> No
     x, w = rng.standard_normal((2000, K)).astype(f32), rng.standard_normal((2000, K)).astype(f32)
     x[:, 7] *= 300  # the massive channel that Qwen2 has
     exact = (x.astype(np.float64) * w).sum(1)
-    allowed = summation(K, exact, np.square(x.astype(np.float64) * w).sum(1))
+    allowed = summation(K, np.square(exact), np.square(x.astype(np.float64) * w).sum(1))
     worst = 0.0
     for order in (np.arange(K), rng.permutation(K)):
         total = np.zeros(2000, f32)
@@ -162,12 +163,12 @@ def test_a_product_in_float32_lies_in_its_span(seed: int, fmt: str) -> None:
 
 
 def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qwenref.trace import recipes_products
+    from qwenref.trace import recipes_matrix
 
     q = tiny_tensor("w", "Q8_0", (50, 64), std=1.0, mean=0.0, rng=RNG(0))
     x = Span.point(RNG(1).standard_normal((3, 64)))
     whole = product(FLOAT32_RECIPE, x, Matrix(q))
-    monkeypatch.setattr(recipes_products, "SLAB", 64 * 7)
+    monkeypatch.setattr(recipes_matrix, "SLAB", 64 * 7)
     sliced = product(FLOAT32_RECIPE, x, Matrix(q))
     np.testing.assert_allclose(whole.mid, sliced.mid, rtol=1e-14)
     np.testing.assert_allclose(whole.hi, sliced.hi, rtol=1e-14)
@@ -305,7 +306,7 @@ def test_the_reference_operand_is_the_quantisers_own(fmt: str, f: ModuleType) ->
 
 
 def test_vector_quantisers_part_from_the_reference_at_ties_only() -> None:
-    """x86 multiplies by 127/amax and rounds ties to even; a tie is half a step: 0.5, 1.5, 2.5 of 127."""
+    """x86 and arm round ties to even; a tie is a value that is half a step: 0.5, 1.5, 2.5 of 127."""
     x = np.zeros((1, 32), f32)
     x[0, :5] = [127, 0.5, 1.5, 2.5, -2.5]
     away, _ = operand(recipe("reference"), x.astype(np.float64), "Q8_0")
@@ -335,9 +336,27 @@ def test_q8_1_meets_minima_with_its_own_sums() -> None:
     assert extra is not None
     assert extra.shape == (2, 2)
     w = Matrix(q)
-    want = values @ w.rows(0, 8).astype(np.float64).T + extra @ w.minima().T
+    want = values @ w.rows(0, 8).astype(np.float64).T + extra @ w.minima(0, 8).T
     got = product(recipe("reference"), Span.point(x), w).mid
     np.testing.assert_allclose(got, want, rtol=1e-13)
+
+
+@pytest.mark.parametrize("fmt", ["Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K"])
+def test_codes_and_minima_that_are_added_up_apart_lie_in_the_span(fmt: str) -> None:
+    """Kernels that never form the weights: where the two sums cancel, each one's rounding is still there."""
+    w = Matrix(tiny_tensor("w", fmt, (300, 512), std=1.0, mean=0.0, rng=RNG(4)))
+    x = (1 + 0.01 * RNG(5).standard_normal((4, 512))).astype(f32)  # of one sign: both sums are large
+    m = w.minima(0, 300)
+    assert m is not None
+    constants = np.repeat(m, 512 // m.shape[1], 1).astype(f32)
+    np.testing.assert_array_equal(constants, w.constants(0, 300))
+    codes = w.rows(0, 300) - constants
+    one, other = np.zeros((4, 300), f32), np.zeros((4, 300), f32)
+    for k in range(512):
+        one += x[:, k : k + 1] * codes[:, k]
+        other += x[:, k : k + 1] * constants[:, k]
+    span = product(FLOAT32_RECIPE, Span.point(x), w).map(FLOAT32.round)
+    assert compare(one + other, span).good
 
 
 def test_an_uncertain_operand_widens_the_span_by_a_whole_step_near_a_tie() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..engine.kernels import reference
 from .recipes_floats import BFLOAT16, FLOAT16, Array
-from .recipes_products import Matrix
+from .recipes_matrix import Matrix
 from .verify_bench import INPUTS, PRODUCTS
 from .verify_fit import over, rms
 from .verify_formulas import ATTENTION, flat

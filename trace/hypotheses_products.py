@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import QTensor, dequantize, format_module
+from ..quant.tensor import format_module
 from .hypotheses import Several, Variants, hypothesis
 from .recipes_floats import BFLOAT16, FLOAT16, Span
-from .recipes_products import Matrix
+from .recipes_matrix import CODES, Matrix
 from .verify_bench import INPUTS, PRODUCTS
 from .verify_formulas import FORMULAS, flat, linear
 from .verify_site import Site
@@ -115,11 +115,7 @@ def operands_rounded(s: Site) -> Several:
 
 # -- decoders ---------------------------------------------------------------------------------------------------------
 
-# Bytes of a block that hold the codes (first, last + 1), and those whose two nibbles are two codes.
-CODES = {
-    "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "Q5_1": (4, 24),
-    "Q2_K": (16, 80), "Q3_K": (0, 96), "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192),
-}  # fmt: skip
+# Bytes of a block whose two nibbles are two codes, and those that hold the codes' high bits.
 NIBBLES = {
     "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (6, 22), "Q5_1": (8, 24),
     "Q4_K": (16, 144), "Q5_K": (48, 176), "Q6_K": (0, 128),
@@ -134,22 +130,10 @@ def rebuilt(m: Matrix, f: Callable[[Bytes], Bytes]) -> Matrix:
     return Matrix(replace(m.tensor, data=np.ascontiguousarray(blocks).reshape(-1)))
 
 
-def without_codes(m: Matrix) -> QTensor:
-    """Every code 0: what decodes is the constant of each group (-8 d, -32 d scale, -dmin min)."""
-    first, stop = CODES[m.format]
-
-    def f(b: Bytes) -> Bytes:
-        b[..., first:stop] = 0
-        return b
-
-    return rebuilt(m, f).tensor
-
-
 def constant_times(m: Matrix, factor: float) -> Matrix:
     """The matrix whose groups' constants count `factor` times."""
-    bare = without_codes(m)
     more = np.float32(factor - 1)
-    return replace(m, change=lambda start, w: w + more * dequantize(bare, start, start + len(w)))
+    return replace(m, change=lambda start, w: w + more * m.constants(start, start + len(w)))
 
 
 def swapped_nibbles(b: Bytes, first: int, stop: int) -> Bytes:

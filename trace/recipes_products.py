@@ -14,83 +14,53 @@ Stability, 2nd ed.) has the worst case gamma_K sum |t_k| in section 3.1, the sqr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import QTensor, dequantize, format_module
+from ..quant.tensor import format_module
 from .recipes import Recipe
 from .recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Array, Span
+from .recipes_matrix import Matrix
 
 SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
-SLAB = 1 << 20  # weights decoded at a time
 
 
-def summation(K: float | Array, y: Array, squares: Array, sigmas: float = SIGMAS) -> Array:
-    """How far a sum y of K terms whose squares sum to `squares` may be off."""
-    return sigmas * FLOAT32.u * np.sqrt(K / 3) * np.sqrt(y * y + squares)
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A weight matrix that is decoded a slab of rows at a time: shape (O, I), and its file's format.
-
-    change: what to do to each decoded slab [rows, I] (first row given): a hypothesis about the decoder, or nothing.
-    """
-
-    tensor: QTensor
-    change: Callable[[int, NDArray[np.float32]], NDArray[np.float32]] | None = None
-
-    @property
-    def format(self) -> str:
-        return self.tensor.format
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        w = dequantize(self.tensor, start, stop)
-        return w if self.change is None else self.change(start, w)
-
-    def slabs(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        O, I = self.shape
-        step = max(1, SLAB // I)
-        for start in range(0, O, step):
-            yield start, self.rows(start, min(start + step, O))
-
-    def minima(self) -> NDArray[np.float64]:
-        """[O, blocks]: the constant of each block of Q4_1 or Q5_1, its second half-precision number."""
-        O, _ = self.shape
-        size = format_module(self.format).BYTES
-        return self.tensor.data.reshape(O, -1, size)[..., 2:4].copy().view("<f2")[..., 0].astype(np.float64)
+def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIGMAS) -> Array:
+    """How far a sum of K terms may be off, whose square is `size` and whose terms' squares sum to `squares`."""
+    return sigmas * FLOAT32.u * np.sqrt(K / 3) * np.sqrt(size + squares)
 
 
 def product(r: Recipe, x: Span, w: Matrix) -> Span:
-    """x W^T, [T, O], for x [T, I], before the result is rounded."""
+    """x W^T, [T, O], for x [T, I], before the result is rounded.
+
+    Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart, and
+    the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
+    """
     x_TI, extra_TB = operand(r, x.mid, w.format)
     radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
-    y: list[Array] = []
-    squares: list[Array] = []
-    moved: list[Array] = []
-    for _, slab in w.slabs():
+    square_TI = np.square(x_TI)
+    y, radius = [], []
+    for start, slab in w.slabs():
         w_OI: Array = slab.astype(np.float64)
         if r.weights is not None:
             w_OI = r.weights.round(w_OI)
-        y.append(x_TI @ w_OI.T)
+        y_TO = x_TI @ w_OI.T
         np.square(w_OI, out=w_OI)
-        squares.append(np.square(x_TI) @ w_OI.T)
+        squares_TO, size_TO = square_TI @ w_OI.T, np.square(y_TO)
+        m_OB = w.minima(start, start + len(slab))
+        if m_OB is not None:
+            T, B = len(x_TI), m_OB.shape[1]
+            apart_TO = x_TI.reshape(T, B, -1).sum(-1) @ m_OB.T
+            size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
+            squares_TO = 2 * squares_TO + 3 * (square_TI.reshape(T, B, -1).sum(-1) @ np.square(m_OB).T)
+            if extra_TB is not None:
+                y_TO += extra_TB @ m_OB.T
+        radius_TO = summation(w.shape[1], size_TO, squares_TO)
         if radius_TI is not None:
-            moved.append(np.square(radius_TI) @ w_OI.T)
-    y_TO, squares_TO = np.concatenate(y, 1), np.concatenate(squares, 1)
-    if extra_TB is not None:
-        y_TO += extra_TB @ w.minima().T
-    radius_TO = summation(w.shape[1], y_TO, squares_TO)
-    if moved:
-        radius_TO += 3 * np.sqrt(np.concatenate(moved, 1))
-    return Span.around(y_TO, radius_TO)
+            radius_TO += 3 * np.sqrt(np.square(radius_TI) @ w_OI.T)
+        y.append(y_TO)
+        radius.append(radius_TO)
+    return Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
 
 
 def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | None]:

@@ -37,7 +37,7 @@ def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
     squares_T1 = np.square(x.mid).sum(-1, keepdims=True)
     fourths_T1 = np.square(np.square(x.mid)).sum(-1, keepdims=True)
     safe_T1 = np.maximum(squares_T1, FLOAT32.least)
-    sum_error_T1 = summation(x.mid.shape[-1], squares_T1, fourths_T1, SIGMAS_ONE_SIGN) / safe_T1
+    sum_error_T1 = summation(x.mid.shape[-1], np.square(squares_T1), fourths_T1, SIGMAS_ONE_SIGN) / safe_T1
     rel_T1 = np.minimum(x.mid.shape[-1] * U, sum_error_T1) / 2 + 4 * U
     y = reference.rms_norm(x.mid, np.ones(1), eps)
     radius = np.abs(y) * rel_T1
@@ -99,7 +99,7 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions) -> Span:
 
     q_TNH, k_SKH = r.attention.round(q.mid), r.attention.round(k.mid)
     y = dot(q_TNH, k_SKH)
-    radius = summation(H, y, dot(np.square(q_TNH), np.square(k_SKH))) + r.slack * np.abs(y)
+    radius = summation(H, np.square(y), dot(np.square(q_TNH), np.square(k_SKH))) + r.slack * np.abs(y)
     if not (q.exact and k.exact):
         dq, dk = (s.map(r.attention.round).radius for s in (q, k))
         radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
@@ -129,7 +129,7 @@ def mix(r: Recipe, p: Span, v: Span, pos_T: Positions) -> Span:
     p_NTS, v_SKH = r.attention.round(p.mid), r.attention.round(v.mid)
     y = reference.attn_mix(p_NTS, v_SKH, pos_T)
     squares = reference.attn_mix(np.square(p_NTS), np.square(v_SKH), pos_T)
-    radius = summation(pos_T[:, None, None] + 1.0, y, squares)
+    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares)
     if not (p.exact and v.exact):
         dp, dv = (s.map(r.attention.round).radius for s in (p, v))
         radius = radius + reference.attn_mix(p_NTS, dv, pos_T) + reference.attn_mix(dp, np.abs(v_SKH) + dv, pos_T)

@@ -12,7 +12,7 @@ from ..engine.weights import Weights
 from ..quant.tensor import QTensor, dequantize
 from .dump import Dump, Entry
 from .recipes_floats import Array
-from .recipes_products import Matrix
+from .recipes_matrix import Matrix
 from .recipes_rope import Rotation, rotations
 
 Key = tuple[int, int | None, str]

@@ -11,7 +11,8 @@ from ..engine.config import Config
 from ..quant.tensor import dequantize
 from . import recipes_stages as formulas
 from .recipes_floats import Array, Span, joined
-from .recipes_products import Matrix, operand, product
+from .recipes_matrix import Matrix
+from .recipes_products import operand, product
 from .verify_bench import INPUTS, PRODUCTS, ROPE, Unjudgeable
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..engine.config import Config
 from .recipes import Recipe
 from .recipes_floats import Array, Span, joined
-from .recipes_products import Matrix
+from .recipes_matrix import Matrix
 from .verify_bench import Bench, Key, Unjudgeable, place
 from .verify_formulas import FORMULAS, heads_of
 
