@@ -99,7 +99,6 @@ def pack(w: QTensor) -> Packed:
     blocks = K // form.BLOCK
     size = blocks * LANES * form.BYTES
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
-    own = w.format in FORMATS
     slab = max(LANES, SLAB // (w.data.size // rows if own else 4 * K) // LANES * LANES)
     for start in range(0, rows, slab):
         stop = min(start + slab, rows)
