@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := qwen2.5-coder-0.5b-instruct-q4_k_m
 
-.PHONY: run test lint pull oracle clean
+.PHONY: run test lint pull oracle gpu clean
 
 run: pull            ## ask the model a question
 	$(BIN)/engine run -m $(MODEL) --chat -p "What is 2+2?"
@@ -22,6 +22,9 @@ pull: .venv/run
 oracle: .venv/oracle pull   ## the slow comparisons with transformers (and llama.cpp, if llama-cpp-python is installed in .venv)
 	$(BIN)/pytest -q -m oracle
 
+gpu: .venv/cuda   ## parity and throughput on an NVIDIA card (docs/gpu.md)
+	$(BIN)/python -m qwenref.tools.gpu
+
 .venv/run: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
@@ -30,6 +33,10 @@ oracle: .venv/oracle pull   ## the slow comparisons with transformers (and llama
 
 .venv/dev: .venv/run
 	$(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+.venv/cuda: .venv/run
+	$(BIN)/pip install -q -e '.[cuda]'
 	touch $@
 
 .venv/oracle: .venv/dev

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from qwenref.engine.config import Config
 from qwenref.engine.kernels import cpu, reference
 from qwenref.engine.kernels.cpu.elementary import exp
-from qwenref.engine.kernels.cpu.matmul import Stack, stack
+from qwenref.engine.kernels.cpu.matmul import LAYOUTS, Stack, stack
 from qwenref.engine.kernels.cpu.packed import FORMATS
+from qwenref.engine.kernels.cpu.product import TILE
 from qwenref.engine.kernels.cpu.simd import load_f32, store_f32
-from qwenref.engine.kernels.cpu.team import Kernel, run_now
+from qwenref.engine.kernels.cpu.team import Kernel, at, rows_of, run_now
 from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor, dequantize, format_module
 
@@ -97,6 +98,50 @@ def test_linear_gives_equal_bits_however_tokens_are_grouped(
     parts = [cpu.linear(x, w) for x in (x_TI[:cut], x_TI[cut:]) if len(x)]
     one_by_one = [cpu.linear(x_TI[t : t + 1], w) for t in range(T)]
     assert whole.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(one_by_one).tobytes()
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q8_K"])
+@settings(max_examples=20, deadline=None)
+@given(
+    T=st.integers(1, 9),
+    blocks=st.integers(1, 3),
+    scale=st.sampled_from([1e-38, 1e-7, 1, 3e4, 1e30]),
+    seed=st.integers(0, 99),
+)
+def test_activations_are_ggmls_to_the_bit(name: str, T: int, blocks: int, scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    block = 32 if name == "Q8_0" else 256
+    x_TI = rng.standard_normal((T, blocks * block)).astype(np.float32)
+    x_TI[rng.random(x_TI.shape) < 0.3] = 0
+    if seed % 3 == 0:
+        x_TI = np.round(x_TI * 40) / 2  # many halves: ties, and extremes of both signs in one block
+    if seed % 5 == 0:
+        x_TI[0, :block] = 0
+    x_TI *= np.float32(scale)
+    with np.errstate(over="ignore"):  # a step too large for a half is infinite
+        want = (q8_0.encode_activations if block == 32 else q8_k.encode)(x_TI.reshape(-1, block))
+    want = want.view((q8_0 if block == 32 else q8_k).STRUCT).reshape(T, blocks)
+
+    K, layout = x_TI.shape[1], LAYOUTS[name]
+    tile = 1 if T == 1 else TILE
+    tiles, size = -(-T // tile), layout.tile_size(x_TI.shape[1], tile)
+    got = np.empty((tiles, size), np.uint8)
+    run_now(layout.kernel.job(tiles, 1, *rows_of(x_TI), T, K, tile, at(got), size))
+
+    def part(start: int, count: int, dtype: type) -> np.ndarray:
+        """[T, count] of numbers that lie [count, tile] in every tile."""
+        of_tiles = np.ascontiguousarray(got[:, start * tile : (start + 4 * count) * tile]).view(dtype)
+        return of_tiles.reshape(tiles, count, tile).transpose(0, 2, 1).reshape(-1, count)[:T]
+
+    codes = np.ascontiguousarray(part(0, K // 4, np.int32)).view(np.int8)
+    assert (codes == want["qs"].reshape(T, K)).all()
+    assert part(K, blocks, np.float32).tobytes() == want["d"].astype(np.float32).tobytes()
+    of_32 = codes.reshape(T, -1, 32).sum(axis=2)
+    if block == 32:
+        assert (part(K + 4 * blocks, K // 32, np.int32) == of_32).all()
+    else:
+        assert (part(K + 4 * blocks, K // 16, np.int32) == want["bsums"].reshape(T, -1)).all()
+        assert (part(K + 4 * (blocks + K // 16), K // 32, np.float32) == -of_32).all()
 
 
 CONFIGS = st.builds(

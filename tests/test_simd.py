@@ -1,0 +1,257 @@
+"""Every vector operation of the CPU backend against NumPy, on this process's path (test_cpu_paths.py runs all)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import njit
+
+from qwenref.engine.kernels.cpu import simd as s
+from qwenref.engine.kernels.cpu.simd import LANES, PATH, choose_path
+from qwenref.quant.errors import BadInput
+
+N = 3
+zero_f, zero_i = s.zero_tile(s.floats, N), s.zero_tile(s.ints, N)
+RNG = np.random.default_rng(5)
+A, B, C = (RNG.standard_normal(LANES).astype(np.float32) * 3 for _ in range(3))
+I, J = (RNG.integers(-(2**31), 2**31, LANES, dtype=np.int64).astype(np.int32) for _ in range(2))
+SPECIAL = np.resize(np.float32([0, -0.0, np.inf, -np.inf, 1e-45, -1e-40, 65504, 3e38]), LANES)
+
+
+def address(x: np.ndarray) -> int:
+    return x.ctypes.data
+
+
+def floats_of(kernel: Callable[..., Any], *arrays: np.ndarray, rows: int = 1) -> np.ndarray:
+    out = np.full((rows, LANES), np.nan, np.float32)
+    kernel(address(out), *(address(a) for a in arrays))
+    return out if rows > 1 else out[0]
+
+
+def ints_of(kernel: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+    return floats_of(kernel, *arrays).view(np.int32)
+
+
+def equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.tobytes() == np.ascontiguousarray(b, a.dtype).tobytes()
+
+
+def fused(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """x y + z rounded once: exact in long double where that has 64 bits of significand, as the operands have 24."""
+    return (x.astype(np.longdouble) * y + z).astype(np.float32)
+
+
+def test_arithmetic() -> None:
+    @njit
+    def kernel(out, a, b, c):
+        x, y, z = s.load_f32(a), s.load_f32(b), s.load_f32(c)
+        s.store_f32(out, x + y)
+        s.store_f32(out + 128, x - y)
+        s.store_f32(out + 256, x * y)
+        s.store_f32(out + 384, x / y)
+        s.store_f32(out + 512, s.fma(x, y, z))
+        s.store_f32(out + 640, s.absolute(x))
+        s.store_f32(out + 768, s.where_less(x, y, z, x))
+        s.store_f32(out + 896, s.splat_f32(np.float32(1.5)))
+
+    got = floats_of(kernel, A, B, C, rows=8)
+    want = [A + B, A - B, A * B, A / B, fused(A, B, C), abs(A), np.where(A < B, C, A), np.full(LANES, 1.5)]
+    assert all(equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+def test_multiply_add_is_rounded_once() -> None:
+    @njit
+    def kernel(out, a, b, c):
+        s.store_f32(out, s.fma(s.load_f32(a), s.load_f32(b), s.load_f32(c)))
+
+    a = np.full(LANES, 1 + 2.0**-12, np.float32)
+    assert (floats_of(kernel, a, a, -np.ones(LANES, np.float32)) == np.float32(2.0**-11 + 2.0**-24)).all()
+
+
+def test_integers() -> None:
+    @njit
+    def kernel(out, a, b):
+        x, y = s.load_i32(a), s.load_i32(b)
+        s.store_i32(out, x + y)
+        s.store_i32(out + 128, x - y)
+        s.store_i32(out + 256, x * y)
+        s.store_i32(out + 384, x | y)
+        s.store_i32(out + 512, x ^ y)
+        s.store_i32(out + 640, s.shift_left(x, 5))
+        s.store_i32(out + 768, s.shift_right(x, 5))
+        s.store_i32(out + 896, s.halve(x))
+        s.store_i32(out + 1024, s.mask(x, 0x0F0F0F0F))
+        s.store_i32(out + 1152, s.signed_byte(x, 2))
+        s.store_i32(out + 1280, s.first_ints(x, 7))
+        s.store_i32(out + 1408, s.splat_i32(np.int32(-9)))
+        s.store_f32(out + 1536, s.to_f32(x))
+
+    got = floats_of(kernel, I, J, rows=13)
+    with np.errstate(over="ignore"):
+        want = [I + J, I - J, I * J, I | J, I ^ J, I << 5, (I.view(np.uint32) >> 5), I >> 1, I & 0x0F0F0F0F]
+    want += [I.view(np.int8).reshape(-1, 4)[:, 2], np.where(np.arange(LANES) < 7, I, 0), np.full(LANES, -9)]
+    assert all(equal(g.view(np.int32), w.astype(np.int64).astype(np.int32)) for g, w in zip(got, want, strict=False))
+    assert equal(got[12], I.astype(np.float32))
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 40])
+def test_first_lanes_touch_no_other_memory(count: int) -> None:
+    @njit
+    def kernel(out, a, n):
+        v = s.load_f32_first(a, n)
+        s.store_f32_first(out, v, n)
+        s.store_f32(out + 128, v)
+        s.store_f32(out + 256, s.first(s.load_f32(a), n, s.splat_f32(np.float32(-1))))
+
+    out = np.full((3, LANES), 7, np.float32)
+    kernel(address(out), address(A), count)
+    there = np.arange(LANES) < count
+    assert equal(out[0], np.where(there, A, 7))
+    assert equal(out[1], np.where(there, A, 0))
+    assert equal(out[2], np.where(there, A, -1))
+
+
+def test_reductions_have_one_tree() -> None:
+    @njit
+    def kernel(a, i):
+        return s.total(s.load_f32(a)), s.maximum(s.load_f32(a)), s.total_ints(s.load_i32(i))
+
+    v = A
+    while len(v) > 1:
+        v = v[: len(v) // 2] + v[len(v) // 2 :]
+    small = I >> 8
+    assert kernel(address(A), address(small)) == (v[0], A.max(), small.sum())
+
+
+def test_narrow_loads() -> None:
+    @njit
+    def kernel(out, h, i):
+        s.store_f32(out, s.load_f16(h))
+        s.store_f32(out + 128, s.load_bf16(h))
+        s.store_i32(out + 256, s.load_u8(h))
+        s.store_f32(out + 384, s.low_half(s.load_i32(i)))
+        s.store_f32(out + 512, s.high_half(s.load_i32(i)))
+
+    for start in range(0, 0x7C00, LANES * 8):  # finite halves of both signs, subnormals and infinity among them
+        bits = np.arange(start, start + 8 * LANES, 8).astype(np.uint16)
+        bits[1::2] |= 0x8000
+        bits[-1] = 0x7C00
+        pairs = np.stack([bits, bits[::-1]], axis=1).reshape(-1).view(np.int32)
+        got = floats_of(kernel, bits, pairs, rows=5)
+        half = bits.view(np.float16).astype(np.float32)
+        assert equal(got[0], half)
+        assert equal(got[1], (bits.astype(np.uint32) << 16).view(np.float32))
+        assert equal(got[2].view(np.int32), bits.view(np.uint8)[:LANES])
+        assert equal(got[3], half)
+        assert equal(got[4], half[::-1])
+
+
+def test_rounding_to_half() -> None:
+    @njit
+    def rounded(x):
+        return s.half_rounded(x)
+
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    between = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2, RNG.uniform(0, 7e-5, 500), [65519, 65520, 1e6]])
+    x = between.astype(np.float32)[:: 3 if PATH == "plain" else 1]
+    with np.errstate(over="ignore"):
+        assert equal(np.array([rounded(v) for v in x], np.float32), x.astype(np.float16).astype(np.float32))
+
+
+def test_float_of_bits_and_bytes_of_words() -> None:
+    @njit
+    def kernel(out, i):
+        s.store_words_of_bytes(out, 16, s.load_i32(i))
+
+    out = np.zeros(4 * LANES, np.int8)
+    kernel(address(out), address(I))
+    assert equal(out.reshape(-1, 16)[: LANES // 4, :4], I.astype(np.int8).reshape(-1, 4))
+
+    @njit
+    def number(bits):
+        return s.float_of_bits(bits)
+
+    assert number(int(np.float32(-1e-6).view(np.int32))) == np.float32(-1e-6)
+
+
+@pytest.mark.parametrize(
+    ("code", "top", "offset"), [("code4_8", 15, 8), ("code5_16", 31, 16), ("code6_32", 63, 32), ("code8_128", 255, 128)]
+)
+def test_codes(code: str, top: int, offset: int) -> None:
+    operation = getattr(s, code)
+
+    @njit
+    def kernel(out, c):
+        for byte in range(4):
+            s.store_f32(out + 128 * byte, operation(s.load_i32(c), byte))
+
+    codes = RNG.integers(0, top + 1, (LANES, 4), dtype=np.uint8)
+    got = floats_of(kernel, codes, rows=4)
+    assert equal(got, (codes.T.astype(np.int64) - offset).astype(np.float32))
+
+
+@pytest.mark.parametrize(("operation", "top"), [(s.dot4_tile, 128), (s.dot4_wide_tile, 255)])
+def test_integer_dots_are_exact(operation: Any, top: int) -> None:
+    @njit
+    def kernel(out, u, x, sums):
+        p = operation(s.load_i32(u), x, s.start_tile(sums, -top, zero_f()))
+        s.store_tile(out, 128, s.scale_tile(p, s.splat_f32(np.float32(1)), zero_f()), 32)
+
+    u = RNG.integers(0, top + 1, (LANES, 4), dtype=np.uint8)
+    x = RNG.integers(-127, 128, (N, 4), dtype=np.int8)
+    u[:3], x[0] = top, -127  # where 16-bit sums would overflow
+    u[3], x[1] = 0, 127
+    sums = x.sum(axis=1, dtype=np.int32)
+    got = floats_of(kernel, u, x, sums, rows=N)
+    assert equal(got, (x.astype(np.int64) @ u.T.astype(np.int64) - top * sums[:, None]).astype(np.float32))
+
+
+def test_tiles() -> None:
+    @njit
+    def kernel(out, a, b, x):
+        v, w = s.load_f32(a), s.load_f32(b)
+        p = s.fma_tile(v, x, zero_f())
+        s.store_tile(out, 128, p, 32)
+        q = s.fma_rows_tile(w, x, 8, p)
+        s.store_tile(out + N * 128, 128, q, 32)
+        s.store_tile(out + 2 * N * 128, 128, s.add_tile(p, q), 32)
+        s.store_tile(out + 3 * N * 128, 128, s.divide_tile(v, q), 32)
+        s.store_tile(out + 4 * N * 128, 128, s.first_tile(5, q), 32)
+        s.store_tile(out + 5 * N * 128, 128, s.scale_tile(p, w, q), 32)
+        s.store_tile(out + 6 * N * 128, 128, s.scale2_tile(p, w, x, q), 32)
+        s.store_tile(out + 7 * N * 128, 128, s.spread_tile(p, x, q), 32)
+        s.store_tile(out + 8 * N * 128, 128, s.load_tile(out + N * 128, q), 9)
+
+    x = RNG.standard_normal(2 * N).astype(np.float32)
+    got = floats_of(kernel, A, B, x, rows=9 * N).reshape(9, N, LANES)
+    each = x[:N, None]
+    p = A * each
+    q = fused(np.broadcast_to(B, p.shape), x[::2, None], p)
+    want = [
+        p,
+        q,
+        p + q,
+        q / A,
+        np.where(np.arange(LANES) < 5, q, 0),
+        fused(p, B, q),
+        fused(p, B * each, q),
+        fused(p, each, q),
+    ]
+    assert all(equal(g, w) for g, w in zip(got, want, strict=False))
+    assert equal(got[8][:, :9], q[:, :9])
+    assert np.isnan(got[8][:, 9:]).all()
+
+
+def test_choice_of_path() -> None:
+    avx2, all_ = {"avx2", "fma", "f16c"}, {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
+    assert choose_path(None, set()) == "plain"
+    assert choose_path(None, avx2) == "avx2"
+    assert choose_path(None, avx2 | all_) == "avx512"
+    assert choose_path("avx2", avx2 | all_) == "avx2"
+    assert choose_path("plain", avx2 | all_) == "plain"
+    for forced in ("avx512", "sse9"):
+        with pytest.raises(BadInput, match=f"QWENREF_SIMD={forced}: this machine has avx2, plain"):
+            choose_path(forced, avx2)

@@ -1,7 +1,7 @@
 """Attention's two products and its soft-max, and how keys and values lie in the cache.
 
 Keys have 32 positions side by side, [K, S / 32, H, 32], so that a query's products with 32 keys need no sum across
-lanes; values lie as they come, [K, S, H]. Query heads that share a kv head go TILE at a time over the same keys and
+lanes; values lie as they come, [K, S, H]. Query heads that share a kv head go HEADS at a time over the same keys and
 values. Sums over H and over positions are chains of 32, then the sum of the chains; a query's keys are always those
 from position 0 to its own, in that order.
 """
@@ -11,14 +11,15 @@ from __future__ import annotations
 import numpy as np
 
 from .elementary import exp
-from .product import TILE, many, one
 from .simd import (
     LANES,
+    PATH,
     add_tile,
     divide_tile,
     first,
     first_tile,
     float_of_bits,
+    floats,
     fma_rows_tile,
     get_f32,
     get_i32,
@@ -31,10 +32,14 @@ from .simd import (
     store_tile,
     total,
     where_less,
+    zero_tile,
 )
 from .team import Kernel, helper
 
 SHARES = 16  # of the positions, for each kv head
+HEADS = {"avx512": 4, "avx2": 2, "plain": 1}[PATH]  # that go together
+
+one, many = zero_tile(floats, 1), zero_tile(floats, HEADS)
 
 
 def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_size, values, values_size):
@@ -78,11 +83,11 @@ def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, K, G, H, roo
                 seen = get_i32(positions + 4 * t) + 1 - s
                 row, to = q + t * q_stride + head * G * H * 4, out + ((head * G * T + t) * S + s) * 4
                 g = 0
-                while G >= TILE and g < G:
-                    g = min(g, G - TILE)  # the last tile may overlap the one before it, with equal results
+                while G >= HEADS and g < G:
+                    g = min(g, G - HEADS)  # the last tile may overlap the one before it, with equal results
                     a = score_tile(row + g * H * 4, H, block, seen, root, many())
                     store_tile(to + g * T * S * 4, T * S * 4, a, length - s)
-                    g += TILE
+                    g += HEADS
                 while g < G:
                     b = score_tile(row + g * H * 4, H, block, seen, root, one())
                     store_tile(to + g * T * S * 4, T * S * 4, b, length - s)
@@ -136,11 +141,11 @@ def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):
         column = values + head * values_size + 4 * h
         row, to = p + (head * G * T + t) * S * 4, out + ((t * K + head) * G * H + h) * 4
         g = 0
-        while G >= TILE and g < G:
-            g = min(g, G - TILE)
+        while G >= HEADS and g < G:
+            g = min(g, G - HEADS)
             a = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, many())
             store_tile(to + g * H * 4, 4 * H, a, H - h)
-            g += TILE
+            g += HEADS
         while g < G:
             b = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, one())
             store_tile(to + g * H * 4, 4 * H, b, H - h)

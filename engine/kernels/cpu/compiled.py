@@ -18,6 +18,8 @@ import llvmlite.binding as llvm
 import numba
 from numba import config as numba_config
 
+from .simd import PATH
+
 config: Any = numba_config  # its names come from the environment, unseen by a type checker
 
 
@@ -32,7 +34,7 @@ def digest(sources: Iterable[Path], *circumstances: str) -> str:
 def machine() -> tuple[str, ...]:
     """What machine code depends on beside its source."""
     host = f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-    forced = f"{config.CPU_NAME} {config.CPU_FEATURES} {config.OPT} {os.environ.get('QWENREF_SIMD')}"
+    forced = f"{config.CPU_NAME} {config.CPU_FEATURES} {config.OPT} {PATH}"
     return host, forced, numba.__version__, llvmlite.__version__
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .product import floats_f32, kernels
+from .product import columns_many, columns_one, fill_columns, kernels
 from .simd import load_f16
 from .team import helper
 
@@ -15,8 +15,13 @@ def column(w, k):
 
 
 @helper
-def f32(w, size, x, K, tile, zero):
-    return floats_f32(column, w, size, x, K, tile, zero)
+def f32_one(w, size, x, K, zero):
+    return columns_one(column, w, size, x, K, zero)
 
 
-F32 = kernels(__name__, f32)
+@helper
+def f32_fill(w, k, width, panel):
+    fill_columns(column, w, k, width, panel)
+
+
+F32 = kernels(__name__, "f32", f32_one, f32_fill, columns_many)

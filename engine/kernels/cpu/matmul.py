@@ -82,7 +82,7 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
         kernel = (p.form.F32 if name == "F32" else p.form.INT8)[T > 1]
         blocks = -(-p.rows // LANES)
         arguments = (at(p.data), p.size, at(laid_out[name]), size, at(y) + 4 * start, y.strides[0], p.rows, K, tiles)
-        jobs.append(kernel.job(blocks, share(blocks), *arguments, barrier=False))
+        jobs.append(kernel.job(blocks, share(blocks), *arguments, barrier=False, weights=(at(p.data), p.data.size)))
         start += p.rows
     before[-1][BARRIER] = jobs[-1][BARRIER] = True
     submit(*before, *jobs)

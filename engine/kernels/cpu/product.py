@@ -1,15 +1,14 @@
 """y = x W^T: what the products of all weight formats share, and those of float32 activations.
 
 Weight rows lie in vector lanes: 32 rows of a packed matrix are one row block, and an output's additions run along k
-in one order, whatever the number of tokens, threads or lanes. A format says how one row block meets one tile of
-tokens, `block(w, size, x, K, tile, zero) -> tile of outputs`; `kernels` makes of it the kernels for one token and for
-many. Tokens go TILE at a time; a tile of x is one piece of memory that one of the layouts here or in quantize.py has
-written.
+in one order, whatever the number of tokens, threads or lanes. For one token the weights are decoded on their way to
+the sums. For many, a piece of a row block is decoded once into a panel in the cache, and the tokens pass over it,
+TILE at a time; sums wait in memory between pieces. A tile of x is one piece of memory, written by `lay_out` here or
+in quantize.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,10 @@ from .simd import (
     fma_tile,
     get_f32,
     load_f32,
+    load_tile,
     prefetch,
     scale_tile,
+    scratch,
     set_f32,
     store_f32,
     store_tile,
@@ -32,29 +33,56 @@ from .simd import (
 )
 from .team import Kernel, helper, specialise
 
+TILE = {"avx512": 6, "avx2": 2, "plain": 1}[PATH]
+VECTOR = 4 * LANES  # bytes
+PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
+TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
 AHEAD = 4096  # bytes; about what memory delivers while one line is on its way
-TILE = {"avx512": 4, "avx2": 2, "plain": 1}[PATH]
 
 one, many = zero_tile(floats, 1), zero_tile(floats, TILE)
+panel_memory, sums_memory = scratch((PIECE + 64) * VECTOR), scratch(TILES * TILE * VECTOR)
 block: Any = None  # `kernels` puts a format's own in the place of these three
-tile: Any = None
-zero: Any = None
+fill: Any = None
+pass_over: Any = None
 
 
-def product(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
-    """Row blocks first..last, `size` bytes each, times all tiles of x; y: rows `stride` bytes apart, `rows` outputs."""
+def product_one(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
+    """Row blocks first..last, `size` bytes each, times one token; y: `rows` outputs."""
     for r in range(first, last):
-        for i in range(tiles):
-            acc = block(w + r * size, size, x + i * x_size, K, tile, zero())
-            store_tile(y + i * tile * stride + r * LANES * 4, stride, acc, rows - r * LANES)
+        acc = block(w + r * size, size, x, K, one())
+        store_tile(y + r * VECTOR, stride, acc, rows - r * LANES)
 
 
-def kernels(form: str, block: Callable[..., Any]) -> tuple[Kernel, Kernel]:
-    """The product kernels of a format for one token and for many."""
-    name = f"{block.__name__}_{{}}"
+def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
+    """The same times all tiles of x; y: rows `stride` bytes apart."""
+    panel, sums = panel_memory(), sums_memory()
+    for r in range(first, last):
+        for i in range(0, tiles, TILES):
+            here = min(TILES, tiles - i)
+            for k in range(0, K, PIECE):
+                width = min(PIECE, K - k)
+                fill(w + r * size, k, width, panel)
+                for j in range(here):
+                    at = sums + j * TILE * VECTOR
+                    acc = many()
+                    if k:
+                        acc = load_tile(at, acc)
+                    acc = pass_over(panel, x + (i + j) * x_size, k, width, K, acc)
+                    if k + PIECE < K:
+                        store_tile(at, VECTOR, acc, LANES)
+                    else:
+                        store_tile(y + (i + j) * TILE * stride + r * VECTOR, stride, acc, rows - r * LANES)
+
+
+def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any) -> tuple[Kernel, Kernel]:
+    """The product kernels of a format, for one token and for many.
+
+    block(w, size, x, K, zero): a row block times one token. fill(w, k, width, panel): its columns k..k + width,
+    decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile.
+    """
     return (
-        specialise(product, name.format("one"), __name__=form, block=block, tile=1, zero=one),
-        specialise(product, name.format("many"), __name__=form, block=block, tile=TILE, zero=many),
+        specialise(product_one, f"{name}_one", __name__=form, block=block),
+        specialise(product_many, f"{name}_many", __name__=form, fill=fill, pass_over=pass_over),
     )
 
 
@@ -96,35 +124,8 @@ def fetch_ahead(w, count):
 
 
 @helper
-def dot(codes, value, w, group, quads, x, tile, zero):
-    """A group's sum of code * x."""
-    p = zero
-    x += group * quads * 16 * tile
-    for quad in range(quads):
-        c = codes(w, group, quad)
-        for byte in range(4):
-            p = fma_tile(value(c, byte), x + (quad * 4 + byte) * 4 * tile, p)
-    return p
-
-
-@helper
-def dot_pair(codes, value, w, group, quads, x, tile, zero):
-    """The sums of two neighbouring groups, each the chain that `dot` has."""
-    p, q = zero, zero
-    x0 = x + group * quads * 16 * tile
-    x1 = x0 + quads * 16 * tile
-    for quad in range(quads):
-        c, d = codes(w, group, quad), codes(w, group + 1, quad)
-        for byte in range(4):
-            at = (quad * 4 + byte) * 4 * tile
-            p = fma_tile(value(c, byte), x0 + at, p)
-            q = fma_tile(value(d, byte), x1 + at, q)
-    return p, q
-
-
-@helper
-def codes_f32(codes, value, scale, rest, quads, w, size, x, K, tile, zero):
-    """A row block of codes times a tile of float32.
+def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
+    """A row block of codes times one token in float32.
 
     For each group of 4 * quads columns that shares a scale a chain of fused multiply-adds sums code * x, both exact;
     one more adds scale * that to the output. Where the format stores w = scale * u - minimum with u from 0, the code
@@ -137,40 +138,98 @@ def codes_f32(codes, value, scale, rest, quads, w, size, x, K, tile, zero):
     """
     groups = K // (4 * quads)
     group_size = size // groups
-    sums = x + K * tile * 4
+    sums = x + 4 * K
     acc = zero
     for g in range(0, groups - 1, 2):
-        if tile == 1:
-            fetch_ahead(w + g * group_size, 2 * group_size)
-        p, q = dot_pair(codes, value, w, g, quads, x, tile, zero)
+        fetch_ahead(w + g * group_size, 2 * group_size)
+        p, q = zero, zero
+        at = x + g * quads * 16
+        for quad in range(quads):
+            c, d = codes(w, g, quad), codes(w, g + 1, quad)
+            for byte in range(4):
+                p = fma_tile(value(c, byte), at + quad * 16 + byte * 4, p)
+                q = fma_tile(value(d, byte), at + (quads + quad) * 16 + byte * 4, q)
         acc = scale_tile(p, scale(w, g), acc)
+        if rest is not None:
+            acc = fma_tile(rest(w, g), sums + 4 * g, acc)
         acc = scale_tile(q, scale(w, g + 1), acc)
         if rest is not None:
-            acc = fma_tile(rest(w, g), sums + g * 4 * tile, acc)
-            acc = fma_tile(rest(w, g + 1), sums + (g + 1) * 4 * tile, acc)
+            acc = fma_tile(rest(w, g + 1), sums + 4 * g + 4, acc)
     if groups % 2:
         g = groups - 1
-        acc = scale_tile(dot(codes, value, w, g, quads, x, tile, zero), scale(w, g), acc)
+        p = zero
+        for quad in range(quads):
+            c = codes(w, g, quad)
+            for byte in range(4):
+                p = fma_tile(value(c, byte), x + (g * quads + quad) * 16 + byte * 4, p)
+        acc = scale_tile(p, scale(w, g), acc)
         if rest is not None:
-            acc = fma_tile(rest(w, g), sums + g * 4 * tile, acc)
+            acc = fma_tile(rest(w, g), sums + 4 * g, acc)
     return acc
 
 
 @helper
-def floats_f32(column, w, size, x, K, tile, zero):
+def fill_values(codes, value, scale, rest, quads, w, k, width, panel):
+    """Columns k..k + width of a row block: the codes' values, column by column, then each group's scale and rest."""
+    scales = panel + PIECE * VECTOR
+    first = k // (4 * quads)
+    for g in range(width // (4 * quads)):
+        for quad in range(quads):
+            c = codes(w, first + g, quad)
+            for byte in range(4):
+                store_f32(panel + ((g * quads + quad) * 4 + byte) * VECTOR, value(c, byte))
+        store_f32(scales + 2 * g * VECTOR, scale(w, first + g))
+        if rest is not None:
+            store_f32(scales + (2 * g + 1) * VECTOR, rest(w, first + g))
+
+
+@helper
+def values_many(rest, quads, panel, x, k, width, K, acc):
+    """acc and a panel of fill_values times a tile of float32: the chains that codes_one has."""
+    scales = panel + PIECE * VECTOR
+    sums = x + (K + k // 32) * TILE * 4
+    x += k * TILE * 4
+    for g in range(width // (4 * quads)):
+        p = many()
+        for c in range(g * 4 * quads, (g + 1) * 4 * quads):
+            p = fma_tile(load_f32(panel + c * VECTOR), x + c * TILE * 4, p)
+        acc = scale_tile(p, load_f32(scales + 2 * g * VECTOR), acc)
+        if rest is not None:
+            acc = fma_tile(load_f32(scales + (2 * g + 1) * VECTOR), sums + g * TILE * 4, acc)
+    return acc
+
+
+@helper
+def columns_one(column, w, size, x, K, zero):
     """The same for weights that are floats, column(w, k): chains of 32 columns, then their sum."""
     acc = zero
     for g in range(0, K - 63, 64):
-        if tile == 1:
-            fetch_ahead(w + size // K * g, size // K * 64)
+        fetch_ahead(w + size // K * g, size // K * 64)
         p, q = zero, zero
         for k in range(g, g + 32):
-            p = fma_tile(column(w, k), x + k * tile * 4, p)
-            q = fma_tile(column(w, k + 32), x + (k + 32) * tile * 4, q)
+            p = fma_tile(column(w, k), x + 4 * k, p)
+            q = fma_tile(column(w, k + 32), x + 4 * k + 128, q)
         acc = add_tile(q, add_tile(p, acc))
     for g in range(K // 64 * 64, K, 32):
         p = zero
         for k in range(g, min(g + 32, K)):
-            p = fma_tile(column(w, k), x + k * tile * 4, p)
+            p = fma_tile(column(w, k), x + 4 * k, p)
+        acc = add_tile(p, acc)
+    return acc
+
+
+@helper
+def fill_columns(column, w, k, width, panel):
+    for c in range(width):
+        store_f32(panel + c * VECTOR, column(w, k + c))
+
+
+@helper
+def columns_many(panel, x, k, width, K, acc):
+    x += k * TILE * 4
+    for g in range(0, width, 32):
+        p = many()
+        for c in range(g, min(g + 32, width)):
+            p = fma_tile(load_f32(panel + c * VECTOR), x + c * TILE * 4, p)
         acc = add_tile(p, acc)
     return acc

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from .integer import codes_q8_k
-from .product import codes_f32, kernels
+from .integer import fill_codes, q8_k_many, q8_k_one
+from .product import codes_one, fill_values, kernels, values_many
 from .simd import code4_8, dot4_tile, high_half, load_i32, low_half, mask, shift_left, shift_right, splat_f32, to_f32
 from .team import helper
 
@@ -53,13 +53,34 @@ def rest(w, group):
 
 
 @helper
-def f32(w, size, x, K, tile, zero):
-    return codes_f32(codes, code4_8, scale, rest, 8, w, size, x, K, tile, zero)
+def f32_one(w, size, x, K, zero):
+    return codes_one(codes, code4_8, scale, rest, 8, w, size, x, K, zero)
 
 
 @helper
-def int8(w, size, x, K, tile, zero):
-    return codes_q8_k(codes, dot4_tile, 0, scale, minimum, 8, w, size, x, K, tile, zero)
+def f32_fill(w, k, width, panel):
+    fill_values(codes, code4_8, scale, rest, 8, w, k, width, panel)
 
 
-F32, INT8 = kernels(__name__, f32), kernels(__name__, int8)
+@helper
+def f32_many(panel, x, k, width, K, acc):
+    return values_many(rest, 8, panel, x, k, width, K, acc)
+
+
+@helper
+def int8_one(w, size, x, K, zero):
+    return q8_k_one(codes, dot4_tile, 0, scale, minimum, 8, w, size, x, K, zero)
+
+
+@helper
+def int8_fill(w, k, width, panel):
+    fill_codes(codes, scale, minimum, 8, w, k, width, panel)
+
+
+@helper
+def int8_many(panel, x, k, width, K, acc):
+    return q8_k_many(dot4_tile, 0, minimum, 8, panel, x, k, width, K, acc)
+
+
+F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)
+INT8 = kernels(__name__, "int8", int8_one, int8_fill, int8_many)

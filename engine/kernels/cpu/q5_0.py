@@ -6,8 +6,8 @@ shift and one mask bring four columns' bits to their bytes.
 
 from __future__ import annotations
 
-from .integer import codes_q8_0
-from .product import codes_f32, kernels
+from .integer import fill_codes, q8_0_many, q8_0_one
+from .product import codes_one, fill_values, kernels, values_many
 from .simd import code5_16, dot4_tile, load_f16, load_i32, mask, shift_left, shift_right, store_i32
 from .team import Kernel, helper
 
@@ -46,13 +46,34 @@ def scale(w, group):
 
 
 @helper
-def f32(w, size, x, K, tile, zero):
-    return codes_f32(codes, code5_16, scale, None, 8, w, size, x, K, tile, zero)
+def f32_one(w, size, x, K, zero):
+    return codes_one(codes, code5_16, scale, None, 8, w, size, x, K, zero)
 
 
 @helper
-def int8(w, size, x, K, tile, zero):
-    return codes_q8_0(codes, dot4_tile, 16, scale, w, size, x, K, tile, zero)
+def f32_fill(w, k, width, panel):
+    fill_values(codes, code5_16, scale, None, 8, w, k, width, panel)
 
 
-F32, INT8 = kernels(__name__, f32), kernels(__name__, int8)
+@helper
+def f32_many(panel, x, k, width, K, acc):
+    return values_many(None, 8, panel, x, k, width, K, acc)
+
+
+@helper
+def int8_one(w, size, x, K, zero):
+    return q8_0_one(codes, dot4_tile, 16, scale, w, size, x, K, zero)
+
+
+@helper
+def int8_fill(w, k, width, panel):
+    fill_codes(codes, scale, None, 8, w, k, width, panel)
+
+
+@helper
+def int8_many(panel, x, k, width, K, acc):
+    return q8_0_many(dot4_tile, 16, panel, x, k, width, K, acc)
+
+
+F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)
+INT8 = kernels(__name__, "int8", int8_one, int8_fill, int8_many)

@@ -1,5 +1,8 @@
 """Activations as ggml makes them for its integer products, to the bit: Q8_0 for weights in blocks of 32, Q8_K for 256
-(quant/q8_0.py, quant/q8_k.py), a tile of tokens in one piece.
+(quant/q8_0.py, quant/q8_k.py), a tile of tokens in one piece:
+
+Q8_0: x int8 [K / 4, tile, 4], steps float32 [K / 32, tile], sums of 32 x int32 [K / 32, tile]
+Q8_K: x, steps [K / 256, tile], sums of 16 x int32 [K / 16, tile], less the sums of 32 x, float32 [K / 32, tile]
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from .team import Kernel, helper
 
 
 def tile_size(K: int, tile: int, block: int) -> int:
-    """Bytes of a tile: int8 [K / 4, tile, 4], steps [K / block, tile], sums [K / 16, tile] and [K / 32, tile]."""
-    return K * tile + (K // block + K // 16 + K // 32) * tile * 4
+    """Bytes of a tile in Q8_0 (block 32) or Q8_K (256)."""
+    numbers = K // 32 + K // 32 if block == 32 else K // 256 + K // 16 + K // 32
+    return (K + 4 * numbers) * tile
 
 
 ROUND = np.float32(1.5 * 2**23)  # added, it leaves a number rounded to an integer, ties to even, in the low bits
@@ -41,13 +45,10 @@ def whole(x):
 
 
 @helper
-def put(v, k, K, tile, t, x, sums):
-    """32 numbers of -127..127 from column k of token t, and their sums."""
-    store_words_of_bytes(x + (k * tile + 4 * t), 4 * tile, v)
-    low, both = total_ints(first_ints(v, 16)), total_ints(v)
-    set_i32(sums + (k // 16 * tile + t) * 4, low)
-    set_i32(sums + ((k // 16 + 1) * tile + t) * 4, both - low)
-    set_i32(sums + ((K // 16 + k // 32) * tile + t) * 4, both)
+def ratio(a, b):
+    """a / b, and 0 where that is infinite (quant/fit.py)."""
+    quotient = np.float32(a) / b
+    return np.float32(0) if abs(quotient) == np.float32(np.inf) else quotient
 
 
 def _q8_0(first, last, x, stride, T, K, tile, out, out_size):
@@ -61,9 +62,11 @@ def _q8_0(first, last, x, stride, T, K, tile, out, out_size):
             for k in range(0, K, LANES):
                 v = splat_f32(np.float32(0)) if i * tile + t >= T else load_f32(row + 4 * k)
                 extreme = maximum(absolute(v))
-                inverse = np.float32(127) / extreme if extreme > 0 else np.float32(0)
+                inverse = ratio(127, extreme)
                 set_f32(step + (k // 32 * tile + t) * 4, half_rounded(extreme / np.float32(127)))
-                put(whole(v * splat_f32(inverse)), k, K, tile, t, to, sums)
+                n = whole(v * splat_f32(inverse))
+                store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
+                set_i32(sums + (k // 32 * tile + t) * 4, total_ints(n))
 
 
 @helper
@@ -91,12 +94,17 @@ def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
             row = x + (i * tile + t) * stride
             for b in range(0, K, 256):
                 extreme = np.float32(0) if i * tile + t >= T else signed_extreme(row + 4 * b)
-                inverse = np.float32(-127) / extreme if extreme != 0 else np.float32(0)
-                set_f32(step + (b // 256 * tile + t) * 4, np.float32(1) / inverse if inverse != 0 else np.float32(0))
+                inverse = ratio(-127, extreme)
+                set_f32(step + (b // 256 * tile + t) * 4, ratio(1, inverse))
                 for k in range(b, b + 256, LANES):
-                    v = splat_f32(np.float32(0)) if extreme == 0 else load_f32(row + 4 * k) * splat_f32(inverse)
+                    v = splat_f32(np.float32(0)) if i * tile + t >= T else load_f32(row + 4 * k) * splat_f32(inverse)
                     v = where_less(splat_f32(np.float32(127)), v, splat_f32(np.float32(127)), v)
-                    put(whole(v), k, K, tile, t, to, sums)
+                    n = whole(v)
+                    store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
+                    low, both = total_ints(first_ints(n, 16)), total_ints(n)
+                    set_i32(sums + (k // 16 * tile + t) * 4, low)
+                    set_i32(sums + ((k // 16 + 1) * tile + t) * 4, both - low)
+                    set_f32(sums + ((K // 16 + k // 32) * tile + t) * 4, np.float32(-both))
 
 
 Q8_0, Q8_K = Kernel(_q8_0), Kernel(_q8_k)

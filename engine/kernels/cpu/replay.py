@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .team import STATE, run, run_now
+from .team import BARRIER, SIZE, STATE, WEIGHTS, run, run_now
 
 
 class Recording:
@@ -63,6 +63,9 @@ def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[
         recording.reset(mark)
         cache.length = length
     jobs, states = np.array(made.jobs, np.int64), np.empty((len(made.jobs), STATE), np.int64)
+    for j in range(len(jobs) - 2, -1, -1):  # who waits in front of a product may fetch the weights of it
+        if not jobs[j, WEIGHTS] or jobs[j, BARRIER]:
+            jobs[j, WEIGHTS : SIZE + 1] = jobs[j + 1, WEIGHTS : SIZE + 1]
 
     def step(token_T: NDArray[np.int32]) -> Any:
         made.position[:] = cache.positions(1)

@@ -623,6 +623,36 @@ def _store_tile(address: Any, stride: Any, acc: Any, count: Any) -> Any:
 store_tile = _intrinsic(_store_tile, 4, _store_tile)
 
 
+def _load_tile(address: Any, like: Any) -> Any:
+    """A tile of floats whose vectors follow one another in memory, as many as `like` has."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        acc = ir.Constant(like.llvm, ir.Undefined)
+        for t in range(like.n):
+            at = b.add(args[0], ir.Constant(i64, 4 * LANES * t))
+            acc = b.insert_value(acc, _read(b, at, VF), t)
+        return acc
+
+    return like(address, like), codegen
+
+
+load_tile = _intrinsic(_load_tile, 2, _load_tile)
+
+
+def scratch(size: int) -> Any:
+    """An intrinsic without arguments: the address of `size` bytes on the stack, aligned to 64, the same at every
+    call.
+    """
+
+    def stack_memory(b: Any) -> Any:
+        with b.goto_entry_block():
+            memory = b.alloca(i8, ir.Constant(i32, size))
+            memory.align = 64
+        return b.ptrtoint(memory, i64)
+
+    return _operation(intp)(stack_memory)
+
+
 def zero_tile(vector: Vector, n: int) -> Any:
     """An intrinsic without arguments that gives a tile of n zero vectors."""
     tile = Tile(vector, n)

@@ -28,16 +28,17 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import compiled
-from .simd import intp
+from .simd import intp, prefetch
 
 compiled.set_up()
 
 ARGUMENTS = 12  # of a kernel, after first and last
-KERNEL, ITEMS, CHUNK, BARRIER, FIRST = range(5)  # the columns of a job
+KERNEL, ITEMS, CHUNK, BARRIER, WEIGHTS, SIZE, FIRST = range(7)  # the columns of a job
 COLUMNS = FIRST + ARGUMENTS
 NEXT, DONE, STATE = 0, 8, 16  # counters of a job, each on its own cache line
 ONE_AT_A_TIME = Lock()  # Numba's work queue ends the process where two threads enter it
 PATIENCE = 4000  # pauses, about 20 microseconds
+FETCHED = 1 << 18  # bytes that a waiting thread fetches at most: they must fit its second-level cache
 
 
 class Kernel:
@@ -59,9 +60,13 @@ class Kernel:
         """Whether it had to be compiled, because the cache did not have it."""
         return not self._compiled.cache_hits
 
-    def job(self, items: int, chunk: int, *arguments: int, barrier: bool = True) -> list[int]:
-        """A row for `run`. Without a barrier the next job may run at the same time."""
-        return [self.address, items, chunk, barrier, *arguments, *[0] * (ARGUMENTS - len(arguments))]
+    def job(
+        self, items: int, chunk: int, *arguments: int, barrier: bool = True, weights: tuple[int, int] = (0, 0)
+    ) -> list[int]:
+        """A row for `run`. Without a barrier the next job may run at the same time. weights: the address and size of
+        what this job reads from memory, or a later one that may as well begin now: who waits fetches the start of it.
+        """
+        return [self.address, items, chunk, barrier, *weights, *arguments, *[0] * (ARGUMENTS - len(arguments))]
 
 
 def specialise(template: Callable[..., None], name: str, **names: Any) -> Kernel:
@@ -123,23 +128,33 @@ _yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 
 @helper
-def _wait(state, items):
+def _wait(state, items, ahead, end):
+    """Until all items are done; meanwhile lines from `ahead` to `end` are fetched. Returns how far that came."""
     pauses = 0
     while _read(state + 8 * DONE) < items:
-        if pauses < PATIENCE:
+        if ahead < end:
+            for line in range(ahead, ahead + 512, 64):
+                prefetch(line)
+            ahead += 512
+        elif pauses < PATIENCE:
             pauses += 1
             _pause()
         else:
             _yield_core()
+    return ahead
 
 
 @helper
 def _work(jobs, count, states):
     """What each thread does: every chunk that it can get of every job, in order."""
     group = 0
+    weights, ahead = 0, 0
     for j in range(count):
         job, state = jobs + 8 * COLUMNS * j, states + 8 * STATE * j
         items, chunk = _read(job + 8 * ITEMS), _read(job + 8 * CHUNK)
+        if _read(job + 8 * WEIGHTS) != weights:
+            weights = _read(job + 8 * WEIGHTS)
+            ahead = weights
         while True:
             first = _fetch_add(state + 8 * NEXT, chunk)
             if first >= items:
@@ -148,8 +163,10 @@ def _work(jobs, count, states):
             _call(job, first, last)
             _fetch_add(state + 8 * DONE, last - first)
         if _read(job + 8 * BARRIER):
+            end = weights + min(_read(job + 8 * SIZE), FETCHED)
             for i in range(group, j + 1):
-                _wait(states + 8 * STATE * i, _read(jobs + 8 * (COLUMNS * i + ITEMS)))
+                items = _read(jobs + 8 * (COLUMNS * i + ITEMS))
+                ahead = _wait(states + 8 * STATE * i, items, ahead, end)
             group = j + 1
 
 

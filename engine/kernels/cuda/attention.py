@@ -1,0 +1,169 @@
+"""Kernels of attention, for a prompt as for one token. Keys and values of a layer are [capacity, K, H].
+
+The query heads of a kv head are taken together: row r of them is token r // (N / K), head r % (N / K). start[0] is the
+position of the first token; what stands past the last, start[0] + T - 1, is neither read nor written, so that a
+recorded step may be given room for more. Every sum's order depends on absolute positions alone.
+"""
+
+from __future__ import annotations
+
+from math import exp
+
+from numba import cuda, float32
+
+from .product import dot4
+from .ptx import ALIGNED, bounded, device, shared4, warp_max, warp_sum
+
+KEYS, QUERIES = 32, 8  # of `scores`: a block's tile
+SOFTMAX_THREADS = 256
+SPAN = 512  # positions of one block of `mix`
+MIX_ROWS, MIX_COLUMNS, SLICES = 4, 64, 8  # of `mix`: a block's tile at most, threads that share an element's positions
+
+
+@cuda.jit
+def append(
+    k, k_at, k_row, v, v_at, v_row, start, width, keys, values,
+    layer_at,
+):  # fmt: skip
+    """Block t: one position's keys and values, `width` each, into a layer's part of the cache."""
+    t = cuda.blockIdx.x
+    to = layer_at + (start[0] + t) * width
+    for i in range(cuda.threadIdx.x, width, cuda.blockDim.x):
+        keys[to + i] = k[k_at + t * k_row + i]
+        values[to + i] = v[v_at + t * v_row + i]
+
+
+@cuda.jit
+def advance(start, count):
+    start[0] += count
+
+
+@bounded(256, 3)
+def scores(
+    q, q_at, q_row, keys, keys_at, start, T, group, H, root, out,
+    pitch,
+):  # fmt: skip
+    """q.k / root to out [N, T, pitch], 0 after the query. Block (keys, rows, kv head) of KEYS x QUERIES threads."""
+    k_tile = cuda.shared.array(32 * 36, float32, ALIGNED)  # 36: keys of 32 a little apart, to spread over the banks
+    q_tile = cuda.shared.array(8 * 32, float32, ALIGNED)
+    tx, ty, kv = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.z
+    first, r, last = cuda.blockIdx.x * 32, cuda.blockIdx.y * 8 + ty, start[0] + T - 1
+    if first > last:
+        return
+    width = cuda.gridDim.z * H
+    t = min(r, T * group - 1) // group
+    n = kv * group + r % group
+    q_at += t * q_row + n * H
+    total = float32(0)
+    for h in range(0, H, 32):
+        for j in range(0, 32, 8):
+            s = first + j + ty
+            value = float32(0)
+            if s <= last and h + tx < H:
+                value = keys[keys_at + s * width + kv * H + h + tx]
+            k_tile[(j + ty) * 36 + tx] = value
+        value = float32(0)
+        if h + tx < H:
+            value = q[q_at + h + tx]
+        q_tile[ty * 32 + tx] = value
+        cuda.syncthreads()
+        for j in range(8):
+            total = dot4(shared4(q_tile, ty * 8 + j), shared4(k_tile, tx * 9 + j), total)
+        cuda.syncthreads()
+    s = first + tx
+    if r < T * group and s <= last:
+        value = float32(0)
+        if s <= start[0] + t:
+            value = total / root
+        out[(n * T + t) * pitch + s] = value
+
+
+@cuda.jit
+def softmax(x, pitch, start, T, y):
+    """Block (t, n): the largest, the sum of exponentials (over a thread's keys, over lanes, over warps), the ratio."""
+    partial = cuda.shared.array(32, float32)
+    t, me, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    at, query, last = (cuda.blockIdx.y * T + t) * pitch, start[0] + t, start[0] + T - 1
+    top = x[at]
+    for s in range(me, query + 1, threads):
+        top = max(top, x[at + s])
+    top = warp_max(top)
+    if me & 31 == 0:
+        partial[me >> 5] = top
+    cuda.syncthreads()
+    for j in range(threads >> 5):
+        top = max(top, partial[j])
+    cuda.syncthreads()
+    total = float32(0)
+    for s in range(me, query + 1, threads):
+        e = exp(x[at + s] - top)
+        y[at + s] = e
+        total += e
+    total = warp_sum(total)
+    if me & 31 == 0:
+        partial[me >> 5] = total
+    cuda.syncthreads()
+    total = float32(0)
+    for j in range(threads >> 5):
+        total += partial[j]
+    for s in range(me, last + 1, threads):
+        if s <= query:
+            y[at + s] /= total
+        else:
+            y[at + s] = float32(0)
+
+
+@bounded(512, 1)
+def mix(probs, pitch, values, values_at, start, T, group, H, span, out):
+    """Sums over `span` positions of probability times value, to out [spans, T, N, H].
+
+    Block (span and columns, rows, kv head) of a divisor of H, up to MIX_COLUMNS, by SLICES threads; slice i takes
+    positions i, i + SLICES, ...
+    """
+    partial = cuda.shared.array(4 * 8 * 64, float32)
+    tx, ty, kv, columns = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.z, cuda.blockDim.x
+    tiles = H // columns
+    part, h = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles * columns + tx
+    first, r, last = part * span, cuda.blockIdx.y * 4, start[0] + T - 1
+    if first > last:
+        return
+    N = cuda.gridDim.z * group
+    width, rows = cuda.gridDim.z * H, T * group
+    p0 = row_of(r, rows, group, kv, T) * pitch
+    p1 = row_of(r + 1, rows, group, kv, T) * pitch
+    p2 = row_of(r + 2, rows, group, kv, T) * pitch
+    p3 = row_of(r + 3, rows, group, kv, T) * pitch
+    a = b = c = d = float32(0)
+    for s in range(first + ty, min(first + span, last + 1), 8):
+        v = values[values_at + s * width + kv * H + h]
+        a += probs[p0 + s] * v
+        b += probs[p1 + s] * v
+        c += probs[p2 + s] * v
+        d += probs[p3 + s] * v
+    at = ty * 64 + tx
+    partial[at], partial[at + 512], partial[at + 1024], partial[at + 1536] = a, b, c, d
+    cuda.syncthreads()
+    if ty < 4 and r + ty < rows:
+        total = float32(0)
+        for j in range(8):
+            total += partial[ty * 512 + j * 64 + tx]
+        t, n = (r + ty) // group, kv * group + (r + ty) % group
+        out[((part * T + t) * N + n) * H + h] = total
+
+
+@device
+def row_of(r, rows, group, kv, T):
+    """Row r's index in [N, T]; past the last row, the last's."""
+    r = min(r, rows - 1)
+    return (kv * group + r % group) * T + r // group
+
+
+@cuda.jit
+def gather(parts, start, T, span, size, out):
+    """The sum of each element's spans, in order; there are as many as the last position needs."""
+    i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if i < size:
+        total = float32(0)
+        for j in range((start[0] + T - 1) // span + 1):
+            total += parts[j * size + i]
+        out[i] = total

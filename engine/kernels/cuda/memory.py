@@ -1,0 +1,154 @@
+"""The card's memory: arrays of rows on it, buffers that are used again, and where launches go.
+
+Buffers come from an arena and return to it when their last array is gone: all launches are in one order, so the next
+user of a buffer comes after the last. A recorded step has an arena of its own, which nothing else writes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+from numba import config, cuda
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from ....quant.errors import BadInput
+
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]  # a decode step's small grids are as they should be
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+
+class Arena:
+    """Free buffers of float32 by their number of elements."""
+
+    def __init__(self) -> None:
+        self.free: dict[int, list[Any]] = defaultdict(list)
+
+
+class _Place:
+    """Where buffers come from and launches go: a recording changes both for a while."""
+
+    def __init__(self) -> None:
+        self.arena, self.stream = Arena(), 0
+
+
+place = _Place()
+
+
+@contextmanager
+def elsewhere(arena: Arena, stream: Any = 0) -> Iterator[None]:
+    before = place.arena, place.stream
+    place.arena, place.stream = arena, stream
+    try:
+        yield
+    finally:
+        place.arena, place.stream = before
+
+
+def launch(kernel: Any, grid: Any, block: Any, *arguments: Any) -> None:
+    kernel[grid, block, place.stream](*arguments)
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def room() -> tuple[float, float]:
+    """(free, all) bytes of the card; without end in the simulator."""
+    info = cuda.current_context().get_memory_info()
+    return info[0], info[1]
+
+
+def require_room(size: int, what: str, way_out: str) -> None:
+    """Raises BadInput that says what is missing, unless `size` bytes are free."""
+    free, whole = room()
+    if size > free:
+        raise BadInput(
+            f"{what} needs {gigabytes(size)} on the card, which has {gigabytes(free)} free of {gigabytes(whole)}; "
+            f"{way_out}"
+        )
+
+
+def allocate(count: int, kind: Any = np.float32) -> Any:
+    """A flat array on the card, not cleared. Raises BadInput if the card has no room for it."""
+    try:
+        return cuda.device_array(count, kind)
+    except Exception as error:
+        if getattr(error, "code", None) != OUT_OF_MEMORY:
+            raise
+        require_room(count * np.dtype(kind).itemsize, "the forward pass", "give a shorter prompt or --backend cpu")
+        raise BadInput(f"the card's memory is in pieces; {gigabytes(4 * count)} at a time do not fit") from None
+
+
+class Buffer:
+    """Memory of at least so many elements, lent by the arena of its time."""
+
+    __slots__ = ("arena", "data")
+
+    def __init__(self, count: int) -> None:
+        step = 1 << max(8, count.bit_length() - 3)  # sizes an eighth to a quarter apart, so that few kinds are kept
+        count = -(-count // step) * step
+        self.arena = place.arena
+        spare = self.arena.free[count]
+        self.data = spare.pop() if spare else allocate(count)
+
+    def __del__(self) -> None:
+        if hasattr(self, "data"):
+            self.arena.free[self.data.size].append(self.data)
+
+
+class Rows:
+    """float32 [T, ...] on the card: row t is contiguous and starts at element at + t row of its buffer."""
+
+    __slots__ = ("at", "buffer", "row", "shape")
+
+    def __init__(
+        self, shape: tuple[int, ...], buffer: Buffer | None = None, at: int = 0, row: int | None = None
+    ) -> None:
+        self.shape, self.at = shape, at
+        self.buffer = Buffer(prod(shape)) if buffer is None else buffer
+        self.row = prod(shape[1:]) if row is None else row
+
+    @property
+    def data(self) -> Any:
+        return self.buffer.data
+
+    @property
+    def where(self) -> tuple[Any, int, int]:
+        """What a kernel takes: (data, at, row)."""
+        return self.buffer.data, self.at, self.row
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, *shape: int) -> Rows:
+        """The same rows in another shape of the same size."""
+        if shape[0] != len(self) or prod(shape) != prod(self.shape):
+            raise ValueError(f"{self.shape} cannot be read as {shape}")
+        return Rows(shape, self.buffer, self.at, self.row)
+
+    def __getitem__(self, key: Any) -> Rows:
+        """One row, some rows, or columns of all rows."""
+        if isinstance(key, tuple):
+            every, columns = key
+            if every != slice(None) or len(self.shape) != 2:
+                raise IndexError(f"{key} of {self.shape}")
+            first, last, _ = columns.indices(self.shape[1])
+            return Rows((len(self), last - first), self.buffer, self.at + first, self.row)
+        if isinstance(key, slice):
+            first, last, _ = key.indices(len(self))
+            return Rows((last - first, *self.shape[1:]), self.buffer, self.at + first * self.row, self.row)
+        return Rows(self.shape[1:], self.buffer, self.at + range(len(self))[key] * self.row)
+
+    def to_host(self) -> NDArray[np.float32]:
+        """A copy in the host's memory."""
+        width = prod(self.shape[1:])
+        end = self.at + (len(self) - 1) * self.row + width
+        flat = self.buffer.data[self.at : end].copy_to_host()
+        rows = as_strided(flat, (len(self), width), (4 * self.row, 4))
+        return np.ascontiguousarray(rows).reshape(self.shape)

@@ -1,0 +1,106 @@
+"""Weight matrices on the card: rows of groups of 32 values, in planes that kernels load in whole words.
+
+Codes keep their file's width (a Q4_K scale and minimum take a byte each, 148 bytes for 144). Formats without a module
+here are decoded to F32. Rows of floats are padded with zeros to whole groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numpy.typing import NDArray
+
+from ....quant.errors import BadInput
+from ....quant.tensor import QTensor, dequantize, format_module, row_bytes
+from . import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
+from .memory import allocate
+
+# The modules by format, and what they make of a group: elements of each plane, in eighths (K-quants share halves).
+FORMS: dict[str, tuple[ModuleType, dict[str, int]]] = {
+    "Q4_0": (q4_0, {"codes": 32, "halves": 8}),
+    "Q5_0": (q5_0, {"codes": 32, "extra": 8, "halves": 8}),
+    "Q8_0": (q8_0, {"codes": 64, "halves": 8}),
+    "Q4_K": (q4_k, {"codes": 32, "scales": 8, "halves": 2}),
+    "Q6_K": (q6_k, {"codes": 32, "extra": 16, "scales": 8, "halves": 1}),
+    "F16": (f16, {"codes": 128}),
+    "BF16": (bf16, {"codes": 128}),
+    "F32": (f32, {"codes": 256}),
+}
+KINDS = {"codes": np.uint32, "extra": np.uint32, "scales": np.uint16, "halves": np.uint16}
+SLAB = 1 << 24  # values packed at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix [O, I] in G groups a row; planes: (codes, extra, scales, halves), one element where there is none."""
+
+    form: ModuleType
+    planes: tuple[Any, Any, Any, Any]
+    O: int
+    I: int
+    G: int
+
+
+def form_of(w: QTensor, precision: str) -> tuple[ModuleType, dict[str, int]]:
+    """Raises BadInput for int8 with a format that would have to be decoded first."""
+    if w.format in FORMS:
+        return FORMS[w.format]
+    if precision == "int8":
+        raise BadInput(
+            f"tensor {w.name}: {w.format} has no int8 product on the card, only {', '.join(FORMS)} have; "
+            "take --precision f32 or --backend cpu"
+        )
+    return FORMS["F32"]
+
+
+def packed_bytes(w: QTensor, precision: str) -> int:
+    """What the matrix will take on the card. Raises BadInput as form_of does."""
+    O, I = w.shape
+    _, planes = form_of(w, precision)
+    return sum(O * -(-I // 32) * count * np.dtype(KINDS[plane]).itemsize for plane, count in planes.items()) // 8
+
+
+def pack(w: QTensor, precision: str) -> Packed:
+    """The matrix on the card, a slab of rows at a time. Raises BadInput if it is not the size that its shape says."""
+    form, sizes = form_of(w, precision)
+    O, I = w.shape
+    G = -(-I // 32)
+    if w.data.size != O * row_bytes(w.format, I):
+        raise BadInput(
+            f"tensor {w.name}: {w.data.size} bytes, but its shape {w.shape} takes {O * row_bytes(w.format, I)}"
+        )
+    planes = {
+        plane: allocate(O * G * sizes[plane] // 8 if plane in sizes else 1, kind) for plane, kind in KINDS.items()
+    }
+    step = max(1, SLAB // I)
+    for start in range(0, O, step):
+        stop = min(start + step, O)
+        for plane, values in form.pack(_blocks(w, form, start, stop)).items():
+            per = G * sizes[plane]
+            planes[plane][start * per // 8 : stop * per // 8].copy_to_device(np.ascontiguousarray(values))
+    return Packed(form, (planes["codes"], planes["extra"], planes["scales"], planes["halves"]), O, I, G)
+
+
+def _blocks(w: QTensor, form: ModuleType, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows start..stop as the form's pack takes them: blocks of bytes, floats padded to whole groups."""
+    if hasattr(form, "codes"):
+        row = row_bytes(w.format, w.shape[1])
+        return w.data[start * row : stop * row].reshape(-1, format_module(w.format).BYTES)
+    kind, pad = (np.float32, np.float32) if form is f32 else (np.uint16, np.uint16)
+    if form is f32:
+        values: NDArray[Any] = dequantize(w, start, stop)
+    else:
+        row = 2 * w.shape[1]
+        values = np.frombuffer(w.data[start * row : stop * row].tobytes(), kind).reshape(-1, w.shape[1])
+    padded = np.zeros((len(values), -(-w.shape[1] // 32) * 32), pad)
+    padded[:, : w.shape[1]] = values
+    return padded.view(np.uint8)
+
+
+def vector(*parts: QTensor) -> Any:
+    """Decoded values on the card, one part after the other."""
+    return cuda.to_device(np.concatenate([dequantize(p) for p in parts]))

@@ -1,0 +1,309 @@
+"""Matrix products with float32 activations: kernels written once, made for each weight format.
+
+A group is 32 values of a row, G of them in it; a lane of a warp takes a group at a time, so that a warp's loads of
+codes are 512 bytes in a row. `lay_out` puts the activations so that a warp's loads of them are too: tile by tile of 32
+groups, float4 u of each group side by side.
+
+vector: 4 rows a warp, which share the loads of x; 2^shift of the block's 4 warps share a row's groups. Partial sums
+meet in one fixed order: over a lane's groups, over lanes in a tree, over slices. matrix: 128 rows by 64 tokens a block,
+a thread 8 by 8, a group at a time through shared memory, each weight decoded once for the 64.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from numba import cuda, float32
+
+from .ptx import ALIGNED, bounded, byte, device, load4, mul_rn, shared4, warp_sum
+
+GROUP, TILE = 32, 32  # values of a group, groups of a tile
+VECTOR_ROWS, VECTOR_THREADS = 16, (32, 4)  # rows a block with shift 0
+MATRIX_ROWS, MATRIX_TOKENS, MATRIX_THREADS = 128, 64, (16, 8)
+LAY_OUT_THREADS, EMBED_THREADS = 256, 64
+
+
+@cuda.jit
+def lay_out(x, x_at, x_row, I, tiles, laid, sums):
+    """Block (tile, t): 1024 activations into lane order, zeros past the row's end, and the sum of each group.
+
+    x: rows of I floats from x_at on, x_row apart. laid: [T, tiles, 8, 32, 4]. sums: [T, tiles, 32].
+    """
+    part = cuda.shared.array(256, float32)
+    tile, t, me = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    lane, u = me >> 3, me & 7
+    column = tile * 1024 + 4 * me
+    to = (((t * tiles + tile) * 8 + u) * 32 + lane) * 4
+    total = float32(0)
+    for c in range(4):
+        v = float32(0)
+        if column + c < I:
+            v = x[x_at + t * x_row + column + c]
+        laid[to + c] = v
+        total += v
+    part[me] = total
+    cuda.syncthreads()
+    if me < TILE:
+        total = float32(0)
+        for j in range(8):
+            total += part[8 * me + j]
+        sums[(t * tiles + tile) * TILE + me] = total
+
+
+@device
+def dot4(a, b, total):
+    return total + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]
+
+
+@device
+def axpy8(w, a, b, total):
+    return (
+        total[0] + w * a[0],
+        total[1] + w * a[1],
+        total[2] + w * a[2],
+        total[3] + w * a[3],
+        total[4] + w * b[0],
+        total[5] + w * b[1],
+        total[6] + w * b[2],
+        total[7] + w * b[3],
+    )
+
+
+@device
+def put4(to, at, step, four, scale, minimum):
+    """Four decoded weights, `step` apart; ggml rounds the product before it takes the minimum away."""
+    to[at] = mul_rn(scale, four[0]) - minimum
+    to[at + step] = mul_rn(scale, four[1]) - minimum
+    to[at + 2 * step] = mul_rn(scale, four[2]) - minimum
+    to[at + 3 * step] = mul_rn(scale, four[3]) - minimum
+
+
+@device
+def put_first(count, to, at, four, scale, minimum):
+    """The first `count` of four decoded weights, side by side: a row's end may come before its last group's."""
+    if count > 0:
+        to[at] = mul_rn(scale, four[0]) - minimum
+    if count > 1:
+        to[at + 1] = mul_rn(scale, four[1]) - minimum
+    if count > 2:
+        to[at + 2] = mul_rn(scale, four[2]) - minimum
+    if count > 3:
+        to[at + 3] = mul_rn(scale, four[3]) - minimum
+
+
+@device
+def store8(y, at, step, left, total):
+    """A thread's 8 results of one row: tokens 0 to 3 and 32 to 35 from `at` on, of which `left` are there."""
+    if left > 0:
+        y[at] = total[0]
+    if left > 1:
+        y[at + step] = total[1]
+    if left > 2:
+        y[at + 2 * step] = total[2]
+    if left > 3:
+        y[at + 3 * step] = total[3]
+    if left > 32:
+        y[at + 32 * step] = total[4]
+    if left > 33:
+        y[at + 33 * step] = total[5]
+    if left > 34:
+        y[at + 34 * step] = total[6]
+    if left > 35:
+        y[at + 35 * step] = total[7]
+
+
+class Decoder(NamedTuple):
+    """Device functions of a format."""
+
+    values: Any  # (codes, extra, i) -> group i's codes less their offset, or its values: eight times four floats
+    scales: Any  # (scales, halves, i) -> scale of the first 16, of the last 16, minimum
+    dot: Any  # (codes, extra, scales, halves, i, x, sum of x) -> the group's part of a product
+
+
+def decoder(form: ModuleType) -> Decoder:
+    """The device functions of a format's module, whether it holds codes with scales or floats."""
+    if form.ACTIVATION in ("F32", "F16", "BF16"):
+        return _plain(form)
+    bias, has_minimum = float32((1 << 23) + form.OFFSET), form.MINIMUM
+    codes, scales_of = form.codes, form.scales
+
+    @device
+    def four(word):
+        return byte(word, 0) - bias, byte(word, 1) - bias, byte(word, 2) - bias, byte(word, 3) - bias
+
+    @device
+    def values(words, extra, i):
+        c = codes(words, extra, i)
+        return four(c[0]), four(c[1]), four(c[2]), four(c[3]), four(c[4]), four(c[5]), four(c[6]), four(c[7])
+
+    @device
+    def scales(packed, halves, i):
+        s = scales_of(packed, halves, i)
+        return s if has_minimum else (s[0], s[1], float32(0))
+
+    @device
+    def dot(words, extra, packed, halves, i, x, total):
+        v, s = values(words, extra, i), scales_of(packed, halves, i)
+        first = dot4(v[3], x[3], dot4(v[2], x[2], dot4(v[1], x[1], dot4(v[0], x[0], float32(0)))))
+        last = dot4(v[7], x[7], dot4(v[6], x[6], dot4(v[5], x[5], dot4(v[4], x[4], float32(0)))))
+        y = s[0] * first + s[1] * last
+        if has_minimum:
+            y -= s[2] * total
+        return y
+
+    return Decoder(values, scales, dot)
+
+
+def _plain(form: ModuleType) -> Decoder:
+    values_of = form.values
+
+    @device
+    def values(words, extra, i):
+        return values_of(words, i)
+
+    @device
+    def scales(packed, halves, i):
+        return float32(1), float32(1), float32(0)
+
+    @device
+    def dot(words, extra, packed, halves, i, x, total):
+        v = values_of(words, i)
+        first = dot4(v[3], x[3], dot4(v[2], x[2], dot4(v[1], x[1], dot4(v[0], x[0], float32(0)))))
+        return dot4(v[7], x[7], dot4(v[6], x[6], dot4(v[5], x[5], dot4(v[4], x[4], first))))
+
+    return Decoder(values, scales, dot)
+
+
+class Products(NamedTuple):
+    vector: Any
+    matrix: Any
+    embed: Any
+
+
+@cache
+def products(form: ModuleType) -> Products:
+    """The kernels of a format, compiled when first launched."""
+    values, scales, dot = decoder(form)
+
+    @bounded(128, 4)
+    def vector(
+        x, sums, codes, extra, packed, halves, y, y_at, y_row,
+        O, G, shift,
+    ):  # fmt: skip
+        """Rows of y from y_at on, y_row apart: y[t, o] = sum_i w[o, i] x[t, i]. Block (rows, t) of VECTOR_THREADS."""
+        partial = cuda.shared.array(16, float32)
+        lane, warp, t = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
+        slices = 1 << shift
+        o = (((cuda.blockIdx.x << 2) + warp) >> shift) * 4
+        i0, i1, i2, i3 = min(o, O - 1) * G, min(o + 1, O - 1) * G, min(o + 2, O - 1) * G, min(o + 3, O - 1) * G
+        tiles = (G + 31) >> 5
+        a = b = c = d = float32(0)
+        for tile in range(warp & (slices - 1), tiles, slices):
+            g = tile * 32 + lane
+            if g < G:
+                at = (t * tiles + tile) * 256 + lane
+                v = (
+                    load4(x, at),
+                    load4(x, at + 32),
+                    load4(x, at + 64),
+                    load4(x, at + 96),
+                    load4(x, at + 128),
+                    load4(x, at + 160),
+                    load4(x, at + 192),
+                    load4(x, at + 224),
+                )
+                s = sums[(t * tiles + tile) * 32 + lane]
+                a += dot(codes, extra, packed, halves, i0 + g, v, s)
+                b += dot(codes, extra, packed, halves, i1 + g, v, s)
+                c += dot(codes, extra, packed, halves, i2 + g, v, s)
+                d += dot(codes, extra, packed, halves, i3 + g, v, s)
+        a, b, c, d = warp_sum(a), warp_sum(b), warp_sum(c), warp_sum(d)
+        if lane == 0:
+            partial[4 * warp], partial[4 * warp + 1], partial[4 * warp + 2], partial[4 * warp + 3] = a, b, c, d
+        cuda.syncthreads()
+        if warp & (slices - 1) == 0 and lane < 4 and o + lane < O:
+            total = float32(0)
+            for j in range(slices):
+                total += partial[4 * (warp + j) + lane]
+            y[y_at + t * y_row + o + lane] = total
+
+    @bounded(128, 4)
+    def matrix(
+        x, x_at, x_row, I, codes, extra, packed, halves, y, y_at,
+        y_row, O, G, T,
+    ):  # fmt: skip
+        """As `vector`, of x as it is, for many tokens. Block (rows, tokens) of MATRIX_THREADS."""
+        w_tile = cuda.shared.array(32 * 128, float32, ALIGNED)
+        x_tile = cuda.shared.array(32 * 68, float32, ALIGNED)  # 68: rows of 64 a little apart, to spread over the banks
+        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        me = tx + 16 * ty
+        o, t = cuda.blockIdx.x * 128, cuda.blockIdx.y * 64
+        row = min(o + me, O - 1) * G
+        zero = float32(0)
+        a = b = c = d = e = f = g = h = (zero, zero, zero, zero, zero, zero, zero, zero)
+        for group in range(G):
+            i = row + group
+            v, s = values(codes, extra, i), scales(packed, halves, i)
+            put4(w_tile, me, 128, v[0], s[0], s[2])
+            put4(w_tile, me + 512, 128, v[1], s[0], s[2])
+            put4(w_tile, me + 1024, 128, v[2], s[0], s[2])
+            put4(w_tile, me + 1536, 128, v[3], s[0], s[2])
+            put4(w_tile, me + 2048, 128, v[4], s[1], s[2])
+            put4(w_tile, me + 2560, 128, v[5], s[1], s[2])
+            put4(w_tile, me + 3072, 128, v[6], s[1], s[2])
+            put4(w_tile, me + 3584, 128, v[7], s[1], s[2])
+            for j in range(4):
+                token, k = (j * 128 + me) >> 3, 4 * (me & 7)
+                at, column = x_at + (t + token) * x_row, group * 32 + k
+                for n in range(4):
+                    value = zero
+                    if t + token < T and column + n < I:
+                        value = x[at + column + n]
+                    x_tile[(k + n) * 68 + token] = value
+            cuda.syncthreads()
+            for k in range(32):
+                u, z = shared4(w_tile, k * 32 + tx), shared4(w_tile, k * 32 + 16 + tx)
+                p, q = shared4(x_tile, k * 17 + ty), shared4(x_tile, k * 17 + 8 + ty)
+                a, b, c, d = axpy8(u[0], p, q, a), axpy8(u[1], p, q, b), axpy8(u[2], p, q, c), axpy8(u[3], p, q, d)
+                e, f, g, h = axpy8(z[0], p, q, e), axpy8(z[1], p, q, f), axpy8(z[2], p, q, g), axpy8(z[3], p, q, h)
+            cuda.syncthreads()
+        o += 4 * tx
+        t += 4 * ty
+        at, left = y_at + t * y_row + o, T - t
+        if o < O:
+            store8(y, at, y_row, left, a)
+        if o + 1 < O:
+            store8(y, at + 1, y_row, left, b)
+        if o + 2 < O:
+            store8(y, at + 2, y_row, left, c)
+        if o + 3 < O:
+            store8(y, at + 3, y_row, left, d)
+        if o + 64 < O:
+            store8(y, at + 64, y_row, left, e)
+        if o + 65 < O:
+            store8(y, at + 65, y_row, left, f)
+        if o + 66 < O:
+            store8(y, at + 66, y_row, left, g)
+        if o + 67 < O:
+            store8(y, at + 67, y_row, left, h)
+
+    @cuda.jit
+    def embed(tokens, codes, extra, packed, halves, y, D, G):
+        """Row tokens[t], decoded bit for bit, to row t of y [T, D]. A thread a group; block (groups, t)."""
+        group, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+        if group < G:
+            i = tokens[t] * G + group
+            v, s = values(codes, extra, i), scales(packed, halves, i)
+            at, left = t * D + group * 32, D - group * 32
+            put_first(left, y, at, v[0], s[0], s[2])
+            put_first(left - 4, y, at + 4, v[1], s[0], s[2])
+            put_first(left - 8, y, at + 8, v[2], s[0], s[2])
+            put_first(left - 12, y, at + 12, v[3], s[0], s[2])
+            put_first(left - 16, y, at + 16, v[4], s[1], s[2])
+            put_first(left - 20, y, at + 20, v[5], s[1], s[2])
+            put_first(left - 24, y, at + 24, v[6], s[1], s[2])
+            put_first(left - 28, y, at + 28, v[7], s[1], s[2])
+
+    return Products(vector, matrix, embed)

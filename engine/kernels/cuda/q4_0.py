@@ -1,0 +1,31 @@
+"""Q4_0 on the card: nibbles and a half per group of 32 (quant/q4_0.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....quant import q4_0
+from .nibbles import nibbles, pack_nibbles
+from .ptx import device, half
+
+OFFSET, MINIMUM, ACTIVATION = 8, False, "Q8_0"
+
+
+def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    b = blocks.view(q4_0.STRUCT)[:, 0]
+    q = np.concatenate((b["qs"] & 15, b["qs"] >> 4), axis=1)
+    return {"codes": pack_nibbles(q), "halves": b["d"].view(np.uint16)}
+
+
+@device
+def codes(codes, extra, i):
+    return nibbles(codes, i)
+
+
+@device
+def scales(scales, halves, i):
+    d = half(halves[i])
+    return d, d, d

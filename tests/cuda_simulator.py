@@ -1,0 +1,302 @@
+"""The CUDA backend in Numba's simulator: run by test_cuda.py in a process of its own, with NUMBA_ENABLE_CUDASIM=1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import config
+
+from qwenref.engine.forward import forward
+from qwenref.engine.generate import generate
+from qwenref.engine.kernels.cuda import attention, memory, packed, recording
+from qwenref.engine.kernels.cuda import cache as cache_module
+from qwenref.engine.kernels.cuda import product8 as p8
+from qwenref.engine.weights import Weights
+from qwenref.quant import q8_0, q8_k
+from qwenref.quant.errors import BadInput
+from qwenref.quant.tensor import QTensor
+from qwenref.tests import cuda_lanes
+from qwenref.tests.cuda_judge import CUDA, REFERENCE, Judge, Pair
+from qwenref.tests.tiny import tiny_tensor, tiny_weights
+from qwenref.trace.tap import SILENT
+
+assert config.ENABLE_CUDASIM, "run by test_cuda.py, with NUMBA_ENABLE_CUDASIM=1"
+cuda_lanes.install()
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # 127 / 0 in a block of zeros, as on the card
+FORMATS = tuple(packed.FORMS)
+BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q5_K": 256, "Q4_0": 32, "Q5_0": 32, "Q8_0": 32}
+
+
+@pytest.fixture(autouse=True)
+def _garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory of the card holds anything: here NaN, so that what is read before it is written shows."""
+
+    def allocate(count: int, kind: Any = np.float32) -> Any:
+        return memory.cuda.to_device(cuda_lanes.garbage(count, kind))
+
+    for module in (memory, packed, cache_module):
+        monkeypatch.setattr(module, "allocate", allocate)
+
+
+def rows(x: np.ndarray) -> memory.Rows:
+    """An array on the card, as rows that lie apart, NaN between them."""
+    T, I = x.shape
+    held = np.full((T, I + 3), np.nan, np.float32)
+    held[:, 1 : I + 1] = x
+    y = memory.Rows((T, I + 3))
+    y.data[: held.size].copy_to_device(held.reshape(-1))
+    return y[:, 1 : I + 1]
+
+
+def matrix(fmt: str, O: int, I: int, seed: int = 0) -> QTensor:
+    return tiny_tensor("w", fmt, (O, I), std=I**-0.5, mean=0.0, rng=np.random.default_rng(seed))
+
+
+def judged(tensors: tuple[QTensor, ...], x: np.ndarray, precision: str) -> np.ndarray:
+    """x W^T, which the judge has passed."""
+    judge = Judge()
+    judge.precision = precision
+    card = CUDA.Matrix(tuple(packed.pack(t, precision) for t in tensors), precision == "int8")
+    return CUDA.to_host(judge.linear(rows(x), Pair(card, *tensors)))
+
+
+# ---- matrix products
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("T", [1, 5])
+def test_product(fmt: str, T: int, precision: str) -> None:
+    """A matrix that is not square, read the right way round, one token (vector) and a few (matrix)."""
+    O, I = 37, 512 if BLOCK.get(fmt) == 256 else 96
+    x = np.random.default_rng(1).standard_normal((T, I)).astype(np.float32)
+    judged((matrix(fmt, O, I),), x, precision)
+
+
+@pytest.mark.parametrize(("O", "I"), [(1, 1), (3, 33), (130, 5), (19, 2080)])
+@pytest.mark.parametrize("T", [1, 3, 4, 6, 65])
+def test_odd_sizes(O: int, I: int, T: int) -> None:
+    if O * T > 130 * 6 and T > 6:
+        O = 3
+    x = np.random.default_rng(2).standard_normal((T, I)).astype(np.float32)
+    judged((matrix("F32", O, I),), x, "f32")
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+def test_warps_share_long_rows(precision: str) -> None:
+    """Rows of 8 tiles and a bit: four warps to a row, some with a tile more."""
+    x = np.random.default_rng(3).standard_normal((2, 8448)).astype(np.float32)
+    judged((matrix("Q4_K", 5, 8448),), x, precision)
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+@pytest.mark.parametrize("T", [2, 7])
+def test_stacked_matrices_of_several_formats(T: int, precision: str) -> None:
+    x = np.random.default_rng(4).standard_normal((T, 256)).astype(np.float32)
+    parts = (matrix("Q4_K", 20, 256, 1), matrix("Q5_0", 7, 256, 2), matrix("Q6_K", 9, 256, 3), matrix("F16", 3, 256, 4))
+    judged(parts, x, precision)
+
+
+def test_other_formats_are_decoded() -> None:
+    x = np.random.default_rng(5).standard_normal((1, 256)).astype(np.float32)
+    judged((matrix("Q5_K", 6, 256),), x, "f32")
+    with pytest.raises(BadInput, match=r"tensor w: Q5_K has no int8 product .* --precision f32"):
+        packed.pack(matrix("Q5_K", 6, 256), "int8")
+
+
+def test_the_card_is_asked_for_what_is_needed() -> None:
+    """packed_bytes, from which a too small card is told, is what pack takes."""
+    for fmt in FORMATS:
+        w = matrix(fmt, 3, 256)
+        planes = packed.pack(w, "f32").planes
+        assert packed.packed_bytes(w, "f32") == sum(p.size * p.dtype.itemsize for p in planes if p.size > 1)
+
+
+def test_a_card_too_small_is_told_before_anything_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "room", lambda: (10_000.0, 20_000.0))
+    with pytest.raises(BadInput, match=r"the model needs 0.00 GB on the card, which has 0.00 GB free of 0.00 GB; take"):
+        CUDA.prepare(tiny_weights(), "f32")
+    with pytest.raises(BadInput, match="a cache of 4096 positions needs"):
+        CUDA.new_cache(tiny_weights().config, 4096, "f32")
+
+
+floats = st.one_of(
+    st.floats(-1e4, 1e4, width=32), st.sampled_from([0.0, -0.0, 1.0, -1.0, 127.0, -127.0, 0.5, 63.5, 1e-30, 2.0**-149])
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(floats, min_size=32, max_size=300), st.sampled_from([32, 256]))
+def test_activations_are_quantised_as_ggml_does(values: list[float], width: int) -> None:
+    """Bytes, steps and sums are those of quant/q8_0.py (its rule for activations) and quant/q8_k.py."""
+    I = len(values) // 32 * 32
+    x = np.zeros(512, np.float32)
+    x[:I] = values[:I]
+    f, encode = (q8_k, q8_k.encode) if width == 256 else (q8_0, q8_0.encode_activations)
+    b = encode(x.reshape(-1, width)).view(f.STRUCT)[:, 0]
+    empty = ((256, np.uint32), (32, np.float32), (64, np.int32))
+    words, steps, sums = (memory.cuda.to_device(cuda_lanes.garbage(n, kind)) for n, kind in empty)
+    memory.launch(p8.quantise, (4, 1), p8.BLOCK, *rows(x[None, :I]).where, I, 1, width, words, steps, sums)
+    got = words.copy_to_host().reshape(2, 32, 4).transpose(1, 0, 2).reshape(32, 8)[:16].copy().view(np.int8)
+    assert np.array_equal(got.reshape(-1), b["qs"].reshape(-1))
+    assert np.array_equal(steps.copy_to_host()[:16], np.repeat(b["d"].astype(np.float32), width // 32))
+    assert np.array_equal(sums.copy_to_host()[:32], b["qs"].reshape(-1, 16).sum(axis=1, dtype=np.int32))
+
+
+# ---- the page
+
+
+def ids(count: int, vocab: int = 40, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab, count).astype(np.int32)
+
+
+Q4_K_M = dict.fromkeys(("embed", "q", "k", "gate", "up"), "Q4_K") | dict.fromkeys(("v", "down", "lm_head"), "Q6_K")
+Q4_K_M["o"] = "Q5_0"  # its 28 x 16 inputs are no whole number of blocks of 256
+IN_SMALL: dict[str, Any] = {"head_dim": 16, "vocab": 40, "layers": 1}
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {"vocab": 40},
+    "odd": {"hidden": 50, "heads": 3, "kv_heads": 3, "head_dim": 10, "mlp": 33, "vocab": 40},
+    "0.5B": IN_SMALL | {"hidden": 96, "heads": 14, "kv_heads": 2, "mlp": 160, "formats": "Q8_0", "tied": True},
+    "7B": IN_SMALL | {"hidden": 256, "heads": 28, "kv_heads": 4, "mlp": 256, "formats": Q4_K_M},
+}
+
+
+def model(name: str) -> Weights:
+    return tiny_weights(**MODELS[name])
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_stage(name: str, precision: str) -> None:
+    """A prompt, a second chunk, single tokens: each call of the page within its bound of float64 on its own inputs.
+
+    The 7B's 28 query heads share 4 kv heads: seven to one, where a first token can be right and the second wrong.
+    """
+    judge = Judge()
+    w = judge.prepare(model(name), precision)
+    cache = judge.new_cache(w.config, 12, precision)
+    for chunk in (1, 1, 6) if name == "7B in small" else (6, 3, 1, 1):
+        forward(ids(chunk), w, cache, judge, SILENT)
+    assert judge.worst["linear"] > 0
+
+
+class Kept:
+    """A tap that brings every stage to the host."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def layer(self, index: int) -> Any:
+        return self.whole
+
+    def whole(self, stage: str, value: Any) -> Any:
+        self.seen.append(CUDA.to_host(value).copy())
+        return value
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+def test_traced_untraced_and_recorded_are_the_same_bits(precision: str) -> None:
+    """A recorded step sees rows of scores with room for the whole cache; here it is run, not recorded."""
+    w = CUDA.prepare(tiny_weights(vocab=40, layers=1, formats="Q8_0"), precision)
+    logits = []
+    for way in ("silent", "traced", "recorded"):
+        cache = CUDA.new_cache(w.config, 9, precision)
+        tap = Kept() if way == "traced" else SILENT
+        made = [CUDA.to_host(forward(ids(3), w, cache, CUDA, tap)).copy()]
+        step = lambda token, cache=cache, tap=tap: forward(token, w, cache, CUDA, tap)  # noqa: E731
+        if way == "recorded":
+            step = CUDA.record(step, cache)
+        made += [CUDA.to_host(step(ids(1, seed=i))).copy() for i in range(2)]
+        logits.append(np.array(made))
+    assert np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
+    assert np.array_equal(logits[0].view(np.uint32), logits[2].view(np.uint32))
+
+
+def test_a_recorded_step_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third step on only repeats the second's launches, arguments and all: what moves must lie on the card.
+
+    A graph that is played from a list of launches stands in for CUDA's, which the simulator has not.
+    """
+
+    def graph_of(work: Any) -> Any:
+        launches: list[Any] = []
+        with pytest.MonkeyPatch.context() as capturing:
+            for module in (CUDA, cache_module):
+                capturing.setattr(module, "launch", lambda *launch: launches.append(launch))
+            work("the stream that is captured")
+        assert launches
+        return lambda: [memory.launch(*launch) for launch in launches]
+
+    monkeypatch.setattr(recording, "SIMULATED", False)
+    monkeypatch.setattr(recording, "graph_of", graph_of)
+    w = CUDA.prepare(tiny_weights(vocab=40, layers=1), "f32")
+    plain, recorded = (CUDA.new_cache(w.config, 9, "f32") for _ in range(2))
+    for cache in (plain, recorded):
+        forward(ids(3), w, cache, CUDA, SILENT)
+    step = CUDA.record(lambda token: forward(token, w, recorded, CUDA, SILENT), recorded)
+    for i in range(5):
+        want = CUDA.to_host(forward(ids(1, seed=i), w, plain, CUDA, SILENT))
+        assert np.array_equal(CUDA.to_host(step(ids(1, seed=i))).view(np.uint32), want.view(np.uint32)), f"step {i}"
+        assert recorded.length == plain.length
+    ordinary = CUDA.to_host(forward(ids(1), w, recorded, CUDA, SILENT))  # and the cache is good for launches one by one
+    assert np.array_equal(ordinary, CUDA.to_host(forward(ids(1), w, plain, CUDA, SILENT)))
+    with pytest.raises(BadInput, match="10 positions do not fit a cache of 9"):
+        step(ids(1))
+
+
+def test_chunks_of_a_prompt_are_the_same_bits() -> None:
+    w = CUDA.prepare(tiny_weights(vocab=40, layers=1), "f32")
+    whole, parts = CUDA.new_cache(w.config, 12, "f32"), CUDA.new_cache(w.config, 12, "f32")
+    one = CUDA.to_host(forward(ids(12), w, whole, CUDA, SILENT))
+    forward(ids(12)[:5], w, parts, CUDA, SILENT)
+    two = CUDA.to_host(forward(ids(12)[5:], w, parts, CUDA, SILENT))
+    assert np.array_equal(one.view(np.uint32), two.view(np.uint32))
+
+
+def test_attention_over_several_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SPAN", 4)
+    judge = Judge()
+    w = judge.prepare(tiny_weights(vocab=40, layers=1), "f32")
+    cache = judge.new_cache(w.config, 12, "f32")
+    for chunk in (7, 1, 1, 2):
+        forward(ids(chunk), w, cache, judge, SILENT)
+
+
+def test_generation_is_the_reference_s() -> None:
+    w = tiny_weights(vocab=40, layers=1)
+    prompt = ids(6).tolist()
+    got = list(generate(prompt, CUDA.prepare(w, "f32"), CUDA, "f32", 4))
+    assert got == list(generate(prompt, REFERENCE.prepare(w, "f64"), REFERENCE, "f64", 4))
+
+
+def test_a_full_cache_is_refused() -> None:
+    w = CUDA.prepare(tiny_weights(vocab=40, layers=1), "f32")
+    cache = CUDA.new_cache(w.config, 3, "f32")
+    with pytest.raises(BadInput, match="4 positions do not fit a cache of 3"):
+        forward(ids(4), w, cache, CUDA, SILENT)
+    forward(ids(3), w, cache, CUDA, SILENT)
+    with pytest.raises(BadInput, match="4 positions do not fit a cache of 3"):
+        CUDA.record(lambda token: forward(token, w, cache, CUDA, SILENT), cache)(ids(1))
+
+
+def test_make_gpu_finds_parity_and_its_absence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The script's own model file and comparison, on a model in small; and one wrong element of one stage is found."""
+    from argparse import Namespace
+
+    from qwenref.tools import gpu, random_model
+
+    monkeypatch.setitem(random_model.SHAPES, "7B", (1, 256, 4, 2, 64, 256, 40, False))
+    random_model.write_model(tmp_path / "m.gguf", "7B", None)
+    args = Namespace(prompt=5, steps=1, against="reference")
+    tables: gpu.Tables = {}
+    wrong: list[str] = []
+    gpu.parity(CUDA, "7B", tmp_path / "m.gguf", args, tables, wrong)
+    assert wrong == [] and tables["parity"][0][-3:] == ["2/2", "yes", "met"]
+    args.steps, whole = 0, CUDA.silu
+    monkeypatch.setattr(CUDA, "silu", lambda x: CUDA.mul(whole(x), whole(x)))
+    gpu.parity(CUDA, "7B", tmp_path / "m.gguf", args, tables, wrong)
+    assert len(wrong) == 1 and "ffn_" in wrong[0]

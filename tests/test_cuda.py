@@ -1,0 +1,135 @@
+"""The CUDA backend without a card: what it refuses, the machine code of every kernel, and its results in the simulator.
+
+With a card there is more to see, and `make gpu` sees it (docs/gpu.md).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwenref.quant.errors import BadInput
+
+installed = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed (extra cuda)")
+TESTS = Path(__file__).parent
+ARCHITECTURES = ((7, 5), (8, 0), (9, 0), (10, 0))
+REGISTERS = 65536  # of a multiprocessor, on all of these
+NAMES = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K", "F16", "BF16", "F32", "others")
+
+
+@installed
+@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.mark.parametrize("group", NAMES)
+def test_machine_code(group: str, cc: tuple[int, int]) -> None:
+    """Every kernel compiles, keeps all in registers (no local memory, no spills), and fits a multiprocessor."""
+    from qwenref.engine.kernels.cuda import PRECISIONS, packed, signatures
+    from qwenref.tests.cuda_kernels import ptx, resources
+
+    if group == "others":
+        kernels = list(signatures.others())
+    else:
+        kernels = list(signatures.products(group, packed.FORMS[group][0], PRECISIONS))
+    for name, kernel, signature in kernels:
+        text = ptx(kernel, signature, cc)
+        assert ".local" not in text, f"{name} has an array in local memory"
+        assert not re.search(r"\b(atom|red)\.", text), f"{name} uses atomics"
+        assert not re.search(r"(?<!ex2)\.approx", text), f"{name} uses an approximation"  # exp's own step is ex2.approx
+        assert ".f64" not in text or name == "rope", f"{name} computes in float64"
+        if name == "quantise" or name.endswith("-embed"):
+            assert "fma." not in text, f"{name} is to round as ggml does, product by product"
+        used = resources(text, cc)
+        assert (used["stack"], used["stores"], used["loads"]) == (0, 0, 0), f"{name} spills: {used}"
+        threads = (kernel.targetoptions["launch_bounds"] or (256,))[0]
+        assert used["registers"] * threads <= REGISTERS, f"{name}: {used['registers']} registers by {threads} threads"
+        assert used["shared"] <= 48 * 1024
+        if name.endswith(("-vector", "-vector8")):
+            assert "ld.global.nc.v4" in text, f"{name} does not load 16 bytes at a time"
+        if name.endswith("8"):
+            assert "dp4a.u32.s32" in text
+    assert len(kernels) >= 3
+
+
+@pytest.mark.parametrize("part", ["product", "stage", "not product and not stage"])
+def test_in_the_simulator(part: str) -> None:
+    """tests/cuda_simulator.py, in a process of its own: the simulator takes numba.cuda's place for good."""
+    pytest.importorskip("greenlet", reason="greenlet is not installed (extra dev)")
+    root = TESTS.parent
+    site = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/cuda_simulator.py", "-k", part],
+        cwd=root,
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": site},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def refusal(code: str) -> str:
+    """What `code` is refused with, in a process of its own."""
+    program = (
+        f"from qwenref.quant.errors import BadInput\ntry:\n    {code}\nexcept BadInput as e:\n    print('refused:', e)"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "NUMBA_ENABLE_CUDASIM": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, done.stdout
+    return done.stdout
+
+
+def test_the_extra_is_asked_for() -> None:
+    hidden = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: None if n == 'numba_cuda' else f(n)"
+    message = refusal(f"{hidden}; from qwenref.engine.kernels import backend; backend('cuda')")
+    assert "needs the package numba-cuda" in message and "pip install 'qwenref[cuda]'" in message
+
+
+@installed
+def test_no_card_is_told() -> None:
+    from numba import cuda
+
+    if cuda.is_available():
+        pytest.skip("there is a card; make gpu tests it")
+    message = refusal(
+        "from qwenref.engine.kernels import backend; from qwenref.tests.tiny import tiny_weights; "
+        "backend('cuda').prepare(tiny_weights(), 'f32')"
+    )
+    assert "no NVIDIA card or no driver" in message and "--backend cpu" in message
+
+
+@installed
+@pytest.mark.parametrize(
+    ("count", "compiler", "capability", "says"),
+    [
+        (0, True, (9, 0), "names no card"),
+        (1, False, (9, 0), "compiler library"),
+        (1, True, (7, 0), "7.0; 7.5 or more"),
+    ],
+)
+def test_what_is_missing_is_named(
+    count: int, compiler: bool, capability: tuple[int, int], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from numba import cuda
+    from numba.cuda.cudadrv import driver, nvvm
+
+    from qwenref.engine.kernels.cuda import card
+
+    def fake(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(driver.driver, "ensure_initialized", fake)
+    monkeypatch.setattr(cuda, "gpus", [None] * count)
+    monkeypatch.setattr(nvvm, "is_available", lambda: compiler)
+    monkeypatch.setattr(cuda, "get_current_device", lambda: SimpleNamespace(compute_capability=capability))
+    with pytest.raises(BadInput, match=says):
+        card.require_card()
