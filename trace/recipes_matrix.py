@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..quant.tensor import QTensor, dequantize, format_module
 
-SLAB = 1 << 20  # weights decoded at a time
+SLAB = 1 << 18  # weights decoded at a time
 
 # Where a block's codes lie (first byte, last + 1). With every code 0, what decodes is each group's constant: minus its
 # minimum, or minus the offset times its scale.

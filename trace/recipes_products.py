@@ -33,20 +33,21 @@ def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIG
 def product(r: Recipe, x: Span, w: Matrix) -> Span:
     """x W^T, [T, O], for x [T, I], before the result is rounded.
 
-    Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart, and
-    the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
+    Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
+    and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
     """
     x_TI, extra_TB = operand(r, x.mid, w.format)
     radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
     square_TI = np.square(x_TI)
+    rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
     y, radius = [], []
     for start, slab in w.slabs():
         w_OI: Array = slab.astype(np.float64)
         if r.weights is not None:
             w_OI = r.weights.round(w_OI)
         y_TO = x_TI @ w_OI.T
-        np.square(w_OI, out=w_OI)
-        squares_TO, size_TO = square_TI @ w_OI.T, np.square(y_TO)
+        square_OI = np.square(slab)
+        squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
         m_OB = w.minima(start, start + len(slab))
         if m_OB is not None:
             T, B = len(x_TI), m_OB.shape[1]
@@ -57,7 +58,7 @@ def product(r: Recipe, x: Span, w: Matrix) -> Span:
                 y_TO += extra_TB @ m_OB.T
         radius_TO = summation(w.shape[1], size_TO, squares_TO)
         if radius_TI is not None:
-            radius_TO += 3 * np.sqrt(np.square(radius_TI) @ w_OI.T)
+            radius_TO += 3 * np.sqrt(np.square(radius_TI) @ square_OI.T)
         y.append(y_TO)
         radius.append(radius_TO)
     return Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
