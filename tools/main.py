@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": ("verify", "judge a dump of any engine, stage by stage"),
     "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),
     "dump-llamacpp": ("dump_llamacpp", "write every stage of a llama.cpp run"),
+    "import": ("import_dump", "take in a dump that another tool has made"),
     "bench": ("bench", "measure speed, against memory and against llama.cpp"),
 }
 
