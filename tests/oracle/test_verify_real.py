@@ -1,8 +1,8 @@
 """The judge against the engines it is for: Hugging Face Transformers and llama.cpp, healthy and with mistakes.
 
 Healthy dumps of the 0.5B, prompts of 1 to some 400 tokens and decode steps: no false alarm, every stage reproduced by
-the recipe of that engine. Mistakes planted in Transformers' own modules (a small random model), and in a weight file that
-llama.cpp runs: the stage and layer found, and named.
+the recipe of that engine. Mistakes planted in Transformers' own modules (a small random model), and in a weight file
+that llama.cpp runs: the stage and layer found, and named.
 """
 
 from __future__ import annotations
