@@ -21,8 +21,8 @@ Mask = NDArray[np.bool_]
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
-def scored(s: Site, q: Span | None = None, k: Span | None = None) -> Span:
-    return formulas.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.pos_T)
+def scored(s: Site, q: Span | None = None, k: Span | None = None, scale: float | None = None) -> Span:
+    return formulas.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.pos_T, scale)
 
 
 def times(s: Site, x: Span, factor: float) -> Span:
@@ -43,7 +43,8 @@ def scale(s: Site) -> Several:
         ("1/sqrt(2 H)", 1 / np.sqrt(c.head_dim * 2)),
         ("1/sqrt(N): by the number of heads", 1 / np.sqrt(c.num_attention_heads)),
     ):
-        yield name, times(s, exact, factor * root)
+        yield name, scored(s, scale=factor)
+        yield name, times(s, exact, factor * root)  # made after the right scale
 
 
 def groupings(s: Site) -> Iterator[tuple[str, Indices]]:

@@ -62,7 +62,7 @@ def norm_eps(s: Site) -> Several:
 @hypothesis("norm-gain-plus-one", "the norm's gain is taken as 1 + w", *NORMS)
 def norm_gain_plus_one(s: Site) -> Variants:
     x, gain = normed(s)
-    return norm(s, x, 1 + gain)
+    return norm(s, x, 1 + formulas.weight(s.recipe, gain))
 
 
 @hypothesis("norm-gain-missing", "the norm's gain is not applied", *NORMS)

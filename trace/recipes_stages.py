@@ -89,8 +89,8 @@ def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     return rounded(r, joined([first, second], -1))
 
 
-def scores(r: Recipe, q: Span, k: Span, pos_T: Positions) -> Span:
-    """q.k rounded, over sqrt(H), rounded: [N, T, S]; 0 after the query."""
+def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = None) -> Span:
+    """q.k rounded, times the scale (1/sqrt(H)), rounded: [N, T, S]; 0 after the query."""
     H = q.mid.shape[-1]
     root = np.sqrt(H)
 
@@ -103,7 +103,7 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions) -> Span:
     if not (q.exact and k.exact):
         dq, dk = (s.map(r.attention.round).radius for s in (q, k))
         radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
-    dots = rounded(r, Span.around(y, radius)).map(lambda v: v / root)
+    dots = rounded(r, Span.around(y, radius)).map(lambda v: v * (1 / root if scale is None else scale))
     slack = 2 * U * np.abs(dots.mid)
     return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
 
