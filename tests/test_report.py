@@ -66,8 +66,8 @@ def test_the_recipe_in_words(engine: str, words: str) -> None:
 
 def test_a_planted_mistake_in_one_sentence() -> None:
     v = planted()
-    assert sentence(v).startswith("2 of 108 stages are not explained; the worst is")
-    assert sentence(v).endswith("layer 1 k_post_rope: RoPE is not applied.")
+    assert sentence(v) == "2 of 108 stages are not explained, all by one mistake: RoPE is not applied."
+    assert "2 stages explained by: RoPE is not applied (k_post_rope of layer 1)" in text(v)
     lines = statement(next(f for f in v.findings if f.verdict == UNEXPLAINED))
     assert re.fullmatch(
         r"layer 1 k_post_rope: unexplained \(\d\.\de[-+]\d\d; rounding allows \d\.\de-07; \d+ of 224 values outside\)",

@@ -54,7 +54,7 @@ def rope_theta(s: Site) -> Several:
         if theta != s.config.rope_theta:
             inv_freq_h = (1 / np.array([theta ** (j / h) for j in range(h)]).astype(np.float32)).astype(np.float32)
             table = (s.pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
-            yield f"{theta:g}, not {s.config.rope_theta:g}", widened(s, table)
+            yield f"{theta:,.0f}, not {s.config.rope_theta:,.0f}", widened(s, table)
 
 
 def widened(s: Site, angle_Th: Array) -> Span:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from .plan import spell_ranges
 from .recipes import Recipe
 from .stages import STAGES
 from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
+SHOWN = 12  # unexplained stages that are told one by one
 SURE = 0.95  # of a block, before it is named without a doubt
 WORST_FIRST = (UNEXPLAINED, UNJUDGED, BUDGET, REPRODUCED, EXACT)
 ANGLES = {
@@ -43,6 +45,9 @@ def sentence(v: Verification) -> str:
     if not bad:
         weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
         return f"All {judged} stages that were judged are explained{weak}{tail}."
+    cause, found = (mistakes(v) or [("", [])])[0]
+    if bad > 1 and len(found) == bad:
+        return f"{bad} of {judged} stages are not explained, all by one mistake: {cause}{tail}."
     first = by_size(v.findings)[0]
     blocks = first.where.get("blocks")
     guess = ", and no mistake that is known here explains it"
@@ -53,6 +58,23 @@ def sentence(v: Verification) -> str:
         guess = f": {spots} {'is' if len(blocks) == 1 else 'are'} not the model's"
     many = f"{bad} of {judged} stages are not explained; the worst is" if bad > 1 else "One stage is not explained:"
     return f"{many} {named(first)}{guess}{tail}."
+
+
+def mistakes(v: Verification) -> list[tuple[str, list[Finding]]]:
+    """The named mistakes, each with the stages that it explains; the one that explains most comes first."""
+    found: dict[str, list[Finding]] = {}
+    for f in v.findings:
+        for said in {h["sentence"] for h in f.hypotheses}:
+            found.setdefault(said, []).append(f)
+    ranked = sorted(found.items(), key=lambda item: -len(item[1]))
+    return [(said, fs) for said, fs in ranked if len(fs) > 1]
+
+
+def places_of(findings: Sequence[Finding]) -> str:
+    """`q_post_rope and k_post_rope of layers 0..24`."""
+    stages = " and ".join(dict.fromkeys(f.stage for f in findings))
+    layers = sorted({f.layer for f in findings if f.layer is not None})
+    return f"{stages} of layer{'s' * (len(layers) > 1)} {spell_ranges(layers)}" if layers else stages
 
 
 def by_size(findings: Sequence[Finding]) -> list[Finding]:
@@ -156,9 +178,12 @@ def text(v: Verification) -> str:
     for title, findings in sections(v):
         lines += ["", *grid(title, findings)]
     bad = by_size(v.findings)
+    if common := mistakes(v):
+        lines += ["", *(f"{plural(len(fs), 'stage')} explained by: {said} ({places_of(fs)})" for said, fs in common)]
     if bad:
-        lines += ["", f"Unexplained, largest first ({len(bad)}):"]
-        for f in bad:
+        few = f", the first {SHOWN}; --json and --html have all" if len(bad) > SHOWN else ""
+        lines += ["", f"Unexplained, largest first ({len(bad)}{few}):"]
+        for f in bad[:SHOWN]:
             first, *rest = statement(f)
             lines += [first, *(f"    {line}" for line in rest)]
     weak = Counter((f.stage, f.budget["source"]) for f in v.findings if f.verdict == BUDGET)

@@ -7,11 +7,24 @@ from html import escape
 from math import log10
 from typing import Any
 
-from .report import by_size, engine_words, named, number, plural, sections, sentence, statement, worst_of
+from .report import (
+    by_size,
+    engine_words,
+    mistakes,
+    named,
+    number,
+    places_of,
+    plural,
+    sections,
+    sentence,
+    statement,
+    worst_of,
+)
 from .stages import STAGES
 from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
 CELL, GAP, LEFT, TOP = 17, 2, 34, 88  # of the heat map, in its own units
+CARDS = 24  # unexplained stages that are drawn
 LEGEND = (
     (EXACT, "bit-equal"),
     (REPRODUCED, "reproduced to rounding"),
@@ -71,7 +84,12 @@ def page(v: Verification, dump: str, model: str) -> str:
         parts += [f"<h2>{escape(title)}: what is left, over what rounding allows</h2>", heat_map(findings)]
     if bad:
         parts.append(f"<h2>{plural(len(bad), 'unexplained stage')}, largest first</h2>")
-        parts += [card(f) for f in bad]
+        common = (
+            f"<li>{escape(said)}: {plural(len(fs), 'stage')} ({escape(places_of(fs))})</li>" for said, fs in mistakes(v)
+        )
+        parts += ["<ul>", *common, "</ul>", *(card(f) for f in bad[:CARDS])]
+        if len(bad) > CARDS:
+            parts.append(f"<p>{len(bad) - CARDS} more are in the table below.</p>")
     weak = Counter((f.stage, f.budget["source"]) for f in v.findings if f.verdict == BUDGET)
     unjudged = Counter((f.stage, f.reason) for f in v.findings if f.verdict == UNJUDGED)
     for title, counted in (("Within a noise budget only", weak), ("Not judged", unjudged)):
