@@ -59,10 +59,12 @@ def norm_eps(s: Site) -> Several:
             yield f"{eps:g}, not {s.config.rms_norm_eps:g}", norm(s, x, gain, eps)
 
 
-@hypothesis("norm-gain-plus-one", "the norm's gain is taken as 1 + w", *NORMS)
-def norm_gain_plus_one(s: Site) -> Variants:
+@hypothesis("norm-gain-plus-one", "the norm's gain is taken as 1 + w, w {}", *NORMS)
+def norm_gain_plus_one(s: Site) -> Several:
+    """An engine of 16 bits may add the one at run time, or when it loads the weights."""
     x, gain = normed(s)
-    return norm(s, x, 1 + formulas.weight(s.recipe, gain))
+    yield "as the engine rounds it", norm(s, x, 1 + formulas.weight(s.recipe, gain))
+    yield "as the file has it", norm(s, x, 1 + gain)
 
 
 @hypothesis("norm-gain-missing", "the norm's gain is not applied", *NORMS)
