@@ -343,6 +343,8 @@ def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert models.resolve("no/such.gguf") == Path("no/such.gguf")
     with pytest.raises(BadInput, match=f"known: .*{models.DEFAULT}"):
         models.resolve("qwen2.5-coder-0.5b")
+    with pytest.raises(BadInput, match="''"):
+        models.resolve("")
 
 
 def test_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +353,13 @@ def test_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.directory() == Path("/x/qwenref/models")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert models.directory() == Path.home() / ".cache/qwenref/models"
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(BadInput, match="QWENREF_MODELS"):
+        models.directory()
 
 
 @pytest.mark.parametrize("model", models.MODELS.values(), ids=list(models.MODELS))
