@@ -261,7 +261,17 @@ def test_a_wrong_file_under_the_models_name_is_replaced(
     store.mkdir(parents=True)
     (store / "tiny.gguf").write_bytes(CONTENT[:-1])
     assert pull.pull(model, store).read_bytes() == CONTENT
-    assert "removed" in capsys.readouterr().err
+    assert "replaced" in capsys.readouterr().err
+
+
+def test_a_wrong_file_stays_until_there_is_a_better_one(
+    no_hub: None, index: Path, model: models.Model, store: Path
+) -> None:
+    store.mkdir(parents=True)
+    (store / "tiny.gguf").write_bytes(b"the user's own")
+    with pytest.raises(BadInput):
+        pull.pull(model, store)
+    assert (store / "tiny.gguf").read_bytes() == b"the user's own"
 
 
 def test_a_login_page_is_not_the_model(hub: Hub, index: Path, model: models.Model, store: Path) -> None:
