@@ -28,6 +28,7 @@ from .tokenizer import Tokenizer
 
 TEMPLATE_CHARS = 65536
 CPU_SECONDS = 0.5
+PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))  # Unicode 15, section 23.5
 ARGUMENT_CHARS = 256  # str.strip(chars) and the like are quadratic
 
 # What a template may use. The names are Jinja's (classes of jinja2.nodes, filters, tests) and Python's (methods).
@@ -77,9 +78,8 @@ def render(
         return program.render(**given, add_generation_prompt=add_generation_prompt)
     except BadInput:
         raise
-    except (
-        Exception
-    ) as e:  # whatever a stranger's program may raise, SyntaxError and RecursionError of its compilation included
+    except Exception as e:
+        # Whatever a stranger's program may raise, SyntaxError and RecursionError of its compilation included.
         line = f", line {e.lineno}" if isinstance(e, jinja2.TemplateSyntaxError) else ""
         what = (
             "nested too deeply" if isinstance(e, RecursionError) else " ".join(str(e).split())[:200] or type(e).__name__
@@ -97,7 +97,9 @@ def chat_ids(
     and the mark taken out again. Raises BadInput as `render` does.
     """
     everything = json.dumps(messages, ensure_ascii=False) + (template or "")
-    mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in everything)
+    mark = next((c for c in map(chr, PRIVATE_USE) if c not in everything), None)
+    if mark is None:
+        raise BadInput("the messages hold every private-use character; one is needed to tell control tokens from text")
 
     def spoil(text: str) -> str:
         parts = (

@@ -30,7 +30,7 @@ def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
         room = c.max_position_embeddings - len(ids)
         raise BadInput(
             f"{len(ids)} prompt tokens and {max_tokens} new ones do not fit the context of "
-            f"{c.max_position_embeddings}; ask for at most {room}"
+            f"{c.max_position_embeddings}; " + (f"ask for at most {room}" if room else "shorten the prompt")
         )
 
 

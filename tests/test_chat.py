@@ -81,6 +81,14 @@ def test_t17_control_tokens_come_from_the_template_only(content: str) -> None:
     assert content in t.decode(chat_ids(t, CHATML, messages))
 
 
+def test_a_message_may_hold_every_mark_that_chat_ids_could_use() -> None:
+    t = Tokenizer.from_vocabulary(small())
+    plane0 = "".join(map(chr, range(0xE000, 0xF900)))
+    assert plane0 in t.decode(chat_ids(t, CHATML, [{"role": "user", "content": plane0 + "<|im_end|>"}]))
+    with pytest.raises(BadInput, match="private-use"):
+        chat_ids(t, CHATML, [{"role": "user", "content": plane0 + "".join(map(chr, range(0xF0000, 0xFFFFE)))}])
+
+
 def test_a_role_is_the_users_too() -> None:
     t = Tokenizer.from_vocabulary(small())
     ids = chat_ids(t, CHATML, [{"role": "user<|im_end|>", "content": "a"}], False)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qwenref.tools.main import COMMANDS
+from qwenref.engine import generate
+from qwenref.tools import run
+from qwenref.tools.convert import convert
+from qwenref.tools.main import COMMANDS, main
+
+from .models import model
 
 ENGINE = [sys.executable, "-m", "qwenref.tools.main"]
 
@@ -78,8 +87,142 @@ def test_senseless_flags(flags: tuple[str, ...], says: str) -> None:
     assert says in refused("run", "-p", "x", *flags)
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with a tokenizer and a context of 24, and four bytes behind its last tensor."""
+    m = model()
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    convert(replace(m, config=replace(m.config, max_position_embeddings=24)), path)
+    with path.open("ab") as file:
+        file.write(bytes(4))
+    return path
+
+
+def shell(line: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs `$ENGINE ...` in bash, for redirections."""
+    with_engine = line.replace("ENGINE", shlex.join(ENGINE))
+    return subprocess.run(["bash", "-c", with_engine], capture_output=True, timeout=300, check=False)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[bytes], says: str) -> None:
+    assert done.returncode == 2
+    (line,) = done.stderr.decode().splitlines()
+    assert says in line and line.startswith("engine ")
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("nosuch",), ("run", "-n", "x"), ("run", "-p", "x", "-f", "y"), ("diff", "a"), ("--nosuch",)]
+)
+def test_a_mistake_in_the_arguments_is_one_line(words: tuple[str, ...]) -> None:
+    assert "--help" in refused(*words)
+
+
+def test_streams_that_the_caller_has_closed(tiny: Path) -> None:
+    assert_one_line(shell(f"ENGINE run -m '{tiny}' --backend reference <&-"), "empty")
+    assert_one_line(shell(f"ENGINE run -m '{tiny}' --backend reference -p x >&-"), "stdout is closed")
+    silent = shell(f"ENGINE run -m '{tiny}' --backend reference -p '' 2>&-")
+    assert (silent.returncode, silent.stdout) == (2, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["run -p x", "run -p x --json", "inspect", "trace --payload"])
+def test_stdout_on_a_full_disk(command: str, tiny: Path) -> None:
+    name = command.split(maxsplit=1)[0]
+    backend = "" if name == "inspect" else "--backend reference"
+    done = shell(f"ENGINE {command} -m '{tiny}' {backend} >/dev/full")
+    says = f"engine {name}: a read or write failed: No space left on device"
+    assert done.returncode == 2 and done.stderr.decode().splitlines()[-1] == says
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run -p x", "inspect --tensors", "trace --payload"])
+def test_a_reader_that_went_away(command: str, tiny: Path) -> None:
+    backend = "" if "inspect" in command else "--backend reference"
+    done = shell(f"ENGINE {command} -m '{tiny}' {backend} | (exec <&-; sleep 0.1); echo ${{PIPESTATUS[0]}}")
+    assert done.stdout == b"141\n" and b"Traceback" not in done.stderr
+
+
+def test_text_that_the_terminal_cannot_show(tiny: Path, tmp_path: Path) -> None:
+    name = tmp_path / "模型.gguf"
+    name.symlink_to(tiny)
+    done = engine("inspect", str(name), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and rb"\u6a21\u578b.gguf" in done.stdout
+
+
+def test_system_errors_that_no_command_expects(tmp_path: Path, tiny: Path) -> None:
+    assert "File name too long" in refused("trace", str(tiny), "--save-tensor", "all", "--save-tensor-dir", "a" * 300)
+
+
+def test_an_interrupt_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(command: str | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qwenref.tools.main.parser_for", interrupted)
+    assert main(["run", "-p", "x"]) == 130
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def too_much(args: object) -> int:
+        raise MemoryError("Unable to allocate 8.00 TiB")
+
+    monkeypatch.setattr(run, "main", too_much)
+    assert main(["run", "-p", "x"]) == 2
+    assert capsys.readouterr().err == "engine run: not enough memory: Unable to allocate 8.00 TiB\n"
+
+
+@pytest.mark.parametrize("command", ["run -p x -n 1", "trace --payload", "inspect"])
+@pytest.mark.parametrize("flag", ["", "-m"])
+def test_the_model_with_and_without_its_flag(
+    command: str, flag: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *more = command.split()
+    words = [name, *([flag] if flag else []), str(tiny), *more, "--json"]
+    assert main(words if name == "inspect" else [*words, "--backend", "reference"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["path" if name == "inspect" else "model"] == str(tiny)
+    assert f"note: {tiny}: 4 bytes after the last tensor are not used" in err.splitlines()
+    with pytest.raises(SystemExit):
+        main([name, str(tiny), "-m", str(tiny), *more])
+
+
+def ids_of(tiny: Path, capsys: pytest.CaptureFixture[str], *words: str) -> list[int]:
+    assert main(["run", "-m", str(tiny), "--backend", "reference", "--json", *words]) == 0
+    made: list[int] = json.loads(capsys.readouterr().out)["ids"]
+    return made
+
+
+def test_new_tokens_end_with_the_context(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(ids_of(tiny, capsys, "-p", "x" * 20, "-n", "4")) == 4
+    assert len(ids_of(tiny, capsys, "-p", "x" * 20)) == 4  # the default of 256 is a wish, -n 5 a demand
+    for length, more, says in ((20, ["-n", "5"], "ask for at most 4"), (24, [], "shorten the prompt"), (25, [], "25")):
+        assert main(["run", "-m", str(tiny), "--backend", "reference", "-p", "x" * length, *more]) == 2
+        assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_json_of_an_interrupted_run_holds_what_was_said(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Iterator[int]:
+        yield from (70, 71, 72)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "generate", interrupted)
+    assert main(["run", "-m", str(tiny), "--backend", "reference", "-p", "x", "--json"]) == 130
+    result = json.loads(capsys.readouterr().out)
+    assert result["ids"] == [70, 71, 72] and len(result["text"]) == 3 and result["figures"]["generated_tokens"] == 3
+
+
 @pytest.mark.model
 class TestWithTheModel:
+    def test_ctrl_c_keeps_what_was_said(self, model_path: Path) -> None:
+        story = [*ENGINE, "run", "-m", str(model_path), "-p", "Once upon a time", "-n", "20000"]
+        process = subprocess.Popen(story, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None and len(process.stdout.read(20)) == 20
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130 and b"Traceback" not in err
+        assert out.endswith(b"\n") and b"tokens" in err.splitlines()[-1]
+
     def test_json_is_one_object(self, model_path: Path) -> None:
         done = engine("run", "-m", str(model_path), "-p", "What is 2+2?", "-n", "8", "--json")
         result = json.loads(done.stdout)

@@ -303,6 +303,14 @@ def test_decode_steps_are_compared_until_the_tokens_part(stages: Stages, tmp_pat
     assert diff(a, dump("c", [7, 8, 9]))[0] == 0
 
 
+def test_nothing_but_steps_fed_other_tokens_is_nothing_compared(stages: Stages, tmp_path: Path, diff: Diff) -> None:
+    for name, fed in (("a", [7]), ("b", [6])):
+        with DumpWriter(tmp_path / name, {"tokens": TOKENS, "generated": fed}, SIZES) as w:
+            w.put("attn_norm", 0, stages["attn_norm", 0][:1], [5], phase=1)
+    status, _, err = diff(tmp_path / "a", tmp_path / "b")
+    assert status == 2 and "fed other tokens" in err
+
+
 def test_a_file_changed_after_its_manifest_is_refused(stages: Stages, tmp_path: Path, diff: Diff) -> None:
     a, b = (write(tmp_path / n, {("attn_norm", 0): stages["attn_norm", 0]}) for n in "ab")
     path = b / "layer-0" / "attn_norm.bin"

@@ -62,7 +62,7 @@ def test_a_stop_id_is_the_last(weights: Weights) -> None:
         ([259], 1, "259"),
         ([-1], 1, "-1"),
         (list(range(9)), 1, "9 tokens"),
-        (list(range(8)), 1, "at most 0"),
+        (list(range(8)), 1, "shorten the prompt"),
         ([1], 8, "at most 7"),
     ],
 )

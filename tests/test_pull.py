@@ -261,7 +261,17 @@ def test_a_wrong_file_under_the_models_name_is_replaced(
     store.mkdir(parents=True)
     (store / "tiny.gguf").write_bytes(CONTENT[:-1])
     assert pull.pull(model, store).read_bytes() == CONTENT
-    assert "removed" in capsys.readouterr().err
+    assert "replaced" in capsys.readouterr().err
+
+
+def test_a_wrong_file_stays_until_there_is_a_better_one(
+    no_hub: None, index: Path, model: models.Model, store: Path
+) -> None:
+    store.mkdir(parents=True)
+    (store / "tiny.gguf").write_bytes(b"the user's own")
+    with pytest.raises(BadInput):
+        pull.pull(model, store)
+    assert (store / "tiny.gguf").read_bytes() == b"the user's own"
 
 
 def test_a_login_page_is_not_the_model(hub: Hub, index: Path, model: models.Model, store: Path) -> None:
@@ -343,6 +353,8 @@ def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert models.resolve("no/such.gguf") == Path("no/such.gguf")
     with pytest.raises(BadInput, match=f"known: .*{models.DEFAULT}"):
         models.resolve("qwen2.5-coder-0.5b")
+    with pytest.raises(BadInput, match="''"):
+        models.resolve("")
 
 
 def test_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +363,13 @@ def test_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.directory() == Path("/x/qwenref/models")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert models.directory() == Path.home() / ".cache/qwenref/models"
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(BadInput, match="QWENREF_MODELS"):
+        models.directory()
 
 
 @pytest.mark.parametrize("model", models.MODELS.values(), ids=list(models.MODELS))

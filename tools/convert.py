@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.bind import GGML, HARMLESS, HF, renamed
-from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
+from ..engine.files import Checkpoint, Vocabulary
 from ..engine.files.apr_writer import CODES, RAW_GGML
 from ..engine.files.writing import Planned
 from ..engine.tokenizer import PRE_TOKENIZERS, vocabulary_of_json
@@ -60,12 +59,10 @@ template come along. The result is written beside DST, read back, compared, and 
 
 
 def main(args: argparse.Namespace) -> int:
-    from .models import resolve
+    from .load import open_model
 
     check_destination(args.destination, args.force)
-    source = open_checkpoint(resolve(args.source))
-    for note in source.notes:
-        print(note, file=sys.stderr)
+    source = open_model(args.source)
     for line in convert(source, args.destination, args.quantize, args.raw_ggml_codes):
         print(line)
     return 0

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.bind import HF, renamed
-from ..engine.files import Checkpoint, open_checkpoint
+from ..engine.files import Checkpoint
 from ..quant.errors import BadInput
 from ..quant.label import mislabelled
 from ..quant.tensor import QTensor, dequantize
+from .load import open_model
 from .models import resolve
 
 SLAB = 1 << 22  # values compared at a time
@@ -49,7 +50,7 @@ def run(a: Path, b: Path, args: argparse.Namespace) -> int:
     """Prints what differs. Returns 0 if all values are the same, 1 if not; BadInput if nothing can be compared."""
     from .progress import progress
 
-    one, two = open_checkpoint(a), open_checkpoint(b)
+    one, two = open_model(str(a)), open_model(str(b))
     total = sum(w.data.size for w in one.tensors.values())
     rows = []
     with progress("comparing", total, "bytes") as show:

@@ -20,8 +20,17 @@ from ..trace.plan import Plan, plan
 from ..trace.stages import by_name
 from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
-from .load import open_tokenizer, open_weights
-from .record import PROMPT, best, check_room, parse_tokens, print_files, print_tokens, require_all, text_ids
+from .load import open_weights
+from .record import (
+    add_prompt_arguments,
+    best,
+    check_room,
+    given_tokens,
+    print_files,
+    print_tokens,
+    prompt_of,
+    require_all,
+)
 
 # A stage of a forward pass: (layer or None for the whole model, stage, value).
 Emit = Callable[[int | None, str, NDArray[np.floating[Any]]], None]
@@ -46,12 +55,7 @@ def add_dump_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", default="all", metavar="STAGES", help="comma list of stages (default: all)")
     parser.add_argument("--layers", default="all", metavar="RANGE", help="0..4, 3, 0,5,27 or all (default: all)")
     parser.add_argument("--decode-steps", type=int, default=0, metavar="N", help="N greedy steps after the prompt too")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
-    prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
-    prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    add_prompt_arguments(parser)
 
 
 def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
@@ -59,10 +63,7 @@ def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
 
     The ids are this package's tokenizer's, so that dumps of all engines hold the same tokens for the same text.
     """
-    if args.tokens is not None and args.chat:
-        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
-    if args.system is not None and not args.chat:
-        raise BadInput("--system is part of a chat; give --chat too")
+    ids = given_tokens(args)
     asked = plan(args.stages, args.layers, "all", args.decode_steps)
     there = replace(asked, stages=tuple(s for s in asked.stages if s.name not in absent))
     if there != asked and args.stages.strip().lower() != "all":
@@ -73,10 +74,7 @@ def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
     checkpoint, _ = open_weights(args.model)
     c = checkpoint.config
     there.check(c.num_hidden_layers)
-    tokenizer = template = None
-    if args.tokens is None or checkpoint.vocabulary() is not None:
-        tokenizer, template = open_tokenizer(checkpoint)
-    ids = parse_tokens(args.tokens) if tokenizer is None or args.tokens else text_ids(args, tokenizer, template)
+    ids, tokenizer = prompt_of(args, ids, checkpoint)
     check_prompt(ids, c, args.decode_steps)
     check_room(there, c, len(ids), target)
     return Job(checkpoint, tokenizer, ids, there, target)

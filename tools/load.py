@@ -27,14 +27,17 @@ class Loaded:
     precision: str
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """-m/--model (or a positional MODEL), --backend, --precision, -t/--threads."""
-    if positional:
-        parser.add_argument("model", metavar="MODEL", help="model file, folder or alias")
-    else:
-        parser.add_argument(
-            "-m", "--model", metavar="MODEL", help="model file, folder or alias (default: the 0.5B, if it was pulled)"
-        )
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """MODEL, or -m/--model MODEL; neither is None, the default alias."""
+    model = parser.add_mutually_exclusive_group()
+    what = "model file, folder or alias (default: the 0.5B, if it was pulled)"
+    model.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=what)
+    model.add_argument("-m", "--model", metavar="MODEL", help="the same")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL or -m/--model, --backend, --precision, -t/--threads."""
+    add_model_argument(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what computes (default: cpu)")
     parser.add_argument(
         "--precision",
@@ -57,9 +60,17 @@ def set_threads(count: int | None) -> None:
     numba.set_num_threads(count)
 
 
+def open_model(path_or_alias: str | None) -> Checkpoint:
+    """The model's file opened; what is odd about it goes to stderr."""
+    checkpoint = open_checkpoint(resolve(path_or_alias))
+    for note in checkpoint.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return checkpoint
+
+
 def open_weights(path_or_alias: str | None) -> tuple[Checkpoint, Weights]:
     """The model's file opened and its tensors bound to their roles; nothing is decoded yet."""
-    checkpoint = open_checkpoint(resolve(path_or_alias))
+    checkpoint = open_model(path_or_alias)
     try:
         return checkpoint, bind(checkpoint.config, checkpoint.tensors)
     except BadInput as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 from .. import __version__
 from ..quant.errors import BadInput
@@ -28,9 +31,16 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (what there is: {self.prog} --help)\n")
+
+
 def parser_for(command: str | None) -> argparse.ArgumentParser:
     """The parser of the whole command line; only the named command's file is imported (start-up is a figure too)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="engine",
         description="An independent Qwen2 engine: runs a model, shows every stage of it, judges other engines' dumps.",
         epilog="example: engine run -p 'What is 2+2?' --chat        (help on one command: engine run --help)",
@@ -44,23 +54,52 @@ def parser_for(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def check_streams() -> None:
+    """Standard streams that can be used. Raises BadInput where the answer would have nowhere to go.
+
+    One that the caller has closed is None. stdin then reads as empty; what would go to stderr is dropped.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 open until the end
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        raise BadInput("stdout is closed, so nothing could be said")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a model writes in every script, whatever the locale's encoding holds
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """What stdout still holds cannot be written; keeps the interpreter from trying, and complaining, at exit."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 differs or unexplained (diff, verify), 2 bad input, 130 interrupted."""
+    """Exit status: 0 done, 1 differs or unexplained (diff, verify), 2 bad input, 130 interrupted, 141 nobody reads."""
     argv = sys.argv[1:] if argv is None else list(argv)
     command = next((word for word in argv if not word.startswith("-")), None)
-    args = parser_for(command).parse_args(argv)
     try:
+        check_streams()
+        args = parser_for(command).parse_args(argv)
         status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
         sys.stdout.flush()
         return int(status)
     except BadInput as error:
-        print(f"engine {args.command}: {error}", file=sys.stderr)
-        return 2
+        line = str(error)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader has gone; keep the interpreter from complaining once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        drop_output()
         return 141
+    except MemoryError as error:
+        line = f"not enough memory: {error}"
+    except OSError as error:
+        # Where no command knows more of it: stdout on a full disk, a folder without permission, too long a name.
+        drop_output()
+        line = f"{error.filename or 'a read or write failed'}: {error.strerror or error}"
+    print(f"engine {command}: {line}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -60,8 +60,10 @@ def directory() -> Path:
     """Where pulled models lie: $QWENREF_MODELS, or qwenref/models in the user's cache."""
     if chosen := os.environ.get("QWENREF_MODELS"):
         return Path(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "qwenref" / "models"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwenref" / "models"
+    except RuntimeError:  # neither $HOME nor an entry of the user's
+        raise BadInput("this user has no home; name a folder for models with QWENREF_MODELS") from None
 
 
 def resolve(name: str | None) -> Path:
@@ -78,6 +80,6 @@ def resolve(name: str | None) -> Path:
         what = "no model given, and the default" if name is None else "model"
         raise BadInput(f"{what} {alias} is not in {directory()}; get it with: engine pull {alias}")
     path = Path(alias)
-    if path.exists() or len(path.parts) > 1 or path.suffix in {".gguf", ".safetensors", ".apr"}:
+    if (alias and path.exists()) or len(path.parts) > 1 or path.suffix in {".gguf", ".safetensors", ".apr"}:
         return path
     raise BadInput(f"model {alias!r} is neither a file nor a known alias; known: {', '.join(MODELS)}")

@@ -62,8 +62,7 @@ def pull(model: Model, folder: Path) -> Path:
             if _right(final, model):
                 _say(f"{final} is there already, and its SHA-256 is right")
                 return final
-            final.unlink()
-            _say(f"{final} was not the published file: removed, downloading it again")
+            _say(f"{final} is not the published file; it will be replaced once that is here")
         part = final.with_name(final.name + ".part")
         _fill(part, model)
         if not _right(part, model):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.config import Config
+from ..engine.files import Checkpoint
 from ..engine.forward import forward
 from ..engine.generate import check_prompt
 from ..engine.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ examples:
   engine trace model.gguf --save-tensor all
   engine trace model.gguf --save-tensor attn_scores,attn_softmax --save-tensor-layers 0..2 -p 'def f(n):'
   engine trace model.gguf --payload"""
-    add_model_arguments(parser, positional=True)
+    add_model_arguments(parser)
     parser.add_argument("--save-tensor", metavar="STAGES", help="comma list of stages, or `all`")
     parser.add_argument(
         "--save-tensor-dir", metavar="DIR", help="where to (default: <model stem>-trace beside the model)"
@@ -72,13 +72,27 @@ examples:
         metavar="N",
         help="trace N greedy steps after the prompt too (default: 0)",
     )
+    add_prompt_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """-p/--prompt, -f/--file or --tokens; --chat and --system."""
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
     prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
     prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def given_tokens(args: argparse.Namespace) -> list[int] | None:
+    """The ids of --tokens, None where a text is the prompt. Raises BadInput for arguments that exclude each other."""
+    if args.tokens is not None and args.chat:
+        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
+    if args.system is not None and not args.chat:
+        raise BadInput("--system is part of a chat; give --chat too")
+    return None if args.tokens is None else parse_tokens(args.tokens)
 
 
 def parse_tokens(text: str) -> list[int]:
@@ -123,12 +137,18 @@ def number(x: float) -> float | None:
     return x if np.isfinite(x) else None
 
 
-def text_ids(args: argparse.Namespace, tokenizer: Tokenizer, template: str | None) -> list[int]:
+def prompt_of(
+    args: argparse.Namespace, ids: list[int] | None, checkpoint: Checkpoint
+) -> tuple[list[int], Tokenizer | None]:
+    """The prompt's ids, from the text unless --tokens gave them, and the model's tokenizer, if it has one."""
     from .run import prompt_ids, read_prompt
 
+    if ids is not None:
+        return ids, None if checkpoint.vocabulary() is None else open_tokenizer(checkpoint)[0]
+    tokenizer, template = open_tokenizer(checkpoint)
     if args.prompt is None and args.file is None:
         args.prompt = PROMPT
-    return prompt_ids(tokenizer, template, read_prompt(args), args)
+    return prompt_ids(tokenizer, template, read_prompt(args), args), tokenizer
 
 
 def trace(
@@ -173,34 +193,23 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput("nothing asked for; give --save-tensor STAGES (or all) for files, or --payload for statistics")
     if args.save_tensor is None and (args.save_tensor_dir is not None or args.positions != "all"):
         raise BadInput("--save-tensor-dir and --positions say what to write; give --save-tensor STAGES too")
-    if args.tokens is not None and args.chat:
-        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
-    if args.system is not None and not args.chat:
-        raise BadInput("--system is part of a chat; give --chat too")
+    ids = given_tokens(args)
     saved = shown = None
     if args.save_tensor is not None:
         saved = plan(args.save_tensor, args.save_tensor_layers, args.positions, args.decode_steps)
     if args.payload:
         shown = plan("all", args.save_tensor_layers, "all", args.decode_steps)
-    ids = None if args.tokens is None else parse_tokens(args.tokens)
 
     path = resolve(args.model)
-    target = Path(args.save_tensor_dir) if args.save_tensor_dir else default_directory(path)
+    target = default_directory(path) if args.save_tensor_dir is None else Path(args.save_tensor_dir)
     if saved is not None:
         check_target(target)
     checkpoint, bound = open_weights(str(path))
-    for note in checkpoint.notes:
-        print(f"engine trace: {note}", file=sys.stderr)
     c = checkpoint.config
     for p in (saved, shown):
         if p is not None:
             p.check(c.num_hidden_layers)
-    tokenizer = None
-    if ids is None:
-        tokenizer, template = open_tokenizer(checkpoint)
-        ids = text_ids(args, tokenizer, template)
-    elif checkpoint.vocabulary() is not None:
-        tokenizer, _ = open_tokenizer(checkpoint)
+    ids, tokenizer = prompt_of(args, ids, checkpoint)
     check_prompt(ids, c, args.decode_steps)
     if saved is not None:
         saved.check(c.num_hidden_layers, len(ids))

@@ -7,11 +7,14 @@ import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..engine.tokenizer import Tokenizer
 from ..quant.errors import BadInput
+
+MAX_TOKENS = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
     parser.add_argument(
-        "-n", "--max-tokens", type=int, default=256, metavar="N", help="stop after N new tokens (default: 256)"
+        "-n",
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help=f"stop after N new tokens (default: {MAX_TOKENS}, or as many as the context still holds)",
     )
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
@@ -100,7 +107,7 @@ def main(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     if args.system is not None and not args.chat:
         raise BadInput("--system is part of a chat; give --chat too")
-    if args.max_tokens < 1:
+    if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
     text = read_prompt(args)
 
@@ -116,27 +123,25 @@ def main(args: argparse.Namespace) -> int:
         model = load(args, checkpoint, bound)
         tokenizer, template = pending.result()
     ids = prompt_ids(tokenizer, template, text, args)
-    check_prompt(ids, model.weights.config, args.max_tokens)
+    room = checkpoint.config.max_position_embeddings - len(ids)
+    max_tokens = max(1, min(MAX_TOKENS, room)) if args.max_tokens is None else args.max_tokens
+    check_prompt(ids, checkpoint.config, max_tokens)
     loaded = time.perf_counter()
 
-    text_of, out, made = tokenizer.stream(), [], []
+    text_of, out, made = tokenizer.stream(), list[str](), list[int]()
     with progress("prompt", len(ids)) as advance:
         tokens = generate(
-            ids, model.weights, model.kernels, args.precision, args.max_tokens, tokenizer.eos_ids, sampling, advance
+            ids, model.weights, model.kernels, args.precision, max_tokens, tokenizer.eos_ids, sampling, advance
         )
-        made.append(next(tokens))
+        first_id = next(tokens)
     first = time.perf_counter()
     interrupted = False
     try:
-        while True:
-            piece = "" if made[-1] in tokenizer.eos_ids else text_of(made[-1])
-            out.append(piece)
+        for id in chain((first_id,), tokens):
+            made.append(id)
+            out.append("" if id in tokenizer.eos_ids else text_of(id))
             if not args.json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            made.append(next(tokens))
-    except StopIteration:
-        pass
+                print(out[-1], end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
     out.append(text_of(None))

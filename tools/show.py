@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -22,9 +21,11 @@ SLAB = 1 << 22  # values decoded at a time by --check
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, --tensors, --check, --json."""
+    from .load import add_model_argument
+
     parser.description = "Shows what is in a model file: its configuration, weight formats, sizes and tokenizer."
     parser.epilog = "example: engine inspect model.gguf --tensors"
-    parser.add_argument("model", metavar="MODEL", help="model file, folder or alias")
+    add_model_argument(parser)
     parser.add_argument("--tensors", action="store_true", help="a line for each tensor")
     parser.add_argument(
         "--check", action="store_true", help="decode every weight too; exit status 2 for a NaN, an infinity or a misfit"
@@ -34,12 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Raises BadInput for a file that can not be opened and, under --check, for one that can not be computed with."""
-    from ..engine.files import open_checkpoint
-    from .models import resolve
+    from .load import open_model
 
-    checkpoint = open_checkpoint(resolve(args.model))
-    for note in checkpoint.notes:
-        print(f"note: {note}", file=sys.stderr)
+    checkpoint = open_model(args.model)
     if args.check:
         check(checkpoint)
     report = describe(checkpoint)
@@ -152,7 +150,11 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
     """For people: aligned columns, the same in a pipe as on a terminal, where headings are bold."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:  # rich's own exits with status 1
+            raise BrokenPipeError
+
+    console = Quiet(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def section(title: str, rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -59,8 +59,11 @@ def pair_dumps(path_a: Path, path_b: Path) -> Pairs:
     common = [(e, keys_b[k]) for k, e in keys_a.items() if k in keys_b]
     if not common:
         raise BadInput(f"nothing to compare: {path_a} and {path_b} have no stage of a layer in common")
+    both = tuple(check(x, y) for x, y in common if x.phase <= agreed)
+    if not both:
+        raise BadInput(f"nothing to compare: {path_a} and {path_b} fed other tokens to every step that they have")
     return Pairs(
-        both=tuple(check(x, y) for x, y in common if x.phase <= agreed),
+        both=both,
         only_a=tuple(e.label for k, e in keys_a.items() if k not in keys_b),
         only_b=tuple(e.label for k, e in keys_b.items() if k not in keys_a),
         apart=tuple(x.label for x, _ in common if x.phase > agreed),
