@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +23,7 @@ from ..engine.files.safetensors_writer import write_safetensors
 from ..engine.files.writing import Planned
 from ..engine.tokenizer import vocabulary_of_json
 from ..quant.errors import BadInput
+from ..trace.beside import Beside
 
 # llama.cpp's llama_ftype by the format that most weights have; for readers' eyes only.
 FILE_TYPES = {
@@ -69,29 +68,23 @@ def write(
         return replace(t, chunks=chunks)
 
     tensors = [counted(t) for t in tensors]
-    beside = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
-        if kind == "safetensors":
-            beside.mkdir()
-            write_folder(source, v, beside, tensors, told)
-        else:
-            with beside.open("xb") as file:
-                if kind == "gguf":
-                    write_gguf(file, gguf_pairs(source, v, tensors, recoded), tensors, told)
-                else:
-                    write_apr(file, apr_metadata(source, v, tensors), tensors, told)
-        compare(open_checkpoint(beside), source.config, v, tensors, crc, told)
-        if destination.is_dir():
-            old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-            destination.rename(old)
-            beside.rename(destination)
-            shutil.rmtree(old)
-        else:
-            os.replace(beside, destination)
+        beside = Beside(destination, folder=kind == "safetensors")
+        try:
+            if kind == "safetensors":
+                write_folder(source, v, beside.path, tensors, told)
+            else:
+                with beside.path.open("wb") as file:
+                    if kind == "gguf":
+                        write_gguf(file, gguf_pairs(source, v, tensors, recoded), tensors, told)
+                    else:
+                        write_apr(file, apr_metadata(source, v, tensors), tensors, told)
+            compare(open_checkpoint(beside.path), source.config, v, tensors, crc, told)
+            beside.move()
+        finally:
+            beside.discard()
     except OSError as error:
         raise BadInput(f"{destination}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
 
 
 def compare(

@@ -50,13 +50,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(count: int | None) -> None:
     """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
     if count is None:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not 1 <= count <= cores:
-        raise BadInput(f"{count} threads: this machine has {cores} to give")
+    if not 1 <= count <= cores():
+        raise BadInput(f"{count} threads: this machine has {cores()} to give")
     import numba
 
     numba.set_num_threads(count)
