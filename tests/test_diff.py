@@ -354,3 +354,12 @@ def test_figures_are_the_plain_formulas_whatever_the_slab(
         assert abs(c.cosine) <= 1 + 1e-12
     if same.all():
         assert c.relative == 0 and c.cosine == 1
+
+
+def test_files_without_values_are_nothing_compared(diff: Diff, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        aprt.write(tmp_path / name / "final_norm.bin", None, np.empty((0, 64), np.float32))
+    for words in (("a", "b"), ("a/final_norm.bin", "b/final_norm.bin")):
+        status, out, err = diff(*(tmp_path / word for word in words))
+        assert (status, out) == (2, "") and "hold no values" in err

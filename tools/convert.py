@@ -59,13 +59,14 @@ template come along. The result is written beside DST, read back, compared, and 
 
 
 def main(args: argparse.Namespace) -> int:
-    from .load import open_model
+    from .load import open_weights
+    from .terminal import one_line
 
     destination = destination_of(args.destination)
     check_destination(destination, args.force)
-    source = open_model(args.source)
+    source, _ = open_weights(args.source)  # every tensor has a role and its shape
     for line in convert(source, destination, args.quantize, args.raw_ggml_codes):
-        print(line)
+        print(one_line(line))
     return 0
 
 

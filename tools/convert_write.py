@@ -18,7 +18,7 @@ from ..engine.config import GGUF_KEYS, Config
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
 from ..engine.files.gguf_writer import Pair, write_gguf
-from ..engine.files.hf_tokenizer import tokenizer_json
+from ..engine.files.hf_tokenizer import last_used, tokenizer_json
 from ..engine.files.safetensors_writer import write_safetensors
 from ..engine.files.writing import Planned
 from ..engine.tokenizer import vocabulary_of_json
@@ -98,8 +98,8 @@ def compare(
         again, _ = vocabulary_of_json(again, again.tokenizer_json)
     for field in ("tokens", "merges", "types", "chat_template", "add_bos"):
         a, b = (getattr(x, field, None) for x in (again, v))
-        if field in ("tokens", "types") and a and b:  # padding rows have no name of their own
-            a, b = (x[: last_used(y) + 1] for x, y in ((a, again), (b, v)))
+        if field in ("tokens", "types") and again and v:
+            a, b = (getattr(x, field)[: last_used(x) + 1] for x in (again, v))
         if a != b:
             raise BadInput(f"{written.path}: read back, the tokenizer's {field} differ")
     if written.tensors.keys() != {t.name for t in tensors}:
@@ -112,10 +112,6 @@ def compare(
         packed = t.format == "APRQ8"  # laid out anew by its reader
         if (w.format, w.shape) != (t.format, t.shape) or (sum_ != crc[t.name] and not packed):
             raise BadInput(f"{written.path}: read back, tensor {t.name} differs; is the disk sound?")
-
-
-def last_used(v: Vocabulary | None) -> int:
-    return max((i for i, kind in enumerate(v.types) if kind != 5), default=-1) if v else -1
 
 
 def padded(v: Vocabulary, rows: int) -> Vocabulary:

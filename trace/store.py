@@ -29,6 +29,7 @@ from .stages import Stage, by_name
 FORMAT, VERSION = "qwenref-trace", 1
 MANIFEST = "manifest.json"
 PROMPT = 0
+SIZES = "DNKHEFV"  # the letters that a manifest gives; T and S are each file's own
 
 
 def phase_name(phase: int) -> str:
@@ -179,6 +180,6 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         raise BadInput(f"{file}: `run` must be an object")
     if not isinstance(files, list) or not all(isinstance(f, dict) and isinstance(f.get("path"), str) for f in files):
         raise BadInput(f"{file}: `files` must be a list of objects with a path")
-    if not isinstance(sizes, dict) or not all(type(n) is int and n > 0 for n in sizes.values()):
-        raise BadInput(f"{file}: `sizes` must map shape letters to whole numbers")
+    if not isinstance(sizes, dict) or not all(type(sizes.get(letter)) is int and sizes[letter] > 0 for letter in SIZES):
+        raise BadInput(f"{file}: `sizes` must give a whole number for each of {', '.join(SIZES)}")
     return cast(dict[str, Any], manifest)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -24,7 +25,7 @@ from ...quant.errors import BadInput
 from ...quant.label import mislabelled
 from ...quant.tensor import QTensor, dequantize, format_module
 from ..config import Config
-from . import Checkpoint
+from . import MAX_TENSORS, Checkpoint
 from .apr_metadata import read_config, read_vocabulary
 from .mapped import map_file
 from .strict_json import parse_object
@@ -138,7 +139,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, QTensor], list[str
     entries = list(_index(raw[index_at:data_at].tobytes(), count, path))
     names = [e.name for e in entries]
     if len(set(names)) != len(names):
-        raise BadInput(f"{path}: tensor {next(n for n in names if names.count(n) > 1)!r:.80} is in the index twice")
+        raise BadInput(f"{path}: tensor {Counter(names).most_common(1)[0][0]!r:.80} is in the index twice")
     if names != sorted(names, key=str.encode):
         if checksum:
             raise BadInput(f"{path}: the tensor index is not sorted by name")
@@ -155,6 +156,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, QTensor], list[str
 
 def _index(raw: bytes, count: int, path: Path) -> Iterator[Entry]:
     """The entries, one behind the other without padding."""
+    if count > MAX_TENSORS:
+        raise BadInput(f"{path}: the header claims {count} tensors, and {MAX_TENSORS} is the limit")
     if count * 20 > len(raw):  # an entry's smallest size: no name, no dimension
         raise BadInput(f"{path}: {count} tensors cannot be in an index of {len(raw)} bytes")
     at = 0
