@@ -262,6 +262,13 @@ def test_capture_points_that_differ_are_an_error_with_the_reason(
         assert status == 2 and not out and says in err and err.count("\n") == 1
 
 
+def test_what_fills_the_places_after_the_query_is_no_difference(stages: Stages, tmp_path: Path, diff: Diff) -> None:
+    """Dumpers that leave -inf there say so, and are compared all the same."""
+    one, key = {("attn_scores", 0): stages["attn_scores", 0]}, by_name("attn_scores").capture
+    a, b = write(tmp_path / "a", one), write(tmp_path / "b", one, capture={**key, "above_diagonal": "-inf"})
+    assert diff(a, b, "--tolerance", "0")[0] == 0
+
+
 def test_all_positions_against_the_last_are_an_error_even_without_manifests(
     stages: Stages, tmp_path: Path, diff: Diff
 ) -> None:

@@ -230,6 +230,7 @@ def test_s30_index_and_shards_disagree(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2}}, ["linear", "not supported"]),
         ({"rope_scaling": {"factor": 2}}, ["factor"]),
         ({"rope_scaling": "yarn"}, ["must be an object"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5", "not supported"]),
         ({"rms_norm_eps": ...}, ["rms_norm_eps is missing"]),
         ({"rms_norm_eps": -1}, ["rms_norm_eps is -1"]),
         ({"max_position_embeddings": ...}, ["max_position_embeddings is missing"]),

@@ -184,7 +184,7 @@ def _index(raw: bytes, count: int, path: Path) -> Iterator[Entry]:
 
 def _check_extents(entries: list[Entry], raw: NDArray[np.uint8], data_at: int, path: Path) -> None:
     """Every tensor inside the file, none over another (one may be another's second name); the footer, if any."""
-    start, end, padded, before = 0, 0, 0, ""
+    start, end, before = 0, 0, ""
     for e in sorted(entries, key=lambda e: (e.offset, e.size)):
         if data_at + e.offset + e.size > raw.size:
             ends = data_at + e.offset + e.size
@@ -192,7 +192,7 @@ def _check_extents(entries: list[Entry], raw: NDArray[np.uint8], data_at: int, p
         if e.offset < end and (e.offset, e.offset + e.size) != (start, end):
             raise BadInput(f"{path}: tensor {e.name!r:.80} at data offset {e.offset} overlaps {before!r:.80}")
         start, end, before = e.offset, e.offset + e.size, e.name
-        padded = max(padded, -(-end // 64) * 64)
+    padded = -(-end // 64) * 64
     rest = raw.size - data_at - padded
     if rest not in (0, 4):
         what = "is cut" if rest < 4 else "has bytes that belong to no tensor"
