@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .load import add_model_argument
 
     parser.description = (
-        "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take turns, "
-        "one round each, so that a slow minute of the machine falls on all of them. Medians, with the spread."
+        "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take\n"
+        "turns, one round each, so that a slow minute of the machine falls on all of them. Medians, with the spread."
     )
     parser.epilog = "example: engine bench model.gguf -t 1,2 --precision f32,int8 --vs llama.cpp"
     add_model_argument(parser)
