@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .errors import BadInput
-
 
 class Type(NamedTuple):
     """One tensor type: `bytes` bytes hold `block` values."""
@@ -56,11 +54,3 @@ TYPES = {
     41: Type("Q1_0", 128, 18),
 }
 NUMBERS = {t.name: number for number, t in TYPES.items()}
-
-
-def ggml_type(number: int) -> Type:
-    """The type of that number. Raises BadInput if ggml has none."""
-    try:
-        return TYPES[number]
-    except KeyError:
-        raise BadInput(f"ggml has no tensor type {number}") from None

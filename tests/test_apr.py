@@ -109,10 +109,10 @@ def save(tmp: Path, raw: bytes, name: str = "model.apr") -> Path:
 
 
 def refused(path: Path, *words: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadInput) as error:
         open_checkpoint(path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     message = str(error.value)
     assert "\n" not in message and len(message) < 400 and str(path) in message
     for word in words:
@@ -137,6 +137,25 @@ NULLS = """description author source original_format quantization sharding chat_
 architecture hf_architecture hf_model_type hidden_size num_layers num_heads num_kv_heads vocab_size intermediate_size
 max_position_embeddings rope_theta rope_type rms_norm_eps head_dim num_experts num_experts_per_tok
 moe_intermediate_size"""
+
+
+def test_more_tensors_than_any_model_has(tmp_path: Path) -> None:
+    """Whoever looks for the one name that stands twice must not compare each with each."""
+    many = [(f"{i:05}", F32, (1,), b"") for i in range(60_000)]
+    refused(save(tmp_path, build({}, [*many, many[-1]])), "'59999' is in the index twice")
+    refused(save(tmp_path, build({}, many[:1] * 65_537)), "claims 65537 tensors")
+
+
+def test_a_vocabulary_that_claims_billions_of_rows(tmp_path: Path) -> None:
+    """Neither its padding is spelled out, nor a pattern compiled for each token without a merge."""
+    m = model()
+    tokens = [f"t{i}" for i in range(200_000)]
+    said = metadata_of(m, vocab_size=(1 << 31) - 1) | {"tokenizer.vocabulary": [*tokens, "[PAD200000]"]}
+    checkpoint = open_checkpoint(save(tmp_path, build(said, entries(m))))
+    started = time.process_time()
+    v = checkpoint.vocabulary()
+    assert time.process_time() - started < 1
+    assert v is not None and len(v.tokens) == 200_001 and v.types[-2:] == [3, 5]
 
 
 @pytest.mark.parametrize(("metadata", "size"), [(GOLDEN, 516), (GOLDEN | dict.fromkeys(NULLS.split()), 1092)])

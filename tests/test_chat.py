@@ -165,10 +165,11 @@ HOSTILE = {
     + "".join(f"{{% set a{i} = n.x | upper %}}" for i in range(500)),
     "T26 strip": "{% set n = namespace(x='ab') %}{% for i in range(18) %}{% set n.x = n.x + n.x %}{% endfor %}"
     "{{ n.x.strip(n.x) }}",
-    "T26 join": "{{ range(99999) | join('" + "a" * 60000 + "') }}",
+    "T26 join": "{% if range(99999) | join('" + "a" * 60000 + "') %}{% endif %}",
     "T26 lipsum": "{{ lipsum(n=1000000) }}",
     "T26 indent": "{{ messages | tojson(indent=2000000000) }}",
     "T26 date": "{{ strftime_now('%2000000000d') }}",
+    "T26 long date": "{{ strftime_now('" + "%A" * 51 + "') }}",
     "T27 include": "{% include '/etc/passwd' %}",
     "T27 import": "{% import 'os' as os %}",
     "T27 from": "{% from 'os' import path %}",

@@ -8,13 +8,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qwenref.engine import generate
+from qwenref.engine.tokenizer import Tokenizer
 from qwenref.tools import run
 from qwenref.tools.convert import convert
 from qwenref.tools.main import COMMANDS, main
@@ -68,6 +69,21 @@ def test_prompt_that_is_not_utf8(tmp_path: Path) -> None:
     assert "byte 3 is 0xe9" in refused("run", "-f", str(tmp_path / "latin1.txt"))
     assert "byte 3 is 0xe9" in refused("run", "-p", "-", stdin=b"caf\xe9")
     assert "UTF-8" in refused("run", "-p", b"caf\xe9".decode("utf-8", "surrogateescape"))
+
+
+def test_the_newline_that_ends_a_file_is_no_part_of_the_prompt(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp's -f drops one too. What -p says is said on purpose."""
+    file = tmp_path / "prompt.txt"
+    for said, meant in ((b"hi", b"hi"), (b"hi\n", b"hi"), (b"hi\n\n", b"hi\n"), (b"hi \r\n", b"hi \r")):
+        file.write_bytes(said)
+        flags = ("run", "-m", str(tiny), "--backend", "reference", "-n", "1", "--json")
+        from_file, from_pipe = engine(*flags, "-f", str(file)), engine(*flags, stdin=said)
+        exact = engine(*flags, "-p", meant.decode())
+        ids = [json.loads(done.stdout)["prompt_ids"] for done in (from_file, from_pipe, exact)]
+        assert ids[0] == ids[1] == ids[2] and len(ids[0]) == len(meant)
+    assert "empty" in refused("run", stdin=b"\n")
 
 
 def test_missing_prompt_file() -> None:
@@ -197,6 +213,57 @@ def test_new_tokens_end_with_the_context(tiny: Path, capsys: pytest.CaptureFixtu
     for length, more, says in ((20, ["-n", "5"], "ask for at most 4"), (24, [], "shorten the prompt"), (25, [], "25")):
         assert main(["run", "-m", str(tiny), "--backend", "reference", "-p", "x" * length, *more]) == 2
         assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_computed(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("qwenref.tools.load.backend", computed)
+    for flags, says in (
+        (("-p", "x", "-n", "24"), "-n 24 and a prompt do not fit the context of 24"),
+        (("-p", "x" * 25), "25 tokens, more than the context of 24"),
+        (("-p", "x" * 14, "-n", "11"), "ask for at most 10"),
+    ):
+        assert main(["run", "-m", str(tiny), "--backend", "reference", *flags]) == 2
+        assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_prompt_is_refused_before_kernels_are_compiled(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that looked short: the chat's template made it longer."""
+
+    def compile_kernels(w: object, precision: str, progress: Callable[[int, int], None]) -> None:
+        progress(1, 2)
+        raise AssertionError("kernels were compiled")
+
+    monkeypatch.setattr("qwenref.engine.kernels.reference.compile_kernels", compile_kernels)
+    words = ["run", "-m", str(tiny), "--backend", "reference", "--chat", "-p", "x", "-n", "1", "--system", "y" * 40]
+    assert main(words) == 2
+    assert "context of 24" in capsys.readouterr().err.splitlines()[-1]
+
+
+ESCAPES = "a\x1b]52;c;cm0gLXJm\x07b\x9b2Jc\x7f\td\r\n"  # would write the clipboard, and clear the screen
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_gets_no_control_characters_and_a_pipe_gets_all(
+    terminal: bool, tiny: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "generate", lambda *_: iter(range(len(ESCAPES))))
+    monkeypatch.setattr(Tokenizer, "stream", lambda self: lambda id: "" if id is None else ESCAPES[id])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert main(["run", "-m", str(tiny), "--backend", "reference", "-p", "x"]) == 0
+    out = capfd.readouterr().out
+    assert out == ("a\ufffd]52;c;cm0gLXJm\ufffdb\ufffd2Jc\ufffd\td\r\n\n" if terminal else ESCAPES + "\n")
+
+
+def test_a_name_cannot_break_the_line_or_move_the_cursor() -> None:
+    line = refused("inspect", "/no/\x1b[2J\n\u202eengine: all is well.gguf")
+    assert "/no/\ufffd[2J\ufffd\ufffdengine: all is well.gguf" in line
 
 
 def test_json_of_an_interrupted_run_holds_what_was_said(

@@ -245,7 +245,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, tmp_path / "a.gguf", tmp_path / "folder")[0] == 0
     assert run(capsys, tmp_path / "a.gguf", tmp_path / "folder", "--force", "--quantize", "f16")[0] == 0
     assert open_checkpoint(tmp_path / "folder").tensors["lm_head.weight"].format == "F16"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.apr", "folder"]
+    for name in ("v2.5", "v2.5/"):  # said to be a folder, then one that is there
+        assert run(capsys, tmp_path / "a.gguf", f"{tmp_path}/{name}")[0] == (0 if name.endswith("/") else 2)
+    assert run(capsys, tmp_path / "a.gguf", f"{tmp_path}/v2.5", "--force")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.apr", "folder", "v2.5"]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["m.gguf", "m.gguf", "--force"], "the source itself"),
         (["m.gguf", "none/x.apr"], "no such folder"),
-        (["m.gguf", "x.safetensors"], "give a folder's name"),
+        (["m.gguf", "x.safetensors"], ".safetensors is no container's ending"),
+        (["m.gguf", "m.ggufx"], ".ggufx is no container's ending; .gguf and .apr are"),
+        (["m.gguf", "Qwen2.5-Coder"], "given as NAME/"),
         (["m.gguf", "x.apr", "--quantize", "q8_0"], "apr has no code for it; --raw-ggml-codes"),
         (["m.gguf", "x", "--quantize", "q4_k"], "safetensors has no code for it"),
         (["m.gguf", "x.gguf", "--raw-ggml-codes"], "is for APR"),

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -137,4 +138,25 @@ def test_a_cache_that_others_can_write_is_not_used(tmp_path: Path, monkeypatch: 
     folder = compiled.folder()
     assert folder.parent == tmp_path
     folder.chmod(0o777)
-    assert compiled.folder().parent != tmp_path
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    second = compiled.folder()
+    assert second.parent == tmp_path / "t" and second == compiled.folder()
+    second.rename(tmp_path / "elsewhere")
+    second.symlink_to(tmp_path / "elsewhere")  # planted by whoever else writes there
+    assert compiled.folder() not in (folder, second)
+
+
+def test_a_user_without_a_home_keeps_kernels_in_a_private_temporary_folder(tmp_path: Path) -> None:
+    """Nobody's process in a container: no $HOME, no entry in the passwd file; the second process compiles nothing."""
+    program = (
+        "from pathlib import Path; Path.home = lambda: (_ for _ in ()).throw(RuntimeError('no home'));"
+        "from qwenref.engine.kernels.cpu import compiled; print(compiled.config.CACHE_DIR)"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": "", "NUMBA_CACHE_DIR": "", "TMPDIR": str(tmp_path)}
+    run = [sys.executable, "-c", program]
+    first, second = (
+        subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert first == second and Path(first.strip()).parent == tmp_path
+    assert Path(first.strip()).stat().st_mode & 0o777 == 0o700

@@ -262,6 +262,13 @@ def test_capture_points_that_differ_are_an_error_with_the_reason(
         assert status == 2 and not out and says in err and err.count("\n") == 1
 
 
+def test_what_fills_the_places_after_the_query_is_no_difference(stages: Stages, tmp_path: Path, diff: Diff) -> None:
+    """Dumpers that leave -inf there say so, and are compared all the same."""
+    one, key = {("attn_scores", 0): stages["attn_scores", 0]}, by_name("attn_scores").capture
+    a, b = write(tmp_path / "a", one), write(tmp_path / "b", one, capture={**key, "above_diagonal": "-inf"})
+    assert diff(a, b, "--tolerance", "0")[0] == 0
+
+
 def test_all_positions_against_the_last_are_an_error_even_without_manifests(
     stages: Stages, tmp_path: Path, diff: Diff
 ) -> None:
@@ -354,3 +361,12 @@ def test_figures_are_the_plain_formulas_whatever_the_slab(
         assert abs(c.cosine) <= 1 + 1e-12
     if same.all():
         assert c.relative == 0 and c.cosine == 1
+
+
+def test_files_without_values_are_nothing_compared(diff: Diff, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        aprt.write(tmp_path / name / "final_norm.bin", None, np.empty((0, 64), np.float32))
+    for words in (("a", "b"), ("a/final_norm.bin", "b/final_norm.bin")):
+        status, out, err = diff(*(tmp_path / word for word in words))
+        assert (status, out) == (2, "") and "hold no values" in err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from qwenref.engine.bind import HF
-from qwenref.engine.files import Checkpoint, open_checkpoint
-from qwenref.quant.errors import BadInput
+from qwenref.engine.bind import HF, renamed
+from qwenref.engine.files import Checkpoint
 from qwenref.quant.tensor import QTensor, dequantize, quantize
 from qwenref.tools.convert import convert
-from qwenref.tools.diff_weights import compare, compare_tensor, run
+from qwenref.tools.diff_weights import compare_tensor
+from qwenref.tools.main import main
 
 from .models import model
 
@@ -25,9 +25,9 @@ NORM, Q = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
 
 def diff(capsys: pytest.CaptureFixture[str], a: Path, b: Path) -> tuple[int, dict[str, Any]]:
     """Status, and the JSON; the text must come to the same status."""
-    status = run(a, b, argparse.Namespace(json=True))
+    status = main(["diff", "--weights", str(a), str(b), "--json"])
     found = json.loads(capsys.readouterr().out, parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
-    assert run(a, b, argparse.Namespace(json=False)) == status
+    assert main(["diff", "--weights", str(a), str(b)]) == status
     assert capsys.readouterr().out
     return status, found
 
@@ -145,14 +145,38 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path, capsys: pytest.CaptureFixt
     assert status == 0 and found["counts"] == {"identical bytes": 27}
 
 
-def test_nothing_in_common_is_not_success(tmp_path: Path) -> None:
-    source = model()
-    convert(source, tmp_path / "a.gguf")
-    a = open_checkpoint(tmp_path / "a.gguf")
-    none = replace(a, tensors={}, config=replace(a.config, tie_word_embeddings=False))
-    assert all(row.verdict == "only in A" for row, _ in compare(a, none))
-    with pytest.raises(BadInput):
-        run(tmp_path / "a.gguf", tmp_path / "absent.gguf", argparse.Namespace(json=False))
+def folder_of(path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """A folder of safetensors that holds these tensors alone, and says that it is tied."""
+    m = model()
+    tied = {n: w for n, w in m.tensors.items() if renamed(n, HF) != "lm_head.weight"}
+    convert(replace(m, tensors=tied, config=replace(m.config, tie_word_embeddings=True)), path)
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def test_nothing_in_common_is_not_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = folder_of(tmp_path / "a", {"x": np.ones((2, 2), np.float32)})
+    two = folder_of(tmp_path / "b", {"y": np.ones((2, 2), np.float32)})
+    assert main(["diff", "--weights", str(one), str(two)]) == 2
+    assert "no tensor in common" in capsys.readouterr().err
+
+
+def test_single_values_and_none_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """safetensors hold both; no weight is either, but the same name may stand on both sides."""
+    numbers = np.float32(1.5), np.float32(2.5)
+    one, two = (
+        folder_of(tmp_path / name, {"one": np.array(x), "none": np.empty((3, 0), kind)})
+        for name, x, kind in (("a", numbers[0], np.float32), ("b", numbers[1], np.float16))
+    )
+    status, found = diff(capsys, one, two)
+    assert status == 1 and found["counts"] == {"identical values": 1, "differ": 1}
+    assert [row["max_abs"] for row in found["tensors"] if row["name"] == "one"] == [1.0]
+
+
+def test_flags_about_stages_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--tolerance", "1"], ["--top", "3"], ["--csv"]):
+        assert main(["diff", "--weights", "a", "b", *flags]) == 2
+        assert flags[0] in capsys.readouterr().err
 
 
 def test_wrong_label_is_suspected() -> None:

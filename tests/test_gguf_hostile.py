@@ -218,6 +218,27 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         (put(Q + "rope.scaling.type", STR, "yarn"), "rope.scaling.type is 'yarn'"),
         (put(Q + "rope.scaling.factor", F32, 4.0), "rope.scaling.factor is 4.0"),
     ],
+    "G44 what would change the forward pass": [
+        (put(Q + "attention.sliding_window", U32, 63), "sliding_window is 63"),
+        *(
+            (put(Q + name, F32, 0.25), f"{name} is 0.25; that is not supported")
+            for name in (
+                "rope.scaling.attn_factor",
+                "rope.scale_linear",
+                "attention.causal",
+                "attention.scale",
+                "attention.clamp_kqv",
+                "attention.max_alibi_bias",
+                "attn_logit_softcapping",
+                "final_logit_softcapping",
+                "logit_scale",
+                "residual_scale",
+                "embedding_scale",
+                "expert_count",
+                "use_parallel_residual",
+            )
+        ),
+    ],
     "G45 context": [
         (put(Q + "context_length", U32, 0), "max_position_embeddings is 0"),
         (put(Q + "context_length", U64, HUGE), "max_position_embeddings is 9223372036854775808"),

@@ -361,6 +361,8 @@ def test_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QWENREF_MODELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert models.directory() == Path("/x/qwenref/models")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert models.directory() == Path.home() / ".cache/qwenref/models"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert models.directory() == Path.home() / ".cache/qwenref/models"
 

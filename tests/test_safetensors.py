@@ -35,10 +35,10 @@ def file(tmp: Path, header: Any, data: bytes = bytes(16), length: int | None = N
 
 
 def refused(path: Path, *words: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadInput) as error:
         open_checkpoint(path)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     message = str(error.value)
     assert "\n" not in message and len(message) < 500
     assert (str(path if path.is_file() else path.name)) in message
@@ -109,6 +109,11 @@ def test_s05_longest_header(tmp_path: Path) -> None:
 
 def test_s26_many_brackets(tmp_path: Path) -> None:
     refused(file(tmp_path, b'{"w":[' + b"[]," * 1_500_000 + b"[]]}", b""), "JSON objects and lists")
+
+
+def test_s26_many_brackets_and_quotes(tmp_path: Path) -> None:
+    """A string that never ends, with a quote at every other byte, is looked through once, not once per quote."""
+    refused(file(tmp_path, b'{"w":' + b"[" * 1_000_001 + b'"' + b'\\"' * 300_000, b""), "JSON objects and lists")
 
 
 def test_s27_many_tensors(tmp_path: Path) -> None:
@@ -225,6 +230,7 @@ def test_s30_index_and_shards_disagree(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2}}, ["linear", "not supported"]),
         ({"rope_scaling": {"factor": 2}}, ["factor"]),
         ({"rope_scaling": "yarn"}, ["must be an object"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5", "not supported"]),
         ({"rms_norm_eps": ...}, ["rms_norm_eps is missing"]),
         ({"rms_norm_eps": -1}, ["rms_norm_eps is -1"]),
         ({"max_position_embeddings": ...}, ["max_position_embeddings is missing"]),
@@ -245,10 +251,10 @@ def test_s30_hostile_config(tmp_path: Path, changes: dict[str, Any], words: list
 
     folder = small_folder(tmp_path)
     edit(folder / "config.json", **changes)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadInput) as error:
         open_weights(str(folder))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     for word in (str(folder), *words):
         assert word in str(error.value)
 

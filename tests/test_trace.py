@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwenref.engine.files import open_checkpoint
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
 from qwenref.quant.errors import BadInput
 from qwenref.tools import record
+from qwenref.tools.facts import model_facts
 from qwenref.tools.main import main
 from qwenref.trace import aprt
 from qwenref.trace.dump import open_dump
@@ -85,12 +88,13 @@ def test_manifest_says_what_ran(trace: Run, tmp_path: Path, model: Path) -> None
 
 def test_decode_steps_are_the_positions_of_one_longer_prompt(trace: Run, tmp_path: Path) -> None:
     """Step n of a trace is position n of a prompt; to rounding here, to the bit on the CPU (test_trace_forward)."""
-    assert trace("--save-tensor", "all", "--decode-steps", "2")[0] == 0
+    assert trace("--save-tensor", "all", "--decode-steps", "3")[0] == 0
     dump = open_dump(tmp_path / "dump")
     fed = dump.run["generated"]
-    assert fed == list(generate(TOKENS, reference.prepare(tiny_weights(), "f32"), reference, "f32", 2))
+    assert len(set(fed)) > 1  # or each step could be fed the first's token, unseen
+    assert fed == list(generate(TOKENS, reference.prepare(tiny_weights(), "f32"), reference, "f32", 3))
     (whole,) = collect(tiny_weights(), "reference", "f32", TOKENS + fed)
-    for step in (1, 2):
+    for step in (1, 2, 3):
         at = len(TOKENS) - 1 + step
         for name in ("embedding", "attention", "post_ffn_residual"):
             e = dump.get(name, 0, step)
@@ -101,7 +105,9 @@ def test_decode_steps_are_the_positions_of_one_longer_prompt(trace: Run, tmp_pat
         np.testing.assert_allclose(e.values()[:, 0], whole["attn_softmax", 1][:, at, : at + 1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("positions", "kept"), [("last", [4]), ("0,2..4", [0, 2, 3]), ("all", [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("positions", "kept"), [("last", [4]), ("0,2..4", [0, 2, 3]), ("3,2..4,0", [0, 2, 3]), ("all", [0, 1, 2, 3, 4])]
+)
 def test_positions(positions: str, kept: list[int], trace: Run, tmp_path: Path) -> None:
     assert trace("--save-tensor", "attn_norm,attn_scores,lm_head", "--positions", positions)[0] == 0
     dump = open_dump(tmp_path / "dump")
@@ -272,3 +278,15 @@ def test_the_real_model_writes_411_files(model_path: Path, tmp_path: Path, capsy
     assert dump.sizes == sizes
     for e in dump.entries:
         assert e.path.stat().st_size == 12 + 4 * int(np.prod(shape_for(e.stage, sizes, 7, 7)))
+
+
+def test_the_digest_of_a_split_model_is_of_all_its_parts(model: Path, tmp_path: Path) -> None:
+    """As `sha256sum m-*.gguf | sha256sum` has it; of one file, the file's own."""
+    parts = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for part in parts:
+        part.write_bytes(part.name.encode())
+    whole = open_checkpoint(model)
+    lines = "".join(f"{sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in parts)
+    facts = model_facts(replace(whole, path=parts[0], files=tuple(parts)))
+    assert facts == {"name": parts[0].name, "bytes": 42, "sha256": sha256(lines.encode()).hexdigest()}
+    assert model_facts(whole)["sha256"] == sha256(model.read_bytes()).hexdigest()

@@ -115,7 +115,9 @@ def written(tmp_path: Path) -> Path:
         (lambda m: m["files"][0].update(layer=1), "is listed as"),
         (lambda m: m.update(version=2), "version 2"),
         (lambda m: m.update(sizes=[]), "`sizes`"),
-        (lambda m: m.update(sizes={"D": 0}), "`sizes`"),
+        (lambda m: m.update(sizes={"D": 64}), "`sizes`"),
+        (lambda m: m["sizes"].update(D=0), "`sizes`"),
+        (lambda m: m["sizes"].update(D=32), "`sizes` says D is 32"),
         (lambda m: m.update(run=None), "`run`"),
         (lambda m: m.update(files={}), "`files`"),
         (lambda m: m.update(files=[]), "does not list"),
@@ -127,6 +129,16 @@ def test_manifests_that_lie(change: Callable[[Any], None], says: str, written: P
     (written / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BadInput, match=says):
         open_dump(written)
+
+
+def test_scores_of_fewer_keys_than_positions(tmp_path: Path) -> None:
+    N = SIZES["N"]
+    with DumpWriter(tmp_path / "dump", {}, SIZES) as w:
+        w.put("attn_scores", 0, np.ones((N, 1, 3), np.float32), [2])
+    file = tmp_path / "dump" / MANIFEST
+    file.write_text(file.read_text().replace('"positions": "2"', '"positions": "3"'))
+    with pytest.raises(BadInput, match="has 3 keys, and names position 3"):
+        open_dump(tmp_path / "dump")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 200_000, '{"format": "qwenref-trace"', "\udcff"])

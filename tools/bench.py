@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -20,14 +20,14 @@ WARM_UP = 8  # tokens that nobody counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .load import add_model_argument
+
     parser.description = (
-        "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take turns, "
-        "one round each, so that a slow minute of the machine falls on all of them. Medians, with the spread."
+        "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take\n"
+        "turns, one round each, so that a slow minute of the machine falls on all of them. Medians, with the spread."
     )
-    parser.epilog = "example: engine bench -t 1,2 --precision f32,int8 --vs llama.cpp"
-    parser.add_argument(
-        "-m", "--model", metavar="MODEL", help="model file or alias (default: the 0.5B, if it was pulled)"
-    )
+    parser.epilog = "example: engine bench model.gguf -t 1,2 --precision f32,int8 --vs llama.cpp"
+    add_model_argument(parser)
     parser.add_argument("-p", "--prompt", type=int, default=256, metavar="N", help="tokens of prompt (default: 256)")
     parser.add_argument("-n", "--generate", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")
     parser.add_argument("-t", "--threads", default=None, metavar="N,N", help="thread counts (default: all cores)")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prompt_ids(count: int, vocab_size: int) -> list[int]:
     """Tokens of no meaning, the same on every run."""
-    return [100 + i * 7919 % min(50_000, vocab_size - 100) for i in range(count)]
+    return [(100 + i * 7919) % min(50_000, vocab_size) for i in range(count)]
 
 
 # ---- one engine in one process: each `open_*` gives facts about the model and a function that runs a round
@@ -49,19 +49,20 @@ def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated
     import numba
 
     from ..engine.generate import generate
-    from ..engine.kernels import cpu
+    from ..engine.kernels import backend
     from ..engine.kernels.cpu.bandwidth import read_weights
     from .load import open_weights, set_threads
 
     set_threads(threads)
     _, bound = open_weights(path)
-    cpu.compile_kernels(bound, precision, lambda done, total: None)
-    w = cpu.prepare(bound, precision)
+    k = backend("cpu")
+    k.compile_kernels(bound, precision, lambda done, total: None)
+    w = k.prepare(bound, precision)
     ids = prompt_ids(prompt, w.config.vocab_size)
 
     def run(count: int, new: int) -> tuple[float, float]:
         started = time.perf_counter()
-        tokens = generate(ids[:count], w, cpu, precision, new)  # type: ignore[arg-type]
+        tokens = generate(ids[:count], w, k, precision, new)
         next(tokens)
         first = time.perf_counter()
         for _ in tokens:
@@ -214,7 +215,7 @@ def first_token_s(path: str, precision: str, threads: int) -> float:
     started = time.perf_counter()
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise BadInput(f"engine run: {done.stderr.strip()}")
+        raise BadInput(done.stderr.splitlines()[-1] if done.stderr else f"engine run ended with {done.returncode}")
     return time.perf_counter() - started
 
 
@@ -250,24 +251,29 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    from .load import open_weights
+    from .load import cores, open_weights
     from .models import resolve
 
     path = resolve(args.model)
-    config = open_weights(str(path))[1].config  # a bad model is refused here, once
+    checkpoint, _ = open_weights(str(path))  # a bad model is refused here, once
+    config = checkpoint.config
     if args.prompt + args.generate + 1 > config.max_position_embeddings:
         raise BadInput(f"{args.prompt} + {args.generate} tokens do not fit {config.max_position_embeddings} positions")
     if min(args.prompt, args.generate, args.repeats) < 1:
         raise BadInput("-p, -n and -r must be at least 1")
+    if args.vs and not find_spec("llama_cpp"):
+        raise BadInput("--vs llama.cpp needs llama-cpp-python; get it with: pip install llama-cpp-python")
+    if args.vs and not checkpoint.container.startswith("GGUF"):
+        raise BadInput(f"--vs llama.cpp: it reads GGUF, and {path} is {checkpoint.container}; see engine convert")
     precisions = args.precision.split(",")
     if unknown := [p for p in precisions if p not in ("f32", "int8")]:
         raise BadInput(f"--precision {unknown[0]}: f32 or int8")
     rows: list[dict[str, Any]] = []
-    for threads in numbers(args.threads, "-t") if args.threads else [len(os.sched_getaffinity(0))]:
-        first = {p: first_token_s(str(path), p, threads) for p in precisions}
+    for threads in numbers(args.threads, "-t") if args.threads else [cores()]:
         shape = (threads, args.prompt, args.generate)
         benches = [Bench("qwenref", str(path), p, *shape) for p in precisions]
         peer = Bench(args.vs, str(path), "", *shape) if args.vs else None
+        first = {p: first_token_s(str(path), p, threads) for p in precisions}  # when every kernel is compiled
         for i in range(args.repeats):
             print(f"\r{threads} threads, round {i + 1} of {args.repeats}", end="", file=sys.stderr, flush=True)
             for bench in (*benches, *([peer] if peer else [])):

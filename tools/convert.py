@@ -35,7 +35,7 @@ NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = """Writes a model in another container. The name of DST tells which: NAME.gguf, NAME.apr,
-and anything else is a folder of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes
+or a folder (NAME, NAME/) of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes
 where the container has their format, else they become F32, or F16 where that is exact; the tokenizer and the chat
 template come along. The result is written beside DST, read back, compared, and only then renamed."""
     parser.epilog = """examples:
@@ -43,7 +43,7 @@ template come along. The result is written beside DST, read back, compared, and 
   engine convert model.gguf model-hf/
   engine convert model-hf/ model-q8_0.gguf --quantize q8_0"""
     parser.add_argument("source", metavar="SRC", help="model file, folder or alias")
-    parser.add_argument("destination", metavar="DST", type=Path, help="NAME.gguf, NAME.apr, or a folder")
+    parser.add_argument("destination", metavar="DST", help="NAME.gguf, NAME.apr, or a folder: NAME/")
     parser.add_argument(
         "--quantize",
         choices=QUANTIZE,
@@ -59,12 +59,14 @@ template come along. The result is written beside DST, read back, compared, and 
 
 
 def main(args: argparse.Namespace) -> int:
-    from .load import open_model
+    from .load import open_weights
+    from .terminal import one_line
 
-    check_destination(args.destination, args.force)
-    source = open_model(args.source)
-    for line in convert(source, args.destination, args.quantize, args.raw_ggml_codes):
-        print(line)
+    destination = destination_of(args.destination)
+    check_destination(destination, args.force)
+    source, _ = open_weights(args.source)  # every tensor has a role and its shape
+    for line in convert(source, destination, args.quantize, args.raw_ggml_codes):
+        print(one_line(line))
     return 0
 
 
@@ -96,12 +98,19 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
     return [*report(steps), done]
 
 
+def destination_of(name: str) -> Path:
+    """DST as a path. Raises BadInput for an ending that no container has: mistyped, rather than a folder's name."""
+    path = Path(name)
+    if path.suffix in {"", ".gguf", ".apr"} or name.endswith("/") or path.is_dir():
+        return path
+    raise BadInput(
+        f"{name}: {path.suffix} is no container's ending; .gguf and .apr are, and a folder of safetensors (weights, "
+        "config.json, tokenizer) is given as NAME/"
+    )
+
+
 def kind_of(path: Path) -> str:
     """The container that a destination's name asks for."""
-    if path.suffix == ".safetensors":
-        raise BadInput(
-            f"{path}: a safetensors model is a folder, with config.json and tokenizer beside it; give a folder's name"
-        )
     return {".gguf": "gguf", ".apr": "apr"}.get(path.suffix, "safetensors")
 
 

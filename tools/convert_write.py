@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +18,12 @@ from ..engine.config import GGUF_KEYS, Config
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
 from ..engine.files.gguf_writer import Pair, write_gguf
-from ..engine.files.hf_tokenizer import tokenizer_json
+from ..engine.files.hf_tokenizer import last_used, tokenizer_json
 from ..engine.files.safetensors_writer import write_safetensors
 from ..engine.files.writing import Planned
 from ..engine.tokenizer import vocabulary_of_json
 from ..quant.errors import BadInput
+from ..trace.beside import Beside
 
 # llama.cpp's llama_ftype by the format that most weights have; for readers' eyes only.
 FILE_TYPES = {
@@ -69,29 +68,23 @@ def write(
         return replace(t, chunks=chunks)
 
     tensors = [counted(t) for t in tensors]
-    beside = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
-        if kind == "safetensors":
-            beside.mkdir()
-            write_folder(source, v, beside, tensors, told)
-        else:
-            with beside.open("xb") as file:
-                if kind == "gguf":
-                    write_gguf(file, gguf_pairs(source, v, tensors, recoded), tensors, told)
-                else:
-                    write_apr(file, apr_metadata(source, v, tensors), tensors, told)
-        compare(open_checkpoint(beside), source.config, v, tensors, crc, told)
-        if destination.is_dir():
-            old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-            destination.rename(old)
-            beside.rename(destination)
-            shutil.rmtree(old)
-        else:
-            os.replace(beside, destination)
+        beside = Beside(destination, folder=kind == "safetensors")
+        try:
+            if kind == "safetensors":
+                write_folder(source, v, beside.path, tensors, told)
+            else:
+                with beside.path.open("wb") as file:
+                    if kind == "gguf":
+                        write_gguf(file, gguf_pairs(source, v, tensors, recoded), tensors, told)
+                    else:
+                        write_apr(file, apr_metadata(source, v, tensors), tensors, told)
+            compare(open_checkpoint(beside.path), source.config, v, tensors, crc, told)
+            beside.move()
+        finally:
+            beside.discard()
     except OSError as error:
         raise BadInput(f"{destination}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
 
 
 def compare(
@@ -105,8 +98,8 @@ def compare(
         again, _ = vocabulary_of_json(again, again.tokenizer_json)
     for field in ("tokens", "merges", "types", "chat_template", "add_bos"):
         a, b = (getattr(x, field, None) for x in (again, v))
-        if field in ("tokens", "types") and a and b:  # padding rows have no name of their own
-            a, b = (x[: last_used(y) + 1] for x, y in ((a, again), (b, v)))
+        if field in ("tokens", "types") and again and v:
+            a, b = (getattr(x, field)[: last_used(x) + 1] for x in (again, v))
         if a != b:
             raise BadInput(f"{written.path}: read back, the tokenizer's {field} differ")
     if written.tensors.keys() != {t.name for t in tensors}:
@@ -119,10 +112,6 @@ def compare(
         packed = t.format == "APRQ8"  # laid out anew by its reader
         if (w.format, w.shape) != (t.format, t.shape) or (sum_ != crc[t.name] and not packed):
             raise BadInput(f"{written.path}: read back, tensor {t.name} differs; is the disk sound?")
-
-
-def last_used(v: Vocabulary | None) -> int:
-    return max((i for i, kind in enumerate(v.types) if kind != 5), default=-1) if v else -1
 
 
 def padded(v: Vocabulary, rows: int) -> Vocabulary:

@@ -17,7 +17,7 @@ from ..trace.compare import Choice, Comparison, choice, compare, place
 from ..trace.dump import Entry
 from ..trace.pair import Pairs, pair_dumps, pair_files
 
-TOLERANCE = 1e-3
+TOLERANCE, TOP = 1e-3, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=TOLERANCE,
         metavar="X",
         help=f"largest relative error, RMS(A - B) / RMS(A), of a stage that passes (default: {TOLERANCE:g})",
     )
-    parser.add_argument(
-        "--top", type=int, default=10, metavar="K", help="largest differences to list of a stage (default: 10)"
-    )
+    parser.add_argument("--top", type=int, metavar="K", help=f"largest differences to list of a stage (default: {TOP})")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object; NaN and infinity are null")
     form.add_argument("--csv", action="store_true", help="a line per stage")
@@ -88,6 +85,8 @@ class Row:
 def main(args: argparse.Namespace) -> int:
     if args.weights:
         return int(import_module(".diff_weights", __package__).main(args))
+    args.tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+    args.top = TOP if args.top is None else args.top
     if isnan(args.tolerance) or not 0 <= args.tolerance < float("inf"):
         raise BadInput(f"--tolerance {args.tolerance}: give a number from 0 up; anything else would pass or fail all")
     if args.top < 1:

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ..quant.label import mislabelled
 from ..quant.tensor import QTensor, dequantize
 from .load import open_model
 from .models import resolve
+from .terminal import one_line
 
 SLAB = 1 << 22  # values compared at a time
 ORDER = ("identical bytes", "identical values", "differ", "shapes differ", "only in A", "only in B")
@@ -40,16 +40,14 @@ class Row:
 
 
 def main(args: argparse.Namespace) -> int:
-    """engine diff --weights A B."""
-    if args.csv:
-        raise BadInput("--csv is a table of stages; with --weights there is --json")
-    return run(resolve(args.a), resolve(args.b), args)
-
-
-def run(a: Path, b: Path, args: argparse.Namespace) -> int:
     """Prints what differs. Returns 0 if all values are the same, 1 if not; BadInput if nothing can be compared."""
     from .progress import progress
 
+    if args.csv:
+        raise BadInput("--csv is a table of stages; with --weights there is --json")
+    if args.tolerance is not None or args.top is not None:
+        raise BadInput("--tolerance and --top are about stages; weights are the same, or every difference is told")
+    a, b = resolve(args.a), resolve(args.b)
     one, two = open_model(str(a)), open_model(str(b))
     total = sum(w.data.size for w in one.tensors.values())
     rows = []
@@ -67,7 +65,7 @@ def run(a: Path, b: Path, args: argparse.Namespace) -> int:
         for field, value in asdict(one.config).items()
         if (other := getattr(two.config, field)) != value and field != "tie_word_embeddings"
     }
-    if getattr(args, "json", False):
+    if args.json:
         print(
             json.dumps(
                 {"a": str(a), "b": str(b), "counts": counts, "config": settings, "tensors": list(map(plain, rows))}
@@ -75,7 +73,7 @@ def run(a: Path, b: Path, args: argparse.Namespace) -> int:
         )
     else:
         for line in describe(rows, counts, settings):
-            print(line)
+            print(one_line(line))
     return 0 if set(counts) <= {"identical bytes", "identical values"} else 1
 
 
@@ -116,6 +114,9 @@ def compare_tensor(name: str, x: QTensor, y: QTensor) -> Row:
         return Row(name, "shapes differ", a, b, note="; ".join(notes))
     if x.format == y.format and np.array_equal(x.data, y.data):
         return Row(name, "identical bytes", a, b, 0.0, 0.0, note="; ".join(notes))
+    if not math.prod(x.shape):
+        return Row(name, "identical values", a, b, 0.0, 0.0, note="no values")
+    x, y = (replace(w, shape=w.shape or (1,)) for w in (x, y))  # a single value is a row of one
     largest, square, scale, unlike, incomparable = 0.0, 0.0, 0.0, 0, 0
     step = max(1, SLAB * x.shape[0] // math.prod(x.shape))
     for start in range(0, x.shape[0], step):

@@ -7,7 +7,6 @@ import platform
 from collections import Counter
 from hashlib import file_digest, sha256
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,18 @@ from .. import __version__
 from ..engine.files import Checkpoint
 
 
-def model_facts(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of the model: of the file, or of a folder's `sha256sum` lines of its weights, sorted."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in {".safetensors", ".json"})
+def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Name, size and SHA-256 of the model: of the file; of `sha256sum` lines, sorted by name, where it has several:
+    all parts of a split one, a folder's weights and JSON."""
+    path = checkpoint.path
+    beside = [p for p in path.iterdir() if p.suffix == ".json" and p.is_file()] if path.is_dir() else []
+    files = sorted({*checkpoint.files, *beside})
     digests = []
     for p in files:
         with p.open("rb") as file:
             digests.append(file_digest(file, "sha256").hexdigest())
     lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, files, strict=True))
-    digest = digests[0] if path.is_file() else sha256(lines.encode()).hexdigest()
+    digest = digests[0] if len(files) == 1 else sha256(lines.encode()).hexdigest()
     return {"name": path.name, "bytes": sum(p.stat().st_size for p in files), "sha256": digest}
 
 

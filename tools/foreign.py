@@ -105,7 +105,7 @@ def write_dump(
             if phase < j.plan.decode_steps:
                 made.append(int(logits[-1].argmax()))
         require_all(j.plan, c.num_hidden_layers, writer)
-        writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint.path))
+        writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint))
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)
         writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(absent))

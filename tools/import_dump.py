@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput(f"{args.source}: no file is named as a stage is ({listed(unmapped)}); say which are with --map")
     with DumpWriter(args.directory, {}, c.sizes) as writer:
         written = write(writer, stages, c)
-        writer.run.update(run_facts(checkpoint, "imported", "unknown", ids, []), model=model_facts(checkpoint.path))
+        writer.run.update(run_facts(checkpoint, "imported", "unknown", ids, []), model=model_facts(checkpoint))
         writer.run.update(engine="Transformers" if debugger else "unknown", imported_from=str(args.source))
         writer.run["absent"] = {s.name: "not in what was imported" for s in STAGES if s.name not in written}
     if unmapped:

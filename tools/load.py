@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..engine.bind import bind
@@ -14,6 +15,7 @@ from ..engine.tokenizer import Tokenizer
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
+from .terminal import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_threads(count: int | None) -> None:
     """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
     if count is None:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not 1 <= count <= cores:
-        raise BadInput(f"{count} threads: this machine has {cores} to give")
+    if not 1 <= count <= cores():
+        raise BadInput(f"{count} threads: this machine has {cores()} to give")
     import numba
 
     numba.set_num_threads(count)
@@ -64,7 +70,7 @@ def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
     for note in checkpoint.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(one_line(f"note: {note}"), file=sys.stderr)
     return checkpoint
 
 
@@ -77,12 +83,22 @@ def open_weights(path_or_alias: str | None) -> tuple[Checkpoint, Weights]:
         raise BadInput(f"{checkpoint.path}: {error}") from None
 
 
-def load(args: argparse.Namespace, checkpoint: Checkpoint, weights: Weights) -> Loaded:
-    """The opened model in the form of the backend and precision that the arguments name."""
+def load(
+    args: argparse.Namespace, checkpoint: Checkpoint, weights: Weights, first: Callable[[], object] = lambda: None
+) -> Loaded:
+    """The opened model in the form of the backend and precision that the arguments name.
+
+    first: is called before kernels are compiled, which can take a minute; it may raise BadInput to spare the user that.
+    """
     k = backend(args.backend)
     check_precision(k, args.backend, args.precision)
     set_threads(args.threads)
-    k.compile_kernels(weights, args.precision, _compiling)
+
+    def compiling(done: int, total: int) -> None:
+        first()
+        _compiling(done, total)
+
+    k.compile_kernels(weights, args.precision, compiling)
     return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..quant.errors import BadInput
+from .terminal import one_line
 
 # command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a
 # module of the standard library shadows it when run as a script.
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where no command knows more of it: stdout on a full disk, a folder without permission, too long a name.
         drop_output()
         line = f"{error.filename or 'a read or write failed'}: {error.strerror or error}"
-    print(f"engine {command}: {line}", file=sys.stderr)
+    print(one_line(f"engine {command}: {line}"), file=sys.stderr)
     return 2
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..engine.user_cache import user_cache
 from ..quant.errors import BadInput
 
 
@@ -60,10 +61,9 @@ def directory() -> Path:
     """Where pulled models lie: $QWENREF_MODELS, or qwenref/models in the user's cache."""
     if chosen := os.environ.get("QWENREF_MODELS"):
         return Path(chosen)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwenref" / "models"
-    except RuntimeError:  # neither $HOME nor an entry of the user's
-        raise BadInput("this user has no home; name a folder for models with QWENREF_MODELS") from None
+    if cache := user_cache():
+        return cache / "models"
+    raise BadInput("this user has no home; name a folder for models with QWENREF_MODELS")
 
 
 def resolve(name: str | None) -> Path:

@@ -80,7 +80,9 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """-p/--prompt, -f/--file or --tokens; --chat and --system."""
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
-    prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
+    prompt.add_argument(
+        "-f", "--file", metavar="FILE", help="a UTF-8 file with the prompt; one newline at its end is dropped"
+    )
     prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
     parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
@@ -217,7 +219,7 @@ def main(args: argparse.Namespace) -> int:
 
     files: list[dict[str, Any]] = []
     with ThreadPoolExecutor(1) as pool:  # the file is hashed while the weights are packed and used
-        facts = pool.submit(model_facts, checkpoint.path) if saved is not None else None
+        facts = pool.submit(model_facts, checkpoint) if saved is not None else None
         model = load(args, checkpoint, bound)
         if saved is None or facts is None:
             made, logits, summaries = trace(None, shown, ids, model, None)

@@ -20,9 +20,8 @@ MAX_TOKENS = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .load import add_model_arguments
 
-    parser.description = (
-        "Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes, figures to stderr."
-    )
+    parser.description = """Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes,
+figures to stderr. A file or a pipe gets the model's text exactly; a terminal gets no control characters of it."""
     parser.epilog = """examples:
   engine run -p 'What is 2+2?' --chat
   engine run -p 'def fibonacci(n):' -n 48
@@ -30,9 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "-p", "--prompt", metavar="TEXT", help="the prompt; - reads it from stdin (the default where stdin is a pipe)"
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="the prompt, exactly; - reads it from stdin (the default where stdin is a pipe)",
     )
-    prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file that holds the prompt")
+    prompt.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="a UTF-8 file with the prompt; one newline at its end, or at stdin's, is dropped",
+    )
     parser.add_argument(
         "-n",
         "--max-tokens",
@@ -54,16 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """The prompt's text, exactly as given. Raises BadInput where there is none, or where it is not UTF-8."""
+    """The prompt's text. Raises BadInput where there is none, or where it is not UTF-8.
+
+    A file and a pipe end in a newline that nobody means (`echo hi |`): one is dropped, as llama.cpp's -f drops it.
+    """
     if args.prompt is not None and args.prompt != "-":
         text: str = args.prompt
     elif args.file is not None:
         try:
-            text = _utf8(Path(args.file).read_bytes(), args.file)
+            text = _utf8(Path(args.file).read_bytes(), args.file).removesuffix("\n")
         except OSError as error:
             raise BadInput(f"prompt file {args.file}: {error.strerror}") from None
     elif args.prompt == "-" or not sys.stdin.isatty():
-        text = _utf8(sys.stdin.buffer.read(), "stdin")
+        text = _utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
     else:
         raise BadInput("no prompt; give one with -p TEXT, -f FILE, or through a pipe")
     if not text:
@@ -115,17 +125,28 @@ def main(args: argparse.Namespace) -> int:
     from ..engine.sample import Sampling
     from .load import load, open_tokenizer, open_weights
     from .progress import progress
+    from .terminal import for_stdout
 
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
-    with ThreadPoolExecutor(1) as pool:  # the vocabulary is read while the weights are packed
-        checkpoint, bound = open_weights(args.model)
-        pending = pool.submit(open_tokenizer, checkpoint)
-        model = load(args, checkpoint, bound)
-        tokenizer, template = pending.result()
-    ids = prompt_ids(tokenizer, template, text, args)
-    room = checkpoint.config.max_position_embeddings - len(ids)
-    max_tokens = max(1, min(MAX_TOKENS, room)) if args.max_tokens is None else args.max_tokens
-    check_prompt(ids, checkpoint.config, max_tokens)
+    checkpoint, bound = open_weights(args.model)
+    context = checkpoint.config.max_position_embeddings
+    if args.max_tokens is not None and args.max_tokens >= context:
+        raise BadInput(f"-n {args.max_tokens} and a prompt do not fit the context of {context}")
+
+    def tokenized() -> tuple[Tokenizer, list[int], int]:
+        """The tokenizer, the prompt's ids and how many new ones: known to fit the context."""
+        tokenizer, template = open_tokenizer(checkpoint)
+        ids = prompt_ids(tokenizer, template, text, args)
+        new = args.max_tokens or max(1, min(MAX_TOKENS, context - len(ids)))
+        check_prompt(ids, checkpoint.config, new)
+        return tokenizer, ids, new
+
+    with ThreadPoolExecutor(1) as pool:  # the prompt is tokenized while the weights are packed,
+        pending = pool.submit(tokenized)
+        if len(text) + (args.max_tokens or 1) > context // 2:  # but one that may be too long, before;
+            pending.result()
+        model = load(args, checkpoint, bound, pending.result)  # and before any kernel is compiled
+        tokenizer, ids, max_tokens = pending.result()
     loaded = time.perf_counter()
 
     text_of, out, made = tokenizer.stream(), list[str](), list[int]()
@@ -141,7 +162,7 @@ def main(args: argparse.Namespace) -> int:
             made.append(id)
             out.append("" if id in tokenizer.eos_ids else text_of(id))
             if not args.json:
-                print(out[-1], end="", flush=True)
+                print(for_stdout(out[-1]), end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
     out.append(text_of(None))
@@ -159,6 +180,6 @@ def main(args: argparse.Namespace) -> int:
         result: dict[str, Any] = {"model": str(checkpoint.path), "backend": args.backend, "precision": args.precision}
         print(json.dumps(result | {"prompt_ids": ids, "ids": made, "text": "".join(out), "figures": figures}))
     else:
-        print(out[-1])
+        print(for_stdout(out[-1]))
         print(describe(figures), file=sys.stderr)
     return 130 if interrupted else 0

@@ -150,6 +150,8 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
     """For people: aligned columns, the same in a pipe as on a terminal, where headings are bold."""
     from rich.console import Console
 
+    from .terminal import one_line
+
     class Quiet(Console):
         def on_broken_pipe(self) -> None:  # rich's own exits with status 1
             raise BrokenPipeError
@@ -162,8 +164,7 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
         for row in rows:
             cells = (x.rjust(w) if i in right else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True)))
             line = "  " + "  ".join(cells).rstrip()
-            # Names come from the file; a terminal would obey control characters in them.
-            console.print("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
+            console.print(one_line(line))
 
     size = sum(f["bytes"] for f in report["files"])
     parts = f" in {len(report['files'])} files" if len(report["files"]) > 1 else ""

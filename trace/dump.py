@@ -110,8 +110,8 @@ def open_dump(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = No
     if manifest is None:
         entries, ignored = _bare_entries(path, sizes)
     else:
-        entries = [_listed_entry(path, f) for f in manifest["files"]]
         run, sizes = manifest["run"], manifest["sizes"]
+        entries = [_listed_entry(path, f, manifest["sizes"]) for f in manifest["files"]]
         stale = sorted(set(files_of(path)) - {MANIFEST} - {e.path.relative_to(path).as_posix() for e in entries})
         if stale:
             raise BadInput(f"{path} holds {stale[0]}, which {MANIFEST} does not list; remove it, or trace again")
@@ -182,7 +182,7 @@ def _bare_entries(path: Path, sizes: Mapping[str, int] | None) -> tuple[list[Ent
     return entries, ignored
 
 
-def _listed_entry(path: Path, f: dict[str, Any]) -> Entry:
+def _listed_entry(path: Path, f: dict[str, Any], sizes: Mapping[str, int]) -> Entry:
     where = path / MANIFEST
     inside, shape, spelled, capture, digest = (f.get(k) for k in ("path", "shape", "positions", "capture", "sha256"))
     if not isinstance(inside, str) or not _PATH.fullmatch(inside):
@@ -198,11 +198,16 @@ def _listed_entry(path: Path, f: dict[str, Any]) -> Entry:
         raise BadInput(f"{where}: {inside} has shape {shape!r}, not {s.shape}")
     if prod(shape) != count:
         raise BadInput(f"{path / inside}: holds {count} values, {MANIFEST} says {shape}")
+    known = dict(zip(s.letters, shape, strict=True))
+    if wrong := [letter for letter in known.keys() & sizes if known[letter] != sizes[letter]]:
+        raise BadInput(f"{where}: {inside} has shape {shape}, but `sizes` says {wrong[0]} is {sizes[wrong[0]]}")
     if not isinstance(spelled, str) or not isinstance(capture, dict) or not isinstance(digest, str):
         raise BadInput(f"{where}: {inside} needs positions, capture and sha256")
     ranges = parse_ranges(spelled, "positions")
-    T = dict(zip(s.letters, shape, strict=True)).get("T", 1)
+    T = known.get("T", 1)
     if sum(len(r) for r in ranges) != T:
         raise BadInput(f"{where}: {inside} has {T} positions, and names {spelled}")
     positions = tuple(p for r in ranges for p in r)
+    if known.get("S", 1 << 32) <= max(positions):
+        raise BadInput(f"{where}: {inside} has {known['S']} keys, and names position {max(positions)}")
     return Entry(path / inside, s, layer, phase, tuple(shape), positions, MappingProxyType(capture), digest)

@@ -92,6 +92,8 @@ def check(a: Entry, b: Entry) -> tuple[Entry, Entry]:
             if None not in said and said[0] != said[1]:
                 raise BadInput(f"{where}: captured at different points: {fact} {said[0]} against {fact} {said[1]}")
     counts = [e.values().size for e in (a, b)]
+    if not any(counts):
+        raise BadInput(f"nothing to compare: {a.path} and {b.path} hold no values")
     if counts[0] != counts[1]:
         shapes = [" x ".join(map(str, e.shape)) for e in (a, b)]
         hint = _positions_hint(a, b)

@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from shutil import rmtree
 from types import TracebackType
 from typing import Any, cast
 
@@ -23,12 +22,14 @@ from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
 from . import aprt
+from .beside import Beside
 from .plan import spell_ranges
 from .stages import Stage, by_name
 
 FORMAT, VERSION = "qwenref-trace", 1
 MANIFEST = "manifest.json"
 PROMPT = 0
+SIZES = "DNKHEFV"  # the letters that a manifest gives; T and S are each file's own
 
 
 def phase_name(phase: int) -> str:
@@ -57,9 +58,8 @@ class DumpWriter:
         self.path, self.run, self.sizes = Path(path), dict(run), dict(sizes)
         self.files: list[dict[str, Any]] = []
         check_target(self.path)
-        self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
         try:
-            self._partial.mkdir(parents=True)
+            self._beside = Beside(self.path, folder=True)
         except OSError as error:
             raise self._cannot(error) from None
 
@@ -87,7 +87,7 @@ class DumpWriter:
         if (layer is None) != (s.scope == "whole") or (s.scope == "first" and layer != 0):
             raise ValueError(f"{name} cannot be of layer {layer}")
         inside = file_name(s, layer, phase)
-        target = self._partial / inside
+        target = self._beside.path / inside
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             digest = aprt.write(target, layer, values)
@@ -116,22 +116,13 @@ class DumpWriter:
         except OSError as failed:
             raise self._cannot(failed) from None
         finally:
-            rmtree(self._partial, ignore_errors=True)
+            self._beside.discard()
 
     def _finish(self) -> None:
         if not self.files:
             raise BadInput(f"{self.path}: nothing was written, so there is no dump")
-        (self._partial / MANIFEST).write_text(spell_manifest(self.run, self.sizes, self.files), "utf-8")
-        older = self._partial.with_name(f".{self.path.name}.older-{os.getpid()}")
-        if self.path.exists():
-            self.path.rename(older)
-        try:
-            self._partial.rename(self.path)
-        except OSError:
-            if older.exists():
-                older.rename(self.path)
-            raise
-        rmtree(older, ignore_errors=True)
+        (self._beside.path / MANIFEST).write_text(spell_manifest(self.run, self.sizes, self.files), "utf-8")
+        self._beside.move()
 
     def _cannot(self, error: OSError) -> BadInput:
         return BadInput(f"{self.path}: cannot write the dump: {error.strerror or error}; nothing of it is left")
@@ -189,6 +180,6 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         raise BadInput(f"{file}: `run` must be an object")
     if not isinstance(files, list) or not all(isinstance(f, dict) and isinstance(f.get("path"), str) for f in files):
         raise BadInput(f"{file}: `files` must be a list of objects with a path")
-    if not isinstance(sizes, dict) or not all(type(n) is int and n > 0 for n in sizes.values()):
-        raise BadInput(f"{file}: `sizes` must map shape letters to whole numbers")
+    if not isinstance(sizes, dict) or not all(type(sizes.get(letter)) is int and sizes[letter] > 0 for letter in SIZES):
+        raise BadInput(f"{file}: `sizes` must give a whole number for each of {', '.join(SIZES)}")
     return cast(dict[str, Any], manifest)

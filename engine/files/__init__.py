@@ -59,6 +59,8 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
+MAX_TENSORS = 1 << 16  # in a file; bounds what a hostile header costs; the largest Qwen2 has 963
+
 # The files beside this one that know a container. Each has recognises(path, head) -> bool, where head is the beginning
 # of the file (nothing for a folder), and open(path) -> Checkpoint. The first that recognises the path opens it.
 CONTAINERS = ("gguf", "apr", "safetensors")

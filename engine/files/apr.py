@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -24,7 +25,7 @@ from ...quant.errors import BadInput
 from ...quant.label import mislabelled
 from ...quant.tensor import QTensor, dequantize, format_module
 from ..config import Config
-from . import Checkpoint
+from . import MAX_TENSORS, Checkpoint
 from .apr_metadata import read_config, read_vocabulary
 from .mapped import map_file
 from .strict_json import parse_object
@@ -138,7 +139,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, QTensor], list[str
     entries = list(_index(raw[index_at:data_at].tobytes(), count, path))
     names = [e.name for e in entries]
     if len(set(names)) != len(names):
-        raise BadInput(f"{path}: tensor {next(n for n in names if names.count(n) > 1)!r:.80} is in the index twice")
+        raise BadInput(f"{path}: tensor {Counter(names).most_common(1)[0][0]!r:.80} is in the index twice")
     if names != sorted(names, key=str.encode):
         if checksum:
             raise BadInput(f"{path}: the tensor index is not sorted by name")
@@ -155,6 +156,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, QTensor], list[str
 
 def _index(raw: bytes, count: int, path: Path) -> Iterator[Entry]:
     """The entries, one behind the other without padding."""
+    if count > MAX_TENSORS:
+        raise BadInput(f"{path}: the header claims {count} tensors, and {MAX_TENSORS} is the limit")
     if count * 20 > len(raw):  # an entry's smallest size: no name, no dimension
         raise BadInput(f"{path}: {count} tensors cannot be in an index of {len(raw)} bytes")
     at = 0
@@ -181,7 +184,7 @@ def _index(raw: bytes, count: int, path: Path) -> Iterator[Entry]:
 
 def _check_extents(entries: list[Entry], raw: NDArray[np.uint8], data_at: int, path: Path) -> None:
     """Every tensor inside the file, none over another (one may be another's second name); the footer, if any."""
-    start, end, padded, before = 0, 0, 0, ""
+    start, end, before = 0, 0, ""
     for e in sorted(entries, key=lambda e: (e.offset, e.size)):
         if data_at + e.offset + e.size > raw.size:
             ends = data_at + e.offset + e.size
@@ -189,7 +192,7 @@ def _check_extents(entries: list[Entry], raw: NDArray[np.uint8], data_at: int, p
         if e.offset < end and (e.offset, e.offset + e.size) != (start, end):
             raise BadInput(f"{path}: tensor {e.name!r:.80} at data offset {e.offset} overlaps {before!r:.80}")
         start, end, before = e.offset, e.offset + e.size, e.name
-        padded = max(padded, -(-end // 64) * 64)
+    padded = -(-end // 64) * 64
     rest = raw.size - data_at - padded
     if rest not in (0, 4):
         what = "is cut" if rest < 4 else "has bytes that belong to no tensor"

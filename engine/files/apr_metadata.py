@@ -3,7 +3,6 @@ absent."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from reprlib import repr as brief
 from typing import Any
@@ -91,21 +90,18 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
     types = said.get("token_type")
     if types is None:
         made = {merge.replace(" ", "", 1) for merge in merges}
-        types = [
-            1 if len(t) == 1 or t in made else 5 if re.fullmatch(rf"\[PAD{i}\]", t) else 3 for i, t in enumerate(tokens)
-        ]
+        types = [1 if len(t) == 1 or t in made else 5 if t == f"[PAD{i}]" else 3 for i, t in enumerate(tokens)]
     if not isinstance(types, list) or len(types) != len(tokens) or not all(isinstance(t, int) for t in types):
         raise BadInput(f"{where}: tokenizer.token_type must be {len(tokens)} whole numbers, one for each token")
-    pads = range(len(tokens), c.vocab_size)
     eos = said.get("eos_token_ids", [said.get("eos_token_id")])
     for i in eos if isinstance(eos, list) else [eos]:
         said["eos_token_id"] = i
         token_id("eos_token_id")
     template = metadata.get("chat_template") or said.get("chat_template")
     return Vocabulary(
-        tokens=tokens + [f"[PAD{i}]" for i in pads],
+        tokens=tokens,
         merges=merges,
-        types=types + [5] * len(pads),
+        types=types,
         model="gpt2",
         # Older files do not name it; aprender too takes the one that every model of architecture qwen2 has.
         pre=str(said.get("pre_type", "qwen2")),

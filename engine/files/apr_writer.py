@@ -6,12 +6,12 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from ...quant.errors import BadInput
 from ...quant.ggml import NUMBERS
 from .apr import HEADER, ROW_MAJOR
-from .writing import Planned, Told, padding, write_tensors
+from .writing import Planned, Sink, Told, padding, write_tensors
 
 ALIGNMENT = 64
 CODES = {"F32": 0, "F16": 1, "Q4_K": 12, "Q6_K": 14, "BF16": 30, "APRQ4": 128, "APRQ8": 129}
@@ -22,7 +22,7 @@ RAW_GGML = {name: NUMBERS[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8
 class Checked:
     """A file that keeps the CRC-32 of what was written."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Sink) -> None:
         self.file, self.crc = file, 0
 
     def write(self, data: Any) -> int:
@@ -30,7 +30,7 @@ class Checked:
         return self.file.write(data)
 
 
-def write_apr(file: IO[bytes], metadata: Mapping[str, Any], tensors: Sequence[Planned], told: Told) -> None:
+def write_apr(file: Sink, metadata: Mapping[str, Any], tensors: Sequence[Planned], told: Told) -> None:
     """metadata: JSON as it is to stand in the file, in its order. Raises BadInput for a name that is too long."""
     tensors = sorted(tensors, key=lambda t: t.name.encode())
     text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode()
@@ -58,5 +58,5 @@ def write_apr(file: IO[bytes], metadata: Mapping[str, Any], tensors: Sequence[Pl
     out.write(header(zlib.crc32(plain[:40] + plain[44:])))
     out.write(text_padded)
     out.write(index_padded)
-    write_tensors(out, tensors, ALIGNMENT, told)  # type: ignore[arg-type]
+    write_tensors(out, tensors, ALIGNMENT, told)
     file.write(struct.pack("<I", out.crc))

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ...quant.errors import BadInput
+from . import MAX_TENSORS
 
 # Bounds on the time and memory that a hostile file can take. Qwen2's header takes 6 MB, nearly all of it vocabulary.
 MAX_HEADER = 64 << 20  # bytes
-MAX_COUNT = 1 << 16  # keys, and tensors
+MAX_KEYS = 1 << 16
 MAX_KEY = (1 << 16) - 1  # bytes, by the specification
 MAX_NAME = 63  # bytes of a tensor's name: GGML_MAX_NAME less its final NUL
 MAX_DIMS = 4  # GGML_MAX_DIMS
@@ -141,10 +142,10 @@ class Cursor:
         self.at += length
         return text
 
-    def count(self, what: str) -> int:
+    def count(self, what: str, most: int) -> int:
         n: int = self.number(U64, f"the number of {what}s")
-        if n > MAX_COUNT:
-            raise self.bad(f"the header claims {n} {what}s, and {MAX_COUNT} is the limit")
+        if n > most:
+            raise self.bad(f"the header claims {n} {what}s, and {most} is the limit")
         return n
 
     def value(self, kind: int, key: str) -> Any:
@@ -215,7 +216,7 @@ def read_header(path: Path, file: memoryview) -> Header:
         raise c.bad("this GGUF file is big-endian, which is not supported; convert the original weights again")
     if version not in (2, 3):
         raise c.bad(f"GGUF version {version} is not supported; 2 and 3 are")
-    tensor_count, key_count = c.count("tensor"), c.count("key")
+    tensor_count, key_count = c.count("tensor", MAX_TENSORS), c.count("key", MAX_KEYS)
 
     values: dict[str, Any] = {}
     kinds: dict[str, str] = {}

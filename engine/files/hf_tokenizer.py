@@ -80,11 +80,16 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return template
 
 
+def last_used(v: Vocabulary) -> int:
+    """The last id that is a token; rows behind it are padding, which has no name of its own."""
+    return max((i for i, kind in enumerate(v.types) if kind != 5), default=-1)
+
+
 def tokenizer_json(v: Vocabulary) -> str:
     """A tokenizer.json for a byte-level BPE of Qwen2's kind: the model's own, or one made from its parts."""
     if v.tokenizer_json is not None:
         return v.tokenizer_json
-    used = max(i for i, kind in enumerate(v.types) if kind != 5) + 1  # rows behind it are padding
+    used = last_used(v) + 1
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

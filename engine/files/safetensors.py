@@ -16,13 +16,12 @@ import numpy as np
 from ...quant.errors import BadInput
 from ...quant.tensor import QTensor
 from ..config import from_hf
-from . import Checkpoint
+from . import MAX_TENSORS, Checkpoint
 from .hf_tokenizer import read_object, read_vocabulary
 from .mapped import map_file, read_head
 from .strict_json import parse_object
 
 MAX_HEADER = 100_000_000  # the format's own limit
-MAX_TENSORS = 1 << 16  # as many as are read from GGUF; the largest Qwen2 has 963
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 

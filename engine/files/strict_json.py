@@ -10,7 +10,7 @@ from ...quant.errors import BadInput
 
 MAX_CONTAINERS = 1_000_000  # objects and lists, of which newer files have one per merge; bounds what parsing takes
 
-_ESCAPED_OR_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # one that never ends, too, or each quote looks for it
 
 
 def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, 
 
     count = raw.count(b"{") + raw.count(b"[")
     if count > MAX_CONTAINERS:  # brackets inside strings do not count
-        count = sum(part.count(b"{") + part.count(b"[") for part in _ESCAPED_OR_STRING.split(raw))
+        count = sum(part.count(b"{") + part.count(b"[") for part in _STRING.split(raw))
         if count > MAX_CONTAINERS:
             raise BadInput(f"{where}: {count} JSON objects and lists; no model needs more than {MAX_CONTAINERS}")
     try:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Told = Callable[[int], None]  # is told how many bytes more are written
+
+
+class Sink(Protocol):
+    """What bytes can be written to: a binary file, or what counts or sums up on the way to one."""
+
+    def write(self, data: Any, /) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ def padding(size: int, alignment: int) -> int:
     return -size % alignment
 
 
-def write_tensors(file: IO[bytes], tensors: Sequence[Planned], alignment: int, told: Told) -> None:
+def write_tensors(file: Sink, tensors: Sequence[Planned], alignment: int, told: Told) -> None:
     """All tensors in their order, each followed by zeros up to a multiple of the alignment."""
     for t in tensors:
         written = 0

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import llvmlite
@@ -18,6 +19,7 @@ import llvmlite.binding as llvm
 import numba
 from numba import config as numba_config
 
+from ...user_cache import user_cache
 from .simd import PATH
 
 config: Any = numba_config  # its names come from the environment, unseen by a type checker
@@ -39,20 +41,22 @@ def machine() -> tuple[str, ...]:
 
 
 def folder() -> Path:
-    """A folder of the user's own: $NUMBA_CACHE_DIR or $XDG_CACHE_HOME/qwenref (~/.cache/qwenref), and the digest.
+    """A folder of the user's own: $NUMBA_CACHE_DIR or the user's cache, and the digest.
 
-    Machine code is loaded from there, so it must be the user's and nobody else's to write; else a temporary one
-    serves, this once.
+    Machine code is loaded from there, so it must be the user's and nobody else's to write. Where none such can be had,
+    and for a user without a home, one in the folder for temporary files serves.
     """
-    base = config.CACHE_DIR or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwenref"
-    path = Path(base) / digest(Path(__file__).parent.glob("*.py"), *machine())
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(path, os.W_OK):
-            return path
-    except OSError:
-        pass
+    name, base = digest(Path(__file__).parent.glob("*.py"), *machine()), config.CACHE_DIR or user_cache()
+    temporary = Path(tempfile.gettempdir()) / f"qwenref-{os.getuid()}-{name}"
+    for path in (Path(base) / name, temporary) if base else (temporary,):
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = path.lstat()
+            private = S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+            if private and os.access(path, os.W_OK):
+                return path
+        except OSError:
+            pass
     return Path(tempfile.mkdtemp(prefix="qwenref-"))
 
 

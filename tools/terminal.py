@@ -1,0 +1,23 @@
+"""Text that nobody vouches for, on its way to a terminal, which would obey the control characters in it."""
+
+from __future__ import annotations
+
+import sys
+
+# C0, DEL and C1 (ECMA-48), ESC and CSI among them: they move the cursor, hide, or make the terminal type.
+CONTROLS = (*range(32), *range(127, 160))
+# What turns or breaks a line (Unicode's Bidi_Control, and two separators).
+BENDS = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+SHOWN = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}")
+
+
+def one_line(text: str) -> str:
+    """The text on one line, from left to right, whatever a file's name or a tensor's holds."""
+    return text.translate(SHOWN | dict.fromkeys(BENDS, "\N{REPLACEMENT CHARACTER}"))
+
+
+def for_stdout(text: str) -> str:
+    """The text as it is where stdout is a file or a pipe; a terminal is left only tabs and line breaks to obey."""
+    if not sys.stdout.isatty():
+        return text
+    return text.translate({code: sign for code, sign in SHOWN.items() if chr(code) not in "\t\n\r"})
