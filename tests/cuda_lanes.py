@@ -39,6 +39,7 @@ def run_block(self: Any, grid_point: tuple[int, ...], *args: Any) -> None:
     """BlockManager.run: rounds of all threads, each to its next barrier or its end."""
     global current
     size = tuple(self._block_dim)
+    args = tuple(getattr(getattr(a, "_item", None), "_ary", a) for a in args)
     lanes = [Lane(lambda: self._f(*args), grid_point, point, size) for point in np.ndindex(*size)]
     while lanes:
         for current in lanes:

@@ -221,7 +221,7 @@ def product(k: Any, fmt: str, precision: str, limit: float, tables: Tables, wron
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
     x = np.random.default_rng(8).standard_normal((1, I)).astype(np.float32)
-    card_x, matrix = Rows((1, I)), k.Matrix((pack(w, precision),), precision == "int8")
+    card_x, matrix = Rows((1, I)), k.Matrix((pack(precision, w),), precision == "int8")
     card_x.data[:I].copy_to_device(x[0])
     y = k.to_host(k.linear(card_x, matrix))
     again = k.to_host(k.linear(card_x, matrix))
@@ -234,7 +234,7 @@ def product(k: Any, fmt: str, precision: str, limit: float, tables: Tables, wron
     error = float(np.max(np.abs(y[:, picked] - a @ rows.T) / bound))
     if not error <= 1:
         wrong.append(f"{fmt} {precision}: {error:.3g} of the bound")
-    other = k.Matrix((pack(w, precision),), precision == "int8")  # in turn, lest the card's cache help
+    other = k.Matrix((pack(precision, w),), precision == "int8")  # in turn, lest the card's cache help
 
     arena = Arena()
 
