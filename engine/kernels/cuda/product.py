@@ -195,10 +195,13 @@ def floats(x, steps, sums, tile, lane):
     return v, load(sums, tile * 16 + lane)
 
 
-def vector_kernel(activations: Any, dot: Any) -> Any:
-    """The kernel of a product of one token, or a few; `dot` has a group's part of it from what `activations` loads."""
+def vector_kernel(activations: Any, dot: Any, blocks: int = 4) -> Any:
+    """The kernel of a product of one token, or a few; `dot` has a group's part of it from what `activations` loads.
 
-    @bounded(128, 4)
+    blocks: for how many a multiprocessor shall have registers.
+    """
+
+    @bounded(128, blocks)
     def vector(
         x, steps, sums, codes, extra, packed, halves, y, y_at, y_row,
         O, G, shift,
@@ -332,4 +335,5 @@ def products(form: ModuleType) -> Products:
             put_first(left - 24, y, at + 24, v[6], s[1], s[2])
             put_first(left - 28, y, at + 28, v[7], s[1], s[2])
 
-    return Products(vector_kernel(floats, dot), matrix, embed)
+    blocks = 2 if form.ACTIVATION == "F32" else 4  # a group of weights takes 32 registers itself
+    return Products(vector_kernel(floats, dot, blocks), matrix, embed)

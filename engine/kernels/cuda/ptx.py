@@ -89,19 +89,22 @@ if SIMULATED:
             me = cuda.threadIdx.x + cuda.blockDim.x * (cuda.threadIdx.y + cuda.blockDim.y * cuda.threadIdx.z)
             lanes[me] = x
             cuda.syncthreads()
-            first = me & ~31
-            warp = [np.float32(lanes[i]) for i in range(first, first + 32)]
-            for step in steps:
-                warp = [np.float32(combine(warp[i], warp[i ^ step])) for i in range(32)]
+            if me & 31 == 0:
+                warp = np.array([lanes[me + i] for i in range(32)], np.float32)
+                for step in steps:
+                    warp = combine(warp, warp[LANES ^ step])
+                for i in range(32):
+                    lanes[me + i] = warp[i]
             cuda.syncthreads()
-            return warp[me - first]
+            return np.float32(lanes[me])
 
         return reduce
 
     # Over the warp's lanes, pairwise: l with l ^ 16, then 8, 4, 2, 1; half_sum over 16 lanes. In the simulator every
     # thread of the block must come by.
-    warp_sum, warp_max = (_butterfly(f, (16, 8, 4, 2, 1)) for f in (lambda x, y: x + y, max))
-    half_sum = _butterfly(lambda x, y: x + y, (8, 4, 2, 1))
+    LANES = np.arange(32)
+    warp_sum, warp_max = (_butterfly(f, (16, 8, 4, 2, 1)) for f in (np.add, np.maximum))
+    half_sum = _butterfly(np.add, (8, 4, 2, 1))
 
 else:
     require_package()
