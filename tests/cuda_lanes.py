@@ -65,7 +65,12 @@ def shared_array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> An
     return self._allocations[where]
 
 
-def install() -> None:
+def install(*modules: Any) -> None:
+    """In place of the simulator's threads; and NumPy's numbers for Numba's types, which take as long as a kernel to call."""
+    for module in modules:
+        for name in ("float32", "int32", "uint32"):
+            if hasattr(module, name):
+                setattr(module, name, getattr(np, name))
     kernel.BlockManager.run = run_block
     kernelapi.FakeCUDAShared.array = shared_array
     kernelapi.threading = SimpleNamespace(current_thread=lambda: current, Lock=kernelapi.threading.Lock)

@@ -71,12 +71,14 @@ if SIMULATED:
 
     def byte(word: Any, at: int) -> Any:
         """2^23 + the byte `at` (0 to 3) of the word, as a float32."""
-        return float_of(TWO_TO_23 | ((int(word) >> (8 * at)) & 255))
+        return np.float32((1 << 23) + (int(word) >> 8 * at & 255))
 
     def dp4a(codes: Any, values: Any, total: Any) -> Any:
         """total + the sum of products of four unsigned bytes and four signed ones."""
-        u, s = int(codes).to_bytes(4, "little"), int(values).to_bytes(4, "little")
-        return np.int32(int(total) + sum(a * ((b ^ 128) - 128) for a, b in zip(u, s, strict=True)))
+        u, s, dot = int(codes), int(values), int(total)
+        for shift in (0, 8, 16, 24):
+            dot += (u >> shift & 255) * ((s >> shift & 255 ^ 128) - 128)
+        return np.int32(dot)
 
     def mul_rn(x: Any, y: Any) -> Any:
         """x y, rounded by itself."""
