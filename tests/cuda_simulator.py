@@ -29,6 +29,7 @@ assert config.ENABLE_CUDASIM, "run by test_cuda.py, with NUMBA_ENABLE_CUDASIM=1"
 cuda_lanes.install(attention, p8, product, rows_module, nibbles, q4_k, q5_0, q6_k)
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # 127 / 0 in a block of zeros, as on the card
 FORMATS = tuple(packed.FORMS)
+ALLOCATE = memory.allocate
 BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q5_K": 256, "Q4_0": 32, "Q5_0": 32, "Q8_0": 32}
 
 
@@ -125,6 +126,25 @@ def test_a_card_too_small_is_told_before_anything_is_uploaded(monkeypatch: pytes
         CUDA.prepare(tiny_weights(), "f32")
     with pytest.raises(BadInput, match="a cache of 4096 positions needs"):
         CUDA.new_cache(tiny_weights().config, 4096, "f32")
+
+
+def test_a_full_card_gives_up_its_spare_buffers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Exception):
+        code = memory.OUT_OF_MEMORY
+
+    def device_array(count: int, kind: Any) -> Any:
+        if memory.place.arena.free or count > 10:
+            raise Full
+        return np.empty(count, kind)
+
+    monkeypatch.setattr(memory.cuda, "device_array", device_array)
+    memory.place.arena.free[512].append("spare")
+    assert len(ALLOCATE(10)) == 10
+    with pytest.raises(BadInput, match=r"memory is in pieces; 4.00 GB at a time"):
+        ALLOCATE(10**9)
+    monkeypatch.setattr(memory, "room", lambda: (3e9, 8e9))
+    with pytest.raises(BadInput, match=r"the forward pass needs 4.00 GB on the card, which has 3.00 GB free of 8.00"):
+        ALLOCATE(10**9)
 
 
 floats = st.one_of(

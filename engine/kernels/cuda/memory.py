@@ -18,6 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from ....quant.errors import BadInput
+from .ptx import SIMULATED
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]  # a decode step's small grids are as they should be
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -60,7 +61,10 @@ def gigabytes(size: float) -> str:
 
 def room() -> tuple[float, float]:
     """(free, all) bytes of the card; without end in the simulator."""
-    info = cuda.current_context().get_memory_info()
+    context = cuda.current_context()
+    if not SIMULATED:
+        context.memory_manager.deallocations.clear()  # Numba frees late, and counts what it has not freed as taken
+    info = context.get_memory_info()
     return info[0], info[1]
 
 
@@ -81,8 +85,16 @@ def allocate(count: int, kind: Any = np.float32) -> Any:
     except Exception as error:
         if getattr(error, "code", None) != OUT_OF_MEMORY:
             raise
-        require_room(count * np.dtype(kind).itemsize, "the forward pass", "give a shorter prompt or --backend cpu")
-        raise BadInput(f"the card's memory is in pieces; {gigabytes(4 * count)} at a time do not fit") from None
+    if not place.stream:  # what is recorded may hold buffers that nothing else does
+        place.arena.free.clear()
+    size = count * np.dtype(kind).itemsize
+    require_room(size, "the forward pass", "give a shorter prompt or --backend cpu")
+    try:
+        return cuda.device_array(count, kind)
+    except Exception as error:
+        if getattr(error, "code", None) != OUT_OF_MEMORY:
+            raise
+        raise BadInput(f"the card's memory is in pieces; {gigabytes(size)} at a time do not fit") from None
 
 
 class Buffer:
