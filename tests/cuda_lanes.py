@@ -66,7 +66,7 @@ def shared_array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> An
 
 
 def install(*modules: Any) -> None:
-    """In place of the simulator's threads; and NumPy's numbers for Numba's types, which take as long as a kernel to call."""
+    """In place of the simulator's threads; and in these modules NumPy's numbers for Numba's types, which are slow."""
     for module in modules:
         for name in ("float32", "int32", "uint32"):
             if hasattr(module, name):

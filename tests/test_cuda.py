@@ -113,6 +113,16 @@ def test_no_card_is_told() -> None:
     assert "no NVIDIA card or no driver" in message and "--backend cpu" in message
 
 
+def test_make_gpu_keeps_what_a_section_found_before_it_died(tmp_path: Path) -> None:
+    from qwenref.tools.gpu import markdown, run_section
+
+    code = 'import os, sys, time; open(sys.argv[-1], \'w\').write(\'{"rows": [["a", "b"]], "wrong": []}\'); '
+    for end, status, why in (("os._exit(3)", 3, "ended with status 3"), ("time.sleep(60)", -1, "stopped after 1 s")):
+        result = run_section([sys.executable, "-c", code + end], "card", tmp_path / end, 1)
+        assert (result["rows"], result["status"], result["wrong"]) == ([["a", "b"]], status, [f"card: {why}"])
+    assert markdown("card", result["rows"]).splitlines()[-1] == "| a | b |"
+
+
 @installed
 @pytest.mark.parametrize(
     ("version", "count", "compiler", "capability", "says"),

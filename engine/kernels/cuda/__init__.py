@@ -221,7 +221,8 @@ def _floats(ready: _Ready, w: Packed, y_TO: Rows, at: int, narrow: bool) -> None
     kernels = p32.products(w.form)
     if T <= VECTOR_TOKENS:
         (laid, sums), (grid, shift) = ready.laid(form), _vector_shape(w, T)
-        launch(kernels.vector, grid, p32.VECTOR_THREADS, laid.data, sums.data, sums.data, *w.planes, *y, w.O, w.G, shift)
+        x = laid.data, sums.data, sums.data  # the steps are the 8 bits' alone
+        launch(kernels.vector, grid, p32.VECTOR_THREADS, *x, *w.planes, *y, w.O, w.G, shift)
     else:
         x_TI = ready.narrowed(form)
         launch(kernels.matrix, _matrix_grid(w, T), p32.MATRIX_THREADS, *x_TI.where, w.I, *w.planes, *y, w.O, w.G, T)

@@ -73,7 +73,7 @@ def stack(parts: Sequence[QTensor], precision: str) -> tuple[Packed, ...]:
 
 
 def pack(precision: str, *parts: QTensor) -> Packed:
-    """Matrices of one form, one below the other, a slab of rows at a time. Raises BadInput if one is not of its size."""
+    """Matrices of one form, one below the other, a slab of rows at a time. Raises BadInput for one of another size."""
     form, sizes = form_of(parts[0], precision)
     O, I = sum(w.shape[0] for w in parts), parts[0].shape[1]
     G = -(-I // 32)

@@ -4,10 +4,10 @@ A group is 32 values of a row, G of them in it; a lane takes a group at a time, 
 bytes in a row. `lay_out` puts the activations so that its loads of them are too: tile by tile of 16 groups, float4 u of
 each group side by side.
 
-vector: half a warp has 4 rows, which share the loads of x (and so do the halves: 8 rows a warp); 2^shift of the block's 4
-warps share a row's tiles. Partial sums meet in one fixed order: over a lane's groups, over lanes in a tree, over slices.
-matrix: 128 rows by 64 tokens a block, a thread 8 by 8, a group at a time through shared memory, each weight decoded once
-for the 64.
+vector: half a warp has 4 rows, which share the loads of x (and so do the halves: 8 rows a warp); 2^shift of the block's
+4 warps share a row's tiles. Partial sums meet in one fixed order: over a lane's groups, over lanes in a tree, over
+slices. matrix: 128 rows by 64 tokens a block, a thread 8 by 8, a group at a time through shared memory, each weight
+decoded once for the 64.
 """
 
 from __future__ import annotations
