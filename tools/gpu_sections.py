@@ -179,6 +179,7 @@ def read_bandwidth() -> float:
     """Bytes a second that a kernel reads which does nothing else."""
     import numba
 
+    from ..engine.kernels.cuda.product import dot4
     from ..engine.kernels.cuda.ptx import load4
 
     cuda: Any = numba.cuda
@@ -190,7 +191,7 @@ def read_bandwidth() -> float:
         total = float32(0)
         while i + 3 * step < count:
             a, b, c, d = load4(x, i), load4(x, i + step), load4(x, i + 2 * step), load4(x, i + 3 * step)
-            total += a[0] + b[1] + c[2] + d[3]
+            total = dot4(a, b, dot4(c, d, total))
             i += 4 * step
         if total == float32(-1.0):  # never: the loads have to be of use
             out[0] = total

@@ -16,8 +16,8 @@ from .ptx import ALIGNED, bounded, device, load, quotient, shared4, store, warp_
 
 KEYS, QUERIES = 32, 8  # of `scores`: a block's tile
 SOFTMAX_THREADS = 256
-SPAN = 512  # positions of one block of `mix`
-MIX_ROWS, MIX_COLUMNS, SLICES = 4, 64, 8  # of `mix`: a block's tile at most, threads that share an element's positions
+SPAN = 256  # positions of one block of `mix`
+MIX_ROWS, MIX_COLUMNS, SLICES = 4, 32, 16  # of `mix`: a block's tile at most, threads that share an element's positions
 
 
 @cuda.jit
@@ -128,7 +128,7 @@ def mix(probs, pitch, values, values_at, start, T, group, H, span, out):
     Block (span and columns, rows, kv head) of a divisor of H, up to MIX_COLUMNS, by SLICES threads; slice i takes
     positions i, i + SLICES, ...
     """
-    partial = cuda.shared.array(4 * 8 * 64, float32)
+    partial = cuda.shared.array(4 * 16 * 32, float32)
     tx, ty, kv, columns = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.z, cuda.blockDim.x
     tiles = quotient(H, columns)
     part = quotient(cuda.blockIdx.x, tiles)
@@ -152,14 +152,14 @@ def mix(probs, pitch, values, values_at, start, T, group, H, span, out):
         b += load(probs, p1 + s) * v
         c += load(probs, p2 + s) * v
         d += load(probs, p3 + s) * v
-        s += 8
-    at = ty * 64 + tx
+        s += 16
+    at = ty * 32 + tx
     partial[at], partial[at + 512], partial[at + 1024], partial[at + 1536] = a, b, c, d
     cuda.syncthreads()
     if ty < 4 and r + ty < rows:
         total = float32(0)
-        for j in range(8):
-            total += partial[ty * 512 + j * 64 + tx]
+        for j in range(16):
+            total += partial[ty * 512 + j * 32 + tx]
         t = quotient(r + ty, group)
         n = kv * group + r + ty - t * group
         store(out, ((part * T + t) * N + n) * H + h, total)
