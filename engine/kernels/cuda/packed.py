@@ -90,8 +90,9 @@ def pack(precision: str, *parts: QTensor) -> Packed:
         for start in range(0, w.shape[0], step):
             stop = min(start + step, w.shape[0])
             for plane, values in form.pack(_blocks(w, form, start, stop)).items():
-                per, kept = G * sizes[plane], planes[plane]
-                kept[(first + start) * per // 8 : (first + stop) * per // 8].copy_to_device(np.ascontiguousarray(values))
+                per = G * sizes[plane]
+                place = planes[plane][(first + start) * per // 8 : (first + stop) * per // 8]
+                place.copy_to_device(np.ascontiguousarray(values))
         first += w.shape[0]
     return Packed(form, (planes["codes"], planes["extra"], planes["scales"], planes["halves"]), O, I, G)
 
