@@ -179,8 +179,9 @@ def ids(count: int, vocab: int = 40, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, count).astype(np.int32)
 
 
-Q4_K_M = dict.fromkeys(("embed", "q", "k", "gate", "up"), "Q4_K") | dict.fromkeys(("v", "down", "lm_head"), "Q6_K")
-Q4_K_M["o"] = "Q5_0"  # its 14 x 16 inputs are no whole number of blocks of 256
+Q4_K_M = dict.fromkeys(("embed", "q", "k", "ffn_gate", "ffn_up"), "Q4_K")
+Q4_K_M |= dict.fromkeys(("v", "ffn_down", "lm_head"), "Q6_K")
+Q4_K_M["attn_out"] = "Q5_0"  # its 14 x 16 inputs are no whole number of blocks of 256
 IN_SMALL: dict[str, Any] = {"head_dim": 16, "vocab": 40, "layers": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {"vocab": 40},

@@ -127,6 +127,8 @@ def tiny_weights(
     rng = np.random.default_rng(seed)
     of_role = {r: formats for r in shapes(c) if r not in NORMS + BIASES} if isinstance(formats, str) else formats
 
+    assert of_role.keys() <= shapes(c).keys(), f"no roles: {of_role.keys() - shapes(c).keys()}"
+
     def tensor(role: str, name: str) -> QTensor:
         shape = shapes(c)[role]
         fmt = of_role.get(role, "F32")
