@@ -119,6 +119,15 @@ def bytes8(x, steps, sums, tile, lane):
     return load4(x, at), load4(x, at + 16), load(steps, n), both[0], both[1]
 
 
+@device
+def put4(to, at, step, a, b, c, d):
+    """Four words, `step` apart."""
+    store(to, at, a)
+    store(to, at + step, b)
+    store(to, at + 2 * step, c)
+    store(to, at + 3 * step, d)
+
+
 class Products8(NamedTuple):
     vector: Any
     matrix: Any
@@ -155,13 +164,15 @@ def products8(form: ModuleType) -> Products8:
             -offset * q[3],
         )
         b = c = d = a
-        for j in range(4):
-            w, at = shared4(w_tile, (k + j) * 32 + tx), (k + j) * 16 + 2 * ty
+        end = k + 4
+        while k < end:
+            w, at = shared4(w_tile, k * 32 + tx), k * 16 + 2 * ty
             u, v = shared4(x_tile, at), shared4(x_tile, at + 1)
             a, b, c, d = dots8(w[0], u, v, a), dots8(w[1], u, v, b), dots8(w[2], u, v, c), dots8(w[3], u, v, d)
+            k += 1
         return a, b, c, d
 
-    @bounded(256, 1)
+    @bounded(256, 1 if form.OFFSET else 2)  # two blocks at a time if the registers suffice, which an offset's do not
     def matrix(
         x, steps, sums, codes, extra, packed, halves, y, y_at, y_row,
         O, G, T,
@@ -185,31 +196,33 @@ def products8(form: ModuleType) -> Products8:
             if me < 128:
                 i = row + group
                 w, s = codes_of(codes, extra, i), scales_of(packed, halves, i)
-                w_tile[me], w_tile[me + 128], w_tile[me + 256], w_tile[me + 384] = w[0], w[1], w[2], w[3]
-                w_tile[me + 512], w_tile[me + 640], w_tile[me + 768], w_tile[me + 896] = w[4], w[5], w[6], w[7]
-                w_first[me], w_last[me], w_least[me] = s[0], s[1], s[2]
+                put4(w_tile, me, 128, w[0], w[1], w[2], w[3])
+                put4(w_tile, me + 512, 128, w[4], w[5], w[6], w[7])
+                store(w_first, me, s[0])
+                store(w_last, me, s[1])
+                store(w_least, me, s[2])
             else:
                 token, h = (me - 128) & 63, (me - 128) >> 6
                 n = min(t + token, T - 1) * tiles + (group >> 4)
                 w = load4(x, (n * 2 + h) * 16 + (group & 15))
-                at = h * 256 + token
-                x_tile[at], x_tile[at + 64], x_tile[at + 128], x_tile[at + 192] = w[0], w[1], w[2], w[3]
+                put4(x_tile, h * 256 + token, 64, w[0], w[1], w[2], w[3])
                 n = n * 16 + (group & 15)
                 if h == 0:
-                    x_step[token], x_low[token] = load(steps, n), load(sums, 2 * n)
+                    store(x_step, token, load(steps, n))
+                    store(x_low, token, load(sums, 2 * n))
                 else:
-                    x_high[token] = load(sums, 2 * n + 1)
+                    store(x_high, token, load(sums, 2 * n + 1))
             cuda.syncthreads()
-            first, last, least = shared4(w_first, tx), shared4(w_last, tx), shared4(w_least, tx)
             f, l = shared4(x_step, 2 * ty), shared4(x_step, 2 * ty + 1)
             step = (f[0], f[1], f[2], f[3], l[0], l[1], l[2], l[3])
-            z = half_group(w_tile, x_tile, 0, tx, ty, x_low)
+            z, first = half_group(w_tile, x_tile, 0, tx, ty, x_low), shared4(w_first, tx)
             a, b = scaled8(first[0], step, z[0], a), scaled8(first[1], step, z[1], b)
             c, d = scaled8(first[2], step, z[2], c), scaled8(first[3], step, z[3], d)
-            z = half_group(w_tile, x_tile, 4, tx, ty, x_high)
+            z, last = half_group(w_tile, x_tile, 4, tx, ty, x_high), shared4(w_last, tx)
             a, b = scaled8(last[0], step, z[0], a), scaled8(last[1], step, z[1], b)
             c, d = scaled8(last[2], step, z[2], c), scaled8(last[3], step, z[3], d)
             if has_minimum:
+                least = shared4(w_least, tx)
                 p, q = shared4(x_low, 2 * ty), shared4(x_low, 2 * ty + 1)
                 u, v = shared4(x_high, 2 * ty), shared4(x_high, 2 * ty + 1)
                 n8 = (
