@@ -6,22 +6,29 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
-from numba import cuda, types
-from numba.cuda import dispatcher
+from numba import types
+from numba.cuda import compiler, dispatcher
+from numba.cuda.cudadrv import nvvm
 
 
-def ptx(kernel: Any, signature: tuple[Any, ...], cc: tuple[int, int]) -> str:
-    """The kernel's PTX. Numba types device functions for the current card; where there is none, it is told one."""
-    before = dispatcher.get_current_device
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
-    try:
-        text, result = cuda.compile_ptx(
-            kernel.py_func, signature, cc=cc, launch_bounds=kernel.targetoptions["launch_bounds"]
-        )
-    finally:
-        dispatcher.get_current_device = before
-    assert result == types.void
-    return text
+class Compiled:
+    """A kernel compiled as numba.cuda.dispatcher._Kernel does it: typed once, then PTX for any compute capability."""
+
+    def __init__(self, kernel: Any, signature: tuple[Any, ...]) -> None:
+        cc, options, before = (7, 5), {"fastmath": False, "opt": 3}, dispatcher.get_current_device
+        # Device functions are typed for the current card; where there is none, Numba is told one.
+        dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
+        try:
+            made = compiler.compile_cuda(kernel.py_func, types.void, signature, nvvm_options=options, cc=cc)
+        finally:
+            dispatcher.get_current_device = before
+        entry = made.library.get_function(made.fndesc.llvm_func_name)
+        compiler.kernel_fixup(entry, False)
+        nvvm.set_launch_bounds(entry, kernel.targetoptions["launch_bounds"])
+        self.library = made.library
+
+    def ptx(self, cc: tuple[int, int]) -> str:
+        return str(self.library.get_asm_str(cc=cc))
 
 
 def resources(text: str, cc: tuple[int, int]) -> dict[str, int]:

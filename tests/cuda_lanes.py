@@ -39,6 +39,7 @@ def run_block(self: Any, grid_point: tuple[int, ...], *args: Any) -> None:
     """BlockManager.run: rounds of all threads, each to its next barrier or its end."""
     global current
     size = tuple(self._block_dim)
+    args = tuple(getattr(getattr(a, "_item", None), "_ary", a) for a in args)
     lanes = [Lane(lambda: self._f(*args), grid_point, point, size) for point in np.ndindex(*size)]
     while lanes:
         for current in lanes:
@@ -64,7 +65,12 @@ def shared_array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> An
     return self._allocations[where]
 
 
-def install() -> None:
+def install(*modules: Any) -> None:
+    """In place of the simulator's threads; and in these modules NumPy's numbers for Numba's types, which are slow."""
+    for module in modules:
+        for name in ("float32", "int32", "uint32"):
+            if hasattr(module, name):
+                setattr(module, name, getattr(np, name))
     kernel.BlockManager.run = run_block
     kernelapi.FakeCUDAShared.array = shared_array
     kernelapi.threading = SimpleNamespace(current_thread=lambda: current, Lock=kernelapi.threading.Lock)

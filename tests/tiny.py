@@ -105,6 +105,8 @@ def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **s
     rng = np.random.default_rng(seed)
     of_role = {r: formats for r in shapes(c) if r not in NORMS + BIASES} if isinstance(formats, str) else formats
 
+    assert of_role.keys() <= shapes(c).keys(), f"no roles: {of_role.keys() - shapes(c).keys()}"
+
     def tensor(role: str, name: str) -> QTensor:
         shape = shapes(c)[role]
         fmt = of_role.get(role, "F32")

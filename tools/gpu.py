@@ -1,40 +1,23 @@
 """make gpu: what only a card can show. Parity with the CPU and throughput, of synthetic models of real shapes.
 
-Nothing is fetched: the models are random blocks written as GGUF files. Results are printed as they come, and last the
-tables of docs/gpu.md. Exit status 1: something differs. `--sections` and `--layers` fit a run into a few minutes.
+Each section (tools/gpu_sections.py) is a process of its own: what kills one, or takes too long, leaves the others and
+its own rows so far. Results are printed as they come and kept in --json; last come the tables of docs/gpu.md. Exit
+status 1: something differs; 2: there is no card to use.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
+import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..engine.forward import forward
-from ..engine.generate import prefill
-from ..engine.kernels import backend
-from ..engine.weights import Weights
-from ..quant.errors import BadInput
-from ..quant.tensor import QTensor, dequantize, format_module
-from ..trace.tap import SILENT
-from .load import open_weights
-from .random_model import SHAPES, random_tensor, write_model
-
-SECTIONS = ("card", "products", "parity", "verify", "speed")
-PARITY = 1e-4  # RMS of the difference over RMS: rounding carried through all layers; one wrong block is far above it
-TARGETS = {"vector": 0.7, "decode": 0.5, "decode tokens/s": 300.0, "prompt tokens/s": 2000.0}
-
-Tables = dict[str, list[list[str]]]
+SECTIONS = ("card", "products", "speed", "parity", "verify")
 
 # Section -> its table's title and columns.
 HEADS = {
@@ -43,341 +26,70 @@ HEADS = {
         "Products of one token, 152064 x 3584",
         *("format", "precision", "worst error / bound", "us", "GB/s", "of read bandwidth", "target"),
     ),
-    "parity": (
-        "Parity, f32: RMS of the difference over RMS, every stage of every pass",
-        *("model", "against", "passes", "stages", "worst", "where", "same token", "recorded = traced"),
-        f"target < {PARITY:g}",
-    ),
-    "verify": ("engine verify of the card's dumps", "model", "precision", "exit status", "last line"),
     "speed": (
         "Throughput",
         *("model", "precision", "prompt of 512, tokens/s", "decode, tokens/s", "weights", "of read bandwidth"),
         "targets",
     ),
+    "parity": (
+        "Parity, f32: RMS of the difference over RMS, every stage of every pass",
+        *("model", "against", "passes", "stages", "worst", "where", "same token", "recorded = traced", "target"),
+    ),
+    "verify": ("engine verify of the card's dumps", "model", "precision", "exit status", "last line"),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make gpu", description=__doc__)
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"some of {', '.join(SECTIONS)}, a comma list")
+    parser.add_argument("--models", default="0.5B,7B", help="whose shapes speed, parity and verify take")
     parser.add_argument("--layers", type=int, help="layers of the 7B's shape in parity and verify (default: all 28)")
     parser.add_argument("--steps", type=int, default=32, help="decode steps of parity (default: 32)")
     parser.add_argument("--prompt", type=int, default=24, help="tokens of parity's prompt (default: 24)")
     parser.add_argument("--against", default="cpu", choices=("cpu", "reference"), help="parity with this backend")
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where results go (default: gpu.json)")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds that a section may take (default: 3600)")
     args = parser.parse_args()
-    tables: Tables = {}
-    wrong: list[str] = []
-    started = time.perf_counter()
-    try:
-        k = backend("cuda")
-        from ..engine.kernels.cuda.card import require_card
-
-        require_card()
-        with tempfile.TemporaryDirectory(prefix="qwenref-gpu-") as folder:
-            run(args, k, Path(folder), tables, wrong)
-    except BadInput as error:
-        print(f"make gpu: {error}", file=sys.stderr)
-        return 2
-    finally:
-        for section, rows in tables.items():
-            print(f"\n{markdown(section, rows)}")
-    print(f"\n{time.perf_counter() - started:.0f} s; " + (f"WRONG: {'; '.join(wrong)}" if wrong else "nothing differs"))
+    sections = [s for s in SECTIONS if s in args.sections.split(",")]
+    if not sections or not set(args.sections.split(",")) <= set(SECTIONS):
+        parser.error(f"--sections takes some of {', '.join(SECTIONS)}")
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="qwenref-gpu-") as folder:
+        for section in sections:
+            command = [sys.executable, "-u", "-m", f"{__package__}.gpu_sections", section, "--folder", folder]
+            for name in ("models", "layers", "steps", "prompt", "against"):
+                if getattr(args, name) is not None:
+                    command += [f"--{name}", str(getattr(args, name))]
+            results[section] = run_section(command, section, Path(folder) / f"{section}.json", args.limit)
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
+            if results[section]["status"] == 2:
+                return 2
+    for section, result in results.items():
+        print(f"\n{markdown(section, result['rows'])}")
+    wrong = [line for result in results.values() for line in result["wrong"]]
+    seconds = sum(result["seconds"] for result in results.values())
+    print(f"\n{seconds:.0f} s; " + (f"WRONG: {'; '.join(wrong)}" if wrong else "nothing differs"))
     return 1 if wrong else 0
 
 
-def run(args: argparse.Namespace, k: Any, folder: Path, tables: Tables, wrong: list[str]) -> None:
-    sections = args.sections.split(",")
-    for row in card_facts():
-        say(tables, "card", *row)
-    limit = read_bandwidth()
-    say(tables, "card", "read bandwidth (median of 10 over 4 GiB)", f"{limit / 1e9:.0f} GB/s")
-    if "products" in sections:
-        for fmt in ("Q4_K", "Q6_K", "Q5_0", "Q8_0", "Q4_0", "F16", "BF16", "F32"):
-            for precision in k.PRECISIONS:
-                guarded(wrong, f"{fmt} {precision}", product, k, fmt, precision, limit, tables, wrong)
-    for name in SHAPES:
-        if not set(sections) & {"parity", "verify", "speed"}:
-            break
-        made = time.perf_counter()
-        path = folder / f"{name}.gguf"
-        write_model(path, name, None)
-        print(
-            f"[{name}] {path.stat().st_size / 1e9:.2f} GB of random blocks, {time.perf_counter() - made:.0f} s",
-            flush=True,
-        )
-        if "speed" in sections:
-            guarded(wrong, f"{name} speed", speed, k, name, path, limit, tables)
-        if name == "7B" and args.layers and set(sections) & {"parity", "verify"}:
-            write_model(path, name, args.layers)
-        if "parity" in sections:
-            guarded(wrong, f"{name} parity", parity, k, name, path, args, tables, wrong)
-        if "verify" in sections:
-            guarded(wrong, f"{name} verify", verify, name, path, folder, tables, wrong)
-        path.unlink()
-
-
-def guarded(wrong: list[str], what: str, work: Callable[..., None], *arguments: Any) -> None:
-    """One thing that fails is named, and the rest goes on: a loan is short."""
+def run_section(command: Sequence[str], section: str, file: Path, limit: float) -> dict[str, Any]:
+    """rows, wrong, status and seconds of a section's process, which writes the first two to `file` as they come."""
+    started, status, why = time.perf_counter(), -1, f"stopped after {limit:.0f} s"
     try:
-        work(*arguments)
-    except Exception as error:
-        wrong.append(f"{what}: {type(error).__name__}: {error}")
-        print(f"[{what}] FAILED {type(error).__name__}: {error}", flush=True)
-
-
-def say(tables: Tables, section: str, *row: str) -> None:
-    """A row for its table, and at once for whoever waits."""
-    tables.setdefault(section, []).append(list(row))
-    print(f"[{section}] {' | '.join(row)}", flush=True)
+        status = subprocess.run([*command, "--json", str(file)], timeout=limit, check=False).returncode
+        why = f"ended with status {status}"
+    except subprocess.TimeoutExpired:
+        pass
+    found = json.loads(file.read_text()) if file.exists() else {"rows": [], "wrong": []}
+    if status not in (0, 1):
+        found["wrong"].append(f"{section}: {why}")
+    return found | {"status": status, "seconds": time.perf_counter() - started}
 
 
 def markdown(section: str, rows: list[list[str]]) -> str:
     title, *columns = HEADS[section]
     lines = [f"| {' | '.join(row)} |" for row in (columns, *rows)]
     return "\n".join([f"### {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:]])
-
-
-# ---- the card
-
-
-def card_facts() -> list[list[str]]:
-    from numba import cuda
-
-    device = cuda.get_current_device()
-    free, whole = cuda.current_context().get_memory_info()
-    name = device.name.decode() if isinstance(device.name, bytes) else device.name
-
-    def installed(package: str) -> str:
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            return f"{package} not installed"
-
-    return [
-        [
-            "card",
-            f"{name}, {device.MULTIPROCESSOR_COUNT} multiprocessors, sm_{''.join(map(str, device.compute_capability))}",
-        ],
-        ["memory", f"{free / 1e9:.1f} GB free of {whole / 1e9:.1f} GB"],
-        ["versions", ", ".join(installed(p) for p in ("numba", "numba-cuda", "cuda-core", "cuda-bindings", "numpy"))],
-        ["host", f"Python {platform.python_version()}, {platform.machine()}"],
-    ]
-
-
-def timed(work: Callable[[], None], repeats: int) -> list[float]:
-    """Seconds of each call on the card, by its own events; one call first to warm up."""
-    from numba import cuda
-
-    work()
-    seconds = []
-    for _ in range(repeats):
-        first, last = cuda.event(), cuda.event()
-        first.record()
-        work()
-        last.record()
-        last.synchronize()
-        seconds.append(cuda.event_elapsed_time(first, last) / 1e3)
-    return seconds
-
-
-def read_bandwidth() -> float:
-    """Bytes a second that a kernel reads which does nothing else."""
-    import numba
-
-    from ..engine.kernels.cuda.ptx import load4
-
-    cuda: Any = numba.cuda
-    float32: Any = numba.float32
-
-    @cuda.jit
-    def read(x: Any, count: Any, out: Any) -> None:
-        i, step = cuda.grid(1), cuda.gridsize(1)
-        total = float32(0)
-        while i + 3 * step < count:
-            a, b, c, d = load4(x, i), load4(x, i + step), load4(x, i + 2 * step), load4(x, i + 3 * step)
-            total += a[0] + b[1] + c[2] + d[3]
-            i += 4 * step
-        if total == float32(-1.0):  # never: the loads have to be of use
-            out[0] = total
-
-    size = 1 << 30
-    x, out = cuda.to_device(np.random.default_rng(0).random(1 << 24, np.float32)), cuda.device_array(1, np.float32)
-    big = cuda.device_array(size, np.float32)
-    for at in range(0, size, 1 << 24):
-        big[at : at + (1 << 24)].copy_to_device(x)
-    blocks = 8 * cuda.get_current_device().MULTIPROCESSOR_COUNT
-    return 4 * size / float(np.median(timed(lambda: read[blocks, 256](big, size // 4, out), 10)))
-
-
-# ---- sections
-
-
-def product(k: Any, fmt: str, precision: str, limit: float, tables: Tables, wrong: list[str]) -> None:
-    """One token through a matrix too large for the card's cache: 512 rows against float64, and its time."""
-    from ..engine.kernels.cuda.memory import Arena, Rows, elsewhere
-    from ..engine.kernels.cuda.packed import pack, packed_bytes
-    from ..engine.kernels.cuda.recording import graph_of
-
-    O, I = SHAPES["7B"][6], SHAPES["7B"][1]
-    w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
-    x = np.random.default_rng(8).standard_normal((1, I)).astype(np.float32)
-    card_x, matrix = Rows((1, I)), k.Matrix((pack(w, precision),), precision == "int8")
-    card_x.data[:I].copy_to_device(x[0])
-    y = k.to_host(k.linear(card_x, matrix))
-    again = k.to_host(k.linear(card_x, matrix))
-    if not np.array_equal(y.view(np.uint32), again.view(np.uint32)):
-        wrong.append(f"{fmt} {precision}: two runs differ")
-    picked = np.sort(np.random.default_rng(9).choice(O, 512, replace=False))
-    rows = np.concatenate([dequantize(w, int(i), int(i) + 1) for i in picked]).astype(np.float64)
-    a = rounded_as_ggml(x, fmt, precision)
-    bound = (I + 8) * 2.0**-24 * (np.abs(a) @ np.abs(rows).T) * (4 if fmt == "Q4_K" else 1)  # sums s q x and m x apart
-    error = float(np.max(np.abs(y[:, picked] - a @ rows.T) / bound))
-    if not error <= 1:
-        wrong.append(f"{fmt} {precision}: {error:.3g} of the bound")
-    other = k.Matrix((pack(w, precision),), precision == "int8")  # in turn, lest the card's cache help
-
-    arena = Arena()
-
-    def ten(stream: Any) -> None:
-        with elsewhere(arena, stream):
-            for _ in range(5):
-                k.linear(card_x, matrix)
-                k.linear(card_x, other)
-
-    ten(0)
-    seconds = float(np.median(timed(graph_of(ten), 20))) / 10
-    rate, want = packed_bytes(w, precision) / seconds, f"{TARGETS['vector']}" if fmt == "Q4_K" else ""
-    measured = [f"{error:.2g}", f"{seconds * 1e6:.0f}", f"{rate / 1e9:.0f}", f"{rate / limit:.2f}", want]
-    say(tables, "products", fmt, precision, *measured)
-
-
-def rounded_as_ggml(x: NDArray[np.float32], fmt: str, precision: str) -> NDArray[np.float64]:
-    from ..quant import bf16, f16, q8_0, q8_k
-
-    if precision == "f32" or fmt == "F32":
-        return x.astype(np.float64)
-    if fmt in ("F16", "BF16"):
-        f = f16 if fmt == "F16" else bf16
-        return f.decode(f.encode(x.reshape(-1, 1))).reshape(x.shape).astype(np.float64)
-    if format_module(fmt).BLOCK == 256:
-        return q8_k.decode(q8_k.encode(x.reshape(-1, 256))).reshape(x.shape).astype(np.float64)
-    return q8_0.decode(q8_0.encode_activations(x.reshape(-1, 32))).reshape(x.shape).astype(np.float64)
-
-
-class Keep:
-    """A tap that brings every stage to the host."""
-
-    def __init__(self, k: Any) -> None:
-        self.k, self.seen = k, dict[tuple[str, int | None], NDArray[np.floating]]()
-
-    def layer(self, index: int) -> Any:
-        return lambda stage, value: self._keep(stage, index, value)
-
-    def whole(self, stage: str, value: Any) -> Any:
-        return self._keep(stage, None, value)
-
-    def _keep(self, stage: str, layer: int | None, value: Any) -> Any:
-        self.seen[stage, layer] = np.array(self.k.to_host(value))
-        return value
-
-
-def parity(k: Any, name: str, path: Path, args: argparse.Namespace, tables: Tables, wrong: list[str]) -> None:
-    """Every stage of a prompt and of decode steps on both backends, the same tokens to both; then recorded steps."""
-    _, w = open_weights(str(path))
-    other = backend(args.against)
-    mine, theirs = k.prepare(w, "f32"), other.prepare(w, "f32")
-    prompt = np.random.default_rng(1).integers(0, w.config.vocab_size, args.prompt).astype(np.int32)
-    room = len(prompt) + args.steps
-    caches = k.new_cache(w.config, room, "f32"), other.new_cache(w.config, room, "f32")
-    recorded = k.new_cache(w.config, room, "f32")
-    forward(prompt, mine, recorded, k, SILENT)
-    step = k.record(lambda token: forward(token, mine, recorded, k, SILENT), recorded)
-    worst, where, stages, same, bits, tokens = 0.0, "", 0, 0, True, prompt
-    for phase in range(args.steps + 1):
-        a, b = Keep(k), Keep(other)
-        got = k.to_host(forward(tokens, mine, caches[0], k, a)).copy()
-        want = other.to_host(forward(tokens, theirs, caches[1], other, b))
-        for at, theirs_ in b.seen.items():
-            stages += 1
-            off = float(np.sqrt(np.mean((a.seen[at] - theirs_) ** 2) / max(np.mean(np.square(theirs_)), 1e-30)))
-            if not off <= worst:
-                worst, where = off, f"{at[0]} of layer {at[1]}, pass {phase}"
-        if phase:
-            bits &= np.array_equal(got.view(np.uint32), k.to_host(step(tokens)).view(np.uint32))
-        same += int(np.argmax(got)) == int(np.argmax(want))
-        tokens = np.array([np.argmax(want)], np.int32)
-        if phase in (0, 1):
-            print(f"[{name}] after pass {phase}: worst {worst:.2e} ({where})", flush=True)
-    passes = args.steps + 1
-    row = [
-        f"{name}, {w.config.num_hidden_layers} layers",
-        args.against,
-        f"{passes}",
-        f"{stages}",
-        f"{worst:.1e}",
-        where,
-    ]
-    say(tables, "parity", *row, f"{same}/{passes}", "yes" if bits else "NO", "met" if worst < PARITY else "MISSED")
-    if not worst < PARITY:
-        wrong.append(f"{name} parity: {worst:.2e} at {where}")
-    if not bits:
-        wrong.append(f"{name}: recorded decode steps differ from traced ones")
-
-
-def verify(name: str, path: Path, folder: Path, tables: Tables, wrong: list[str]) -> None:
-    """engine verify of a dump by engine trace --backend cuda, in both precisions."""
-    for precision in ("f32", "int8"):
-        dump = folder / f"{name}-{precision}"
-        ids = ",".join(map(str, np.random.default_rng(2).integers(0, 150000, 6).tolist()))
-        trace = ["trace", str(path), "--backend", "cuda", "--precision", precision, "--tokens", ids]
-        engine(*trace, "--save-tensor", "all", "--save-tensor-dir", str(dump), "--decode-steps", "2")
-        status, last = engine("verify", str(dump), "-m", str(path))
-        say(tables, "verify", name, precision, str(status), last)
-        if status:
-            wrong.append(f"{name} {precision}: engine verify ends with {status}")
-
-
-def engine(*arguments: str) -> tuple[int, str]:
-    """Exit status and last line of a command of this package."""
-    code = f"import sys; from {__package__}.main import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    lines = (done.stdout + done.stderr).strip().splitlines() or [""]
-    if done.returncode:
-        print("\n".join(lines[-12:]), flush=True)
-    return done.returncode, lines[-1].replace("|", "/")
-
-
-def speed(k: Any, name: str, path: Path, limit: float, tables: Tables) -> None:
-    """Prompt of 512 and 64 decode steps after it, with tokens to the card and logits back in each."""
-    from ..engine.kernels.cuda.packed import packed_bytes
-
-    _, w = open_weights(str(path))
-    for precision in k.PRECISIONS:
-        started = time.perf_counter()
-        mine = k.prepare(w, precision)
-        print(f"[{name}] {precision}: packed and uploaded in {time.perf_counter() - started:.1f} s", flush=True)
-        prompt = np.random.default_rng(3).integers(0, w.config.vocab_size, 512).tolist()
-        times = []
-        for _ in range(6):
-            cache = k.new_cache(w.config, 1024, precision)
-            started = time.perf_counter()
-            prefill(prompt, mine, cache, k)
-            times.append(time.perf_counter() - started)
-        step = k.record(lambda token, m=mine, c=cache: forward(token, m, c, k, SILENT), cache)
-        steps = []
-        for i in range(69):
-            started = time.perf_counter()
-            k.to_host(step(np.array([i], np.int32)))
-            steps.append(time.perf_counter() - started)
-        size = sum(packed_bytes(t, precision) for t in decoded_each_token(w))
-        prompt_rate, rate = 512 / float(np.median(times[1:])), 1 / float(np.median(steps[5:]))
-        aims = "prompt >= 2000, decode >= 300, >= 0.5" if name == "7B" else ""
-        figures = [f"{prompt_rate:.0f}", f"{rate:.0f}", f"{size / 1e9:.2f} GB", f"{size * rate / limit:.2f}", aims]
-        say(tables, "speed", name, precision, *figures)
-
-
-def decoded_each_token(w: Weights) -> list[QTensor]:
-    return [t for v in w.layers for t in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
 
 
 if __name__ == "__main__":

@@ -43,9 +43,8 @@ def formats_of(name: str, layer: int, layers: int) -> dict[str, str]:
     """As llama.cpp's Q4_K_M has them (models.md of the real files): more bits for v and down in half of the layers."""
     more = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
     wide = "Q6_K" if more else "Q4_K"
-    if name == "7B":
-        return dict.fromkeys(("q", "k", "o", "gate", "up"), "Q4_K") | {"v": wide, "down": wide}
-    return dict.fromkeys(("q", "k", "o", "gate", "up"), "Q5_0") | {"v": "Q8_0", "down": wide}
+    most = dict.fromkeys(("q", "k", "attn_out", "ffn_gate", "ffn_up"), "Q4_K" if name == "7B" else "Q5_0")
+    return most | {"v": wide if name == "7B" else "Q8_0", "ffn_down": wide}
 
 
 def write_model(path: Path, name: str, layers: int | None) -> None:
@@ -58,7 +57,8 @@ def write_model(path: Path, name: str, layers: int | None) -> None:
     plan += [] if tied else [("lm_head", WHOLE["lm_head"][1], "Q6_K")]
     for i in range(L):
         of = formats_of(name, i, L)
-        plan += [(role, ggml.format(i), of.get(role, "F32")) for role, (_, ggml) in PER_LAYER.items()]
+        for role, (_, ggml) in PER_LAYER.items():
+            plan.append((role, ggml.format(i), of[role] if len(size[role]) > 1 else "F32"))
 
     def string(text: str) -> bytes:
         return struct.pack("<Q", len(text)) + text.encode()

@@ -25,11 +25,12 @@ from . import product8 as p8
 from .cache import KVCache, Positions, Side
 from .card import require_card
 from .memory import Buffer, Rows, launch, require_room
-from .packed import Packed, form_of, pack, packed_bytes, vector
+from .packed import Packed, form_of, packed_bytes, stack, vector
 from .ptx import SIMULATED
 from .recording import Recorded
 
 PRECISIONS = ("f32", "int8")
+ENOUGH_WARPS = 4096  # two for each that an H200 has room for (132 multiprocessors, 16 at 128 registers a thread)
 VECTOR_TOKENS = 4  # up to so many tokens, each reads the weights anew: cheaper than a mostly empty tile
 
 
@@ -77,7 +78,7 @@ def prepare(w: Weights, precision: str) -> Weights:
     require_room(need, "the model", "take a smaller model or format, or --backend cpu")
 
     def matrix(*parts: QTensor) -> Matrix:
-        return Matrix(tuple(pack(part, precision) for part in parts), precision == "int8")
+        return Matrix(stack(parts, precision), precision == "int8")
 
     layers = tuple(
         Layer(
@@ -181,7 +182,7 @@ class _Ready:
         """Lane order, and the sum of each group."""
 
         def make() -> tuple[Rows, Rows]:
-            x_TI, laid, sums = self.narrowed(form), Rows((self.T, self.tiles * 1024)), Rows((self.T, self.tiles * 32))
+            x_TI, laid, sums = self.narrowed(form), Rows((self.T, self.tiles * 512)), Rows((self.T, self.tiles * 16))
             out = self.I, self.tiles, laid.data, sums.data
             launch(p32.lay_out, (self.tiles, self.T), p32.LAY_OUT_THREADS, *x_TI.where, *out)
             return laid, sums
@@ -192,10 +193,10 @@ class _Ready:
         """Bytes in lane order, each group's step, and the sums of its halves; form Q8_0 or Q8_K."""
 
         def make() -> tuple[Buffer, Rows, Buffer]:
-            groups = self.T * self.tiles * 32
-            words, steps, sums = Buffer(groups * 8), Rows((self.T, self.tiles * 32)), Buffer(groups * 2)
+            groups = self.T * self.tiles * p32.TILE
+            words, steps, sums = Buffer(groups * 8), Rows((self.T, self.tiles * p32.TILE)), Buffer(groups * 2)
             out = words.data.view(np.uint32), steps.data, sums.data.view(np.int32)
-            grid, width = (self.tiles * 4, self.T), 256 if form == "Q8_K" else 32
+            grid, width = (self.tiles * 2, self.T), 256 if form == "Q8_K" else 32
             launch(p8.quantise, grid, p8.BLOCK, *self.x_TI.where, self.I, self.tiles, width, *out)
             return words, steps, sums
 
@@ -203,8 +204,10 @@ class _Ready:
 
 
 def _vector_shape(w: Packed, T: int) -> tuple[tuple[int, int], int]:
-    """(grid, shift) of a vector product: warps share a row where it has tiles enough to share."""
-    shift = min(2, _blocks(w.G, p32.TILE).bit_length() - 1)
+    """(grid, shift) of a vector product: warps share rows, as far as there are tiles to share, to be ENOUGH_WARPS."""
+    tiles, shift = _blocks(w.G, p32.TILE), 0
+    while shift < 2 and 2 << shift <= tiles and (w.O >> 3) << shift < ENOUGH_WARPS:
+        shift += 1
     return (_blocks(w.O, p32.VECTOR_ROWS >> shift), T), shift
 
 
@@ -218,7 +221,8 @@ def _floats(ready: _Ready, w: Packed, y_TO: Rows, at: int, narrow: bool) -> None
     kernels = p32.products(w.form)
     if T <= VECTOR_TOKENS:
         (laid, sums), (grid, shift) = ready.laid(form), _vector_shape(w, T)
-        launch(kernels.vector, grid, p32.VECTOR_THREADS, laid.data, sums.data, *w.planes, *y, w.O, w.G, shift)
+        x = laid.data, sums.data, sums.data  # the steps are the 8 bits' alone
+        launch(kernels.vector, grid, p32.VECTOR_THREADS, *x, *w.planes, *y, w.O, w.G, shift)
     else:
         x_TI = ready.narrowed(form)
         launch(kernels.matrix, _matrix_grid(w, T), p32.MATRIX_THREADS, *x_TI.where, w.I, *w.planes, *y, w.O, w.G, T)

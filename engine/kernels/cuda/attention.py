@@ -12,12 +12,12 @@ from math import exp
 from numba import cuda, float32
 
 from .product import dot4
-from .ptx import ALIGNED, bounded, device, shared4, warp_max, warp_sum
+from .ptx import ALIGNED, bounded, device, load, quotient, shared4, store, warp_max, warp_sum
 
 KEYS, QUERIES = 32, 8  # of `scores`: a block's tile
 SOFTMAX_THREADS = 256
-SPAN = 512  # positions of one block of `mix`
-MIX_ROWS, MIX_COLUMNS, SLICES = 4, 64, 8  # of `mix`: a block's tile at most, threads that share an element's positions
+SPAN = 256  # positions of one block of `mix`
+MIX_ROWS, MIX_COLUMNS, SLICES = 4, 32, 16  # of `mix`: a block's tile at most, threads that share an element's positions
 
 
 @cuda.jit
@@ -27,10 +27,12 @@ def append(
 ):  # fmt: skip
     """Block t: one position's keys and values, `width` each, into a layer's part of the cache."""
     t = cuda.blockIdx.x
-    to = layer_at + (start[0] + t) * width
-    for i in range(cuda.threadIdx.x, width, cuda.blockDim.x):
-        keys[to + i] = k[k_at + t * k_row + i]
-        values[to + i] = v[v_at + t * v_row + i]
+    to = layer_at + (load(start, 0) + t) * width
+    i = cuda.threadIdx.x
+    while i < width:
+        store(keys, to + i, load(k, k_at + t * k_row + i))
+        store(values, to + i, load(v, v_at + t * v_row + i))
+        i += cuda.blockDim.x
 
 
 @cuda.jit
@@ -47,12 +49,12 @@ def scores(
     k_tile = cuda.shared.array(32 * 36, float32, ALIGNED)  # 36: keys of 32 a little apart, to spread over the banks
     q_tile = cuda.shared.array(8 * 32, float32, ALIGNED)
     tx, ty, kv = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.z
-    first, r, last = cuda.blockIdx.x * 32, cuda.blockIdx.y * 8 + ty, start[0] + T - 1
+    first, r, last = cuda.blockIdx.x * 32, cuda.blockIdx.y * 8 + ty, load(start, 0) + T - 1
     if first > last:
         return
     width = cuda.gridDim.z * H
-    t = min(r, T * group - 1) // group
-    n = kv * group + r % group
+    t = quotient(min(r, T * group - 1), group)
+    n = kv * group + min(r, T * group - 1) - t * group
     q_at += t * q_row + n * H
     total = float32(0)
     for h in range(0, H, 32):
@@ -60,12 +62,12 @@ def scores(
             s = first + j + ty
             value = float32(0)
             if s <= last and h + tx < H:
-                value = keys[keys_at + s * width + kv * H + h + tx]
-            k_tile[(j + ty) * 36 + tx] = value
+                value = load(keys, keys_at + s * width + kv * H + h + tx)
+            store(k_tile, (j + ty) * 36 + tx, value)
         value = float32(0)
         if h + tx < H:
-            value = q[q_at + h + tx]
-        q_tile[ty * 32 + tx] = value
+            value = load(q, q_at + h + tx)
+        store(q_tile, ty * 32 + tx, value)
         cuda.syncthreads()
         for j in range(8):
             total = dot4(shared4(q_tile, ty * 8 + j), shared4(k_tile, tx * 9 + j), total)
@@ -73,9 +75,9 @@ def scores(
     s = first + tx
     if r < T * group and s <= last:
         value = float32(0)
-        if s <= start[0] + t:
+        if s <= load(start, 0) + t:
             value = total / root
-        out[(n * T + t) * pitch + s] = value
+        store(out, (n * T + t) * pitch + s, value)
 
 
 @cuda.jit
@@ -83,34 +85,40 @@ def softmax(x, pitch, start, T, y):
     """Block (t, n): the largest, the sum of exponentials (over a thread's keys, over lanes, over warps), the ratio."""
     partial = cuda.shared.array(32, float32)
     t, me, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    at, query, last = (cuda.blockIdx.y * T + t) * pitch, start[0] + t, start[0] + T - 1
-    top = x[at]
-    for s in range(me, query + 1, threads):
-        top = max(top, x[at + s])
+    first, query = (cuda.blockIdx.y * T + t) * pitch, load(start, 0) + t
+    top = load(x, first)
+    s = me
+    while s <= query:
+        top = max(top, load(x, first + s))
+        s += threads
     top = warp_max(top)
     if me & 31 == 0:
         partial[me >> 5] = top
     cuda.syncthreads()
-    for j in range(threads >> 5):
+    for j in range(SOFTMAX_THREADS >> 5):
         top = max(top, partial[j])
     cuda.syncthreads()
     total = float32(0)
-    for s in range(me, query + 1, threads):
-        e = exp(x[at + s] - top)
-        y[at + s] = e
+    s = me
+    while s <= query:
+        e = exp(load(x, first + s) - top)
+        store(y, first + s, e)
         total += e
+        s += threads
     total = warp_sum(total)
     if me & 31 == 0:
         partial[me >> 5] = total
     cuda.syncthreads()
     total = float32(0)
-    for j in range(threads >> 5):
+    for j in range(SOFTMAX_THREADS >> 5):
         total += partial[j]
-    for s in range(me, last + 1, threads):
+    s = me
+    while s < load(start, 0) + T:
+        share = float32(0)
         if s <= query:
-            y[at + s] /= total
-        else:
-            y[at + s] = float32(0)
+            share = y[first + s] / total
+        store(y, first + s, share)
+        s += threads
 
 
 @bounded(512, 1)
@@ -120,11 +128,12 @@ def mix(probs, pitch, values, values_at, start, T, group, H, span, out):
     Block (span and columns, rows, kv head) of a divisor of H, up to MIX_COLUMNS, by SLICES threads; slice i takes
     positions i, i + SLICES, ...
     """
-    partial = cuda.shared.array(4 * 8 * 64, float32)
+    partial = cuda.shared.array(4 * 16 * 32, float32)
     tx, ty, kv, columns = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.z, cuda.blockDim.x
-    tiles = H // columns
-    part, h = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles * columns + tx
-    first, r, last = part * span, cuda.blockIdx.y * 4, start[0] + T - 1
+    tiles = quotient(H, columns)
+    part = quotient(cuda.blockIdx.x, tiles)
+    h = (cuda.blockIdx.x - part * tiles) * columns + tx
+    first, r, last = part * span, cuda.blockIdx.y * 4, load(start, 0) + T - 1
     if first > last:
         return
     N = cuda.gridDim.z * group
@@ -134,28 +143,34 @@ def mix(probs, pitch, values, values_at, start, T, group, H, span, out):
     p2 = row_of(r + 2, rows, group, kv, T) * pitch
     p3 = row_of(r + 3, rows, group, kv, T) * pitch
     a = b = c = d = float32(0)
-    for s in range(first + ty, min(first + span, last + 1), 8):
-        v = values[values_at + s * width + kv * H + h]
-        a += probs[p0 + s] * v
-        b += probs[p1 + s] * v
-        c += probs[p2 + s] * v
-        d += probs[p3 + s] * v
-    at = ty * 64 + tx
+    end = min(first + span, last + 1)
+    s = first + ty
+    values_at += kv * H + h
+    while s < end:
+        v = load(values, values_at + s * width)
+        a += load(probs, p0 + s) * v
+        b += load(probs, p1 + s) * v
+        c += load(probs, p2 + s) * v
+        d += load(probs, p3 + s) * v
+        s += 16
+    at = ty * 32 + tx
     partial[at], partial[at + 512], partial[at + 1024], partial[at + 1536] = a, b, c, d
     cuda.syncthreads()
     if ty < 4 and r + ty < rows:
         total = float32(0)
-        for j in range(8):
-            total += partial[ty * 512 + j * 64 + tx]
-        t, n = (r + ty) // group, kv * group + (r + ty) % group
-        out[((part * T + t) * N + n) * H + h] = total
+        for j in range(16):
+            total += partial[ty * 512 + j * 32 + tx]
+        t = quotient(r + ty, group)
+        n = kv * group + r + ty - t * group
+        store(out, ((part * T + t) * N + n) * H + h, total)
 
 
 @device
 def row_of(r, rows, group, kv, T):
     """Row r's index in [N, T]; past the last row, the last's."""
     r = min(r, rows - 1)
-    return (kv * group + r % group) * T + r // group
+    t = quotient(r, group)
+    return (kv * group + r - t * group) * T + t
 
 
 @cuda.jit
@@ -164,6 +179,9 @@ def gather(parts, start, T, span, size, out):
     i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if i < size:
         total = float32(0)
-        for j in range((start[0] + T - 1) // span + 1):
-            total += parts[j * size + i]
-        out[i] = total
+        spans = quotient(load(start, 0) + T - 1, span) + 1
+        j = 0
+        while j < spans:
+            total += load(parts, j * size + i)
+            j += 1
+        store(out, i, total)

@@ -10,8 +10,10 @@ INSTALL = "install it with `pip install 'qwenref[cuda]'`, or take --backend cpu"
 
 
 def require_package() -> None:
-    """Raises BadInput unless numba-cuda is installed. (Numba has a numba.cuda of its own, which nobody maintains.)"""
-    if find_spec("numba_cuda") is None:
+    """Raises BadInput unless numba.cuda is numba-cuda's. (Numba has one of its own, which nobody maintains.)"""
+    from numba import cuda
+
+    if find_spec("numba_cuda") is None or "numba_cuda" not in (cuda.__file__ or ""):
         raise BadInput(f"backend cuda needs the package numba-cuda; {INSTALL}")
 
 
@@ -21,22 +23,30 @@ def require_card() -> None:
 
     if config.ENABLE_CUDASIM:  # type: ignore[attr-defined]
         return
+    from cuda.bindings import __version__ as packages
     from numba.cuda.cudadrv import nvvm
     from numba.cuda.cudadrv.driver import driver
-    from numba.cuda.cudadrv.error import CudaSupportError
 
-    if find_spec("cuda.bindings") is None or find_spec("cuda.core") is None:
-        raise BadInput(f"backend cuda needs the packages cuda-bindings and cuda-core; {INSTALL}")
     try:
         driver.ensure_initialized()
-        count = len(cuda.gpus)
-    except CudaSupportError as error:
+        major, minor = driver.get_version()
+        if major < int(packages.split(".")[0]):
+            raise BadInput(
+                f"the NVIDIA driver is for CUDA {major}.{minor}, the installed packages are for {packages}; take a "
+                "newer driver, or --backend cpu"
+            )
+        if not len(cuda.gpus):
+            raise BadInput("the NVIDIA driver names no card; take --backend cpu")
+        capability = tuple(cuda.get_current_device().compute_capability)
+    except BadInput:
+        raise
+    except Exception as error:  # numba-cuda's, cuda.core's or the bindings' own
         reason = " ".join(str(error).split())
         raise BadInput(f"no NVIDIA card or no driver that answers ({reason}); take --backend cpu") from None
-    if not count:
-        raise BadInput("the NVIDIA driver names no card; take --backend cpu")
     if not nvvm.is_available():
         raise BadInput(f"backend cuda needs NVIDIA's compiler library (nvvm); {INSTALL}")
-    major, minor = cuda.get_current_device().compute_capability
-    if (major, minor) < (7, 5):
-        raise BadInput(f"the card's compute capability is {major}.{minor}; 7.5 or more is needed; take --backend cpu")
+    if capability < (7, 5):
+        raise BadInput(
+            f"the card's compute capability is {capability[0]}.{capability[1]}; 7.5 or more is needed; "
+            "take --backend cpu"
+        )

@@ -6,7 +6,9 @@ here are decoded to F32. Rows of floats are padded with zeros to whole groups.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from types import ModuleType
 from typing import Any
 
@@ -64,24 +66,34 @@ def packed_bytes(w: QTensor, precision: str) -> int:
     return sum(O * -(-I // 32) * count * np.dtype(KINDS[plane]).itemsize for plane, count in planes.items()) // 8
 
 
-def pack(w: QTensor, precision: str) -> Packed:
-    """The matrix on the card, a slab of rows at a time. Raises BadInput if it is not the size that its shape says."""
-    form, sizes = form_of(w, precision)
-    O, I = w.shape
+def stack(parts: Sequence[QTensor], precision: str) -> tuple[Packed, ...]:
+    """Matrices whose rows follow one another, on the card; neighbours of one form are one matrix there, one launch."""
+    alike = groupby(parts, lambda w: form_of(w, precision)[0])
+    return tuple(pack(precision, *neighbours) for _, neighbours in alike)
+
+
+def pack(precision: str, *parts: QTensor) -> Packed:
+    """Matrices of one form, one below the other, a slab of rows at a time. Raises BadInput for one of another size."""
+    form, sizes = form_of(parts[0], precision)
+    O, I = sum(w.shape[0] for w in parts), parts[0].shape[1]
     G = -(-I // 32)
-    if w.data.size != O * row_bytes(w.format, I):
-        raise BadInput(
-            f"tensor {w.name}: {w.data.size} bytes, but its shape {w.shape} takes {O * row_bytes(w.format, I)}"
-        )
     planes = {
         plane: allocate(O * G * sizes[plane] // 8 if plane in sizes else 1, kind) for plane, kind in KINDS.items()
     }
-    step = max(1, SLAB // I)
-    for start in range(0, O, step):
-        stop = min(start + step, O)
-        for plane, values in form.pack(_blocks(w, form, start, stop)).items():
-            per = G * sizes[plane]
-            planes[plane][start * per // 8 : stop * per // 8].copy_to_device(np.ascontiguousarray(values))
+    step, first = max(1, SLAB // I), 0
+    for w in parts:
+        if w.data.size != w.shape[0] * row_bytes(w.format, I):
+            raise BadInput(
+                f"tensor {w.name}: {w.data.size} bytes, "
+                f"but its shape {w.shape} takes {w.shape[0] * row_bytes(w.format, I)}"
+            )
+        for start in range(0, w.shape[0], step):
+            stop = min(start + step, w.shape[0])
+            for plane, values in form.pack(_blocks(w, form, start, stop)).items():
+                per = G * sizes[plane]
+                place = planes[plane][(first + start) * per // 8 : (first + stop) * per // 8]
+                place.copy_to_device(np.ascontiguousarray(values))
+        first += w.shape[0]
     return Packed(form, (planes["codes"], planes["extra"], planes["scales"], planes["halves"]), O, I, G)
 
 

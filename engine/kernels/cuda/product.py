@@ -1,12 +1,13 @@
 """Matrix products with float32 activations: kernels written once, made for each weight format.
 
-A group is 32 values of a row, G of them in it; a lane of a warp takes a group at a time, so that a warp's loads of
-codes are 512 bytes in a row. `lay_out` puts the activations so that a warp's loads of them are too: tile by tile of 32
-groups, float4 u of each group side by side.
+A group is 32 values of a row, G of them in it; a lane takes a group at a time, so that the loads of half a warp are 256
+bytes in a row. `lay_out` puts the activations so that its loads of them are too: tile by tile of 16 groups, float4 u of
+each group side by side.
 
-vector: 4 rows a warp, which share the loads of x; 2^shift of the block's 4 warps share a row's groups. Partial sums
-meet in one fixed order: over a lane's groups, over lanes in a tree, over slices. matrix: 128 rows by 64 tokens a block,
-a thread 8 by 8, a group at a time through shared memory, each weight decoded once for the 64.
+vector: half a warp has 4 rows, which share the loads of x (and so do the halves: 8 rows a warp); 2^shift of the block's
+4 warps share a row's tiles. Partial sums meet in one fixed order: over a lane's groups, over lanes in a tree, over
+slices. matrix: 128 rows by 64 tokens a block, a thread 8 by 8, a group at a time through shared memory, each weight
+decoded once for the 64.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32
 
-from .ptx import ALIGNED, bounded, byte, device, load4, mul_rn, shared4, warp_sum
+from .ptx import ALIGNED, bounded, byte, device, half_sum, load, load4, mul_rn, shared4, store
 
-GROUP, TILE = 32, 32  # values of a group, groups of a tile
-VECTOR_ROWS, VECTOR_THREADS = 16, (32, 4)  # rows a block with shift 0
+GROUP, TILE = 32, 16  # values of a group, groups of a tile
+VECTOR_ROWS, VECTOR_THREADS = 32, (32, 4)  # rows a block with shift 0
 MATRIX_ROWS, MATRIX_TOKENS, MATRIX_THREADS = 128, 64, (16, 8)
-LAY_OUT_THREADS, EMBED_THREADS = 256, 64
+LAY_OUT_THREADS, EMBED_THREADS = 128, 64
 
 
 @cuda.jit
 def lay_out(x, x_at, x_row, I, tiles, laid, sums):
-    """Block (tile, t): 1024 activations into lane order, zeros past the row's end, and the sum of each group.
+    """Block (tile, t): 512 activations into lane order, zeros past the row's end, and the sum of each group.
 
-    x: rows of I floats from x_at on, x_row apart. laid: [T, tiles, 8, 32, 4]. sums: [T, tiles, 32].
+    x: rows of I floats from x_at on, x_row apart. laid: [T, tiles, 8, 16, 4]. sums: [T, tiles, 16].
     """
-    part = cuda.shared.array(256, float32)
+    part = cuda.shared.array(128, float32)
     tile, t, me = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
     lane, u = me >> 3, me & 7
-    column = tile * 1024 + 4 * me
-    to = (((t * tiles + tile) * 8 + u) * 32 + lane) * 4
+    column = tile * 512 + 4 * me
+    to = (((t * tiles + tile) * 8 + u) * 16 + lane) * 4
     total = float32(0)
     for c in range(4):
         v = float32(0)
         if column + c < I:
-            v = x[x_at + t * x_row + column + c]
-        laid[to + c] = v
+            v = load(x, x_at + t * x_row + column + c)
+        store(laid, to + c, v)
         total += v
     part[me] = total
     cuda.syncthreads()
@@ -49,7 +50,7 @@ def lay_out(x, x_at, x_row, I, tiles, laid, sums):
         total = float32(0)
         for j in range(8):
             total += part[8 * me + j]
-        sums[(t * tiles + tile) * TILE + me] = total
+        store(sums, (t * tiles + tile) * TILE + me, total)
 
 
 @device
@@ -74,44 +75,44 @@ def axpy8(w, a, b, total):
 @device
 def put4(to, at, step, four, scale, minimum):
     """Four decoded weights, `step` apart; ggml rounds the product before it takes the minimum away."""
-    to[at] = mul_rn(scale, four[0]) - minimum
-    to[at + step] = mul_rn(scale, four[1]) - minimum
-    to[at + 2 * step] = mul_rn(scale, four[2]) - minimum
-    to[at + 3 * step] = mul_rn(scale, four[3]) - minimum
+    store(to, at, mul_rn(scale, four[0]) - minimum)
+    store(to, at + step, mul_rn(scale, four[1]) - minimum)
+    store(to, at + 2 * step, mul_rn(scale, four[2]) - minimum)
+    store(to, at + 3 * step, mul_rn(scale, four[3]) - minimum)
 
 
 @device
 def put_first(count, to, at, four, scale, minimum):
     """The first `count` of four decoded weights, side by side: a row's end may come before its last group's."""
     if count > 0:
-        to[at] = mul_rn(scale, four[0]) - minimum
+        store(to, at, mul_rn(scale, four[0]) - minimum)
     if count > 1:
-        to[at + 1] = mul_rn(scale, four[1]) - minimum
+        store(to, at + 1, mul_rn(scale, four[1]) - minimum)
     if count > 2:
-        to[at + 2] = mul_rn(scale, four[2]) - minimum
+        store(to, at + 2, mul_rn(scale, four[2]) - minimum)
     if count > 3:
-        to[at + 3] = mul_rn(scale, four[3]) - minimum
+        store(to, at + 3, mul_rn(scale, four[3]) - minimum)
 
 
 @device
 def store8(y, at, step, left, total):
     """A thread's 8 results of one row: tokens 0 to 3 and 32 to 35 from `at` on, of which `left` are there."""
     if left > 0:
-        y[at] = total[0]
+        store(y, at, total[0])
     if left > 1:
-        y[at + step] = total[1]
+        store(y, at + step, total[1])
     if left > 2:
-        y[at + 2 * step] = total[2]
+        store(y, at + 2 * step, total[2])
     if left > 3:
-        y[at + 3 * step] = total[3]
+        store(y, at + 3 * step, total[3])
     if left > 32:
-        y[at + 32 * step] = total[4]
+        store(y, at + 32 * step, total[4])
     if left > 33:
-        y[at + 33 * step] = total[5]
+        store(y, at + 33 * step, total[5])
     if left > 34:
-        y[at + 34 * step] = total[6]
+        store(y, at + 34 * step, total[6])
     if left > 35:
-        y[at + 35 * step] = total[7]
+        store(y, at + 35 * step, total[7])
 
 
 class Decoder(NamedTuple):
@@ -119,7 +120,7 @@ class Decoder(NamedTuple):
 
     values: Any  # (codes, extra, i) -> group i's codes less their offset, or its values: eight times four floats
     scales: Any  # (scales, halves, i) -> scale of the first 16, of the last 16, minimum
-    dot: Any  # (codes, extra, scales, halves, i, x, sum of x) -> the group's part of a product
+    dot: Any  # (codes, extra, scales, halves, i, (x, sum of x)) -> the group's part of a product
 
 
 def decoder(form: ModuleType) -> Decoder:
@@ -144,7 +145,8 @@ def decoder(form: ModuleType) -> Decoder:
         return s if has_minimum else (s[0], s[1], float32(0))
 
     @device
-    def dot(words, extra, packed, halves, i, x, total):
+    def dot(words, extra, packed, halves, i, activations):
+        x, total = activations
         v, s = values(words, extra, i), scales_of(packed, halves, i)
         first = dot4(v[3], x[3], dot4(v[2], x[2], dot4(v[1], x[1], dot4(v[0], x[0], float32(0)))))
         last = dot4(v[7], x[7], dot4(v[6], x[6], dot4(v[5], x[5], dot4(v[4], x[4], float32(0)))))
@@ -168,12 +170,74 @@ def _plain(form: ModuleType) -> Decoder:
         return float32(1), float32(1), float32(0)
 
     @device
-    def dot(words, extra, packed, halves, i, x, total):
-        v = values_of(words, i)
+    def dot(words, extra, packed, halves, i, activations):
+        v, x = values_of(words, i), activations[0]
         first = dot4(v[3], x[3], dot4(v[2], x[2], dot4(v[1], x[1], dot4(v[0], x[0], float32(0)))))
         return dot4(v[7], x[7], dot4(v[6], x[6], dot4(v[5], x[5], dot4(v[4], x[4], first))))
 
     return Decoder(values, scales, dot)
+
+
+@device
+def floats(x, steps, sums, tile, lane):
+    """A lane's group of activations, eight times four, and their sum."""
+    at = tile * 128 + lane
+    v = (
+        load4(x, at),
+        load4(x, at + 16),
+        load4(x, at + 32),
+        load4(x, at + 48),
+        load4(x, at + 64),
+        load4(x, at + 80),
+        load4(x, at + 96),
+        load4(x, at + 112),
+    )
+    return v, load(sums, tile * 16 + lane)
+
+
+def vector_kernel(activations: Any, dot: Any, blocks: int = 4) -> Any:
+    """The kernel of a product of one token, or a few; `dot` has a group's part of it from what `activations` loads.
+
+    blocks: for how many a multiprocessor shall have registers.
+    """
+
+    @bounded(128, blocks)
+    def vector(
+        x, steps, sums, codes, extra, packed, halves, y, y_at, y_row,
+        O, G, shift,
+    ):  # fmt: skip
+        """Rows of y from y_at on, y_row apart: y[t, o] = sum_i w[o, i] x[t, i]. Block (rows, t) of VECTOR_THREADS."""
+        partial = cuda.shared.array(32, float32)
+        me, warp, t = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
+        lane, slices, tiles = me & 15, 1 << shift, (G + 15) >> 4
+        first = (((cuda.blockIdx.x << 2) + warp) >> shift) * 8
+        o = first + 4 * (me >> 4)
+        i0, i1, i2, i3 = min(o, O - 1) * G, min(o + 1, O - 1) * G, min(o + 2, O - 1) * G, min(o + 3, O - 1) * G
+        a = b = c = d = float32(0)
+        tile = warp & (slices - 1)
+        while tile < tiles:
+            g = tile * 16 + lane
+            if g < G:
+                v = activations(x, steps, sums, t * tiles + tile, lane)
+                a += dot(codes, extra, packed, halves, i0 + g, v)
+                b += dot(codes, extra, packed, halves, i1 + g, v)
+                c += dot(codes, extra, packed, halves, i2 + g, v)
+                d += dot(codes, extra, packed, halves, i3 + g, v)
+            tile += slices
+        a, b, c, d = half_sum(a), half_sum(b), half_sum(c), half_sum(d)
+        if lane == 0:
+            at = 8 * warp + 4 * (me >> 4)
+            partial[at], partial[at + 1], partial[at + 2], partial[at + 3] = a, b, c, d
+        cuda.syncthreads()
+        if warp & (slices - 1) == 0 and me < 8 and first + me < O:
+            total = float32(0)
+            j = 0
+            while j < slices:
+                total += partial[8 * (warp + j) + me]
+                j += 1
+            store(y, y_at + t * y_row + first + me, total)
+
+    return vector
 
 
 class Products(NamedTuple):
@@ -188,48 +252,6 @@ def products(form: ModuleType) -> Products:
     values, scales, dot = decoder(form)
 
     @bounded(128, 4)
-    def vector(
-        x, sums, codes, extra, packed, halves, y, y_at, y_row,
-        O, G, shift,
-    ):  # fmt: skip
-        """Rows of y from y_at on, y_row apart: y[t, o] = sum_i w[o, i] x[t, i]. Block (rows, t) of VECTOR_THREADS."""
-        partial = cuda.shared.array(16, float32)
-        lane, warp, t = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
-        slices = 1 << shift
-        o = (((cuda.blockIdx.x << 2) + warp) >> shift) * 4
-        i0, i1, i2, i3 = min(o, O - 1) * G, min(o + 1, O - 1) * G, min(o + 2, O - 1) * G, min(o + 3, O - 1) * G
-        tiles = (G + 31) >> 5
-        a = b = c = d = float32(0)
-        for tile in range(warp & (slices - 1), tiles, slices):
-            g = tile * 32 + lane
-            if g < G:
-                at = (t * tiles + tile) * 256 + lane
-                v = (
-                    load4(x, at),
-                    load4(x, at + 32),
-                    load4(x, at + 64),
-                    load4(x, at + 96),
-                    load4(x, at + 128),
-                    load4(x, at + 160),
-                    load4(x, at + 192),
-                    load4(x, at + 224),
-                )
-                s = sums[(t * tiles + tile) * 32 + lane]
-                a += dot(codes, extra, packed, halves, i0 + g, v, s)
-                b += dot(codes, extra, packed, halves, i1 + g, v, s)
-                c += dot(codes, extra, packed, halves, i2 + g, v, s)
-                d += dot(codes, extra, packed, halves, i3 + g, v, s)
-        a, b, c, d = warp_sum(a), warp_sum(b), warp_sum(c), warp_sum(d)
-        if lane == 0:
-            partial[4 * warp], partial[4 * warp + 1], partial[4 * warp + 2], partial[4 * warp + 3] = a, b, c, d
-        cuda.syncthreads()
-        if warp & (slices - 1) == 0 and lane < 4 and o + lane < O:
-            total = float32(0)
-            for j in range(slices):
-                total += partial[4 * (warp + j) + lane]
-            y[y_at + t * y_row + o + lane] = total
-
-    @bounded(128, 4)
     def matrix(
         x, x_at, x_row, I, codes, extra, packed, halves, y, y_at,
         y_row, O, G, T,
@@ -241,33 +263,40 @@ def products(form: ModuleType) -> Products:
         me = tx + 16 * ty
         o, t = cuda.blockIdx.x * 128, cuda.blockIdx.y * 64
         row = min(o + me, O - 1) * G
-        zero = float32(0)
+        token, k, zero = me >> 3, 4 * (me & 7), float32(0)
+        to = k * 68 + token
+        x_at += k
+        x0, x1 = x_at + min(t + token, T - 1) * x_row, x_at + min(t + token + 16, T - 1) * x_row
+        x2, x3 = x_at + min(t + token + 32, T - 1) * x_row, x_at + min(t + token + 48, T - 1) * x_row
         a = b = c = d = e = f = g = h = (zero, zero, zero, zero, zero, zero, zero, zero)
         for group in range(G):
             i = row + group
-            v, s = values(codes, extra, i), scales(packed, halves, i)
-            put4(w_tile, me, 128, v[0], s[0], s[2])
-            put4(w_tile, me + 512, 128, v[1], s[0], s[2])
-            put4(w_tile, me + 1024, 128, v[2], s[0], s[2])
-            put4(w_tile, me + 1536, 128, v[3], s[0], s[2])
-            put4(w_tile, me + 2048, 128, v[4], s[1], s[2])
-            put4(w_tile, me + 2560, 128, v[5], s[1], s[2])
-            put4(w_tile, me + 3072, 128, v[6], s[1], s[2])
-            put4(w_tile, me + 3584, 128, v[7], s[1], s[2])
-            for j in range(4):
-                token, k = (j * 128 + me) >> 3, 4 * (me & 7)
-                at, column = x_at + (t + token) * x_row, group * 32 + k
-                for n in range(4):
-                    value = zero
-                    if t + token < T and column + n < I:
-                        value = x[at + column + n]
-                    x_tile[(k + n) * 68 + token] = value
+            w, s = values(codes, extra, i), scales(packed, halves, i)
+            put4(w_tile, me, 128, w[0], s[0], s[2])
+            put4(w_tile, me + 512, 128, w[1], s[0], s[2])
+            put4(w_tile, me + 1024, 128, w[2], s[0], s[2])
+            put4(w_tile, me + 1536, 128, w[3], s[0], s[2])
+            put4(w_tile, me + 2048, 128, w[4], s[1], s[2])
+            put4(w_tile, me + 2560, 128, w[5], s[1], s[2])
+            put4(w_tile, me + 3072, 128, w[6], s[1], s[2])
+            put4(w_tile, me + 3584, 128, w[7], s[1], s[2])
+            for n in range(4):
+                column = group * 32 + n
+                l = m = p = q = zero
+                if column + k < I:
+                    l, m, p, q = load(x, x0 + column), load(x, x1 + column), load(x, x2 + column), load(x, x3 + column)
+                store(x_tile, to + n * 68, l)
+                store(x_tile, to + n * 68 + 16, m)
+                store(x_tile, to + n * 68 + 32, p)
+                store(x_tile, to + n * 68 + 48, q)
             cuda.syncthreads()
-            for k in range(32):
-                u, z = shared4(w_tile, k * 32 + tx), shared4(w_tile, k * 32 + 16 + tx)
-                p, q = shared4(x_tile, k * 17 + ty), shared4(x_tile, k * 17 + 8 + ty)
+            j = 0
+            while j < 32:
+                u, z = shared4(w_tile, j * 32 + tx), shared4(w_tile, j * 32 + 16 + tx)
+                p, q = shared4(x_tile, j * 17 + ty), shared4(x_tile, j * 17 + 8 + ty)
                 a, b, c, d = axpy8(u[0], p, q, a), axpy8(u[1], p, q, b), axpy8(u[2], p, q, c), axpy8(u[3], p, q, d)
                 e, f, g, h = axpy8(z[0], p, q, e), axpy8(z[1], p, q, f), axpy8(z[2], p, q, g), axpy8(z[3], p, q, h)
+                j += 1
             cuda.syncthreads()
         o += 4 * tx
         t += 4 * ty
@@ -294,7 +323,7 @@ def products(form: ModuleType) -> Products:
         """Row tokens[t], decoded bit for bit, to row t of y [T, D]. A thread a group; block (groups, t)."""
         group, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
         if group < G:
-            i = tokens[t] * G + group
+            i = load(tokens, t) * G + group
             v, s = values(codes, extra, i), scales(packed, halves, i)
             at, left = t * D + group * 32, D - group * 32
             put_first(left, y, at, v[0], s[0], s[2])
@@ -306,4 +335,5 @@ def products(form: ModuleType) -> Products:
             put_first(left - 24, y, at + 24, v[6], s[1], s[2])
             put_first(left - 28, y, at + 28, v[7], s[1], s[2])
 
-    return Products(vector, matrix, embed)
+    blocks = 2 if form.ACTIVATION == "F32" else 4  # a group of weights takes 32 registers itself
+    return Products(vector_kernel(floats, dot, blocks), matrix, embed)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32, int32, uint32
 
-from .ptx import ALIGNED, bits_of, bounded, device, dp4a, load4, mul_rn, shared4, to_half, warp_sum
+from .product import vector_kernel
+from .ptx import ALIGNED, bits_of, bounded, device, dp4a, load, load2, load4, mul_rn, shared4, store, to_half
 
 WHOLE = float32(12582912.0)  # 1.5 x 2^23: a float of this size has no room for a fraction, so adding it rounds to even
 BYTE, B8, B16, B24 = uint32(255), uint32(8), uint32(16), uint32(24)
@@ -26,7 +27,7 @@ def quantise(
     """Block (256 values, t): the bytes in lane order, each group's step, and the sums of its two 16s.
 
     width 32: Q8_0 by ggml's rule for activations (quant/q8_0.py), width 256: Q8_K (quant/q8_k.py). words: uint32
-    [T, tiles, 2, 32 lanes, 4]; steps: [T, tiles, 32]; sums: int32 [T, tiles, 32, 2].
+    [T, tiles, 2, 16 lanes, 4]; steps: [T, tiles, 16]; sums: int32 [T, tiles, 16, 2].
     """
     values = cuda.shared.array(256, float32)
     size = cuda.shared.array(256, float32)
@@ -36,7 +37,7 @@ def quantise(
     column = block * 256 + me
     v = float32(0)
     if column < I:
-        v = x[x_at + t * x_row + column]
+        v = load(x, x_at + t * x_row + column)
     values[me], size[me], where[me] = v, abs(v), me
     cuda.syncthreads()
     reach = 128
@@ -60,23 +61,19 @@ def quantise(
     codes[me] = code
     cuda.syncthreads()
     group = block * 8 + (me >> 5)
-    if group < tiles * 32:
+    if group < tiles * 16:
         if me & 31 == 0:
-            steps[t * tiles * 32 + group] = step
+            store(steps, t * tiles * 16 + group, step)
         if me & 15 == 0:
             total = int32(0)
             for j in range(16):
                 total += (codes[me + j] ^ 128) - 128
-            sums[2 * (t * tiles * 32 + group) + ((me >> 4) & 1)] = total
+            store(sums, 2 * (t * tiles * 16 + group) + ((me >> 4) & 1), total)
         if me & 3 == 0:
             u = (me & 31) >> 2
-            at = (((t * tiles + (group >> 5)) * 2 + (u >> 2)) * 32 + (group & 31)) * 4 + (u & 3)
-            words[at] = (
-                uint32(codes[me])
-                | (uint32(codes[me + 1]) << B8)
-                | (uint32(codes[me + 2]) << B16)
-                | (uint32(codes[me + 3]) << B24)
-            )
+            at = (((t * tiles + (group >> 4)) * 2 + (u >> 2)) * 16 + (group & 15)) * 4 + (u & 3)
+            first, second = uint32(codes[me]), uint32(codes[me + 1]) << B8
+            store(words, at, first | second | (uint32(codes[me + 2]) << B16) | (uint32(codes[me + 3]) << B24))
 
 
 @device
@@ -114,6 +111,23 @@ def scaled8(s, step, dots, total):
     )
 
 
+@device
+def bytes8(x, steps, sums, tile, lane):
+    """A lane's group of activations, twice four words, its step, and the sums of its halves."""
+    at, n = tile * 32 + lane, tile * 16 + lane
+    both = load2(sums, n)
+    return load4(x, at), load4(x, at + 16), load(steps, n), both[0], both[1]
+
+
+@device
+def put4(to, at, step, a, b, c, d):
+    """Four words, `step` apart."""
+    store(to, at, a)
+    store(to, at + step, b)
+    store(to, at + 2 * step, c)
+    store(to, at + 3 * step, d)
+
+
 class Products8(NamedTuple):
     vector: Any
     matrix: Any
@@ -125,47 +139,15 @@ def products8(form: ModuleType) -> Products8:
     codes_of, scales_of, offset, has_minimum = form.codes, form.scales, int32(form.OFFSET), form.MINIMUM
 
     @device
-    def dot(words, extra, packed, halves, i, a, b, low, high):
+    def dot(words, extra, packed, halves, i, activations):
+        a, b, step, low, high = activations
         c, s = codes_of(words, extra, i), scales_of(packed, halves, i)
         first = dp4a(c[3], a[3], dp4a(c[2], a[2], dp4a(c[1], a[1], dp4a(c[0], a[0], -offset * low))))
         last = dp4a(c[7], b[3], dp4a(c[6], b[2], dp4a(c[5], b[1], dp4a(c[4], b[0], -offset * high))))
         y = s[0] * float32(first) + s[1] * float32(last)
         if has_minimum:
             y -= s[2] * float32(low + high)
-        return y
-
-    @bounded(128, 4)
-    def vector(
-        x, steps, sums, codes, extra, packed, halves, y, y_at, y_row,
-        O, G, shift,
-    ):  # fmt: skip
-        """Rows of y from y_at on, y_row apart: y[t, o] = sum_i w[o, i] x[t, i]. Block (rows, t) of VECTOR_THREADS."""
-        partial = cuda.shared.array(16, float32)
-        lane, warp, t = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockIdx.y
-        slices = 1 << shift
-        o = (((cuda.blockIdx.x << 2) + warp) >> shift) * 4
-        i0, i1, i2, i3 = min(o, O - 1) * G, min(o + 1, O - 1) * G, min(o + 2, O - 1) * G, min(o + 3, O - 1) * G
-        tiles = (G + 31) >> 5
-        a = b = c = d = float32(0)
-        for tile in range(warp & (slices - 1), tiles, slices):
-            g = tile * 32 + lane
-            if g < G:
-                at = (t * tiles + tile) * 64 + lane
-                p, q, n = load4(x, at), load4(x, at + 32), (t * tiles + tile) * 32 + lane
-                step, low, high = steps[n], sums[2 * n], sums[2 * n + 1]
-                a += step * dot(codes, extra, packed, halves, i0 + g, p, q, low, high)
-                b += step * dot(codes, extra, packed, halves, i1 + g, p, q, low, high)
-                c += step * dot(codes, extra, packed, halves, i2 + g, p, q, low, high)
-                d += step * dot(codes, extra, packed, halves, i3 + g, p, q, low, high)
-        a, b, c, d = warp_sum(a), warp_sum(b), warp_sum(c), warp_sum(d)
-        if lane == 0:
-            partial[4 * warp], partial[4 * warp + 1], partial[4 * warp + 2], partial[4 * warp + 3] = a, b, c, d
-        cuda.syncthreads()
-        if warp & (slices - 1) == 0 and lane < 4 and o + lane < O:
-            total = float32(0)
-            for j in range(slices):
-                total += partial[4 * (warp + j) + lane]
-            y[y_at + t * y_row + o + lane] = total
+        return step * y
 
     @device
     def half_group(w_tile, x_tile, k, tx, ty, sums):
@@ -182,13 +164,15 @@ def products8(form: ModuleType) -> Products8:
             -offset * q[3],
         )
         b = c = d = a
-        for j in range(4):
-            w, at = shared4(w_tile, (k + j) * 32 + tx), (k + j) * 16 + 2 * ty
+        end = k + 4
+        while k < end:
+            w, at = shared4(w_tile, k * 32 + tx), k * 16 + 2 * ty
             u, v = shared4(x_tile, at), shared4(x_tile, at + 1)
             a, b, c, d = dots8(w[0], u, v, a), dots8(w[1], u, v, b), dots8(w[2], u, v, c), dots8(w[3], u, v, d)
+            k += 1
         return a, b, c, d
 
-    @bounded(256, 1)
+    @bounded(256, 1 if form.OFFSET else 2)  # two blocks at a time if the registers suffice, which an offset's do not
     def matrix(
         x, steps, sums, codes, extra, packed, halves, y, y_at, y_row,
         O, G, T,
@@ -204,7 +188,7 @@ def products8(form: ModuleType) -> Products8:
         x_high = cuda.shared.array(64, int32, ALIGNED)
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         me = tx + 32 * ty
-        o, t, tiles = cuda.blockIdx.x * 128, cuda.blockIdx.y * 64, (G + 31) >> 5
+        o, t, tiles = cuda.blockIdx.x * 128, cuda.blockIdx.y * 64, (G + 15) >> 4
         row = min(o + (me & 127), O - 1) * G
         zero = float32(0)
         a = b = c = d = (zero, zero, zero, zero, zero, zero, zero, zero)
@@ -212,31 +196,33 @@ def products8(form: ModuleType) -> Products8:
             if me < 128:
                 i = row + group
                 w, s = codes_of(codes, extra, i), scales_of(packed, halves, i)
-                w_tile[me], w_tile[me + 128], w_tile[me + 256], w_tile[me + 384] = w[0], w[1], w[2], w[3]
-                w_tile[me + 512], w_tile[me + 640], w_tile[me + 768], w_tile[me + 896] = w[4], w[5], w[6], w[7]
-                w_first[me], w_last[me], w_least[me] = s[0], s[1], s[2]
+                put4(w_tile, me, 128, w[0], w[1], w[2], w[3])
+                put4(w_tile, me + 512, 128, w[4], w[5], w[6], w[7])
+                store(w_first, me, s[0])
+                store(w_last, me, s[1])
+                store(w_least, me, s[2])
             else:
                 token, h = (me - 128) & 63, (me - 128) >> 6
-                n = min(t + token, T - 1) * tiles + (group >> 5)
-                w = load4(x, (n * 2 + h) * 32 + (group & 31))
-                at = h * 256 + token
-                x_tile[at], x_tile[at + 64], x_tile[at + 128], x_tile[at + 192] = w[0], w[1], w[2], w[3]
-                n = n * 32 + (group & 31)
+                n = min(t + token, T - 1) * tiles + (group >> 4)
+                w = load4(x, (n * 2 + h) * 16 + (group & 15))
+                put4(x_tile, h * 256 + token, 64, w[0], w[1], w[2], w[3])
+                n = n * 16 + (group & 15)
                 if h == 0:
-                    x_step[token], x_low[token] = steps[n], sums[2 * n]
+                    store(x_step, token, load(steps, n))
+                    store(x_low, token, load(sums, 2 * n))
                 else:
-                    x_high[token] = sums[2 * n + 1]
+                    store(x_high, token, load(sums, 2 * n + 1))
             cuda.syncthreads()
-            first, last, least = shared4(w_first, tx), shared4(w_last, tx), shared4(w_least, tx)
             f, l = shared4(x_step, 2 * ty), shared4(x_step, 2 * ty + 1)
             step = (f[0], f[1], f[2], f[3], l[0], l[1], l[2], l[3])
-            z = half_group(w_tile, x_tile, 0, tx, ty, x_low)
+            z, first = half_group(w_tile, x_tile, 0, tx, ty, x_low), shared4(w_first, tx)
             a, b = scaled8(first[0], step, z[0], a), scaled8(first[1], step, z[1], b)
             c, d = scaled8(first[2], step, z[2], c), scaled8(first[3], step, z[3], d)
-            z = half_group(w_tile, x_tile, 4, tx, ty, x_high)
+            z, last = half_group(w_tile, x_tile, 4, tx, ty, x_high), shared4(w_last, tx)
             a, b = scaled8(last[0], step, z[0], a), scaled8(last[1], step, z[1], b)
             c, d = scaled8(last[2], step, z[2], c), scaled8(last[3], step, z[3], d)
             if has_minimum:
+                least = shared4(w_least, tx)
                 p, q = shared4(x_low, 2 * ty), shared4(x_low, 2 * ty + 1)
                 u, v = shared4(x_high, 2 * ty), shared4(x_high, 2 * ty + 1)
                 n8 = (
@@ -264,25 +250,25 @@ def products8(form: ModuleType) -> Products8:
         if o + 3 < O:
             store8(y, at + 3, y_row, left, d)
 
-    return Products8(vector, matrix)
+    return Products8(vector_kernel(bytes8, dot), matrix)
 
 
 @device
 def store8(y, at, step, left, total):
     """A thread's 8 results of one row: tokens 0 to 7 from `at` on, of which `left` are there."""
     if left > 0:
-        y[at] = total[0]
+        store(y, at, total[0])
     if left > 1:
-        y[at + step] = total[1]
+        store(y, at + step, total[1])
     if left > 2:
-        y[at + 2 * step] = total[2]
+        store(y, at + 2 * step, total[2])
     if left > 3:
-        y[at + 3 * step] = total[3]
+        store(y, at + 3 * step, total[3])
     if left > 4:
-        y[at + 4 * step] = total[4]
+        store(y, at + 4 * step, total[4])
     if left > 5:
-        y[at + 5 * step] = total[5]
+        store(y, at + 5 * step, total[5])
     if left > 6:
-        y[at + 6 * step] = total[6]
+        store(y, at + 6 * step, total[6])
     if left > 7:
-        y[at + 7 * step] = total[7]
+        store(y, at + 7 * step, total[7])

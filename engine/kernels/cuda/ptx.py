@@ -29,11 +29,30 @@ if SIMULATED:
         """A kernel launched with so many threads a block, and registers few enough for so many blocks at a time."""
         return cuda.jit
 
+    def load(array: Any, i: int) -> Any:
+        """Element i of an array on the card that this kernel does not write."""
+        if i < 0:
+            raise IndexError(f"element {i}")
+        return array[i]
+
+    def load2(array: Any, i: int) -> Any:
+        """Elements 2 i and 2 i + 1 of such an array, in one load."""
+        return load(array, 2 * i), array[2 * i + 1]
+
     def load4(array: Any, i: int) -> Any:
-        """Elements 4 i to 4 i + 3 of a global array of 32-bit elements that this kernel does not write."""
-        return tuple(array[4 * i + j] for j in range(4))
+        """Elements 4 i to 4 i + 3 of such an array, in one load."""
+        return load(array, 4 * i), array[4 * i + 1], array[4 * i + 2], array[4 * i + 3]
 
     shared4 = load4
+
+    def store(array: Any, i: int, value: Any) -> None:
+        """array[i] = value. Python's own index may be negative, and to see whether it is takes five instructions."""
+        load(array, i)
+        array[i] = value
+
+    def quotient(x: Any, by: Any) -> Any:
+        """x // by for 0 <= x < 2^32 and 0 < by < 2^32: a division of 64 bits takes some hundred instructions."""
+        return x // by
 
     def float_of(bits: Any) -> Any:
         return np.uint32(bits).view(np.float32)
@@ -52,33 +71,42 @@ if SIMULATED:
 
     def byte(word: Any, at: int) -> Any:
         """2^23 + the byte `at` (0 to 3) of the word, as a float32."""
-        return float_of(TWO_TO_23 | ((int(word) >> (8 * at)) & 255))
+        return np.float32((1 << 23) + (int(word) >> 8 * at & 255))
 
     def dp4a(codes: Any, values: Any, total: Any) -> Any:
         """total + the sum of products of four unsigned bytes and four signed ones."""
-        u, s = int(codes).to_bytes(4, "little"), int(values).to_bytes(4, "little")
-        return np.int32(int(total) + sum(a * ((b ^ 128) - 128) for a, b in zip(u, s, strict=True)))
+        u, s, dot = int(codes), int(values), int(total)
+        for shift in (0, 8, 16, 24):
+            dot += (u >> shift & 255) * ((s >> shift & 255 ^ 128) - 128)
+        return np.int32(dot)
 
     def mul_rn(x: Any, y: Any) -> Any:
         """x y, rounded by itself."""
         return np.float32(x) * np.float32(y)
 
-    def _butterfly(combine: Any) -> Any:
+    def _butterfly(combine: Any, steps: tuple[int, ...]) -> Any:
         @cuda.jit(device=True)
         def reduce(x):
             lanes = cuda.shared.array(1024, float32)
             me = cuda.threadIdx.x + cuda.blockDim.x * (cuda.threadIdx.y + cuda.blockDim.y * cuda.threadIdx.z)
-            for step in (16, 8, 4, 2, 1):
-                lanes[me] = x
-                cuda.syncthreads()
-                x = np.float32(combine(x, lanes[me ^ step]))
-                cuda.syncthreads()
-            return x
+            lanes[me] = x
+            cuda.syncthreads()
+            if me & 31 == 0:
+                warp = np.array([lanes[me + i] for i in range(32)], np.float32)
+                for step in steps:
+                    warp = combine(warp, warp[LANES ^ step])
+                for i in range(32):
+                    lanes[me + i] = warp[i]
+            cuda.syncthreads()
+            return np.float32(lanes[me])
 
         return reduce
 
-    # Over the warp's lanes, pairwise: l with l ^ 16, then 8, 4, 2, 1. Every thread of the block must come by.
-    warp_sum, warp_max = _butterfly(lambda x, y: x + y), _butterfly(max)
+    # Over the warp's lanes, pairwise: l with l ^ 16, then 8, 4, 2, 1; half_sum over 16 lanes. In the simulator every
+    # thread of the block must come by.
+    LANES = np.arange(32)
+    warp_sum, warp_max = (_butterfly(f, (16, 8, 4, 2, 1)) for f in (np.add, np.maximum))
+    half_sum = _butterfly(np.add, (8, 4, 2, 1))
 
 else:
     require_package()
@@ -92,30 +120,54 @@ else:
 
     GLOBAL, SHARED = 1, 3
 
-    def _vector_load(space: int) -> Any:
+    def _element(context: Any, builder: Any, array: Any, value: Any, i: Any, index: Any, per: int) -> Any:
+        """Pointer to element `per` i."""
+        data = context.make_array(array)(context, builder, value).data
+        return builder.gep(data, [builder.mul(context.cast(builder, index, i, types.int64), ir.IntType(64)(per))])
+
+    def _load(count: int, space: int) -> Any:
+        """`count` elements in one load: what lies on the card is read as unchanging."""
+
         @intrinsic
         def load(typing: Any, array: Any, i: Any) -> Any:
-            if not isinstance(array, types.Array) or array.dtype.bitwidth != 32 or not isinstance(i, types.Integer):
+            if not isinstance(array, types.Array) or not isinstance(i, types.Integer):
                 return None
 
             def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-                data = context.make_array(array)(context, builder, args[0]).data
-                i64, element = ir.IntType(64), context.get_data_type(array.dtype)
-                index = context.cast(builder, args[1], i, types.int64)
-                first = builder.gep(data, [builder.mul(index, i64(4))])
-                vector = ir.VectorType(element, 4)
-                at = builder.addrspacecast(builder.bitcast(first, vector.as_pointer()), vector.as_pointer(space))
-                loaded = builder.load(at, align=16)
+                element = context.get_data_type(array.dtype)
+                kind = element if count == 1 else ir.VectorType(element, count)
+                first = _element(context, builder, array, args[0], i, args[1], count)
+                at = builder.addrspacecast(builder.bitcast(first, kind.as_pointer()), kind.as_pointer(space))
+                loaded = builder.load(at, align=count * array.dtype.bitwidth // 8)
                 if space == GLOBAL:
                     loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
-                parts = [builder.extract_element(loaded, ir.IntType(32)(j)) for j in range(4)]
+                if count == 1:
+                    return loaded
+                parts = [builder.extract_element(loaded, ir.IntType(32)(j)) for j in range(count)]
                 return context.make_tuple(builder, signature.return_type, parts)
 
-            return types.UniTuple(array.dtype, 4)(array, i), code
+            return (array.dtype if count == 1 else types.UniTuple(array.dtype, count))(array, i), code
 
         return load
 
-    load4, shared4 = _vector_load(GLOBAL), _vector_load(SHARED)
+    load, load2, load4, shared4 = _load(1, GLOBAL), _load(2, GLOBAL), _load(4, GLOBAL), _load(4, SHARED)
+
+    @intrinsic
+    def store(typing: Any, array: Any, i: Any, value: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            to = _element(context, builder, array, args[0], i, args[1], 1)
+            builder.store(context.cast(builder, args[2], value, array.dtype), to)
+            return context.get_dummy_value()
+
+        return types.void(array, i, value), code
+
+    @intrinsic
+    def quotient(typing: Any, x: Any, by: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            x32, by32 = (context.cast(builder, a, t, uint32) for a, t in zip(args, signature.args, strict=True))
+            return builder.zext(builder.udiv(x32, by32), ir.IntType(64))
+
+        return types.int64(x, by), code
 
     def _reinterpreted(source: Any, target: Any) -> Any:
         @intrinsic
@@ -171,7 +223,10 @@ else:
 
     @device
     def warp_sum(x):
-        x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 16)
+        return half_sum(x + cuda.shfl_xor_sync(0xFFFFFFFF, x, 16))
+
+    @device
+    def half_sum(x):
         x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 8)
         x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 4)
         x += cuda.shfl_xor_sync(0xFFFFFFFF, x, 2)

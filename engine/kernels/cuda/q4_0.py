@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ....quant import q4_0
 from .nibbles import nibbles, pack_nibbles
-from .ptx import device, half
+from .ptx import device, half, load
 
 OFFSET, MINIMUM, ACTIVATION = 8, False, "Q8_0"
 
@@ -27,5 +27,5 @@ def codes(codes, extra, i):
 
 @device
 def scales(scales, halves, i):
-    d = half(halves[i])
+    d = half(load(halves, i))
     return d, d, d

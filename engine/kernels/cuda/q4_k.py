@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ....quant import q4_k
 from .nibbles import nibbles, pack_nibbles
-from .ptx import device, half
+from .ptx import device, half, load, load2
 
 OFFSET, MINIMUM, ACTIVATION = 0, True, "Q8_K"
 
@@ -40,6 +40,6 @@ def codes(codes, extra, i):
 
 @device
 def scales(scales, halves, i):
-    both, block = scales[i], 2 * (i >> 3)
-    s = half(halves[block]) * float32(both & 255)
-    return s, s, half(halves[block + 1]) * float32(both >> 8)
+    both, d = load(scales, i), load2(halves, i >> 3)
+    s = half(d[0]) * float32(both & 255)
+    return s, s, half(d[1]) * float32(both >> 8)

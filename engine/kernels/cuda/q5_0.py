@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ....quant import q5_0
 from .nibbles import nibbles, pack_nibbles, pack_upper
-from .ptx import device, half
+from .ptx import device, half, load
 
 OFFSET, MINIMUM, ACTIVATION = 16, False, "Q8_0"
 FIFTH = uint32(0x10101010)
@@ -26,7 +26,7 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 @device
 def codes(codes, extra, i):
-    return with_fifth(nibbles(codes, i), extra[i])
+    return with_fifth(nibbles(codes, i), load(extra, i))
 
 
 @device
@@ -46,5 +46,5 @@ def with_fifth(q, e):
 
 @device
 def scales(scales, halves, i):
-    d = half(halves[i])
+    d = half(load(halves, i))
     return d, d, d

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ....quant import q6_k
 from .nibbles import nibbles, pack_nibbles, pack_upper
-from .ptx import device, half
+from .ptx import device, half, load, load2
 
 OFFSET, MINIMUM, ACTIVATION = 32, False, "Q8_K"
 UPPER = uint32(0x30303030)
@@ -35,7 +35,8 @@ def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 @device
 def codes(codes, extra, i):
-    q, a, b = nibbles(codes, i), extra[2 * i], extra[2 * i + 1]
+    q, upper = nibbles(codes, i), load2(extra, i)
+    a, b = upper
     return (
         q[0] | ((a << S4) & UPPER),
         q[1] | ((a << S2) & UPPER),
@@ -50,6 +51,6 @@ def codes(codes, extra, i):
 
 @device
 def scales(scales, halves, i):
-    both, d = int32(scales[i]), half(halves[i >> 3])
+    both, d = int32(load(scales, i)), half(load(halves, i >> 3))
     first, second = ((both & 255) ^ 128) - 128, ((both >> 8) ^ 128) - 128
     return d * float32(first), d * float32(second), d

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....quant import q8_0
-from .ptx import device, half, load4
+from .ptx import device, half, load, load4
 
 OFFSET, MINIMUM, ACTIVATION = 128, False, "Q8_0"
 
@@ -27,5 +27,5 @@ def codes(codes, extra, i):
 
 @device
 def scales(scales, halves, i):
-    d = half(halves[i])
+    d = half(load(halves, i))
     return d, d, d

@@ -28,6 +28,7 @@ class Recorded:
         self.warm = False
         self.graph: Callable[[], None] | None = None
         self.logits_V: Rows | None = None
+        self.host: Any = None  # pinned memory for the logits
 
     def __call__(self, token_T: NDArray[np.integer[Any]]) -> Rows:
         self.cache.positions(1)
@@ -43,6 +44,9 @@ class Recorded:
                 self.cache.length += 1
             self.graph()
         assert self.logits_V is not None
+        if self.host is None:
+            self.host = cuda.pinned_array(self.logits_V.shape, np.float32)
+        self.logits_V.host = self.host
         return self.logits_V
 
     def _run(self, stream: Any) -> None:

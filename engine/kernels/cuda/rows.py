@@ -9,7 +9,7 @@ from math import exp, sqrt
 
 from numba import cuda, float32, float64, uint32
 
-from .ptx import bits_of, bounded, device, float_of, mul_rn, to_half, warp_sum
+from .ptx import bits_of, bounded, device, float_of, load, mul_rn, store, to_half, warp_sum
 
 NORM_THREADS, THREADS = 1024, 256
 
@@ -21,18 +21,25 @@ def rms_norm(x, x_at, x_row, gain, eps, D, y):
     t, me = cuda.blockIdx.x, cuda.threadIdx.x
     x_at += t * x_row
     total = float32(0)
-    for i in range(me, D, cuda.blockDim.x):
-        total += x[x_at + i] * x[x_at + i]
+    i = me
+    while i < D:
+        v = load(x, x_at + i)
+        total += v * v
+        i += cuda.blockDim.x
     total = warp_sum(total)
     if me & 31 == 0:
         partial[me >> 5] = total
     cuda.syncthreads()
     total = float32(0)
-    for j in range(cuda.blockDim.x >> 5):
+    j = 0
+    while j < cuda.blockDim.x >> 5:
         total += partial[j]
+        j += 1
     root = sqrt(total / float32(D) + eps)
-    for i in range(me, D, cuda.blockDim.x):
-        y[t * D + i] = x[x_at + i] / root * gain[i]
+    i = me
+    while i < D:
+        store(y, t * D + i, load(x, x_at + i) / root * load(gain, i))
+        i += cuda.blockDim.x
 
 
 @cuda.jit
@@ -40,22 +47,22 @@ def add(x, x_at, x_row, y, y_at, y_row, D, z):
     """x + y, block (columns, t); y_row 0 gives every row the same y."""
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
-        z[t * D + i] = x[x_at + t * x_row + i] + y[y_at + t * y_row + i]
+        store(z, t * D + i, load(x, x_at + t * x_row + i) + load(y, y_at + t * y_row + i))
 
 
 @cuda.jit
 def mul(x, x_at, x_row, y, y_at, y_row, D, z):
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
-        z[t * D + i] = x[x_at + t * x_row + i] * y[y_at + t * y_row + i]
+        store(z, t * D + i, load(x, x_at + t * x_row + i) * load(y, y_at + t * y_row + i))
 
 
 @cuda.jit
 def silu(x, x_at, x_row, D, y):
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
-        v = x[x_at + t * x_row + i]
-        y[t * D + i] = v / (float32(1) + exp(-v))
+        v = load(x, x_at + t * x_row + i)
+        store(y, t * D + i, v / (float32(1) + exp(-v)))
 
 
 @cuda.jit
@@ -63,13 +70,14 @@ def narrow(x, x_at, x_row, D, brain, y):
     """x rounded to half precision, or to bfloat16 if `brain`, ties to even: ggml's activations for such weights."""
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
     if i < D:
-        v = x[x_at + t * x_row + i]
+        v = load(x, x_at + t * x_row + i)
         if brain:
             bits = bits_of(v)
             bits = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) & uint32(0xFFFF0000)
-            y[t * D + i] = float_of(bits) if v == v else v  # noqa: PLR0124 (a NaN stays what it is)
+            v = float_of(bits) if v == v else v  # noqa: PLR0124 (a NaN stays what it is)
         else:
-            y[t * D + i] = to_half(v)
+            v = to_half(v)
+        store(y, t * D + i, v)
 
 
 # pi / 2 in two doubles, and the Taylor coefficients of cosine and sine, which suffice up to pi / 4.
@@ -107,11 +115,15 @@ def rope(x, x_at, x_row, start, inv_freq, N, h, y):
     t = cuda.blockIdx.x
     x_at += t * x_row
     y_at = t * N * 2 * h
-    for j in range(cuda.threadIdx.x, h, cuda.blockDim.x):
-        cosine, sine = cos_sin(float64(mul_rn(float32(start[0] + t), inv_freq[j])))
+    j = cuda.threadIdx.x
+    while j < h:
+        cosine, sine = cos_sin(float64(mul_rn(float32(load(start, 0) + t), load(inv_freq, j))))
         c, s = float32(cosine), float32(sine)
-        for n in range(cuda.threadIdx.y, N, cuda.blockDim.y):
+        n = cuda.threadIdx.y
+        while n < N:
             i = 2 * h * n + j
-            a, b = x[x_at + i], x[x_at + i + h]
-            y[y_at + i] = a * c - b * s
-            y[y_at + i + h] = b * c + a * s
+            a, b = load(x, x_at + i), load(x, x_at + i + h)
+            store(y, y_at + i, a * c - b * s)
+            store(y, y_at + i + h, b * c + a * s)
+            n += cuda.blockDim.y
+        j += cuda.blockDim.x

@@ -21,7 +21,7 @@ def products(name: str, form: ModuleType, precisions: Iterable[str]) -> Iterator
     made = product.products(form)
     yield f"{name}-embed", made.embed, (X, *PLANES, F, I, I)
     if "f32" in precisions or not hasattr(form, "codes"):
-        yield f"{name}-vector", made.vector, (F, F, *PLANES, F, I, I, I, I, I)
+        yield f"{name}-vector", made.vector, (F, F, F, *PLANES, F, I, I, I, I, I)
         yield f"{name}-matrix", made.matrix, (*ROWS, I, *PLANES, F, I, I, I, I, I)
     if "int8" in precisions and hasattr(form, "codes"):
         made8 = product8.products8(form)
