@@ -12,7 +12,7 @@ import pytest
 
 from qwenref.engine.weights import Weights
 from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED
+from qwenref.trace.verify_finding import EXACT, REPRODUCED, VERDICTS
 
 from .engines import ENGINES, dump_of
 from .tiny import tiny_weights
@@ -47,7 +47,7 @@ def test_all_reproduced(engine: str, length: int, score: Callable[..., None]) ->
     counted = Counter(f.verdict for f in v.findings)
     score(
         "healthy simulated engines", engine, dumps=1, stages=len(v.findings),
-        **{verdict.replace(" ", "_"): counted[verdict] for verdict in (EXACT, REPRODUCED, BUDGET, UNEXPLAINED, UNJUDGED)},
+        **{verdict.replace(" ", "_"): counted[verdict] for verdict in VERDICTS},
     )  # fmt: skip
     assert len(v.findings) == 3 * (1 + 17 * 2 + 2)
     assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}, [

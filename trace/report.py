@@ -16,6 +16,7 @@ from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Fi
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
 SHOWN = 12  # unexplained stages that are told one by one
 SURE = 0.95  # of a block, before it is named without a doubt
+ENOUGH = 64  # positions that decide between the blocks of a row, as measured on the 0.5B
 WORST_FIRST = (UNEXPLAINED, UNJUDGED, BUDGET, REPRODUCED, EXACT)
 ANGLES = {
     "product": "RoPE's angle as one float32 product",
@@ -158,17 +159,30 @@ def block_words(b: dict[str, Any]) -> str:
     """Which weights are wrong, as far as the positions can tell."""
     row = f"weights: row {b['row']} of {b['matrix']} ({b['format']})"
     if b["block"] is None:
-        return f"{row}; one position cannot say which block of it: dump a longer prompt"
+        return f"{row}; one position cannot say which block of it: dump {ENOUGH} positions or more"
     start = b["block"] * b["size"]
     block = f"block {b['block']} (columns {start} to {start + b['size'] - 1})"
     if b["confidence"] < SURE:
-        return f"{row}; so few positions do not say which block: perhaps {block}, {b['confidence']:.0%} likely"
-    if "factor" in b:
-        lost = abs(b["factor"]) < 1e-4
-        return f"{row}, {block}: " + (
-            "its share is lost" if lost else f"it counts {b['factor']:.4g} times what it should"
+        return (
+            f"{row}; so few positions do not say which block: perhaps {block}, {b['confidence']:.0%} likely; "
+            f"dump {ENOUGH} positions or more"
         )
-    return f"{row}, {block}"
+    return f"{row}, {block}" + (f": {_amount(b)}" if "what" in b else "")
+
+
+def _amount(b: dict[str, Any]) -> str:
+    """Which number of the block is wrong, and by how much."""
+    first, last = b["columns"]
+    if b["what"] == "weight":
+        return f"the weight of column {first} is off by {b['change']:+.3g}, all others are right"
+    if b["what"].startswith("group"):
+        number = b["what"].removeprefix("group").removeprefix("'s ")
+        subject = f"the {number or 'share'} of columns {first} to {last}"
+    else:
+        subject = "it" if b["what"] == "block" else f"its {b['what']}"
+    return (
+        f"{subject} is lost" if abs(b["factor"]) < 1e-4 else f"{subject} counts {b['factor']:.4g} times what it should"
+    )
 
 
 def text(v: Verification) -> str:

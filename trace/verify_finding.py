@@ -9,9 +9,8 @@ from .recipes import Recipe
 from .verify_bench import Key
 from .verify_fit import Fit
 
-EXACT, REPRODUCED, BUDGET, UNEXPLAINED, UNJUDGED = (
-    "exact", "reproduced", "within budget", "unexplained", "not judged",
-)  # fmt: skip
+VERDICTS = ("exact", "reproduced", "within budget", "unexplained", "not judged")
+EXACT, REPRODUCED, BUDGET, UNEXPLAINED, UNJUDGED = VERDICTS
 
 
 @dataclass

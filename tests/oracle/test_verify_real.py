@@ -31,7 +31,7 @@ from qwenref.trace.dump import Dump, open_dump  # noqa: E402
 from qwenref.trace.report import sentence  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
 from qwenref.trace.verify import verify  # noqa: E402
-from qwenref.trace.verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding  # noqa: E402
+from qwenref.trace.verify_finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
 
 from ..engines import Held, ordered  # noqa: E402
 
@@ -86,7 +86,7 @@ def test_healthy(
     counted = Counter(f.verdict for f in v.findings)
     score(
         "healthy engines, the 0.5B", engine, dumps=1, tokens=len(v.tokens or ()), stages=len(v.findings),
-        **{verdict.replace(" ", "_"): counted[verdict] for verdict in (EXACT, REPRODUCED, BUDGET, UNEXPLAINED, UNJUDGED)},
+        **{verdict.replace(" ", "_"): counted[verdict] for verdict in VERDICTS},
     )  # fmt: skip
     assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}, sentence(v)
     assert {f.recipe.split(" (")[0] for f in v.findings if f.recipe} == {recipe}
