@@ -74,11 +74,20 @@ def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str
     flat_TC = ratio.reshape(len(ratio), -1) if len(letters) > 1 else ratio[None]
     cells = np.maximum.reduceat(flat_TC, cuts(flat_TC.shape[0], PIXELS[0]), axis=0)
     cells = np.maximum.reduceat(cells, cuts(flat_TC.shape[1], PIXELS[1]), axis=1)
-    across = {("N", "T", "S"): "heads, keys in each", ("V",): "vocabulary"}.get(letters)
-    if across is None:
-        across = "heads, channels in each" if len(letters) == 3 else "channels"
-    down = "positions" if len(letters) > 1 else "last position"
-    return {"down": down, "across": across, "shape": list(flat_TC.shape), "cells": cells.round(1).tolist()}
+    T, C = flat_TC.shape
+    return {"down": f"{T} positions" if "T" in letters else "the last position", **sides(letters, ratio.shape, C),
+            "shape": [T, C], "cells": cells.round(1).tolist()}  # fmt: skip
+
+
+def sides(letters: tuple[str, ...], shape: tuple[int, ...], C: int) -> dict[str, Any]:
+    """What the columns of a picture are: words, how many heads they fall into, the names of the first and the last."""
+    if letters == ("V",):
+        return {"across": f"{C} tokens of the vocabulary", "heads": 1, "ends": ["token 0", f"token {C - 1}"]}
+    if len(letters) < 3:
+        return {"across": f"{C} channels", "heads": 1, "ends": ["channel 0", f"channel {C - 1}"]}
+    heads, each = shape[1:]
+    inside = "keys" if "S" in letters else "channels"
+    return {"across": f"{heads} heads of {each} {inside}", "heads": heads, "ends": ["head 0", f"head {heads - 1}"]}
 
 
 def cuts(n: int, most: int) -> NDArray[np.intp]:
@@ -105,15 +114,23 @@ def blocks(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.boo
                 error_T, allowed_T = error_TO[:, o], np.atleast_2d(span.radius)[:, o]
                 named.append({
                     "row": o - first, "matrix": m.tensor.name, "format": m.format, "size": size,
-                    **(one_number(error_T, x_TI, m, o - first, size, allowed_T) or likeliest(error_T, x_TI, size)),
+                    **located(error_T, x_TI, m, o - first, size, allowed_T),
                 })  # fmt: skip
         first += m.shape[0]
     return named
 
 
+def located(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> dict[str, Any]:
+    """The block of a row that is wrong: {"block", "confidence", "likely": of each block}, and what one_number adds."""
+    found = one_number(error_T, x_TI, m, row, size, allowed_T)
+    if found is None:
+        return likeliest(error_T, x_TI, size)
+    return {**found, "likely": [float(b == found["block"]) for b in range(x_TI.shape[1] // size)]}
+
+
 def one_number(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> dict[str, Any] | None:
-    """The one number of the row (a block's scale, a group's, a minimum, a weight) that being wrong is the error of every
-    position: {"block", "confidence", "what", "columns", "factor" or "change"}; None if there is none, or several."""
+    """The one number of the row (a block's scale, a group's, a minimum, a weight) that makes the error of each position
+    if it is wrong: {"block", "confidence", "what", "columns", "factor" or "change"}; None for none or several."""
     T = len(error_T)
     if T == 1 or x_TI.shape[1] % size:
         return None
@@ -156,16 +173,16 @@ def shares(x_TI: Array, m: Matrix, row: int, size: int) -> Iterator[tuple[str, i
 
 
 def likeliest(error_T: Array, x_TI: Array, size: int) -> dict[str, Any]:
-    """The block of `size` inputs that explains the errors of one row best, and its share of the likelihood."""
+    """The block of `size` inputs that explains the errors of one row best, and each one's share of the likelihood."""
     T, I = x_TI.shape
-    if size >= I:
-        return {"block": 0, "confidence": 1.0}
-    if T == 1:
-        return {"block": None, "confidence": 0.0}
-    score = np.array([likelihood(error_T, x_TI[:, start : start + size]) for start in range(0, I, size)])
+    starts = range(0, I, size)
+    if T == 1 and len(starts) > 1:
+        return {"block": None, "confidence": 0.0, "likely": [1 / len(starts)] * len(starts)}
+    score = np.array([likelihood(error_T, x_TI[:, start : start + size]) for start in starts])
     share = np.exp(score - score.max())
-    best = int(score.argmax())
-    return {"block": best, "confidence": float(share[best] / share.sum())}
+    share /= share.sum()
+    best = int(share.argmax())
+    return {"block": best, "confidence": float(share[best]), "likely": share.round(3).tolist()}
 
 
 def likelihood(error_T: Array, x_Tb: Array) -> float:
