@@ -95,7 +95,7 @@ def test_only_the_logits() -> None:
     assert f.verdict == UNJUDGED
     assert "too much is missing" in f.reason
     assert v.status == 2
-    assert sentence(v).startswith("Nothing could be judged: too much is missing")
+    assert sentence(v).startswith("Nothing could be judged: lm_head: too much is missing")
 
 
 def test_without_a_manifest_the_tokens_are_recovered() -> None:

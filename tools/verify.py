@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     if args.html is not None and not args.html.absolute().parent.is_dir():
         raise BadInput(f"{args.html}: no such folder")
     checkpoint, weights = open_weights(args.model)
-    dump = open_dump(args.dump, checkpoint.config.sizes)
+    dump = open_dump(args.dump, checkpoint.config.sizes, incomplete=True)
     dump.check_digests()
     against = open_weights(args.against)[1] if args.against else None
     with progress("verify", len(dump.entries)) as done:

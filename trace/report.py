@@ -44,23 +44,38 @@ def _verdict(v: Verification) -> str:
     judged = sum(count.values()) - unjudged
     tail = f"; {plural(unjudged, 'stage')} could not be judged" if unjudged else ""
     if not judged:
-        return f"Nothing could be judged: {v.findings[0].reason if v.findings else 'the dump is empty'}."
+        why = f"{named(v.findings[0])}: {v.findings[0].reason}" if v.findings else "the dump is empty"
+        return f"Nothing could be judged: {why}; dump the stages before it, too."
     if not bad:
         weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
         return f"All {judged} stages that were judged are explained{weak}{tail}."
     cause, found = (mistakes(v) or [("", [])])[0]
     if bad > 1 and len(found) == bad:
-        return f"{bad} of {judged} stages are not explained, all by one mistake: {cause}{tail}."
+        return f"{bad} of {judged} stages are not explained, all by one mistake: {cause}{_files(v)}{tail}."
     first = by_size(v.findings)[0]
-    blocks = first.where.get("blocks")
-    guess = ", and no mistake that is known here explains it"
-    if first.hypotheses:
-        guess = f": {first.hypotheses[0]['sentence']}"
-    elif blocks:
-        spots = ", ".join(f"row {b['row']} of {b['matrix']}{surely(b)}" for b in blocks)
-        guess = f": {spots} {'is' if len(blocks) == 1 else 'are'} not the model's"
     many = f"{bad} of {judged} stages are not explained; the worst is" if bad > 1 else "One stage is not explained:"
-    return f"{many} {named(first)}{guess}{tail}."
+    return f"{many} {named(first)}{_guess(first, bool(v.first))}{_files(v)}{tail}."
+
+
+def _guess(f: Finding, told: bool) -> str:
+    """The likeliest cause of an unexplained stage. told: something was said before that may be it."""
+    if f.hypotheses:
+        return f": {f.hypotheses[0]['sentence']}"
+    if broken := [n for n in f.notes if "NaN" in n]:
+        return f": {broken[0]}, and its inputs are not"
+    if blocks := f.where.get("blocks"):
+        spots = ", ".join(f"row {b['row']} of {b['matrix']}{surely(b)}" for b in blocks)
+        return f": {spots} {'is' if len(blocks) == 1 else 'are'} not the model's"
+    return "" if told else ", and no mistake that is known here explains it"
+
+
+def _files(v: Verification) -> str:
+    """Whether the unexplained are wrong files of an engine that is right."""
+    blamed = {f.blames for f in v.findings}
+    bad = {f.key for f in v.findings if f.verdict == UNEXPLAINED}
+    if not bad <= blamed:
+        return ""
+    return "; what follows was computed from right values, so the files are wrong, not the engine"
 
 
 def mistakes(v: Verification) -> list[tuple[str, list[Finding]]]:
@@ -159,7 +174,9 @@ def _at(f: Finding, h: dict[str, Any]) -> str:
 
 def text(v: Verification) -> str:
     """The report for a terminal."""
-    lines = [sentence(v), f"The engine computes with: {engine_words(v)}."]
+    lines = [sentence(v)]
+    if any(f.explained for f in v.findings):
+        lines.append(f"The engine computes with: {engine_words(v)}.")
     lines += [f"Note: {r}." for r in v.remarks]
     for title, findings in sections(v):
         lines += ["", *grid(title, findings)]

@@ -79,7 +79,7 @@ def page(v: Verification, dump: str, model: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(dump)}: {escape(sentence(v))}</title><style>{STYLE}</style></head><body>",
         f'<div class="status{state}"><h1>{escape(sentence(v))}</h1>',
-        f"<p>The engine computes with {escape(engine_words(v))}.</p></div>",
+        f"<p>The engine computes with {escape(engine_words(v))}.</p></div>" if v.status < 2 else "</div>",
         *(f"<p>{escape(r[:1].upper() + r[1:])}.</p>" for r in v.remarks),
         f'<p class="soft">Dump <code>{escape(dump)}</code>, judged by <code>{escape(model)}</code>, '
         f"{tokens(v)}; every stage recomputed in float64 from the dump's own inputs.</p>",
@@ -88,7 +88,7 @@ def page(v: Verification, dump: str, model: str) -> str:
     for title, findings in sections(v):
         parts += [f"<h2>{escape(title)}: what is left, over what rounding allows</h2>", heat_map(findings)]
     if bad:
-        parts.append(f"<h2>{plural(len(bad), 'unexplained stage')}, largest first</h2>")
+        parts.append(f"<h2>{plural(len(bad), 'unexplained stage')}{', largest first' * (len(bad) > 1)}</h2>")
         common = (
             f"<li>{escape(said)}: {plural(len(fs), 'stage')} ({escape(places_of(fs))})</li>" for said, fs in mistakes(v)
         )
@@ -116,7 +116,9 @@ def legend() -> str:
     items = "".join(
         f'<li><svg viewBox="0 0 17 17">{square(0, 0, verdict)}</svg>{escape(words)}</li>' for verdict, words in LEGEND
     )
-    shades = "Green is deeper the more of what rounding allows is used; red the further the error is beyond it."
+    shades = (
+        "The paler green is deeper the more of what rounding allows is used; the red, the further the error is beyond."
+    )
     return f'<ul class="legend">{items}</ul><p class="soft">{shades}</p>'
 
 
@@ -200,7 +202,7 @@ def drawing(p: dict[str, Any]) -> str:
                     parts.append(f'<rect class="unexplained" {box} fill-opacity="{strength:.2f}"/>')
                 start = x
     parts += (upright(columns * i / p["heads"], rows * high) for i in range(1, p["heads"]))
-    words = f"Down: {p['down']}. Across: {p['across']}. White is within rounding; the redder, the further beyond."
+    words = f"Down: {p['down']}. Across: {p['across']}. Blank is within rounding; the redder, the further beyond."
     box = f'viewBox="0 0 {columns} {rows * high}" preserveAspectRatio="none" role="img"'
     left, right = p["ends"]
     return (

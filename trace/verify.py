@@ -37,6 +37,10 @@ def verify(
         check_shape(dump, against)
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
+    if dump.missing:
+        remarks.append(f"{len(dump.missing)} files that the manifest lists are not there ({dump.missing[0]}, ...)")
+    if dump.ignored:
+        remarks.append(f"{len(dump.ignored)} files whose names are no stage's are left out ({dump.ignored[0]}, ...)")
     bench.rotations, told = fitted(bench.rotations, list(rotations_seen(bench)))
     judge = Judge(bench)
     findings = []
