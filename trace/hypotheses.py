@@ -1,7 +1,7 @@
 """Hypotheses: known mistakes, each a small function that recomputes a stage as an engine with that mistake would.
 
 One is reported when it reproduces the dump down to rounding, under the dump's own recipe. To add one: a function under
-@hypothesis in one of the hypotheses_*.py files, and a test that plants it (tests/test_hypotheses.py).
+@hypothesis in one of the hypotheses_*.py files, and a mistake that it explains (tests/plants.py).
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ def table() -> list[Hypothesis]:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A hypothesis that reproduces a stage. at: the stage that the mistake is in (a missing one, if the dump lacks
-    it)."""
+    """A hypothesis that reproduces a stage. at: the stage that the mistake is in, which the dump may lack."""
 
     name: str
     sentence: str

@@ -35,8 +35,8 @@ AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "
 
 def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
     """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of",
-    "which"}};
-    for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}]."""
+    "which"}}; for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}].
+    """
     bad = outside(got, span)
     letters = by_name(site.stage).letters
     found: dict[str, Any] = {"outside": int(bad.sum()), "of": int(bad.size)}
@@ -61,8 +61,7 @@ def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
 
 
 def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str, ...]) -> dict[str, Any]:
-    """The error over what is allowed, as powers of ten from 0, in at most PIXELS cells: positions down, all else
-    across.
+    """The error over what is allowed, as powers of ten, in at most PIXELS cells: positions down, all else across.
 
     Of the elements that share a cell, the worst. Inside its span an element counts 0.
     """
