@@ -152,13 +152,20 @@ def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("attention").reshape(len(y), -1), layer(run, 1).attn_out)
 
 
-def transposed(m: reference.Matrix) -> reference.Matrix:
-    (q,) = m.parts
+def matrix_of(w: A) -> reference.Matrix:
     from qwenref.quant import f32 as format_f32
-    from qwenref.quant.tensor import dequantize
 
-    w = np.ascontiguousarray(dequantize(q).reshape(q.shape[::-1]).T)
-    return reference.Matrix((QTensor("F32", w.shape, format_f32.encode(w).reshape(-1)),), f32)
+    return reference.Matrix((QTensor("F32", w.shape, format_f32.encode(np.ascontiguousarray(w)).reshape(-1)),), f32)
+
+
+def decoded(m: reference.Matrix) -> A:
+    return np.concatenate([slab.astype(f32) for slab in m.slabs()])
+
+
+def transposed(m: reference.Matrix) -> reference.Matrix:
+    """The same numbers in the same order, read as [in, out]."""
+    w = decoded(m)
+    return matrix_of(w.reshape(w.shape[::-1]).T)
 
 
 @plant("weight-transposed", "attn_out", engines=(*OWN[:2], *HF))
@@ -184,6 +191,13 @@ def _(run: Run, y: A) -> A:
 )
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("final_norm")[-1:], transposed(run.weights.lm_head))[0]
+
+
+@plant("weight-transposed-first", "ffn_out", named="weight-transposed", engines=(*OWN[:2], *HF))
+def _(run: Run, y: A) -> A:
+    """Transposed in memory, and still read as [out, in]."""
+    w = decoded(layer(run).ffn_down)
+    return run.kernels.linear(run.get("ffn_swigl"), matrix_of(w.T.reshape(w.shape)))
 
 
 def half_of(run: Run, part: int) -> reference.Matrix:

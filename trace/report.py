@@ -82,7 +82,7 @@ def mistakes(v: Verification) -> list[tuple[str, list[Finding]]]:
     """The named mistakes, each with the stages that it explains; the one that explains most comes first."""
     found: dict[str, list[Finding]] = {}
     for f in v.findings:
-        for said in {h["sentence"] for h in f.hypotheses}:
+        for said in dict.fromkeys(h["sentence"] for h in f.hypotheses):
             found.setdefault(said, []).append(f)
     ranked = sorted(found.items(), key=lambda item: -len(item[1]))
     return [(said, fs) for said, fs in ranked if len(fs) > 1]

@@ -11,7 +11,7 @@ ENOUGH = 64  # positions that decide between the blocks of a row, as measured on
 def place_of(where: dict[str, Any]) -> list[str]:
     """Where the error sits, in words."""
     parts = []
-    for axis in ("positions", "heads", "kv heads", "keys", "channels", "rows"):
+    for axis in ("positions", "heads", "kv heads", "keys", "channels", "tokens"):
         if axis in where:
             n, of, which = (where[axis][k] for k in ("count", "of", "which"))
             if n == of:

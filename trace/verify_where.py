@@ -30,7 +30,7 @@ PIXELS = (48, 112)
 MOST = 8  # rows, channels or heads named
 DECIDE = 4  # positions that tell one of thousands of weights from the others
 AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "channels", "F": "channels",
-        "E": "channels", "V": "rows", "S": "keys"}  # fmt: skip
+        "E": "channels", "V": "tokens", "S": "keys"}  # fmt: skip
 
 
 def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
