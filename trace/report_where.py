@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 SURE = 0.95  # of a block, before it is named without a doubt
-ENOUGH = 64  # positions that decide between the blocks of a row, as measured on the 0.5B
+ENOUGH = 128  # positions that decide between the blocks of a row, as measured on the 0.5B (docs/budgets.md)
 
 
 def place_of(where: dict[str, Any]) -> list[str]:
