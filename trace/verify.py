@@ -37,10 +37,12 @@ def verify(
         check_shape(dump, against)
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
-    if dump.missing:
-        remarks.append(f"{len(dump.missing)} files that the manifest lists are not there ({dump.missing[0]}, ...)")
-    if dump.ignored:
-        remarks.append(f"{len(dump.ignored)} files whose names are no stage's are left out ({dump.ignored[0]}, ...)")
+    for files, what in (
+        (dump.missing, "the manifest lists, and the dump lacks"),
+        (dump.ignored, "left out, as their names are no stage's"),
+    ):
+        if files:
+            remarks.append(f"{what}: {', '.join(files[:3])}{f' and {len(files) - 3} more' if len(files) > 3 else ''}")
     bench.rotations, told = fitted(bench.rotations, list(rotations_seen(bench)))
     judge = Judge(bench)
     findings = []
