@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,33 @@ def pytest_configure(config: pytest.Config) -> None:
         import numba
 
         numba.set_num_threads(max(1, numba.config.NUMBA_NUM_THREADS // workers))
+
+
+@pytest.fixture
+def score(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """score(table, row, **counts): counts to add up over all tests and to print at the end, under xdist too."""
+
+    def add(table: str, row: str, **counts: int) -> None:
+        record_property("score", [table, row, counts])
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The tables of what tests gave to `score`."""
+    tables: dict[str, dict[str, Counter[str]]] = {}
+    for report in (r for state in ("passed", "failed") for r in terminalreporter.getreports(state)):
+        for table, row, counts in (
+            x for name, x in report.user_properties if name == "score" and report.when == "call"
+        ):
+            tables.setdefault(table, {}).setdefault(row, Counter()).update(counts)
+    for table, rows in tables.items():
+        names = list(dict.fromkeys(name for counts in rows.values() for name in counts))
+        terminalreporter.section(table)
+        wide = max(map(len, [*rows, "all"]))
+        terminalreporter.line(" " * wide + "".join(f"{name:>16}" for name in names))
+        for row, counts in [*sorted(rows.items()), ("all", sum(rows.values(), Counter()))]:
+            terminalreporter.line(f"{row:{wide}}" + "".join(f"{counts[name]:16d}" for name in names))
 
 
 @pytest.fixture(scope="session")

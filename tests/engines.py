@@ -16,7 +16,7 @@ import numpy as np
 
 from qwenref.engine.config import Config
 from qwenref.engine.forward import forward
-from qwenref.engine.kernels import reference
+from qwenref.engine.kernels import backend, reference
 from qwenref.engine.weights import Weights
 from qwenref.quant import q8_0, q8_1, q8_k
 from qwenref.quant.tensor import QTensor, dequantize
@@ -163,7 +163,30 @@ def ggml_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarra
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
 
 
+class Cpu:
+    """This package's CPU backend, in one precision.
+
+    twin: an engine in NumPy of the same arithmetic, in which mistakes are made: a planted value is written with
+    reference.Matrix, which the backend does not take, and the backend goes on with it.
+    """
+
+    def __init__(self, precision: str, twin: Any) -> None:
+        self.precision, self.twin = precision, twin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(backend("cpu"), name)
+
+    def prepare(self, w: Weights, precision: str) -> Weights:
+        self.compile_kernels(w, self.precision, lambda done, total: None)
+        return backend("cpu").prepare(w, self.precision)
+
+    def new_cache(self, c: Config, capacity: int, precision: str) -> Any:
+        return backend("cpu").new_cache(c, capacity, self.precision)
+
+
 ENGINES: dict[str, Any] = {
+    "cpu f32": Cpu("f32", reference),
+    "cpu int8": Cpu("int8", SimpleNamespace(**{**vars(reference), "linear": ggml_linear})),
     "reference f32": reference,
     "plain float32": engine(product=one_by_one),
     "HF float32": engine(),
@@ -212,7 +235,7 @@ class Run:
     def put(self, name: str, layer: int | None, value: Any) -> Any:
         self.at = layer
         mistake = self.mistakes.get((name, layer))
-        value = np.asarray(value if mistake is None else mistake(self, value), f32)
+        value = np.ascontiguousarray(value if mistake is None else mistake(self, value), f32)
         pos = self.pos if "T" in by_name(name).letters else self.pos[-1:]
         self.entries.append(Held(Path(name), by_name(name), layer, self.phase, value.shape, pos, array=value.copy()))
         return value
@@ -241,9 +264,10 @@ def dump_of(
 ) -> Dump:
     """What an engine dumps for a prompt and further tokens, one step each."""
     k = ENGINES[engine] if isinstance(engine, str) else engine
+    twin = getattr(k, "twin", k)
     prepared = k.prepare(weights, "f32")
     cache = k.new_cache(weights.config, len(tokens) + len(steps), "f32")
-    run = Run(prepared, k, mistakes or {})
+    run = Run(prepared if twin is k else twin.prepare(weights, "f32"), twin, mistakes or {})
     for phase, ids in enumerate([list(tokens), *([t] for t in steps)]):
         run.phase, run.pos = phase, tuple(range(cache.length, cache.length + len(ids)))
         forward(np.array(ids, np.int32), prepared, cache, k, run)

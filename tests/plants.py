@@ -16,8 +16,11 @@ from .engines import Run
 
 f32 = np.float32
 A = np.ndarray
-ALL = ("reference f32", "HF float32", "HF float16", "HF bfloat16", "ggml, 16-bit KV", "ggml, 32-bit KV")
-WIDE = ("reference f32", "HF float32", "ggml, 16-bit KV", "ggml, 32-bit KV")
+OWN = ("reference f32", "cpu f32", "cpu int8")
+HF = ("HF float32", "HF float16", "HF bfloat16")
+ALL = (*OWN, *HF, "ggml, 16-bit KV", "ggml, 32-bit KV")
+UNMASKED = tuple(e for e in ALL if "cpu" not in e)  # the CPU backend's mix never reads what a mask should hide
+WIDE = (*OWN, "HF float32", "ggml, 16-bit KV", "ggml, 32-bit KV")
 
 
 @dataclass(frozen=True)
@@ -149,16 +152,23 @@ def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("attention").reshape(len(y), -1), layer(run, 1).attn_out)
 
 
-def transposed(m: reference.Matrix) -> reference.Matrix:
-    (q,) = m.parts
+def matrix_of(w: A) -> reference.Matrix:
     from qwenref.quant import f32 as format_f32
-    from qwenref.quant.tensor import dequantize
 
-    w = np.ascontiguousarray(dequantize(q).reshape(q.shape[::-1]).T)
-    return reference.Matrix((QTensor("F32", w.shape, format_f32.encode(w).reshape(-1)),), f32)
+    return reference.Matrix((QTensor("F32", w.shape, format_f32.encode(np.ascontiguousarray(w)).reshape(-1)),), f32)
 
 
-@plant("weight-transposed", "attn_out", engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+def decoded(m: reference.Matrix) -> A:
+    return np.concatenate([slab.astype(f32) for slab in m.slabs()])
+
+
+def transposed(m: reference.Matrix) -> reference.Matrix:
+    """The same numbers in the same order, read as [in, out]."""
+    w = decoded(m)
+    return matrix_of(w.reshape(w.shape[::-1]).T)
+
+
+@plant("weight-transposed", "attn_out", engines=(*OWN[:2], *HF))
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("attention").reshape(len(y), -1), transposed(layer(run).attn_out))
 
@@ -167,7 +177,7 @@ def _(run: Run, y: A) -> A:
     "weight-transposed-down",
     "ffn_out",
     named="weight-transposed",
-    engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"),
+    engines=(*OWN[:2], *HF),
 )
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("ffn_swigl"), transposed(layer(run).ffn_down))
@@ -177,10 +187,17 @@ def _(run: Run, y: A) -> A:
     "weight-transposed-head",
     "lm_head",
     named="weight-transposed",
-    engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"),
+    engines=(*OWN[:2], *HF),
 )
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("final_norm")[-1:], transposed(run.weights.lm_head))[0]
+
+
+@plant("weight-transposed-first", "ffn_out", named="weight-transposed", engines=(*OWN[:2], *HF))
+def _(run: Run, y: A) -> A:
+    """Transposed in memory, and still read as [out, in]."""
+    w = decoded(layer(run).ffn_down)
+    return run.kernels.linear(run.get("ffn_swigl"), matrix_of(w.T.reshape(w.shape)))
 
 
 def half_of(run: Run, part: int) -> reference.Matrix:
@@ -353,7 +370,7 @@ def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T * 0, run.weights.inv_freq_h)
 
 
-@plant("rope-sign", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("rope-sign", *ROPE, engines=(*OWN, *HF))
 def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T, -run.weights.inv_freq_h)
 
@@ -363,14 +380,14 @@ def _(run: Run, y: A) -> A:
     return run.kernels.rope(y, run.pos_T, run.weights.inv_freq_h)
 
 
-@plant("rope-partial", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("rope-partial", *ROPE, engines=(*OWN, *HF))
 def _(run: Run, y: A) -> A:
     inv_freq = run.weights.inv_freq_h.copy()
     inv_freq[len(inv_freq) // 2 :] = 0
     return run.kernels.rope(unrotated(run, y), run.pos_T, inv_freq)
 
 
-@plant("rope-frequencies", *ROPE, engines=("reference f32", "HF float32", "HF float16", "HF bfloat16"))
+@plant("rope-frequencies", *ROPE, engines=(*OWN, *HF))
 def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T, run.weights.inv_freq_h[::-1])
 
@@ -458,18 +475,18 @@ def everywhere(run: Run) -> tuple[A, A]:
     return run.kernels.attn_scores(run.get("q_post_rope"), k, last), last
 
 
-@plant("mask-missing", "attn_softmax")
+@plant("mask-missing", "attn_softmax", engines=UNMASKED)
 def _(run: Run, y: A) -> A:
     return run.kernels.softmax(*everywhere(run))
 
 
-@plant("mask-off", "attn_softmax")
+@plant("mask-off", "attn_softmax", engines=UNMASKED)
 def _(run: Run, y: A) -> A:
     scores, last = everywhere(run)
     return run.kernels.softmax(scores, np.minimum(run.pos_T + np.int32(1), last))
 
 
-@plant("mask-inverted", "attn_softmax")
+@plant("mask-inverted", "attn_softmax", engines=UNMASKED)
 def _(run: Run, y: A) -> A:
     scores, _ = everywhere(run)
     return free_softmax(run, scores, -1, np.arange(y.shape[2]) >= run.pos_T[:, None])
@@ -641,12 +658,12 @@ def _(run: Run, y: A) -> A:
     return np.roll(y, 1, 0)
 
 
-@plant("result-rounded", "ffn_out", engines=("reference f32", "HF float32", "ggml, 16-bit KV"))
+@plant("result-rounded", "ffn_out", engines=(*OWN, "HF float32", "ggml, 16-bit KV"))
 def _(run: Run, y: A) -> A:
     return y.astype(np.float16).astype(f32)
 
 
-@plant("operands-rounded", "ffn_gate", engines=("reference f32", "HF float32"))
+@plant("operands-rounded", "ffn_gate", engines=(*OWN[:2], "HF float32"))
 def _(run: Run, y: A) -> A:
     return np.concatenate(
         [

@@ -1,14 +1,14 @@
 """Every hypothesis, planted: the mistake is made inside a foreign engine, which goes on with it. The judge must find
 the stage and the layer, only those, and the mistake's name among what it reports.
 
-Here each mistake is planted in the first, a middle and the last layer, the engines taking turns; `make oracle` plants
-each in every engine (test_every_engine) and in Hugging Face's own modules (tests/oracle/test_verify_real.py).
+Each mistake is planted in the first, a middle and the last layer of Hugging Face's arithmetic, of this package's own
+backends and of ggml's, the engines of each family taking turns, so that each has its turn in every engine;
+tests/oracle/test_verify_real.py plants some in Hugging Face's own modules.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -25,16 +25,12 @@ from .plants import PLANTS, Plant
 from .tiny import tiny_weights
 
 TOKENS = np.random.default_rng(1).integers(0, 259, 9).tolist()
-SCORES: Counter[str] = Counter()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scores() -> Iterator[None]:
-    yield
-    print(
-        f"\nplanted {SCORES['planted']}: stage and layer found {SCORES['placed']}, named {SCORES['named']}, "
-        f"false alarms {SCORES['false']}"
-    )
+FAMILIES = {
+    "Hugging Face": ("HF float32", "HF float16", "HF bfloat16"),
+    "our own": ("cpu f32", "cpu int8", "reference f32"),
+    "ggml": ("ggml, 16-bit KV", "ggml, 32-bit KV"),
+}
+Score = Callable[..., None]
 
 
 @cache
@@ -51,36 +47,56 @@ def planted(p: Plant, engine: str, layer: int | None) -> list[Finding]:
     return [f for f in verify(dump, weights(p.formats)).findings if f.verdict == UNEXPLAINED]
 
 
-def check(p: Plant, engine: str, layer: int) -> None:
+def check(p: Plant, engine: str, layer: int, score: Score) -> None:
     at = None if by_name(p.stage).scope == "whole" else layer
     found = planted(p, engine, at)
-    SCORES["planted"] += 1
-    SCORES["placed"] += (at, p.stage) in {(f.layer, f.stage) for f in found}
-    SCORES["false"] += len({(f.layer, f.stage) for f in found} - {(at, p.stage)})
-    assert {(f.layer, f.stage) for f in found} == {(at, p.stage)}, [(f.phase, f.layer, f.stage, f.left) for f in found]
-    for f in found:
-        assert p.named in {h["name"] for h in f.hypotheses}, (f.phase, [h["name"] for h in f.hypotheses])
-    SCORES["named"] += 1
+    places = {(f.layer, f.stage) for f in found}
+    named = all(p.named in {h["name"] for h in f.hypotheses} for f in found)
+    score(
+        "mistakes planted in simulated engines", engine, planted=1, stage_found=p.stage in {s for _, s in places},
+        layer_right=(at, p.stage) in places, name_right=bool(found) and named,
+        false_alarms=len(places - {(at, p.stage)}),
+    )  # fmt: skip
+    assert places == {(at, p.stage)}, [(f.phase, f.layer, f.stage, f.left) for f in found]
+    assert named, [(f.phase, [h["name"] for h in f.hypotheses]) for f in found]
 
 
-def places(p: Plant) -> list[int]:
+def layers_of(p: Plant) -> list[int]:
     return [0] if by_name(p.stage).scope == "whole" else list(p.layers)
 
 
-TURNS = [(p, p.engines[(i + layer) % len(p.engines)], layer) for i, p in enumerate(PLANTS) for layer in places(p)]
+def turns() -> Iterator[tuple[Plant, str, int]]:
+    """Each mistake in each of its layers, in one engine of each family that it shows in."""
+    for i, p in enumerate(PLANTS):
+        for engines in FAMILIES.values():
+            fit = [e for e in engines if e in p.engines]
+            for layer in layers_of(p) if fit else ():
+                yield p, fit[(i + layer) % len(fit)], layer
+
+
+TURNS = list(turns())
 
 
 @pytest.mark.parametrize(("p", "engine", "layer"), TURNS, ids=[f"{p.id}-{e}-{n}" for p, e, n in TURNS])
-def test_planted(p: Plant, engine: str, layer: int) -> None:
-    check(p, engine, layer)
+def test_planted(p: Plant, engine: str, layer: int, score: Score) -> None:
+    check(p, engine, layer, score)
 
 
-@pytest.mark.oracle
-@pytest.mark.parametrize("p", PLANTS, ids=[p.id for p in PLANTS])
-def test_every_engine(p: Plant) -> None:
-    for engine in p.engines:
-        for layer in places(p):
-            check(p, engine, layer)
+def test_every_hypothesis_has_its_turn_in_every_layer() -> None:
+    """In Hugging Face's dumps and in ours: the first, a middle and the last layer, where the mistake can be made."""
+    for family in ("Hugging Face", "our own"):
+        had = {(p.named, layer) for p, engine, layer in TURNS if engine in FAMILIES[family]}
+        for h in {p.named for p in PLANTS}:
+            stages = {p.stage for p in PLANTS if p.named == h}
+            whole = all(by_name(s).scope != "layer" for s in stages)
+            assert {layer for name, layer in had if name == h} == ({0} if whole else {0, 1, 2}), (h, family)
+
+
+def test_every_mistake_has_its_turn_in_every_engine() -> None:
+    had = {(p.id, engine) for p, engine, _ in TURNS}
+    for p in PLANTS:
+        if len(layers_of(p)) == 3:
+            assert {engine for name, engine in had if name == p.id} == set(p.engines), p.id
 
 
 # -- mistakes of the dump, not of the engine --------------------------------------------------------------------------

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwenref.quant.tensor import dequantize
 from qwenref.trace.report import as_json, engine_words, sentence, statement, text
 from qwenref.trace.report_html import page
 from qwenref.trace.verify import verify
 from qwenref.trace.verify_finding import UNEXPLAINED, Verification
 
-from .engines import changed, dump_of
+from .engines import Run, changed, dump_of
 from .plants import PLANTS
 from .tiny import tiny_weights
 
@@ -177,6 +178,31 @@ def test_every_unexplained_stage_has_a_card_with_its_picture() -> None:
         assert "RoPE is not applied" in card
         assert '<svg class="picture"' in card
         assert 'class="unexplained"' in card
+
+
+def test_a_mistake_of_every_layer_is_told_once() -> None:
+    p = next(p for p in PLANTS if p.id == "rope-missing-k_post_rope")
+    v = verify(dump_of(W, "HF float32", TOKENS, mistakes={(p.stage, layer): p.make for layer in range(3)}), W)
+    assert sentence(v) == "3 of 54 stages are not explained, all by one mistake: RoPE is not applied."
+    assert "3 stages explained by: RoPE is not applied (k_post_rope of layers 0 to 2)" in text(v)
+    assert "Unexplained, largest first; 1 of 3, for the others see --json or --html:" in text(v)
+    html = page(v, "dump", "model")
+    assert html.count("<article>") == 1
+    assert "2 more unexplained stages of the same kind" in html
+
+
+def test_the_blocks_of_a_wrong_row_are_drawn() -> None:
+    def lost(run: Run, y: np.ndarray) -> np.ndarray:
+        """Columns 32 to 63 of row 7 of ffn_down, a block of Q8_0, are lost."""
+        x, (q,) = run.get("ffn_swigl"), run.weights.layers[1].ffn_down.parts
+        y = y.copy()
+        y[:, 7] -= x[:, 32:64] @ dequantize(q, 7, 8)[0, 32:64]
+        return y
+
+    v = verify(dump_of(W, "HF float32", TOKENS, mistakes={("ffn_out", 1): lost}), W)
+    assert "row 7 of blk.1.ffn_down.weight (Q8_0), block 1 (columns 32 to 63): it is lost" in text(v)
+    (drawn,) = re.findall(r'<svg class="strip".*?</svg>', page(v, "dump", "model"))
+    assert re.findall(r'<rect class="unexplained" x="(\d+)"[^>]*fill-opacity="1.00"', drawn) == ["1"]
 
 
 def test_missing_stages_are_drawn_empty() -> None:

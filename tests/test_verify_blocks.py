@@ -95,9 +95,42 @@ def test_a_lost_or_scaled_block_is_located_by_few_positions(
     (spot,) = the_one(v, layer).where["blocks"]
     assert (spot["row"], spot["block"], spot["confidence"]) == (ROW, BLOCK, 1.0)
     assert spot["factor"] == pytest.approx(factor, abs=1e-3)
-    words = "its share is lost" if factor == 0 else "it counts 2 times what it should"
+    words = "it is lost" if factor == 0 else "it counts 2 times what it should"
     assert words in text(v)
     assert f"row {ROW} of blk.{layer}.ffn_down.weight" in sentence(v)
+
+
+def scale(block: np.ndarray) -> None:
+    block[:2].view("<f2")[:] *= np.float16(1.5)
+
+
+def minimum(block: np.ndarray) -> None:
+    block[2:4] = 0
+
+
+def scale_of_a_group(block: np.ndarray) -> None:
+    """The 6-bit scale of group 3, in the low bits of its byte."""
+    block[4 + 3] ^= 0x20
+
+
+@pytest.mark.parametrize("engine", ENGINES[:4])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (scale, "its scale counts 1.5 times what it should"),
+        (minimum, "its minimum is lost"),
+        (scale_of_a_group, "the scale of columns 608 to 639 counts"),
+        (one_code, "the weight of column 536 is off by"),
+    ],
+)
+def test_one_wrong_number_is_told_by_few_positions(
+    engine: str, change: Callable[[np.ndarray], None], words: str
+) -> None:
+    """As a flipped bit in a file makes it: the block, and which of its numbers."""
+    v = judged(engine, change, 6)
+    (spot,) = the_one(v).where["blocks"]
+    assert (spot["row"], spot["block"], spot["confidence"]) == (ROW, BLOCK, 1.0)
+    assert words in text(v)
 
 
 def test_one_position_names_the_row_and_says_why_no_more() -> None:

@@ -85,8 +85,8 @@ def test_a_dump_without_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_another_model_is_said_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(written(tmp_path / "d")), "-m", "other.gguf"]) == 1
-    assert "Note: the embedding already differs" in capsys.readouterr().out.split("\n\n")[0]
+    assert main(["verify", str(written(tmp_path / "d")), "other.gguf"]) == 1
+    assert capsys.readouterr().out.startswith("The embedding already differs: this dump is of another model")
 
 
 def test_a_second_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +100,9 @@ def test_only_logits_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with DumpWriter(path, {}, c.sizes) as writer:
         writer.put("lm_head", None, np.zeros(c.vocab_size, np.float32), [4])
     assert main(["verify", str(path), "-m", "tiny.gguf"]) == 2
-    assert capsys.readouterr().out.startswith("Nothing could be judged: ")
+    out = capsys.readouterr().out
+    assert out.startswith("Nothing could be judged: lm_head: ")
+    assert "computes with" not in out
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -123,6 +125,50 @@ def test_what_cannot_be_judged_at_all(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "layer-1/ffn_up.bin: is truncated" in refused(capsys, str(cut), "-m", "tiny.gguf")
 
 
+def test_a_layer_folder_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "d")
+    shutil.rmtree(path / "layer-1")
+    assert main(["verify", str(path), "tiny.gguf"]) == 0
+    out = capsys.readouterr().out
+    lost = "layer-1/attn_norm.bin, layer-1/qkv_matmul.bin, layer-1/qkv_bias.bin and 14 more"
+    assert f"Note: the manifest lists, and the dump lacks: {lost}." in out
+    assert "missing: " in out
+
+
+def test_a_decode_step_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "d")
+    for name in ("layer-0", "layer-1"):
+        shutil.rmtree(path / name)
+    for name in ("final_norm.bin", "lm_head.bin"):
+        (path / name).unlink()
+    assert main(["verify", str(path), "tiny.gguf"]) == 0
+    assert (
+        "Not judged: attn_scores in 2 places: the keys of positions 0 to 4 are not in the dump"
+        in capsys.readouterr().out
+    )
+
+
+def test_nan_is_said_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "d", manifest=False)
+    file = path / "layer-1" / "ffn_up.bin"
+    file.write_bytes(file.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+    assert main(["verify", str(path), "tiny.gguf"]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "Values that are NaN or infinite first appear in ffn_up of layer 1. One stage is not explained"
+    )
+    assert "layer 1 ffn_up: 1 value is NaN or infinite, and its inputs are not" in said
+
+
+def test_other_tokens_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "d")
+    told = json.loads((path / "manifest.json").read_text("utf-8"))
+    told["run"]["tokens"] = [1, 2, 3, 4, 5]
+    (path / "manifest.json").write_text(json.dumps(told), "utf-8")
+    assert main(["verify", str(path), "tiny.gguf"]) == 1
+    assert "the products do not: other tokens were run (17 3 99 200 4)" in capsys.readouterr().out
+
+
 def test_files_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a manifest the digests tell; between layers the headers; without either, the judge."""
     path = written(tmp_path / "d")
@@ -133,7 +179,9 @@ def test_files_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "SHA-256 is not the one in manifest.json" in refused(capsys, str(path), "-m", "tiny.gguf")
     (path / "manifest.json").unlink()
     assert main(["verify", str(path), "-m", "tiny.gguf"]) == 1
-    assert "the weights of gate and up are swapped" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()[0]
+    assert "the weights of gate and up are swapped" in said
+    assert said.endswith("computed from right values, so the files are wrong, not the engine.")
     shutil.copy(path / "layer-0" / "attn_out.bin", path / "layer-1" / "attn_out.bin")
     assert "its header says layer 0, its path does not" in refused(capsys, str(path), "-m", "tiny.gguf")
 

@@ -12,7 +12,7 @@ from ..trace.dump import open_dump
 from ..trace.report import as_json, text
 from ..trace.report_html import page
 from ..trace.verify import verify
-from .load import open_weights
+from .load import add_model_argument, open_weights
 from .progress import progress
 
 
@@ -23,13 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """exit status: 0 all that was judged is explained, 1 something is not, 2 nothing could be judged
 examples:
-  engine verify dump/ -m model.gguf
+  engine verify dump/ model.gguf
   engine verify dump/ -m model.gguf --html report.html
   engine verify dump/ -m model-f16.gguf --against model-q4_k_m.gguf --json"""
     parser.add_argument("dump", metavar="DUMP", help="folder of APRT files, with or without a manifest")
-    parser.add_argument(
-        "-m", "--model", metavar="MODEL", help="the model that was run: file, folder or alias (default: the 0.5B)"
-    )
+    add_model_argument(parser)
     parser.add_argument("--against", metavar="MODEL2", help="a second model whose weights may explain a difference")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a report that opens in a browser, too")
@@ -39,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     if args.html is not None and not args.html.absolute().parent.is_dir():
         raise BadInput(f"{args.html}: no such folder")
     checkpoint, weights = open_weights(args.model)
-    dump = open_dump(args.dump, checkpoint.config.sizes)
+    dump = open_dump(args.dump, checkpoint.config.sizes, incomplete=True)
     dump.check_digests()
     against = open_weights(args.against)[1] if args.against else None
     with progress("verify", len(dump.entries)) as done:

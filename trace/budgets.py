@@ -2,8 +2,8 @@
 looked at.
 
 A weaker word than a recipe, so it is believed of a kind of stage only, never of one stage among many: if the dump's
-other
-products are reproduced to rounding, no budget excuses the one that is not. docs/budgets.md derives the predictions.
+other products are reproduced to rounding, no budget excuses the one that is not. docs/budgets.md derives the
+predictions.
 """
 
 from __future__ import annotations

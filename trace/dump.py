@@ -69,6 +69,7 @@ class Dump:
     run: the manifest's facts of the run ({} without one): model, tokens, backend, precision, versions.
     sizes: the model's sizes by shape letter; None where neither the manifest nor the caller knows them.
     entries: in order of execution. ignored: .bin files of a dump without a manifest whose names are no stage's.
+    missing: files that the manifest lists and that are not there.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Dump:
     sizes: Mapping[str, int] | None
     entries: tuple[Entry, ...]
     ignored: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     _by_key: Mapping[tuple[int, int | None, str], Entry] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -96,10 +98,13 @@ class Dump:
                         )
 
 
-def open_dump(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = None) -> Dump:
+def open_dump(
+    path: str | os.PathLike[str], sizes: Mapping[str, int] | None = None, *, incomplete: bool = False
+) -> Dump:
     """Opens a dump, checks every header against path, manifest and sizes, and reads no values.
 
-    sizes: the model's, by shape letter, for a dump without a manifest (aprender's, or a user's own). Raises BadInput.
+    sizes: the model's, by shape letter, for a dump without a manifest (aprender's, or a user's own).
+    incomplete: whether files that the manifest lists may be missing. Raises BadInput.
     """
     path = Path(path)
     if not path.is_dir():
@@ -107,11 +112,14 @@ def open_dump(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = No
     manifest = read_manifest(path)
     run: Mapping[str, Any] = {}
     ignored: list[str] = []
+    missing: list[str] = []
     if manifest is None:
         entries, ignored = _bare_entries(path, sizes)
     else:
         run, sizes = manifest["run"], manifest["sizes"]
-        entries = [_listed_entry(path, f, manifest["sizes"]) for f in manifest["files"]]
+        if incomplete:
+            missing = [f["path"] for f in manifest["files"] if not (path / f["path"]).exists()]
+        entries = [_listed_entry(path, f, sizes) for f in manifest["files"] if f["path"] not in missing]
         stale = sorted(set(files_of(path)) - {MANIFEST} - {e.path.relative_to(path).as_posix() for e in entries})
         if stale:
             raise BadInput(f"{path} holds {stale[0]}, which {MANIFEST} does not list; remove it, or trace again")
@@ -121,7 +129,7 @@ def open_dump(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = No
     for a, b in pairwise(entries):
         if a.key == b.key:
             raise BadInput(f"{a.path} and {b.path} are the same stage")
-    return Dump(path, run, sizes, tuple(entries), tuple(ignored))
+    return Dump(path, run, sizes, tuple(entries), tuple(ignored), tuple(missing))
 
 
 def open_stage(path: str | os.PathLike[str]) -> tuple[Entry, Mapping[str, int] | None]:

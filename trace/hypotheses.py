@@ -1,7 +1,7 @@
 """Hypotheses: known mistakes, each a small function that recomputes a stage as an engine with that mistake would.
 
 One is reported when it reproduces the dump down to rounding, under the dump's own recipe. To add one: a function under
-@hypothesis in one of the hypotheses_*.py files, and a test that plants it (tests/test_hypotheses.py).
+@hypothesis in one of the hypotheses_*.py files, and a mistake that it explains (tests/plants.py).
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ def table() -> list[Hypothesis]:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A hypothesis that reproduces a stage. at: the stage that the mistake is in (a missing one, if the dump lacks
-    it)."""
+    """A hypothesis that reproduces a stage. at: the stage that the mistake is in, which the dump may lack."""
 
     name: str
     sentence: str
@@ -79,9 +78,10 @@ class Named:
 def explain(site: Site, got: NDArray[np.floating[Any]], only: Collection[str] | None = None) -> list[Named]:
     """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump lacks.
 
+    Those about this kind of stage come before those that any stage may have (every value is 0.125 times ...).
     only: the names of those to try; None for all.
     """
-    named = []
+    named: list[tuple[bool, Named]] = []
     here = (site.phase, site.layer)
     lacking = dict.fromkeys(stage for phase, layer, stage, _ in site.recomputed if (phase, layer) == here)
     for at in (site.stage, *lacking):
@@ -90,8 +90,9 @@ def explain(site: Site, got: NDArray[np.floating[Any]], only: Collection[str] | 
                 best = _best(h, site, at, got)
                 if best is not None:
                     detail, fit = best
-                    named.append(Named(h.name, h.sentence.format(detail), at, fit.left, fit.allowed))
-    return sorted(named, key=lambda n: n.left)
+                    known = Named(h.name, h.sentence.format(detail), at, fit.left, fit.allowed)
+                    named.append((not h.stages, known))
+    return [known for _, known in sorted(named, key=lambda n: (n[0], n[1].left))]
 
 
 def _best(h: Hypothesis, site: Site, at: str, got: NDArray[np.floating[Any]]) -> tuple[str, Fit] | None:

@@ -1,5 +1,4 @@
-"""Mistakes of the dump rather than the engine: the wrong capture point, layer, position or layout; and simple
-factors."""
+"""Mistakes of the dump rather than the engine: the wrong capture point, layer, position or layout; simple factors."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ def positions_shifted(s: Site) -> Several:
 
 @hypothesis(
     "layout",
-    "the values are laid out {}, not {T N H}".replace("{T N H}", "position by position"),
+    "the values are laid out {}, not position by position",
     "q_post_rope",
     "k_post_rope",
     "attention",

@@ -18,6 +18,7 @@ from .verify_formulas import FORMULAS, flat, linear
 from .verify_site import Site
 
 IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
+MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
 Bytes = NDArray[np.uint8]
 
 
@@ -35,17 +36,26 @@ def weight_other_layer(s: Site) -> Several:
             yield str(layer), through(s, matrices=s.bench.matrices(layer, s.stage))
 
 
-@hypothesis("weight-transposed", "the weights are read as [in, out]: A^T x for A x", *PRODUCTS)
+@hypothesis("weight-transposed", "the weights are transposed: {}", *PRODUCTS)
 def weight_transposed(s: Site) -> Several:
     matrices = s.matrices()
-    if sum(m.shape[0] * m.shape[1] for m in matrices) <= 1 << 27:
-        yield "", through(s, matrices=[transposed(m) for m in matrices])
+    if sum(m.shape[0] * m.shape[1] for m in matrices) <= MOST:
+        yield "[out, in] in memory, read as [in, out]", through(s, matrices=[reread(m) for m in matrices])
+        if any(m.shape[0] != m.shape[1] for m in matrices):
+            yield "[in, out] in memory, read as [out, in]", through(s, matrices=[turned(m) for m in matrices])
 
 
-def transposed(m: Matrix) -> Matrix:
+def reread(m: Matrix) -> Matrix:
     """The same numbers in the same order, taken for [I, O]."""
     O, I = m.shape
-    values = np.ascontiguousarray(m.rows(0, O).reshape(I, O).T)
+    values = m.rows(0, O).reshape(I, O).T
+    return replace(m, change=lambda start, w: values[start : start + len(w)])
+
+
+def turned(m: Matrix) -> Matrix:
+    """The transposed matrix's numbers in their order, taken for [O, I]."""
+    O, I = m.shape
+    values = m.rows(0, O).T.reshape(O, I)
     return replace(m, change=lambda start, w: values[start : start + len(w)])
 
 
@@ -188,7 +198,7 @@ def decoder(s: Site) -> Several:
     matrices = s.matrices()
     ways: dict[str, list[Matrix]] = {}
     for i, m in enumerate(matrices):
-        if m.shape[0] * m.shape[1] > 1 << 27:
+        if m.shape[0] * m.shape[1] > MOST:
             return
         for name, wrong in wrong_decoders(m):
             full = f"{m.format} decoder is wrong: {name}"

@@ -18,8 +18,9 @@ CODES = {
     "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "Q5_1": (4, 24),
     "Q2_K": (16, 80), "Q3_K": (0, 96), "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192),
 }  # fmt: skip
-# Formats whose groups, of so many weights, have a minimum.
-MINIMA = {"Q4_1": 32, "Q5_1": 32, "Q2_K": 16, "Q4_K": 32, "Q5_K": 32}
+# How many weights of a block share a scale of their own, and in which formats a minimum, too.
+GROUPS = {"Q4_1": 32, "Q5_1": 32, "Q2_K": 16, "Q3_K": 16, "Q4_K": 32, "Q5_K": 32, "Q6_K": 16}
+MINIMA = {"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +61,6 @@ class Matrix:
 
     def minima(self, start: int, stop: int) -> NDArray[np.float64] | None:
         """[rows, groups]: the constant of each group; None for formats without minima."""
-        group = MINIMA.get(self.format)
-        return None if group is None else self.constants(start, stop)[:, ::group].astype(np.float64)
+        if self.format not in MINIMA:
+            return None
+        return self.constants(start, stop)[:, :: GROUPS[self.format]].astype(np.float64)

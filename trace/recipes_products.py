@@ -2,14 +2,12 @@
 of summation can move it.
 
 Adding K terms in float32 in an order nobody told: each addition rounds a partial sum s by at most u |s|, on average
-(uniform
-in the last place) by u |s| / sqrt(3). Terms t_k of mixed sign make s a random walk of size sqrt(sum t_k^2) to the sum
-y: the
-error's standard deviation is about sigma = u sqrt(K/3) sqrt(y^2 + sum t_k^2) for a walk of ordinary size. It is a
-normal number times the size of a walk, so SIGMAS must cover both tails: 13 is passed with a chance of 1e-9 per element
-(docs/budgets.md). Sums of one sign cannot wander, and SIGMAS_ONE_SIGN is the normal number's alone. Higham (Accuracy
-and
-Stability, 2nd ed.) has the worst case gamma_K sum |t_k| in section 3.1, the sqrt(K) of independent roundings in 2.8.
+(uniform in the last place) by u |s| / sqrt(3). Terms t_k of mixed sign make s a random walk of size sqrt(sum t_k^2) to
+the sum y: the error's standard deviation is about sigma = u sqrt(K/3) sqrt(y^2 + sum t_k^2) for a walk of ordinary
+size. It is a normal number times the size of a walk, so SIGMAS must cover both tails: 13 is passed with a chance of
+1e-9 per element (docs/budgets.md). Sums of one sign cannot wander, and SIGMAS_ONE_SIGN is the normal number's alone.
+Higham (Accuracy and Stability, 2nd ed.) has the worst case gamma_K sum |t_k| in section 3.1, the sqrt(K) of independent
+roundings in 2.8.
 """
 
 from __future__ import annotations

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .plan import spell_ranges
 from .recipes import Recipe
+from .report_where import place_of, surely
 from .stages import STAGES
 from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
 SHOWN = 12  # unexplained stages that are told one by one
-SURE = 0.95  # of a block, before it is named without a doubt
 WORST_FIRST = (UNEXPLAINED, UNJUDGED, BUDGET, REPRODUCED, EXACT)
 ANGLES = {
     "product": "RoPE's angle as one float32 product",
@@ -35,46 +34,72 @@ def number(x: float | None) -> str:
 
 
 def sentence(v: Verification) -> str:
-    """The whole verification in one sentence."""
+    """The whole verification in one sentence, after those that must come first."""
+    return " ".join([*v.first, _verdict(v)])
+
+
+def _verdict(v: Verification) -> str:
     count = Counter(f.verdict for f in v.findings)
     bad, unjudged = count[UNEXPLAINED], count[UNJUDGED]
     judged = sum(count.values()) - unjudged
     tail = f"; {plural(unjudged, 'stage')} could not be judged" if unjudged else ""
     if not judged:
-        return f"Nothing could be judged: {v.findings[0].reason if v.findings else 'the dump is empty'}."
+        why = f"{named(v.findings[0])}: {v.findings[0].reason}" if v.findings else "the dump is empty"
+        return f"Nothing could be judged: {why}; dump the stages before it, too."
     if not bad:
         weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
         return f"All {judged} stages that were judged are explained{weak}{tail}."
     cause, found = (mistakes(v) or [("", [])])[0]
     if bad > 1 and len(found) == bad:
-        return f"{bad} of {judged} stages are not explained, all by one mistake: {cause}{tail}."
+        return f"{bad} of {judged} stages are not explained, all by one mistake: {cause}{_files(v)}{tail}."
     first = by_size(v.findings)[0]
-    blocks = first.where.get("blocks")
-    guess = ", and no mistake that is known here explains it"
-    if first.hypotheses:
-        guess = f": {first.hypotheses[0]['sentence']}"
-    elif blocks:
-        spots = ", ".join(f"row {b['row']} of {b['matrix']}{_surely(b)}" for b in blocks)
-        guess = f": {spots} {'is' if len(blocks) == 1 else 'are'} not the model's"
     many = f"{bad} of {judged} stages are not explained; the worst is" if bad > 1 else "One stage is not explained:"
-    return f"{many} {named(first)}{guess}{tail}."
+    return f"{many} {named(first)}{_guess(first, bool(v.first))}{_files(v)}{tail}."
+
+
+def _guess(f: Finding, told: bool) -> str:
+    """The likeliest cause of an unexplained stage. told: something was said before that may be it."""
+    if f.hypotheses:
+        return f": {f.hypotheses[0]['sentence']}"
+    if broken := [n for n in f.notes if "NaN" in n]:
+        return f": {broken[0]}, and its inputs are not"
+    if blocks := f.where.get("blocks"):
+        spots = ", ".join(f"row {b['row']} of {b['matrix']}{surely(b)}" for b in blocks)
+        return f": {spots} {'is' if len(blocks) == 1 else 'are'} not the model's"
+    return "" if told else ", and no mistake that is known here explains it"
+
+
+def _files(v: Verification) -> str:
+    """Whether the unexplained are wrong files of an engine that is right."""
+    blamed = {f.blames for f in v.findings}
+    bad = {f.key for f in v.findings if f.verdict == UNEXPLAINED}
+    if not bad <= blamed:
+        return ""
+    return "; what follows was computed from right values, so the files are wrong, not the engine"
 
 
 def mistakes(v: Verification) -> list[tuple[str, list[Finding]]]:
     """The named mistakes, each with the stages that it explains; the one that explains most comes first."""
     found: dict[str, list[Finding]] = {}
     for f in v.findings:
-        for said in {h["sentence"] for h in f.hypotheses}:
+        for said in dict.fromkeys(h["sentence"] for h in f.hypotheses):
             found.setdefault(said, []).append(f)
     ranked = sorted(found.items(), key=lambda item: -len(item[1]))
     return [(said, fs) for said, fs in ranked if len(fs) > 1]
 
 
 def places_of(findings: Sequence[Finding]) -> str:
-    """`q_post_rope and k_post_rope of layers 0..24`."""
+    """`q_post_rope and k_post_rope of layers 0 to 23`."""
     stages = " and ".join(dict.fromkeys(f.stage for f in findings))
     layers = sorted({f.layer for f in findings if f.layer is not None})
-    return f"{stages} of layer{'s' * (len(layers) > 1)} {spell_ranges(layers)}" if layers else stages
+    return f"{stages} of layer{'s' * (len(layers) > 1)} {_runs(layers)}" if layers else stages
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: `0 to 23`, `3`, `0 to 2, 5`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    stops = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in zip(starts, stops, strict=True))
 
 
 def by_size(findings: Sequence[Finding]) -> list[Finding]:
@@ -84,6 +109,17 @@ def by_size(findings: Sequence[Finding]) -> list[Finding]:
         return (f.left or 0) / max(f.predicted or 0, 1e-12)
 
     return sorted((f for f in findings if f.verdict == UNEXPLAINED), key=size, reverse=True)
+
+
+def apart(v: Verification) -> list[Finding]:
+    """The unexplained ones to tell one by one, largest first: of a mistake that runs through a stage of many layers,
+    the largest stands for all."""
+    first: dict[tuple[str, str, bool], Finding] = {}
+    for f in by_size(v.findings):
+        for h in f.hypotheses:
+            first.setdefault((h["sentence"], f.stage, bool(f.phase)), f)
+    heard = {id(f) for f in first.values()}
+    return [f for f in by_size(v.findings) if not f.hypotheses or id(f) in heard]
 
 
 def plural(n: int, word: str) -> str:
@@ -136,44 +172,11 @@ def _at(f: Finding, h: dict[str, Any]) -> str:
     return "" if h["stage"] == f.stage else f" (in {h['stage']}, which the dump does not hold)"
 
 
-def place_of(where: dict[str, Any]) -> list[str]:
-    """Where the error sits, in words."""
-    parts = []
-    for axis in ("positions", "heads", "kv heads", "keys", "channels", "rows"):
-        if axis in where:
-            n, of, which = (where[axis][k] for k in ("count", "of", "which"))
-            if n == of:
-                parts.append(f"all {of} {axis}")
-            else:
-                parts.append(f"{n} of {of} {axis} ({', '.join(map(str, which))}{', ...' if n > len(which) else ''})")
-    lines = ["where: " + ", ".join(parts)] if parts else []
-    return lines + [block_words(b) for b in where.get("blocks", ())]
-
-
-def _surely(b: dict[str, Any]) -> str:
-    return f", block {b['block']}," if b["confidence"] >= SURE else ""
-
-
-def block_words(b: dict[str, Any]) -> str:
-    """Which weights are wrong, as far as the positions can tell."""
-    row = f"weights: row {b['row']} of {b['matrix']} ({b['format']})"
-    if b["block"] is None:
-        return f"{row}; one position cannot say which block of it: dump a longer prompt"
-    start = b["block"] * b["size"]
-    block = f"block {b['block']} (columns {start} to {start + b['size'] - 1})"
-    if b["confidence"] < SURE:
-        return f"{row}; so few positions do not say which block: perhaps {block}, {b['confidence']:.0%} likely"
-    if "factor" in b:
-        lost = abs(b["factor"]) < 1e-4
-        return f"{row}, {block}: " + (
-            "its share is lost" if lost else f"it counts {b['factor']:.4g} times what it should"
-        )
-    return f"{row}, {block}"
-
-
 def text(v: Verification) -> str:
     """The report for a terminal."""
-    lines = [sentence(v), f"The engine computes with: {engine_words(v)}."]
+    lines = [sentence(v)]
+    if any(f.explained for f in v.findings):
+        lines.append(f"The engine computes with: {engine_words(v)}.")
     lines += [f"Note: {r}." for r in v.remarks]
     for title, findings in sections(v):
         lines += ["", *grid(title, findings)]
@@ -181,9 +184,10 @@ def text(v: Verification) -> str:
     if common := mistakes(v):
         lines += ["", *(f"{plural(len(fs), 'stage')} explained by: {said} ({places_of(fs)})" for said, fs in common)]
     if bad:
-        few = f", the first {SHOWN}; --json and --html have all" if len(bad) > SHOWN else ""
-        lines += ["", f"Unexplained, largest first ({len(bad)}{few}):"]
-        for f in bad[:SHOWN]:
+        told = apart(v)[:SHOWN]
+        few = f"; {len(told)} of {len(bad)}, for the others see --json or --html" if len(told) < len(bad) else ""
+        lines += ["", f"Unexplained, largest first{few}:"]
+        for f in told:
             first, *rest = statement(f)
             lines += [first, *(f"    {line}" for line in rest)]
     weak = Counter((f.stage, f.budget["source"]) for f in v.findings if f.verdict == BUDGET)

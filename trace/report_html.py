@@ -8,6 +8,7 @@ from math import log10
 from typing import Any
 
 from .report import (
+    apart,
     by_size,
     engine_words,
     mistakes,
@@ -23,7 +24,7 @@ from .report import (
 from .stages import STAGES
 from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
-CELL, GAP, LEFT, TOP = 17, 2, 34, 88  # of the heat map, in its own units
+CELL, GAP, LEFT, TOP = 17, 2, 18, 82  # of the heat map, in its own units
 CARDS = 24  # unexplained stages that are drawn
 LEGEND = (
     (EXACT, "bit-equal"),
@@ -50,15 +51,19 @@ anywhere }
 .status.none { border-color: var(--unjudged) }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0; list-style: none; font-size: .85rem; color:
 var(--soft) } .legend svg { width: .95rem; height: .95rem; vertical-align: -.15rem; margin-right: .35rem }
-svg.map { width: 100%; max-width: 40rem; height: auto; display: block } svg text { fill: var(--soft); font: 9px
+svg.map { width: 100%; max-width: 36rem; height: auto; display: block } svg text { fill: var(--soft); font: 10px
 system-ui, sans-serif }
 svg .exact { fill: var(--exact) } svg .reproduced { fill: var(--reproduced) } svg .budget { fill: var(--budget) }
 svg .unjudged { fill: var(--unjudged) } svg .none { fill: var(--none) } svg .unexplained { fill: var(--bad) }
 svg text.mark { fill: var(--onbad); font-weight: 700; text-anchor: middle }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem .9rem; margin:
 .9rem 0 } article h3 { font-size: 1rem; margin: 0 0 .3rem } article ul { padding-left: 1.1rem }
-.picture { width: 100%; height: auto; border: 1px solid var(--line); margin-top: .5rem; image-rendering: pixelated;
-max-height: 22rem } .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; width: 100% }
+.picture { width: 100%; height: auto; border: 1px solid var(--line); margin-top: .7rem; image-rendering: pixelated;
+max-height: 22rem; display: block } .picture line { stroke: var(--line); vector-effect: non-scaling-stroke }
+.ends { display: flex; justify-content: space-between; margin: .15rem 0 0; color: var(--soft); font-size: .8rem }
+.strip { width: 100%; height: 1.1rem; display: block; margin-top: .7rem; border: 1px solid var(--line) }
+.strip line { stroke: var(--line); vector-effect: non-scaling-stroke }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; width: 100% }
 td, th { padding: .18rem .5rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
 td.n { text-align: right; font-variant-numeric: tabular-nums } details { margin-top: 2rem } summary { cursor: pointer }
 """
@@ -74,7 +79,7 @@ def page(v: Verification, dump: str, model: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(dump)}: {escape(sentence(v))}</title><style>{STYLE}</style></head><body>",
         f'<div class="status{state}"><h1>{escape(sentence(v))}</h1>',
-        f"<p>The engine computes with {escape(engine_words(v))}.</p></div>",
+        f"<p>The engine computes with {escape(engine_words(v))}.</p></div>" if v.status < 2 else "</div>",
         *(f"<p>{escape(r[:1].upper() + r[1:])}.</p>" for r in v.remarks),
         f'<p class="soft">Dump <code>{escape(dump)}</code>, judged by <code>{escape(model)}</code>, '
         f"{tokens(v)}; every stage recomputed in float64 from the dump's own inputs.</p>",
@@ -83,13 +88,14 @@ def page(v: Verification, dump: str, model: str) -> str:
     for title, findings in sections(v):
         parts += [f"<h2>{escape(title)}: what is left, over what rounding allows</h2>", heat_map(findings)]
     if bad:
-        parts.append(f"<h2>{plural(len(bad), 'unexplained stage')}, largest first</h2>")
+        parts.append(f"<h2>{plural(len(bad), 'unexplained stage')}{', largest first' * (len(bad) > 1)}</h2>")
         common = (
             f"<li>{escape(said)}: {plural(len(fs), 'stage')} ({escape(places_of(fs))})</li>" for said, fs in mistakes(v)
         )
-        parts += ["<ul>", *common, "</ul>", *(card(f) for f in bad[:CARDS])]
-        if len(bad) > CARDS:
-            parts.append(f"<p>{len(bad) - CARDS} more are in the table below.</p>")
+        drawn = apart(v)[:CARDS]
+        parts += ["<ul>", *common, "</ul>", *(card(f) for f in drawn)]
+        if more := len(bad) - len(drawn):
+            parts.append(f"<p>{plural(more, 'more unexplained stage')} of the same kind: see the table below.</p>")
     weak = Counter((f.stage, f.budget["source"]) for f in v.findings if f.verdict == BUDGET)
     unjudged = Counter((f.stage, f.reason) for f in v.findings if f.verdict == UNJUDGED)
     for title, counted in (("Within a noise budget only", weak), ("Not judged", unjudged)):
@@ -110,7 +116,10 @@ def legend() -> str:
     items = "".join(
         f'<li><svg viewBox="0 0 17 17">{square(0, 0, verdict)}</svg>{escape(words)}</li>' for verdict, words in LEGEND
     )
-    return f'<ul class="legend">{items}</ul>'
+    shades = (
+        "The paler green is deeper the more of what rounding allows is used; the red, the further the error is beyond."
+    )
+    return f'<ul class="legend">{items}</ul><p class="soft">{shades}</p>'
 
 
 def square(x: float, y: float, verdict: str, title: str = "", depth: float = 1.0) -> str:
@@ -130,34 +139,32 @@ def square(x: float, y: float, verdict: str, title: str = "", depth: float = 1.0
 
 
 def heat_map(findings: list[Finding]) -> str:
-    """Layers down, stages across; the last row is the whole model's."""
+    """Layers down, stages across; below them the stages of the whole model, and the embedding."""
     cell = worst_of(findings)
-    names = [s.name for s in STAGES if any(name == s.name for _, name in cell)]
-    layers = sorted({layer for layer, _ in cell if layer is not None})
-    rows: list[int | None] = [*layers, *([None] if any(layer is None for layer, _ in cell) else [])]
+    names = [s.name for s in STAGES if s.scope == "layer" and any(name == s.name for _, name in cell)]
+    whole = [(layer, s.name) for s in STAGES if s.scope != "layer" for layer in (0, None) if (layer, s.name) in cell]
+    layers = sorted({layer for layer, name in cell if layer is not None and name in names})
     pitch = CELL + GAP
-    width, height = LEFT + pitch * len(names), TOP + pitch * len(rows) + 6
-    parts = [f'<svg class="map" role="img" aria-label="layers and stages" viewBox="0 0 {width + 58} {height}">']
+    width, height = LEFT + pitch * max(len(names), 15) + 52, TOP + pitch * (len(layers) + bool(whole)) + 12
+    parts = [f'<svg class="map" role="img" aria-label="layers and stages" viewBox="0 0 {width} {height}">']
     for i, name in enumerate(names):
         x = LEFT + i * pitch + CELL / 2 + 3
         parts.append(f'<text transform="translate({x:g} {TOP - 6}) rotate(-52)">{escape(name)}</text>')
-    for j, layer in enumerate(rows):
+    for j, layer in enumerate(layers):
         y = TOP + j * pitch
-        label = "model" if layer is None else str(layer)
-        parts.append(f'<text x="{LEFT - 5}" y="{y + 12}" text-anchor="end">{label}</text>')
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 12}" text-anchor="end">{layer}</text>')
         for i, name in enumerate(names):
-            f = cell.get((layer, name))
-            x = LEFT + i * pitch
+            f, x = cell.get((layer, name)), LEFT + i * pitch
             if f is not None:
                 parts.append(square(x, y, f.verdict, statement(f)[0], depth(f)))
-            elif (layer is None) == (STAGES_BY_NAME[name] == "whole") and not (
-                STAGES_BY_NAME[name] == "first" and layer
-            ):
+            else:
                 parts.append(f'<rect class="none" x="{x}" y="{y}" width="{CELL}" height="{CELL}" rx="2"/>')
+    y = TOP + pitch * len(layers) + 6
+    for i, key in enumerate(whole):
+        f, x = cell[key], LEFT + i * 5 * pitch
+        parts.append(square(x, y, f.verdict, statement(f)[0], depth(f)))
+        parts.append(f'<text x="{x + CELL + 4}" y="{y + 12}">{escape(f.stage)}</text>')
     return "".join([*parts, "</svg>"])
-
-
-STAGES_BY_NAME = {s.name: s.scope for s in STAGES}
 
 
 def depth(f: Finding) -> float:
@@ -175,7 +182,8 @@ def card(f: Finding) -> str:
     first, *rest = statement(f)
     items = "".join(f"<li>{escape(line)}</li>" for line in rest)
     head = f"<article><h3>{escape(named(f))}</h3><p>{escape(first.split(': ', 1)[1])}</p><ul>{items}</ul>"
-    return head + (drawing(f.where["picture"]) if "picture" in f.where else "") + "</article>"
+    pictures = drawing(f.where["picture"]) if "picture" in f.where else ""
+    return head + pictures + "".join(strip(b) for b in f.where.get("blocks", ())) + "</article>"
 
 
 def drawing(p: dict[str, Any]) -> str:
@@ -193,11 +201,37 @@ def drawing(p: dict[str, Any]) -> str:
                     box = f'x="{start}" y="{y * high}" width="{x - start}" height="{high}"'
                     parts.append(f'<rect class="unexplained" {box} fill-opacity="{strength:.2f}"/>')
                 start = x
-    down, across = p["shape"]
-    words = f"{p['down']} down ({down}), {p['across']} across ({across}); the redder, the further beyond rounding"
+    parts += (upright(columns * i / p["heads"], rows * high) for i in range(1, p["heads"]))
+    words = f"Down: {p['down']}. Across: {p['across']}. Blank is within rounding; the redder, the further beyond."
     box = f'viewBox="0 0 {columns} {rows * high}" preserveAspectRatio="none" role="img"'
-    svg = f'<svg class="picture" {box} aria-label="{escape(words)}">{"".join(parts)}</svg>'
-    return f'{svg}<p class="soft">{escape(words)}.</p>'
+    left, right = p["ends"]
+    return (
+        f'<svg class="picture" {box} aria-label="{escape(words)}">{"".join(parts)}</svg>'
+        f'<p class="ends"><span>{escape(left)}</span><span>{escape(right)}</span></p>'
+        f'<p class="soft">{escape(words)}</p>'
+    )
+
+
+def upright(x: float, height: int) -> str:
+    return f'<line x1="{x:g}" x2="{x:g}" y1="0" y2="{height}"/>'
+
+
+def strip(b: dict[str, Any]) -> str:
+    """A row of the weights, block by block: the redder, the likelier it is the wrong one."""
+    likely: list[float] = b["likely"]
+    boxes = (
+        f'<rect class="unexplained" x="{i}" y="0" width="1" height="1" fill-opacity="{p:.2f}"/>'
+        for i, p in enumerate(likely)
+        if p >= 0.01
+    )
+    lines = (upright(i, 1) for i in range(1, len(likely)))
+    box = f'viewBox="0 0 {len(likely)} 1" preserveAspectRatio="none" role="img"'
+    words = f"Row {b['row']} of {b['matrix']} in blocks of {b['size']}: the redder, the likelier it is the wrong one."
+    return (
+        f'<svg class="strip" {box} aria-label="{escape(words)}">{"".join(boxes)}{"".join(lines)}</svg>'
+        f'<p class="ends"><span>block 0</span><span>block {len(likely) - 1}</span></p>'
+        f'<p class="soft">{escape(words)}</p>'
+    )
 
 
 def table(v: Verification) -> str:

@@ -16,12 +16,12 @@ from ..quant.errors import BadInput
 from .dump import Dump
 from .recipes_floats import Span
 from .recipes_rope import fitted
-from .verify_bench import ROPE, Bench, place
-from .verify_finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Verification
+from .verify_bench import PRODUCTS, ROPE, Bench, place
+from .verify_finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .verify_formulas import heads_of
 from .verify_judge import Judge
 from .verify_review import review
-from .verify_tokens import known_tokens
+from .verify_tokens import known_tokens, nearest
 
 
 def verify(
@@ -37,6 +37,12 @@ def verify(
         check_shape(dump, against)
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
+    for files, what in (
+        (dump.missing, "the manifest lists, and the dump lacks"),
+        (dump.ignored, "left out, as their names are no stage's"),
+    ):
+        if files:
+            remarks.append(f"{what}: {', '.join(files[:3])}{f' and {len(files) - 3} more' if len(files) > 3 else ''}")
     bench.rotations, told = fitted(bench.rotations, list(rotations_seen(bench)))
     judge = Judge(bench)
     findings = []
@@ -47,13 +53,12 @@ def verify(
         judge.name_recipes(findings)
         second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
         review(judge, findings, second)
-    remarks += first_remarks(findings)
     recipe = judge.recipe
     operands = sorted(
         {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
     )
     turned = told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings)
-    return Verification(findings, recipe, bench.tokens, remarks, operands, turned)
+    return Verification(findings, recipe, bench.tokens, first_of_all(bench, findings), remarks, operands, turned)
 
 
 def check_shape(dump: Dump, weights: Weights) -> None:
@@ -66,20 +71,24 @@ def check_shape(dump: Dump, weights: Weights) -> None:
         raise BadInput(f"{dump.path} has layer {deepest}; the model has layers 0 to {c.num_hidden_layers - 1}")
 
 
-def first_remarks(findings: Sequence[Finding]) -> list[str]:
-    """What must be said before any table."""
-    remarks = []
-    embedding = [f for f in findings if f.stage == "embedding" and f.verdict == UNEXPLAINED]
-    if embedding:
-        remarks.append(
-            "the embedding already differs: this is the dump of another model or of other tokens, and what follows may "
-            "mean little"
-        )
+def first_of_all(bench: Bench, findings: Sequence[Finding]) -> list[str]:
+    """Sentences that must be said before any other."""
+    said = []
+    embedding = next((f for f in findings if f.stage == "embedding" and f.verdict == UNEXPLAINED), None)
+    if embedding is not None and not embedding.hypotheses:
+        products = [f for f in findings if f.stage in PRODUCTS and f.verdict != UNJUDGED]
+        e = bench.dump.get("embedding", 0, embedding.phase)
+        assert e is not None
+        if products and all(f.explained for f in products):
+            tokens = " ".join(map(str, nearest(bench, e.values())[:12]))
+            said.append(f"The embedding already differs, the products do not: other tokens were run ({tokens}).")
+        else:
+            said.append("The embedding already differs: this dump is of another model, or of other tokens.")
     broken = next((f for f in findings if any("NaN" in n for n in f.notes) or "NaN" in f.reason), None)
     if broken is not None:
         step = f" of decode step {broken.phase}" if broken.phase else ""
-        remarks.append(f"values that are NaN or infinite first appear in {broken.stage} of {place(broken.layer)}{step}")
-    return remarks
+        said.append(f"Values that are NaN or infinite first appear in {broken.stage} of {place(broken.layer)}{step}.")
+    return said
 
 
 def rotations_seen(bench: Bench) -> Iterator[tuple[Any, Any, Any]]:

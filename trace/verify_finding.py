@@ -9,9 +9,8 @@ from .recipes import Recipe
 from .verify_bench import Key
 from .verify_fit import Fit
 
-EXACT, REPRODUCED, BUDGET, UNEXPLAINED, UNJUDGED = (
-    "exact", "reproduced", "within budget", "unexplained", "not judged",
-)  # fmt: skip
+VERDICTS = ("exact", "reproduced", "within budget", "unexplained", "not judged")
+EXACT, REPRODUCED, BUDGET, UNEXPLAINED, UNJUDGED = VERDICTS
 
 
 @dataclass
@@ -60,15 +59,16 @@ class Finding:
 
 @dataclass
 class Verification:
-    """findings in order of execution; recipe: the engine's arithmetic as the data show it; remarks: to be said first.
+    """findings in order of execution; recipe: the engine's arithmetic as the data show it.
 
-    operands: what its activations become before the products of this model. turned: whether the dump tells how RoPE's
-    angle is made.
+    first: sentences to say before any other; remarks: what to say after the verdict. operands: what its activations
+    become before the products of this model. turned: whether the dump tells how RoPE's angle is made.
     """
 
     findings: list[Finding]
     recipe: Recipe
     tokens: list[int] | None
+    first: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     operands: list[str] = field(default_factory=list)
     turned: bool = False

@@ -63,6 +63,7 @@ class Judge:
     def _judge(self, e: Entry, finding: Finding) -> None:
         got = e.values()
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
+        said = f"{broken} value{'s are' if broken > 1 else ' is'} NaN or infinite"
         tried: dict[Any, tuple[Recipe, Span, Fit]] = {}
         for recipe in self.ranked():
             site = self.site(e, recipe)
@@ -98,9 +99,9 @@ class Judge:
             if mixed is not None:
                 finding.state(mixed[1], REPRODUCED, mixed[0])
         if broken and finding.verdict != UNEXPLAINED:
-            finding.verdict, finding.reason = UNJUDGED, f"{broken} values are NaN or infinite, as its inputs are"
+            finding.verdict, finding.reason = UNJUDGED, f"{said}, as its inputs are"
         elif broken:
-            finding.notes.append(f"{broken} values are NaN or infinite")
+            finding.notes.append(said)
 
     def again(self, e: Entry, recipe: Recipe) -> tuple[Site, Span, Fit]:
         """The stage under one recipe."""

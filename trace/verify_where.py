@@ -1,17 +1,16 @@
 """Where in a tensor the unexplained elements sit: positions, heads, channels; and for a matrix product, which block
 of which row of the weights would explain them.
 
-A wrong block b of row o changes y[t, o] by sum_i dw_i x[t, i] over the block. If the block is only scaled (or lost:
-factor 0),
-that is a multiple of its share of the sum, the same at every position: two positions decide. If dw has no known
-direction, the errors of the row have covariance proportional to X_b X_b^T, X_b being the block's columns of x: each
-block's
-marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains them, and it takes some tens of positions to
-decide. One position decides nothing: then only the row can be named.
+A wrong block b of row o changes y[t, o] by sum_i dw_i x[t, i] over the block. If one number of the block is wrong (a
+scale, a minimum, a single weight), that is a multiple of what this number contributes, the same at every position: a
+few positions decide. If dw has no known direction, the errors of the row have covariance proportional to X_b X_b^T, X_b
+being the block's columns of x: each block's marginal likelihood (dw ~ N(0, s^2), s fitted) says how well it explains
+them, and it takes some tens of positions to decide. One position decides nothing: then only the row can be named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..quant.tensor import format_module
 from .recipes_floats import Array, Span
+from .recipes_matrix import CODES, GROUPS, MINIMA, Matrix
 from .recipes_products import operand
 from .stages import by_name
 from .verify_bench import INPUTS, PRODUCTS
@@ -28,14 +28,15 @@ from .verify_site import Site
 
 PIXELS = (48, 112)
 MOST = 8  # rows, channels or heads named
+DECIDE = 4  # positions that tell one of thousands of weights from the others
 AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "channels", "F": "channels",
-        "E": "channels", "V": "rows", "S": "keys"}  # fmt: skip
+        "E": "channels", "V": "tokens", "S": "keys"}  # fmt: skip
 
 
 def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
     """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of",
-    "which"}};
-    for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}]."""
+    "which"}}; for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}].
+    """
     bad = outside(got, span)
     letters = by_name(site.stage).letters
     found: dict[str, Any] = {"outside": int(bad.sum()), "of": int(bad.size)}
@@ -60,8 +61,7 @@ def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
 
 
 def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str, ...]) -> dict[str, Any]:
-    """The error over what is allowed, as powers of ten from 0, in at most PIXELS cells: positions down, all else
-    across.
+    """The error over what is allowed, as powers of ten, in at most PIXELS cells: positions down, all else across.
 
     Of the elements that share a cell, the worst. Inside its span an element counts 0.
     """
@@ -73,11 +73,20 @@ def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str
     flat_TC = ratio.reshape(len(ratio), -1) if len(letters) > 1 else ratio[None]
     cells = np.maximum.reduceat(flat_TC, cuts(flat_TC.shape[0], PIXELS[0]), axis=0)
     cells = np.maximum.reduceat(cells, cuts(flat_TC.shape[1], PIXELS[1]), axis=1)
-    across = {("N", "T", "S"): "heads, keys in each", ("V",): "vocabulary"}.get(letters)
-    if across is None:
-        across = "heads, channels in each" if len(letters) == 3 else "channels"
-    down = "positions" if len(letters) > 1 else "last position"
-    return {"down": down, "across": across, "shape": list(flat_TC.shape), "cells": cells.round(1).tolist()}
+    T, C = flat_TC.shape
+    return {"down": f"{T} positions" if "T" in letters else "the last position", **sides(letters, ratio.shape, C),
+            "shape": [T, C], "cells": cells.round(1).tolist()}  # fmt: skip
+
+
+def sides(letters: tuple[str, ...], shape: tuple[int, ...], C: int) -> dict[str, Any]:
+    """What the columns of a picture are: words, how many heads they fall into, the names of the first and the last."""
+    if letters == ("V",):
+        return {"across": f"{C} tokens of the vocabulary", "heads": 1, "ends": ["token 0", f"token {C - 1}"]}
+    if len(letters) < 3:
+        return {"across": f"{C} channels", "heads": 1, "ends": ["channel 0", f"channel {C - 1}"]}
+    heads, each = shape[1:]
+    inside = "keys" if "S" in letters else "channels"
+    return {"across": f"{heads} heads of {each} {inside}", "heads": heads, "ends": ["head 0", f"head {heads - 1}"]}
 
 
 def cuts(n: int, most: int) -> NDArray[np.intp]:
@@ -101,43 +110,78 @@ def blocks(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.boo
             size = max(32, format_module(m.format).BLOCK)
             x_TI, _ = operand(site.recipe, x, m.format)
             for o in mine.tolist():
-                w_I = m.rows(o - first, o - first + 1)[0].astype(np.float64)
-                allowed_T = np.atleast_2d(span.radius)[:, o]
+                error_T, allowed_T = error_TO[:, o], np.atleast_2d(span.radius)[:, o]
                 named.append({
                     "row": o - first, "matrix": m.tensor.name, "format": m.format, "size": size,
-                    **(scaled(error_TO[:, o], x_TI * w_I, size, allowed_T) or likeliest(error_TO[:, o], x_TI, size)),
+                    **located(error_T, x_TI, m, o - first, size, allowed_T),
                 })  # fmt: skip
         first += m.shape[0]
     return named
 
 
-def scaled(error_T: Array, terms_TI: Array, size: int, allowed_T: Array) -> dict[str, Any] | None:
-    """The one block whose share of the sum, times a factor, is the error of every position; None if no block's is."""
-    T, I = terms_TI.shape
-    if T == 1 or I % size:
+def located(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> dict[str, Any]:
+    """The block of a row that is wrong: {"block", "confidence", "likely": of each block}, and what one_number adds."""
+    found = one_number(error_T, x_TI, m, row, size, allowed_T)
+    if found is None:
+        return likeliest(error_T, x_TI, size)
+    return {**found, "likely": [float(b == found["block"]) for b in range(x_TI.shape[1] // size)]}
+
+
+def one_number(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> dict[str, Any] | None:
+    """The one number of the row (a block's scale, a group's, a minimum, a weight) that makes the error of each position
+    if it is wrong: {"block", "confidence", "what", "columns", "factor" or "change"}; None for none or several."""
+    T = len(error_T)
+    if T == 1 or x_TI.shape[1] % size:
         return None
-    share_TB = terms_TI.reshape(T, -1, size).sum(-1)
-    factor_B = (error_T @ share_TB) / np.maximum(np.square(share_TB).sum(0), 1e-300)
-    rest_TB = np.abs(error_T[:, None] - share_TB * factor_B)
     # A block's scales are halves: a scale that is wrong by a factor rounds that factor by 2^-11.
     room_T = np.maximum(allowed_T, 2.0**-11 * np.abs(error_T).max() if T > 2 else 0)
-    good = np.flatnonzero((rest_TB <= room_T[:, None]).all(0))
-    if len(good) != 1:
-        return None
-    return {"block": int(good[0]), "confidence": 1.0, "factor": float(1 + factor_B[good[0]])}
+    for what, width, share_TP in shares(x_TI, m, row, size):
+        if what == "weight" and T < DECIDE:
+            break
+        times_P = (error_T @ share_TP) / np.maximum(np.square(share_TP).sum(0), 1e-300)
+        good = np.flatnonzero((np.abs(error_T[:, None] - share_TP * times_P) <= room_T[:, None]).all(0))
+        if len(good) == 1:
+            start, times = int(good[0]) * width, float(times_P[good[0]])
+            amount = {"change": times} if what == "weight" else {"factor": 1 + times}
+            return {"block": start // size, "confidence": 1.0, "what": what,
+                    "columns": [start, start + width - 1], **amount}  # fmt: skip
+    return None
+
+
+def shares(x_TI: Array, m: Matrix, row: int, size: int) -> Iterator[tuple[str, int, Array]]:
+    """(what, columns of each, [T, P]): what each part of a row adds to its sum, by the number that it hangs on; the
+    fewest numbers first."""
+
+    def parts(w_I: Array, width: int) -> Array:
+        return (x_TI * w_I).reshape(len(x_TI), -1, width).sum(-1)
+
+    w_I = m.rows(row, row + 1)[0].astype(np.float64)
+    yield "block", size, parts(w_I, size)
+    if m.format in CODES:
+        constants_I = m.constants(row, row + 1)[0].astype(np.float64)
+        group = GROUPS.get(m.format, size)
+        if m.format in MINIMA:
+            yield "scale", size, parts(w_I - constants_I, size)
+            yield "minimum", size, parts(constants_I, size)
+        if group < size:
+            yield "group", group, parts(w_I, group)
+        if group < size and m.format in MINIMA:
+            yield "group's scale", group, parts(w_I - constants_I, group)
+            yield "group's minimum", group, parts(constants_I, group)
+    yield "weight", 1, x_TI
 
 
 def likeliest(error_T: Array, x_TI: Array, size: int) -> dict[str, Any]:
-    """The block of `size` inputs that explains the errors of one row best, and its share of the likelihood."""
+    """The block of `size` inputs that explains the errors of one row best, and each one's share of the likelihood."""
     T, I = x_TI.shape
-    if size >= I:
-        return {"block": 0, "confidence": 1.0}
-    if T == 1:
-        return {"block": None, "confidence": 0.0}
-    score = np.array([likelihood(error_T, x_TI[:, start : start + size]) for start in range(0, I, size)])
+    starts = range(0, I, size)
+    if T == 1 and len(starts) > 1:
+        return {"block": None, "confidence": 0.0, "likely": [1 / len(starts)] * len(starts)}
+    score = np.array([likelihood(error_T, x_TI[:, start : start + size]) for start in starts])
     share = np.exp(score - score.max())
-    best = int(score.argmax())
-    return {"block": best, "confidence": float(share[best] / share.sum())}
+    share /= share.sum()
+    best = int(share.argmax())
+    return {"block": best, "confidence": float(share[best]), "likely": share.round(3).tolist()}
 
 
 def likelihood(error_T: Array, x_Tb: Array) -> float:

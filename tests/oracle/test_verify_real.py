@@ -1,6 +1,6 @@
 """The judge against the engines it is for: Hugging Face Transformers and llama.cpp, healthy and with mistakes.
 
-Healthy dumps of the 0.5B, prompts of 1 to some 400 tokens and decode steps: no false alarm, every stage reproduced by
+Healthy dumps of the 0.5B, prompts of 1 to 400 tokens and decode steps: no false alarm, every stage reproduced by
 the recipe of that engine. Mistakes planted in Transformers' own modules (a small random model), and in a weight file
 that llama.cpp runs: the stage and layer found, and named.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from qwenref.engine.files import open_checkpoint  # noqa: E402
 from qwenref.quant.tensor import format_module  # noqa: E402
+from qwenref.tools import dump_hf  # noqa: E402
 from qwenref.tools.dump_hf import capture, load  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
@@ -30,54 +31,75 @@ from qwenref.trace.dump import Dump, open_dump  # noqa: E402
 from qwenref.trace.report import sentence  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
 from qwenref.trace.verify import verify  # noqa: E402
-from qwenref.trace.verify_finding import EXACT, REPRODUCED, UNEXPLAINED, Finding  # noqa: E402
+from qwenref.trace.verify_finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
 
 from ..engines import Held, ordered  # noqa: E402
 
 pytestmark = pytest.mark.oracle
-SCORES: Counter[str] = Counter()
+Score = Callable[..., None]
 
 # -- healthy engines, the 0.5B ----------------------------------------------------------------------------------------
 
 PROMPTS = {
     "one token": "Hi",
+    "a name": "Qwen2",
     "a question": "What is 2+2?",
     "code": "def add(a, b):\n    return",
     "scripts": "Übersetze: Привет, 世界! 🙂 — Wie sagt man das auf Englisch, und warum?",
     "a paragraph": "The quick brown fox jumps over the lazy dog. " * 12,
-    "a page": "for i in range(100):\n    print(i, i ** 2, sep=', ')  # squares, one a line\n" * 16,
+    "a page": "for i in range(100):\n    print(i, i ** 2, sep=', ')  # squares, one a line\n" * 14,
 }
+DECODED = "a question"  # each step reads all weights again, as a prompt does
 HEALTHY = {
-    "hf-float32": (["dump-hf", "--dtype", "float32"], "float32"),
-    "hf-float16": (["dump-hf", "--dtype", "float16"], "HF float16"),
-    "hf-bfloat16": (["dump-hf", "--dtype", "bfloat16"], "HF bfloat16"),
-    "llama.cpp-f16": (["dump-llamacpp", "--kv", "f16"], "ggml int8, 16-bit KV"),
-    "llama.cpp-f32": (["dump-llamacpp", "--kv", "f32"], "ggml int8, 32-bit KV"),
-    "cpu-f32": (["trace", "--backend", "cpu", "--precision", "f32"], "float32"),
-    "cpu-int8": (["trace", "--backend", "cpu", "--precision", "int8"], "ggml int8, 32-bit KV"),
+    "Transformers float32": (["dump-hf", "--dtype", "float32"], "float32"),
+    "Transformers float16": (["dump-hf", "--dtype", "float16"], "HF float16"),
+    "Transformers bfloat16": (["dump-hf", "--dtype", "bfloat16"], "HF bfloat16"),
+    "llama.cpp 16-bit KV": (["dump-llamacpp", "--kv", "f16"], "ggml int8, 16-bit KV"),
+    "llama.cpp 32-bit KV": (["dump-llamacpp", "--kv", "f32"], "ggml int8, 32-bit KV"),
+    "ours, cpu f32": (["trace", "--backend", "cpu", "--precision", "f32"], "float32"),
+    "ours, cpu int8": (["trace", "--backend", "cpu", "--precision", "int8"], "ggml int8, 32-bit KV"),
+    "ours, reference f32": (["trace", "--backend", "reference", "--precision", "f32"], "float32"),
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scores() -> Iterator[None]:
-    yield
-    print(f"\n{dict(SCORES)}")
+LONG = "a page"  # a minute and a half each: once for each recipe
+LONG_ENGINES = (
+    "Transformers float32",
+    "Transformers float16",
+    "Transformers bfloat16",
+    "llama.cpp 16-bit KV",
+    "ours, cpu int8",
+)
+CASES = [(engine, prompt) for engine in HEALTHY for prompt in PROMPTS if prompt != LONG or engine in LONG_ENGINES]
+
+
+@pytest.fixture(scope="module")
+def load_once() -> Any:
+    """Transformers takes half a minute to decode a GGUF: the prompts of one dtype share a model."""
+    return lru_cache(maxsize=1)(load)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("engine", HEALTHY)
-def test_healthy(engine: str, prompt: str, model_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "prompt"), CASES, ids=[f"{engine}-{prompt}" for engine, prompt in CASES])
+def test_healthy(
+    engine: str, prompt: str, model_path: Path, tmp_path: Path, load_once: Any, score: Score,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(dump_hf, "load", load_once)
     words, recipe = HEALTHY[engine]
     if words[0] == "dump-llamacpp":
         pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (README: make oracle)")
     at = tmp_path / "dump"
     target = ["--save-tensor", "all", "--save-tensor-dir", str(at)] if words[0] == "trace" else [str(at)]
-    steps = [] if prompt == "a page" else ["--decode-steps", "2"]
+    steps = ["--decode-steps", "2"] if prompt == DECODED else []
     assert main([words[0], str(model_path), *target, *words[1:], "-p", PROMPTS[prompt], *steps]) == 0
     v = verify(open_dump(at), open_weights(str(model_path))[1])
     shutil.rmtree(at)
-    SCORES.update(f"healthy: {f.verdict}" for f in v.findings)
+    counted = Counter(f.verdict for f in v.findings)
+    score(
+        "healthy engines, the 0.5B", engine, dumps=1, tokens=len(v.tokens or ()), stages=len(v.findings),
+        **{verdict.replace(" ", "_"): counted[verdict] for verdict in VERDICTS},
+    )  # fmt: skip
     assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}, sentence(v)
     assert {f.recipe.split(" (")[0] for f in v.findings if f.recipe} == {recipe}
 
@@ -222,7 +244,7 @@ def unexplained(dump: Dump, folder: Path) -> list[Finding]:
 @pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("mistake", PLANTS)
-def test_planted_in_one_layer(mistake: str, dtype: str, index: int, folder: Path) -> None:
+def test_planted_in_one_layer(mistake: str, dtype: str, index: int, folder: Path, score: Score) -> None:
     stages, named, f = PLANTS[mistake]
     model = load(folder, dtype)
     right = dumped(model, folder)
@@ -230,18 +252,16 @@ def test_planted_in_one_layer(mistake: str, dtype: str, index: int, folder: Path
         f(model, model.model.layers[index], model.model.layers[(index + 1) % 3])
     wrong = dumped(model, folder)
     if np.array_equal(stored(wrong, stages[0], index), stored(right, stages[0], index)):
-        SCORES["without any effect in 16 bits"] += 1  # eps beside a mean square of 20
-        assert (mistake, dtype) == ("large_eps", "bfloat16")
+        assert (mistake, dtype) == (
+            "large_eps",
+            "bfloat16",
+        )  # no effect in 8 bits of mantissa, beside a mean square of 20
         return
-    found = unexplained(wrong, folder)
-    SCORES["planted in Transformers"] += 1
-    assert {(f.layer, f.stage) for f in found} == {(index, s) for s in stages}
-    assert all(named in {h["name"] for h in f.hypotheses} for f in found)
-    SCORES["found and named"] += 1
+    check(wrong, folder, {(index, s) for s in stages}, named, dtype, score)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_planted_in_every_layer(dtype: str, folder: Path) -> None:
+def test_planted_in_every_layer(dtype: str, folder: Path, score: Score) -> None:
     """Mistakes of the whole engine: a wrong theta, positions off by one, no causal mask, keys that are not rotated."""
     from transformers.models.qwen2 import modeling_qwen2 as hf
 
@@ -250,22 +270,33 @@ def test_planted_in_every_layer(dtype: str, folder: Path) -> None:
     rotary = model.model.rotary_emb
     right = rotary.inv_freq.clone()
     rotary.inv_freq.copy_(1 / 10000 ** (torch.arange(0, 8, 2) / 8))
-    check_all(dumped(model, folder), folder, {"q_post_rope", "k_post_rope"}, "rope-theta")
+
+    def check_all(dump: Dump, stages: set[str], named: str) -> None:
+        check(dump, folder, {(i, s) for i in range(3) for s in stages}, named, dtype, score)
+
+    check_all(dumped(model, folder), {"q_post_rope", "k_post_rope"}, "rope-theta")
     rotary.inv_freq.copy_(right)
     later = {"position_ids": torch.arange(1, len(TOKENS) + 1)[None]}
-    check_all(dumped(model, folder, **later), folder, {"q_post_rope", "k_post_rope"}, "rope-position")
+    check_all(dumped(model, folder, **later), {"q_post_rope", "k_post_rope"}, "rope-position")
     T = len(TOKENS)
     free = {"attention_mask": torch.zeros(1, 1, T, T, dtype=model.dtype)}
-    check_all(dumped(model, folder, **free), folder, {"attn_softmax"}, "mask-missing")
+    check_all(dumped(model, folder, **free), {"attn_softmax"}, "mask-missing")
     turn = hf.apply_rotary_pos_emb
     with patch.object(hf, "apply_rotary_pos_emb", lambda q, k, *rest: (turn(q, k, *rest)[0], k)):
-        check_all(dumped(model, folder), folder, {"k_post_rope"}, "rope-missing")
+        check_all(dumped(model, folder), {"k_post_rope"}, "rope-missing")
 
 
-def check_all(dump: Dump, folder: Path, stages: set[str], named: str) -> None:
+def check(dump: Dump, folder: Path, places: set[tuple[int, str]], named: str, dtype: str, score: Score) -> None:
+    """What is unexplained is `places` and nothing else, each with the name of the mistake."""
     found = unexplained(dump, folder)
-    assert {(f.layer, f.stage) for f in found} == {(i, s) for i in range(3) for s in stages}
-    assert all(named in {h["name"] for h in f.hypotheses} for f in found)
+    at = {(f.layer, f.stage) for f in found}
+    known = all(named in {h["name"] for h in f.hypotheses} for f in found)
+    score(
+        "mistakes planted in Transformers", dtype, planted=1, stage_found={s for _, s in places} <= {s for _, s in at},
+        layer_right=places <= at, name_right=bool(found) and known, false_alarms=len(at - places),
+    )  # fmt: skip
+    assert at == places
+    assert known, [(f.layer, f.stage, f.hypotheses) for f in found]
 
 
 # -- a damaged weight file in llama.cpp -------------------------------------------------------------------------------
