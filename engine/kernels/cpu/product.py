@@ -37,7 +37,7 @@ TILE = {"avx512": 6, "avx2": 2, "plain": 1}[PATH]
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
-AHEAD = 4096  # bytes; about what memory delivers while one line is on its way
+AHEAD = 8192  # bytes: more than a block of any format, within which the order of reading is the format's own
 
 one, many = zero_tile(floats, 1), zero_tile(floats, TILE)
 panel_memory, sums_memory = scratch((PIECE + 64) * VECTOR), scratch(TILES * TILE * VECTOR)
