@@ -26,6 +26,7 @@ from .simd import (
     load_f32,
     load_f32_first,
     maximum,
+    prefetch,
     set_f32,
     splat_f32,
     store_f32_first,
@@ -37,6 +38,7 @@ from .simd import (
 from .team import Kernel, helper
 
 SHARES = 16  # of the positions, for each kv head
+AHEAD, ROWS_AHEAD = 4096, 16  # bytes of keys and rows of values that are asked for before they are needed
 HEADS = {"avx512": 4, "avx2": 2, "plain": 1}[PATH]  # that go together
 
 one, many = zero_tile(floats, 1), zero_tile(floats, HEADS)
@@ -56,6 +58,13 @@ def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_si
 
 
 @helper
+def fetch(address):
+    """Asks for the 32 numbers there."""
+    prefetch(address)
+    prefetch(address + 64)
+
+
+@helper
 def score_tile(q, H, keys, seen, root, zero):
     """A tile of query heads, H numbers each, times 32 keys, by sqrt(H); 0 from key `seen` on."""
     acc = zero
@@ -63,6 +72,7 @@ def score_tile(q, H, keys, seen, root, zero):
         for g in range(0, H, 8):  # short chains: Transformers' sums err as little
             p = zero
             for h in range(g, min(g + 8, H)):
+                fetch(keys + h * LANES * 4 + AHEAD)
                 p = fma_rows_tile(load_f32(keys + h * LANES * 4), q + 4 * h, 4 * H, p)
             acc = add_tile(p, acc)
         acc = first_tile(seen, divide_tile(root, acc))
@@ -127,6 +137,7 @@ def mix_tile(p, stride, values, count, H, left, zero):
     for s in range(0, count, 32):
         part = zero
         for j in range(s, min(s + 32, count)):
+            fetch(values + (j + ROWS_AHEAD) * H * 4)
             part = fma_rows_tile(load_f32_first(values + j * H * 4, left), p + 4 * j, stride, part)
         acc = add_tile(part, acc)
     return acc
