@@ -70,8 +70,8 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, ze
     """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K.
 
     Integers to the end of a block, as in ggml: sums of groups times scales, less the minima's share or, without
-    minima, the share of OFFSET. scales(w, four) and minima(w, four) are bytes of four groups, factor(w) and min_factor(w)
-    what multiplies them; size: bytes of a block.
+    minima, the share of OFFSET. scales(w, four) and minima(w, four) are bytes of four groups; factor(w) and
+    min_factor(w) multiply them; size: bytes of a block.
     """
     steps = x + K
     sums16 = steps + K // 256 * 4

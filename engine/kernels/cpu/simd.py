@@ -240,16 +240,34 @@ def first_ints(b: Any, v: Any, count: Any) -> Any:
     return b.select(_first(b, count), v, ZERO[ints])
 
 
+def _all(b: Any, count: Any) -> Any:
+    return b.icmp_signed(">=", count, ir.Constant(i64, LANES))
+
+
 def _write_first(b: Any, address: Any, v: Any, count: Any) -> None:
+    """A masked store of all lanes takes twice the time of a plain one, hence the branch."""
     name = f"llvm.masked.store.v{LANES}f32.p0"
-    _call(b, name, ir.VoidType(), [v, _at(b, address, VF), ir.Constant(i32, 1), _first(b, count)])
+    with b.if_else(_all(b, count)) as (all_, some):
+        with all_:
+            _write(b, address, v)
+        with some:
+            _call(b, name, ir.VoidType(), [v, _at(b, address, VF), ir.Constant(i32, 1), _first(b, count)])
 
 
 @_operation(floats, intp, intp)
 def load_f32_first(b: Any, address: Any, count: Any) -> Any:
     """The first `count` lanes; 0 in the others, whose memory is not touched."""
     name = f"llvm.masked.load.v{LANES}f32.p0"
-    return _call(b, name, VF, [_at(b, address, VF), ir.Constant(i32, 1), _first(b, count), ZERO[floats]])
+    with b.if_else(_all(b, count)) as (all_, some):
+        with all_:
+            whole, from_all = _read(b, address, VF), b.block
+        with some:
+            part = _call(b, name, VF, [_at(b, address, VF), ir.Constant(i32, 1), _first(b, count), ZERO[floats]])
+            from_some = b.block
+    v = b.phi(VF)
+    v.add_incoming(whole, from_all)
+    v.add_incoming(part, from_some)
+    return v
 
 
 @_operation(types.void, intp, floats)
@@ -654,11 +672,8 @@ def _store_tile(address: Any, stride: Any, acc: Any, count: Any) -> Any:
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         address, stride, acc, count = args
-        with b.if_else(b.icmp_signed(">=", count, ir.Constant(i64, LANES))) as (whole, part):
-            for branch, store in ((whole, _write), (part, lambda b, at, v: _write_first(b, at, v, count))):
-                with branch:
-                    for t in range(sig.args[2].n):
-                        store(b, b.add(address, b.mul(stride, ir.Constant(i64, t))), b.extract_value(acc, t))
+        for t in range(sig.args[2].n):
+            _write_first(b, b.add(address, b.mul(stride, ir.Constant(i64, t))), b.extract_value(acc, t), count)
         return context.get_dummy_value()
 
     return types.void(intp, intp, acc, intp), codegen
