@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....quant.errors import BadInput
-from ....quant.tensor import QTensor, dequantize
+from ....quant.tensor import QTensor, dequantize, take
 from ...config import Config
 from ...weights import Layer, Weights
 from . import attention, rows
@@ -111,8 +111,7 @@ def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
     x_TD = empty(len(tokens_T), embed_VD.shape[1])
 
     def look_up(tokens_T: NDArray[np.integer[Any]]) -> None:
-        for t, token in enumerate(tokens_T.tolist()):
-            x_TD[t] = dequantize(embed_VD, token, token + 1)[0]
+        x_TD[:] = dequantize(take(embed_VD, tokens_T))
 
     if made := recording.get():
         made.before.append(look_up)
