@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,12 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
     with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN scales decode to what ggml makes of them
         values: NDArray[np.float32] = f.decode(blocks).reshape(-1, per_row * f.BLOCK)[:, :width]
     return values.reshape(-1, *w.shape[1:]) if outer else values.reshape(-1)[start:stop]
+
+
+def take(w: QTensor, rows: NDArray[np.integer[Any]]) -> QTensor:
+    """The rows of those numbers (of the outermost dimension), as a tensor [len(rows), ...]."""
+    data = w.data.reshape(w.shape[0], -1)[rows]
+    return QTensor(w.format, (len(rows), *w.shape[1:]), data.reshape(-1), w.name)
 
 
 def quantize(values: NDArray[np.floating], name: str, tensor: str = "") -> QTensor:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...quant.errors import BadInput
-from ...quant.tensor import QTensor, dequantize
+from ...quant.tensor import QTensor, dequantize, take
 from ..config import Config
 from ..weights import Layer, Weights
 
@@ -43,7 +43,7 @@ class Matrix:
 
     def rows(self, index_T: NDArray[np.integer[Any]]) -> Array:
         (part,) = self.parts
-        return np.concatenate([dequantize(part, i, i + 1) for i in index_T.tolist()]).astype(self.dtype)
+        return dequantize(take(part, index_T)).astype(self.dtype)
 
 
 def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:

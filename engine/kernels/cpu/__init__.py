@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....quant.errors import BadInput
-from ....quant.tensor import QTensor, dequantize
+from ....quant.tensor import QTensor, dequantize, take
 from ...config import Config
 from ...weights import Layer, Weights
 from . import attention, rows
@@ -75,12 +75,12 @@ def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], N
 
 
 class KVCache:
-    """Keys and values of each layer as attention.py wants them, [layers, K, S / 32, H, 32] and [layers, K, S, H]."""
+    """Keys and values as attention.py wants them: [layers, K, S / 32, H, 32] and [layers, K, H / 32, S, 32]."""
 
     def __init__(self, c: Config, capacity: int) -> None:
         K, H, blocks = c.num_key_value_heads, c.head_dim, -(-capacity // LANES)
         self.k = np.zeros((c.num_hidden_layers, K, blocks, H, LANES), np.float32)
-        self.v = np.zeros((c.num_hidden_layers, K, blocks * LANES, H), np.float32)
+        self.v = np.zeros((c.num_hidden_layers, K, -(-H // LANES), blocks * LANES, LANES), np.float32)
         self.length, self.capacity = 0, capacity
 
     def positions(self, count: int) -> NDArray[np.int32]:
@@ -94,7 +94,7 @@ class KVCache:
         pos_T, (T, K, H), k, v = self.positions(len(k_TKH)), k_TKH.shape, self.k[layer], self.v[layer]
         new = (at(k_TKH), k_TKH.strides[0], at(v_TKH), v_TKH.strides[0], at(pos_T), K, H)
         submit(attention.append.job(T, share(T), *new, at(k), k.strides[0], at(v), v.strides[0]))
-        return k, v
+        return k, (v, H)
 
     def advance(self, count: int) -> None:
         self.length += count
@@ -111,8 +111,7 @@ def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
     x_TD = empty(len(tokens_T), embed_VD.shape[1])
 
     def look_up(tokens_T: NDArray[np.integer[Any]]) -> None:
-        for t, token in enumerate(tokens_T.tolist()):
-            x_TD[t] = dequantize(embed_VD, token, token + 1)[0]
+        x_TD[:] = dequantize(take(embed_VD, tokens_T))
 
     if made := recording.get():
         made.before.append(look_up)
@@ -187,10 +186,11 @@ def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
 
 
 def attn_mix(probs_NTS: Array, v_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
-    (N, T, S), (K, _, H) = probs_NTS.shape, v_SKH.shape
+    (N, T, S), (v, H) = probs_NTS.shape, v_SKH
     mix_TNH = empty(T, N, H)
-    items = T * K * -(-H // LANES)
-    where = (at(probs_NTS), S, at(v_SKH), v_SKH.strides[0], at(pos_T))
+    K, slices = v.shape[:2]
+    items = T * K * slices
+    where = (at(probs_NTS), S, at(v), v.strides[0], at(pos_T))
     submit(attention.mix.job(items, share(items), *where, T, K, N // K, H, at(mix_TNH)))
     return mix_TNH
 

@@ -1,9 +1,9 @@
 """Attention's two products and its soft-max, and how keys and values lie in the cache.
 
 Keys have 32 positions side by side, [K, S / 32, H, 32], so that a query's products with 32 keys need no sum across
-lanes; values lie as they come, [K, S, H]. Query heads that share a kv head go HEADS at a time over the same keys and
-values. Sums over H and over positions are chains of 32, then the sum of the chains; a query's keys are always those
-from position 0 to its own, in that order.
+lanes; values have 32 columns of all positions one after the other, [K, H / 32, S, 32]. Query heads that share a kv
+head go HEADS at a time over the same keys and values. Sums over H are chains of 8, over positions chains of 32, then
+the sum of the chains; a query's keys are always those from position 0 to its own, in that order.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .simd import (
     load_f32,
     load_f32_first,
     maximum,
+    prefetch,
     set_f32,
     splat_f32,
     store_f32_first,
@@ -37,6 +38,7 @@ from .simd import (
 from .team import Kernel, helper
 
 SHARES = 16  # of the positions, for each kv head
+AHEAD = 4096  # bytes of keys and values that are asked for before they are needed
 HEADS = {"avx512": 4, "avx2": 2, "plain": 1}[PATH]  # that go together
 
 one, many = zero_tile(floats, 1), zero_tile(floats, HEADS)
@@ -50,9 +52,18 @@ def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_si
             key = keys + head * keys_size + (p // LANES * LANES * H + p % LANES) * 4
             for h in range(H):
                 set_f32(key + h * LANES * 4, get_f32(k + t * k_stride + (head * H + h) * 4))
-            value = values + head * values_size + p * H * 4
+            value = values + head * values_size + p * LANES * 4
+            step = values_size // ((H + LANES - 1) // LANES)
             for h in range(H):
-                set_f32(value + 4 * h, get_f32(v + t * v_stride + (head * H + h) * 4))
+                to = value + h // LANES * step + h % LANES * 4
+                set_f32(to, get_f32(v + t * v_stride + (head * H + h) * 4))
+
+
+@helper
+def fetch(address):
+    """Asks for the 32 numbers there."""
+    prefetch(address)
+    prefetch(address + 64)
 
 
 @helper
@@ -63,6 +74,7 @@ def score_tile(q, H, keys, seen, root, zero):
         for g in range(0, H, 8):  # short chains: Transformers' sums err as little
             p = zero
             for h in range(g, min(g + 8, H)):
+                fetch(keys + h * LANES * 4 + AHEAD)
                 p = fma_rows_tile(load_f32(keys + h * LANES * 4), q + 4 * h, 4 * H, p)
             acc = add_tile(p, acc)
         acc = first_tile(seen, divide_tile(root, acc))
@@ -119,15 +131,14 @@ def _softmax(begin, end, x, positions, T, S, y):
 
 
 @helper
-def mix_tile(p, stride, values, count, H, left, zero):
-    """Sum over `count` positions of a tile's probabilities, rows `stride` bytes apart, times `left` (at most 32)
-    columns of values.
-    """
+def mix_tile(p, stride, values, count, zero):
+    """Sum over `count` positions of a tile's probabilities, rows `stride` bytes apart, times 32 columns of values."""
     acc = zero
     for s in range(0, count, 32):
         part = zero
         for j in range(s, min(s + 32, count)):
-            part = fma_rows_tile(load_f32_first(values + j * H * 4, left), p + 4 * j, stride, part)
+            fetch(values + j * LANES * 4 + AHEAD)
+            part = fma_rows_tile(load_f32(values + j * LANES * 4), p + 4 * j, stride, part)
         acc = add_tile(part, acc)
     return acc
 
@@ -138,16 +149,16 @@ def _mix(begin, end, p, S, values, values_size, positions, T, K, G, H, out):
     for i in range(begin, end):
         t, head, h = i // slices // K, i // slices % K, i % slices * LANES
         count = get_i32(positions + 4 * t) + 1
-        column = values + head * values_size + 4 * h
+        column = values + head * values_size + h // LANES * (values_size // slices)
         row, to = p + (head * G * T + t) * S * 4, out + ((t * K + head) * G * H + h) * 4
         g = 0
         while G >= HEADS and g < G:
             g = min(g, G - HEADS)
-            a = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, many())
+            a = mix_tile(row + g * T * S * 4, T * S * 4, column, count, many())
             store_tile(to + g * H * 4, 4 * H, a, H - h)
             g += HEADS
         while g < G:
-            b = mix_tile(row + g * T * S * 4, T * S * 4, column, count, H, H - h, one())
+            b = mix_tile(row + g * T * S * 4, T * S * 4, column, count, one())
             store_tile(to + g * H * 4, 4 * H, b, H - h)
             g += 1
 

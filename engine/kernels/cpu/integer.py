@@ -8,15 +8,36 @@ says; a tile's parts lie as quantize.py says. `multiply` is dot4_tile, or dot4_w
 from __future__ import annotations
 
 from .product import PIECE, TILE, VECTOR, fetch_ahead, many
-from .simd import fma_tile, load_f32, load_i32, scale2_tile, scale_tile, spread_tile, start_tile, store_f32, store_i32
+from .simd import (
+    dot2_tile,
+    dot4_tile,
+    even_bytes,
+    load_f32,
+    load_i32,
+    multiply_tile,
+    odd_bytes,
+    scale2_tile,
+    scale_tile,
+    signed_byte,
+    spread_tile,
+    start_tile,
+    store_f32,
+    store_i32,
+    zeros_like,
+)
 from .team import helper
+
+OFFSET = 5  # Q6_K's codes are 2^5 above what they stand for
 
 
 @helper
-def dot_pair(codes, multiply, w, g, quads, x, p, q):
-    """p and q, and the sums of code * x of the groups g and g + 1, for one token."""
+def dot_pair(codes, multiply, w, g, quads, x, p, q, here, step):
+    """p and q, and the sums of code * x of the groups g and g + 1, for one token; each quad reads `step` of the bytes
+    from `here` on.
+    """
     x += g * quads * 4
     for quad in range(quads):
+        fetch_ahead(here + quad * step, step)
         p = multiply(codes(w, g, quad), x + 4 * quad, p)
         q = multiply(codes(w, g + 1, quad), x + 4 * (quads + quad), q)
     return p, q
@@ -31,9 +52,8 @@ def q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero):
     group_size = size // groups
     acc = zero
     for g in range(0, groups - 1, 2):
-        fetch_ahead(w + g * group_size, 2 * group_size)
         p, q = start_tile(sums + 4 * g, -offset, zero), start_tile(sums + 4 * g + 4, -offset, zero)
-        p, q = dot_pair(codes, multiply, w, g, 8, x, p, q)
+        p, q = dot_pair(codes, multiply, w, g, 8, x, p, q, w + g * group_size, group_size // 4)
         acc = scale2_tile(p, scale(w, g), steps + 4 * g, acc)
         acc = scale2_tile(q, scale(w, g + 1), steps + 4 * g + 4, acc)
     if groups % 2:
@@ -46,41 +66,77 @@ def q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero):
 
 
 @helper
-def q8_k_one(codes, multiply, offset, scale, minimum, quads, w, size, x, K, zero):
-    """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K."""
+def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, zero):
+    """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K.
+
+    Integers to the end of a block, as in ggml: sums of groups times scales, less the minima's share or, without
+    minima, the share of OFFSET. scales(w, four) and minima(w, four) are bytes of four groups; factor(w) and
+    min_factor(w) multiply them; size: bytes of a block.
+    """
     steps = x + K
     sums16 = steps + K // 256 * 4
-    sums32 = sums16 + K // 16 * 4
-    groups = 64 // quads
-    group_size = size // (K // 256 * groups)
+    sums32 = sums16 + K // 32 * 4
+    fours = 16 // quads
     acc = zero
     for b in range(K // 256):
-        part = zero
-        for g in range(b * groups, (b + 1) * groups, 2):
-            fetch_ahead(w + g * group_size, 2 * group_size)
-            p, q = start_tile(sums16 + 4 * g, -offset, zero), start_tile(sums16 + 4 * g + 4, -offset, zero)
-            p, q = dot_pair(codes, multiply, w, g, quads, x, p, q)
-            part = scale_tile(p, scale(w, g), part)
-            if minimum is not None:
-                part = fma_tile(minimum(w, g), sums32 + 4 * g, part)
-            part = scale_tile(q, scale(w, g + 1), part)
-            if minimum is not None:
-                part = fma_tile(minimum(w, g + 1), sums32 + 4 * g + 4, part)
+        total, least = zeros_like(zero), zeros_like(zero)
+        for four in range(fours):
+            bytes_ = scales(w, four)
+            for i in range(0, 4, 2):
+                g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
+                p, q = zeros_like(zero), zeros_like(zero)
+                p, q = dot_pair(codes, dot4_tile, w, g, quads, x, p, q, here, size // 32)
+                total = multiply_tile(p, signed_byte(bytes_, i), total)
+                total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
+            if minima is None:
+                total = dot2_tile(even_bytes(bytes_, OFFSET), sums16 + 8 * four, total)
+                total = dot2_tile(odd_bytes(bytes_, OFFSET), sums16 + 8 * four + 4, total)
+            else:
+                least = dot2_tile(even_bytes(minima(w, four), 0), sums32 + 8 * four, least)
+                least = dot2_tile(odd_bytes(minima(w, four), 0), sums32 + 8 * four + 4, least)
+        part = scale_tile(total, factor(w), zero)
+        if minima is not None:
+            part = scale_tile(least, min_factor(w), part)
         acc = spread_tile(part, steps + 4 * b, acc)
+        w, x, sums16, sums32 = w + size, x + 256, sums16 + 32, sums32 + 16
     return acc
 
 
 @helper
-def fill_codes(codes, scale, minimum, quads, w, k, width, panel):
-    """Columns k..k + width of a row block: codes, four columns to a vector, then each group's scale and minimum."""
-    scales = panel + PIECE * VECTOR
-    first = k // (4 * quads)
-    for g in range(width // (4 * quads)):
-        for quad in range(quads):
-            store_i32(panel + (g * quads + quad) * VECTOR, codes(w, first + g, quad))
-        store_f32(scales + 2 * g * VECTOR, scale(w, first + g))
-        if minimum is not None:
-            store_f32(scales + (2 * g + 1) * VECTOR, minimum(w, first + g))
+def fill_codes(codes, scale, w, k, width, panel):
+    """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales."""
+    first = k // 32
+    for g in range(width // 32):
+        for quad in range(8):
+            store_i32(panel + (g * 8 + quad) * VECTOR, codes(w, first + g, quad))
+        store_f32(panel + (PIECE + g) * VECTOR, scale(w, first + g))
+
+
+@helper
+def fill_block(codes, scales, minima, factor, min_factor, quads, size, w, k, panel):
+    """The block of 256 columns from k on: 64 vectors of codes, the groups' scales, then pairs of bytes for dot2, two
+    vectors for four groups, and the factors.
+    """
+    w += k // 256 * size
+    groups = 64 // quads
+    at = panel + 64 * VECTOR
+    pairs = at + groups * VECTOR
+    for four in range(groups // 4):
+        bytes_ = scales(w, four)
+        for i in range(4):
+            for quad in range(quads):
+                store_i32(panel + ((4 * four + i) * quads + quad) * VECTOR, codes(w, 4 * four + i, quad))
+            store_i32(at + (4 * four + i) * VECTOR, signed_byte(bytes_, i))
+        if minima is None:
+            store_i32(pairs + 2 * four * VECTOR, even_bytes(bytes_, OFFSET))
+            store_i32(pairs + (2 * four + 1) * VECTOR, odd_bytes(bytes_, OFFSET))
+        else:
+            store_i32(pairs + 2 * four * VECTOR, even_bytes(minima(w, four), 0))
+            store_i32(pairs + (2 * four + 1) * VECTOR, odd_bytes(minima(w, four), 0))
+    factors = pairs + groups // 2 * VECTOR
+    store_f32(factors, factor(w))
+    if minima is not None:
+        store_f32(factors + VECTOR, min_factor(w))
 
 
 @helper
@@ -94,30 +150,38 @@ def dot(multiply, panel, quads, x, p):
 @helper
 def q8_0_many(multiply, offset, panel, x, k, width, K, acc):
     """acc and a panel of fill_codes times a tile in Q8_0."""
-    scales = panel + PIECE * VECTOR
     steps = x + (K + k // 32 * 4) * TILE
     sums = steps + K // 32 * TILE * 4
     x += k * TILE
     for g in range(width // 32):
         p = start_tile(sums + g * TILE * 4, -offset, acc)
         p = dot(multiply, panel + g * 8 * VECTOR, 8, x + g * 32 * TILE, p)
-        acc = scale2_tile(p, load_f32(scales + 2 * g * VECTOR), steps + g * TILE * 4, acc)
+        acc = scale2_tile(p, load_f32(panel + (PIECE + g) * VECTOR), steps + g * TILE * 4, acc)
     return acc
 
 
 @helper
-def q8_k_many(multiply, offset, minimum, quads, panel, x, k, width, K, acc):
-    """acc and a panel of one block times a tile in Q8_K."""
-    scales = panel + PIECE * VECTOR
+def q8_k_many(minima, quads, panel, x, k, K, acc):
+    """acc and a panel of fill_block times a tile in Q8_K."""
+    groups = 64 // quads
+    scales = panel + 64 * VECTOR
+    pairs = scales + groups * VECTOR
+    factors = pairs + groups // 2 * VECTOR
     steps = x + (K + k // 256 * 4) * TILE
-    sums16 = x + (K + K // 256 * 4 + k // 16 * 4) * TILE
-    sums32 = x + (K + K // 256 * 4 + K // 16 * 4 + k // 32 * 4) * TILE
+    sums16 = x + (K + K // 256 * 4 + k // 32 * 4) * TILE
+    sums32 = x + (K + K // 256 * 4 + K // 32 * 4 + k // 64 * 4) * TILE
     x += k * TILE
-    part = many()
-    for g in range(64 // quads):
-        p = start_tile(sums16 + g * TILE * 4, -offset, acc)
-        p = dot(multiply, panel + g * quads * VECTOR, quads, x + g * quads * 4 * TILE, p)
-        part = scale_tile(p, load_f32(scales + 2 * g * VECTOR), part)
-        if minimum is not None:
-            part = fma_tile(load_f32(scales + (2 * g + 1) * VECTOR), sums32 + g * TILE * 4, part)
+    total = zeros_like(acc)
+    for g in range(groups):
+        p = dot(dot4_tile, panel + g * quads * VECTOR, quads, x + g * quads * 4 * TILE, zeros_like(acc))
+        total = multiply_tile(p, load_i32(scales + g * VECTOR), total)
+    if minima is None:
+        for i in range(groups // 2):
+            total = dot2_tile(load_i32(pairs + i * VECTOR), sums16 + i * TILE * 4, total)
+    part = scale_tile(total, load_f32(factors), many())
+    if minima is not None:
+        least = zeros_like(acc)
+        for i in range(groups // 2):
+            least = dot2_tile(load_i32(pairs + i * VECTOR), sums32 + i * TILE * 4, least)
+        part = scale_tile(least, load_f32(factors + VECTOR), part)
     return spread_tile(part, steps, acc)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....quant.tensor import QTensor, dequantize
+from .memory import aligned
 from .simd import LANES, get_i32, get_u16, set_i32, set_u16
 from .team import Kernel, at, run_now
 
@@ -66,13 +67,6 @@ interleave = Kernel(_interleave)
 def form_of(name: str) -> ModuleType:
     """The packed form of that name, one of FORMATS."""
     return import_module(f".{name.lower()}", __package__)
-
-
-def aligned(count: int) -> NDArray[np.uint8]:
-    """Uninitialised bytes on a cache line's boundary."""
-    memory = np.empty(count + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + count]
 
 
 def forget(data: NDArray[np.uint8]) -> None:

@@ -4,31 +4,31 @@
 
 from __future__ import annotations
 
-from .integer import fill_codes, q8_k_many, q8_k_one
+from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import code4_8, dot4_tile, high_half, load_i32, low_half, mask, shift_left, shift_right, splat_f32, to_f32
+from .simd import code4_8, high_half, load_i32, low_half, mask, shift_right, signed_byte, splat_f32, to_f32
 from .team import helper
 
 BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 144, -1, 0
 ACTIVATIONS = "Q8_K"
+SIZE = 36 * 128
 
 
 @helper
 def block_of(w, group):
-    return w + (group >> 3) * (36 * 128)
+    return w + (group >> 3) * SIZE
 
 
 @helper
-def six_bits(w, group, minimum):
-    """Scale or minimum 0..63: groups 0-3 in words 0 and 1; 4-7 half in word 2, their upper bits on top of words 0 and
-    1.
+def six_bits(w, four, minimum):
+    """Four groups' scales or minima, 0..63, a byte each: groups 0-3 in words 0 and 1; 4-7 half in word 2, their upper
+    bits on top of words 0 and 1.
     """
-    j = group & 3
-    first = load_i32(block_of(w, group) + 128 * (1 + minimum))
-    if group & 4:
-        last = shift_right(load_i32(block_of(w, group) + 128 * 3), 8 * j + 4 * minimum)
-        return mask(last, 15) | shift_left(mask(shift_right(first, 8 * j + 6), 3), 4)
-    return mask(shift_right(first, 8 * j), 63)
+    low = load_i32(w + 128 * (1 + minimum))
+    if four:
+        last = shift_right(load_i32(w + 128 * 3), 4 * minimum)
+        return mask(last, 0x0F0F0F0F) | mask(shift_right(low, 2), 0x30303030)
+    return mask(low, 0x3F3F3F3F)
 
 
 @helper
@@ -38,13 +38,35 @@ def codes(w, group, quad):
 
 
 @helper
+def scales(w, four):
+    return six_bits(w, four, 0)
+
+
+@helper
+def minima(w, four):
+    return six_bits(w, four, 1)
+
+
+@helper
+def factor(w):
+    return low_half(load_i32(w))
+
+
+@helper
+def min_factor(w):
+    return high_half(load_i32(w))
+
+
+@helper
 def scale(w, group):
-    return low_half(load_i32(block_of(w, group))) * to_f32(six_bits(w, group, 0))
+    b, j = block_of(w, group), group & 7
+    return factor(b) * to_f32(signed_byte(scales(b, j >> 2), j & 3))
 
 
 @helper
 def minimum(w, group):
-    return high_half(load_i32(block_of(w, group))) * to_f32(six_bits(w, group, 1))
+    b, j = block_of(w, group), group & 7
+    return min_factor(b) * to_f32(signed_byte(minima(b, j >> 2), j & 3))
 
 
 @helper
@@ -69,17 +91,17 @@ def f32_many(panel, x, k, width, K, acc):
 
 @helper
 def int8_one(w, size, x, K, zero):
-    return q8_k_one(codes, dot4_tile, 0, scale, minimum, 8, w, size, x, K, zero)
+    return q8_k_one(codes, scales, minima, factor, min_factor, 8, SIZE, w, x, K, zero)
 
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, minimum, 8, w, k, width, panel)
+    fill_block(codes, scales, minima, factor, min_factor, 8, SIZE, w, k, panel)
 
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_k_many(dot4_tile, 0, minimum, 8, panel, x, k, width, K, acc)
+    return q8_k_many(minima, 8, panel, x, k, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

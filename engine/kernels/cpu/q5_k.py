@@ -4,19 +4,20 @@
 
 from __future__ import annotations
 
-from .integer import fill_codes, q8_k_many, q8_k_one
+from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
-from .q4_k import six_bits
-from .simd import code5_16, dot4_tile, high_half, load_i32, low_half, mask, shift_left, shift_right, splat_f32, to_f32
+from .q4_k import factor, min_factor, minima, scales
+from .simd import code5_16, load_i32, mask, shift_left, shift_right, signed_byte, splat_f32, to_f32
 from .team import helper
 
 BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 176, -1, 0
 ACTIVATIONS = "Q8_K"
+SIZE = 44 * 128
 
 
 @helper
 def block_of(w, group):
-    return w + (group >> 3) * (44 * 128)
+    return w + (group >> 3) * SIZE
 
 
 @helper
@@ -28,14 +29,14 @@ def codes(w, group, quad):
 
 @helper
 def scale(w, group):
-    b = block_of(w, group)
-    return low_half(load_i32(b)) * to_f32(six_bits(b, group & 7, 0))
+    b, j = block_of(w, group), group & 7
+    return factor(b) * to_f32(signed_byte(scales(b, j >> 2), j & 3))
 
 
 @helper
 def minimum(w, group):
-    b = block_of(w, group)
-    return high_half(load_i32(b)) * to_f32(six_bits(b, group & 7, 1))
+    b, j = block_of(w, group), group & 7
+    return min_factor(b) * to_f32(signed_byte(minima(b, j >> 2), j & 3))
 
 
 @helper
@@ -60,17 +61,17 @@ def f32_many(panel, x, k, width, K, acc):
 
 @helper
 def int8_one(w, size, x, K, zero):
-    return q8_k_one(codes, dot4_tile, 0, scale, minimum, 8, w, size, x, K, zero)
+    return q8_k_one(codes, scales, minima, factor, min_factor, 8, SIZE, w, x, K, zero)
 
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, minimum, 8, w, k, width, panel)
+    fill_block(codes, scales, minima, factor, min_factor, 8, SIZE, w, k, panel)
 
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_k_many(dot4_tile, 0, minimum, 8, panel, x, k, width, K, acc)
+    return q8_k_many(minima, 8, panel, x, k, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

@@ -4,9 +4,9 @@ scales (quant/q6_k.py).
 
 from __future__ import annotations
 
-from .integer import fill_codes, q8_k_many, q8_k_one
+from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import code6_32, dot4_tile, load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
+from .simd import code6_32, load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
 from .team import helper
 
 BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 210, 208, 0
@@ -33,9 +33,19 @@ def codes(w, group, quad):
 
 
 @helper
+def scales(w, four):
+    return load_i32(w + 64 + 128 * (48 + four))
+
+
+@helper
+def factor(w):
+    return load_f16(w)
+
+
+@helper
 def scale(w, group):
     b, j = block_of(w, group), group & 15
-    return load_f16(b) * to_f32(signed_byte(load_i32(b + 64 + 128 * (48 + (j >> 2))), j & 3))
+    return factor(b) * to_f32(signed_byte(scales(b, j >> 2), j & 3))
 
 
 @helper
@@ -55,17 +65,17 @@ def f32_many(panel, x, k, width, K, acc):
 
 @helper
 def int8_one(w, size, x, K, zero):
-    return q8_k_one(codes, dot4_tile, 32, scale, None, 4, w, size, x, K, zero)
+    return q8_k_one(codes, scales, None, factor, None, 4, SIZE, w, x, K, zero)
 
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, None, 4, w, k, width, panel)
+    fill_block(codes, scales, None, factor, None, 4, SIZE, w, k, panel)
 
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_k_many(dot4_tile, 32, None, 4, panel, x, k, width, K, acc)
+    return q8_k_many(None, 4, panel, x, k, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

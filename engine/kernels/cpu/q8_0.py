@@ -46,7 +46,7 @@ def int8_one(w, size, x, K, zero):
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, None, 8, w, k, width, panel)
+    fill_codes(codes, scale, w, k, width, panel)
 
 
 @helper

@@ -2,7 +2,8 @@
 (quant/q8_0.py, quant/q8_k.py), a tile of tokens in one piece:
 
 Q8_0: x int8 [K / 4, tile, 4], steps float32 [K / 32, tile], sums of 32 x int32 [K / 32, tile]
-Q8_K: x, steps [K / 256, tile], sums of 16 x int32 [K / 16, tile], less the sums of 32 x, float32 [K / 32, tile]
+Q8_K: x, steps [K / 256, tile], less the sums of 16 x, int16 [K / 32, tile, 2], and of 32 x, [K / 64, tile, 2]. Of four
+sums the first and third are a pair, the second and fourth another: dot2's order.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .simd import (
     maximum,
     set_f32,
     set_i32,
+    set_u16,
     splat_f32,
     splat_i32,
     store_words_of_bytes,
@@ -31,7 +33,7 @@ from .team import Kernel, helper
 
 def tile_size(K: int, tile: int, block: int) -> int:
     """Bytes of a tile in Q8_0 (block 32) or Q8_K (256)."""
-    numbers = K // 32 + K // 32 if block == 32 else K // 256 + K // 16 + K // 32
+    numbers = K // 32 + K // 32 if block == 32 else K // 256 + K // 32 + K // 64
     return (K + 4 * numbers) * tile
 
 
@@ -84,6 +86,12 @@ def signed_extreme(x):
     return size
 
 
+@helper
+def set_pair(pairs, i, tile, t, number):
+    """Number i of a token's: of four, 0 and 2 lie side by side, then 1 and 3."""
+    set_u16(pairs + ((i // 4 * 2 + i % 2) * tile + t) * 4 + i % 4 // 2 * 2, np.uint16(number))
+
+
 def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
     """The same in blocks of 256."""
     for i in range(first, last):
@@ -102,9 +110,9 @@ def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
                     n = whole(v)
                     store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
                     low, both = total_ints(first_ints(n, 16)), total_ints(n)
-                    set_i32(sums + (k // 16 * tile + t) * 4, low)
-                    set_i32(sums + ((k // 16 + 1) * tile + t) * 4, both - low)
-                    set_f32(sums + ((K // 16 + k // 32) * tile + t) * 4, np.float32(-both))
+                    set_pair(sums, k // 16, tile, t, -low)
+                    set_pair(sums, k // 16 + 1, tile, t, low - both)
+                    set_pair(sums + K // 32 * tile * 4, k // 32, tile, t, -both)
 
 
 Q8_0, Q8_K = Kernel(_q8_0), Kernel(_q8_k)

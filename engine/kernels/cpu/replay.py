@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .memory import give_back, lend
 from .team import BARRIER, SIZE, STATE, WEIGHTS, run, run_now
 
 
@@ -47,13 +48,14 @@ def keep(array: NDArray[Any]) -> NDArray[Any]:
 
 def empty(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
     """An array for a kernel to write."""
-    return keep(np.empty(shape, dtype))
+    return keep(lend(shape, dtype))
 
 
 def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[[NDArray[np.int32]], Any]:
     """A function that does with one token [1] and `cache` what `forward` does; its result lasts until it is called
     again.
     """
+    give_back()  # what a prompt needed
     length, cache.length = cache.length, cache.capacity - 1
     made = Recording(cache.positions(1))
     mark = recording.set(made)

@@ -184,11 +184,6 @@ def load_i32(b: Any, address: Any) -> Any:
     return _read(b, address, VI)
 
 
-@_operation(ints, intp)
-def load_u8(b: Any, address: Any) -> Any:
-    return b.zext(_read(b, address, _wide(i8)), VI)
-
-
 @_operation(floats, intp)
 def load_bf16(b: Any, address: Any) -> Any:
     wide = b.zext(_read(b, address, _wide(i16)), VI)
@@ -245,16 +240,34 @@ def first_ints(b: Any, v: Any, count: Any) -> Any:
     return b.select(_first(b, count), v, ZERO[ints])
 
 
+def _all(b: Any, count: Any) -> Any:
+    return b.icmp_signed(">=", count, ir.Constant(i64, LANES))
+
+
 def _write_first(b: Any, address: Any, v: Any, count: Any) -> None:
+    """A masked store of all lanes takes twice the time of a plain one, hence the branch."""
     name = f"llvm.masked.store.v{LANES}f32.p0"
-    _call(b, name, ir.VoidType(), [v, _at(b, address, VF), ir.Constant(i32, 1), _first(b, count)])
+    with b.if_else(_all(b, count)) as (all_, some):
+        with all_:
+            _write(b, address, v)
+        with some:
+            _call(b, name, ir.VoidType(), [v, _at(b, address, VF), ir.Constant(i32, 1), _first(b, count)])
 
 
 @_operation(floats, intp, intp)
 def load_f32_first(b: Any, address: Any, count: Any) -> Any:
     """The first `count` lanes; 0 in the others, whose memory is not touched."""
     name = f"llvm.masked.load.v{LANES}f32.p0"
-    return _call(b, name, VF, [_at(b, address, VF), ir.Constant(i32, 1), _first(b, count), ZERO[floats]])
+    with b.if_else(_all(b, count)) as (all_, some):
+        with all_:
+            whole, from_all = _read(b, address, VF), b.block
+        with some:
+            part = _call(b, name, VF, [_at(b, address, VF), ir.Constant(i32, 1), _first(b, count), ZERO[floats]])
+            from_some = b.block
+    v = b.phi(VF)
+    v.add_incoming(whole, from_all)
+    v.add_incoming(part, from_some)
+    return v
 
 
 @_operation(types.void, intp, floats)
@@ -435,6 +448,34 @@ def signed_byte(b: Any, v: Any, index: Any) -> Any:
     return b.ashr(b.shl(v, _splat(b, left)), _const(i32, 24))
 
 
+def _bytes(b: Any, v: Any, left: int, n: Any) -> Any:
+    """Signed bytes at the top of 16-bit numbers, once these were shifted left; times 2^n."""
+    words = _wide(i16, 2 * LANES)
+    v = b.bitcast(v, words)
+    kept = b.and_(
+        b.shl(v, ir.Constant(words, [left] * (2 * LANES))), ir.Constant(words, [0xFF00 - 0x10000] * (2 * LANES))
+    )
+    right = _splat_words(b, b.sub(ir.Constant(i16, 8), b.trunc(n, i16)))
+    return b.bitcast(b.ashr(kept, right), VI)
+
+
+def _splat_words(b: Any, n: Any) -> Any:
+    u = ir.Constant(_wide(i16, 2 * LANES), ir.Undefined)
+    return b.shuffle_vector(b.insert_element(u, n, ir.Constant(i32, 0)), u, _const(i32, 0, 2 * LANES))
+
+
+@_operation(ints, ints, intp)
+def even_bytes(b: Any, v: Any, n: Any) -> Any:
+    """Bytes 0 and 2 of each lane, signed, times 2^n, as the lane's two 16-bit numbers."""
+    return _bytes(b, v, 8, n)
+
+
+@_operation(ints, ints, intp)
+def odd_bytes(b: Any, v: Any, n: Any) -> Any:
+    """Bytes 1 and 3."""
+    return _bytes(b, v, 0, n)
+
+
 # ---- codes: four unsigned bytes a lane
 
 
@@ -490,18 +531,15 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
     return acc
 
 
-@_operation(ints, ints, ints, ints)
-def dot4(b: Any, acc: Any, u: Any, s: Any) -> Any:
-    """acc + sum of 4 products u8 x s8 in each lane, for u up to 128 and s from -127 (where 16-bit sums cannot
-    overflow).
-    """
-    return _dot4(b, acc, u, s, wide=False)
-
-
-@_operation(ints, ints, ints, ints)
-def dot4_wide(b: Any, acc: Any, u: Any, s: Any) -> Any:
-    """The same for all u."""
-    return _dot4(b, acc, u, s, wide=True)
+def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """acc + the sum of 2 products of signed 16-bit numbers in each lane, modulo 2^32."""
+    if PATH == "avx512":
+        name = "llvm.x86.avx512.vpdpwssd.512"
+        return _in_pieces(b, 16, lambda *a: _call(b, name, _wide(i32, 16), list(a)), acc, u, s)
+    sixteen = _const(i32, 16)
+    high = b.mul(b.ashr(u, sixteen), b.ashr(s, sixteen))
+    low = b.mul(b.ashr(b.shl(u, sixteen), sixteen), b.ashr(b.shl(s, sixteen), sixteen))
+    return b.add(acc, b.add(low, high))
 
 
 # ---- tiles
@@ -579,13 +617,37 @@ def add_tile(b: Any, t: int, p: Any, acc: Any) -> Any:
 
 @_tile_operation
 def dot4_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
-    """dot4 of the codes u with the 4 signed bytes at x[t]."""
+    """acc[t] + the sum of 4 products of u with the bytes at x[t], for u up to 128 and x from -127 (where 16-bit sums
+    cannot overflow).
+    """
     return _dot4(b, acc, u, _token(b, x, t, i32), wide=False)
 
 
 @_tile_operation
 def dot4_wide_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+    """The same for all u."""
     return _dot4(b, acc, u, _token(b, x, t, i32), wide=True)
+
+
+@_tile_operation
+def dot2_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+    """acc[t] + the sum of 2 products of the 16-bit numbers of u and at x[t], signed."""
+    return _dot2(b, acc, u, _token(b, x, t, i32))
+
+
+@_tile_operation
+def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
+    """acc[t] + p[t] * v, ints."""
+    return b.add(acc, b.mul(p, v))
+
+
+def _zeros_like(like: Any) -> Any:
+    """A tile of ints, 0, as many as `like` has vectors."""
+    made = Tile(ints, like.n)
+    return made(like), lambda context, b, sig, args: ir.Constant(made.llvm, [ZERO[ints]] * like.n)
+
+
+zeros_like = _intrinsic(_zeros_like, 1, _zeros_like)
 
 
 def _start_tile(x: Any, factor: Any, like: Any) -> Any:
@@ -610,11 +672,8 @@ def _store_tile(address: Any, stride: Any, acc: Any, count: Any) -> Any:
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         address, stride, acc, count = args
-        with b.if_else(b.icmp_signed(">=", count, ir.Constant(i64, LANES))) as (whole, part):
-            for branch, store in ((whole, _write), (part, lambda b, at, v: _write_first(b, at, v, count))):
-                with branch:
-                    for t in range(sig.args[2].n):
-                        store(b, b.add(address, b.mul(stride, ir.Constant(i64, t))), b.extract_value(acc, t))
+        for t in range(sig.args[2].n):
+            _write_first(b, b.add(address, b.mul(stride, ir.Constant(i64, t))), b.extract_value(acc, t), count)
         return context.get_dummy_value()
 
     return types.void(intp, intp, acc, intp), codegen

@@ -1,0 +1,45 @@
+"""Memory for packed weights and for the results of kernels.
+
+A prompt's results are tens of megabytes, made and dropped in every layer. Given back to the system, their pages would
+be fetched and zeroed anew each time; kept here, the next array of that size finds them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections import defaultdict
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGE = 1 << 17  # bytes; smaller arrays the allocator keeps by itself
+
+spare: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)  # by size
+
+
+def aligned(count: int) -> NDArray[np.uint8]:
+    """Uninitialised bytes on a cache line's boundary."""
+    memory = np.empty(count + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + count]
+
+
+def lend(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+    """An uninitialised array, whose memory is lent again when neither it nor a view of it is left."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size < LARGE:
+        return np.empty(shape, dtype)
+    memory = spare[size].pop() if spare[size] else aligned(size)
+    # A view of a view refers to the first array of the chain that is not a view of an array: with this owner between
+    # them, that is the array we return and not `memory`.
+    owner = (ctypes.c_char * size).from_buffer(memory)
+    weakref.finalize(owner, spare[size].append, memory).atexit = False
+    return np.ndarray(shape, dtype, buffer=owner)
+
+
+def give_back() -> None:
+    """Returns the spare memory to the system."""
+    spare.clear()
