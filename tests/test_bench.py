@@ -10,6 +10,8 @@ import pytest
 from qwenref.tools.bench import Bench, numbers, prompt_ids, table
 from qwenref.tools.main import main
 
+from .tiny import tiny_weights, write_gguf
+
 
 @pytest.mark.model
 def test_rows(model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +25,15 @@ def test_rows(model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert r["bandwidth_share"] > 0
         # Every matrix but the embedding is read once a token, in the file's own width.
         assert 0.7 * model_path.stat().st_size < r["bytes_per_token"] < model_path.stat().st_size < 2 * r["peak_bytes"]
+
+
+def test_model_without_tokenizer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It has no text to time a first token with; all else is measured."""
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_weights())
+    assert main(["bench", str(path), "-p", "3", "-n", "2", "-t", "1", "-r", "1", "--precision", "int8", "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)
+    assert row["generated_tokens_per_s"] > 0
+    assert "first_token_s" not in row
 
 
 def finished(engine: str, seconds: list[tuple[float, float]], **facts: int) -> Bench:

@@ -256,6 +256,7 @@ def main(args: argparse.Namespace) -> int:
 
     path = resolve(args.model)
     checkpoint, _ = open_weights(str(path))  # a bad model is refused here, once
+    has_text = checkpoint.vocabulary() is not None  # else there is no command that a user could time
     config = checkpoint.config
     if args.prompt + args.generate + 1 > config.max_position_embeddings:
         raise BadInput(f"{args.prompt} + {args.generate} tokens do not fit {config.max_position_embeddings} positions")
@@ -273,13 +274,15 @@ def main(args: argparse.Namespace) -> int:
         shape = (threads, args.prompt, args.generate)
         benches = [Bench("qwenref", str(path), p, *shape) for p in precisions]
         peer = Bench(args.vs, str(path), "", *shape) if args.vs else None
-        first = {p: first_token_s(str(path), p, threads) for p in precisions}  # when every kernel is compiled
+        first: dict[str, dict[str, float]] = {p: {} for p in precisions}
+        if has_text:  # only now, when every kernel is compiled
+            first = {p: {"first_token_s": round(first_token_s(str(path), p, threads), 3)} for p in precisions}
         for i in range(args.repeats):
             print(f"\r{threads} threads, round {i + 1} of {args.repeats}", end="", file=sys.stderr, flush=True)
             for bench in (*benches, *([peer] if peer else [])):
                 bench.round()
         print(file=sys.stderr)
-        rows += [b.row(path.name, peer) | {"first_token_s": round(first[b.precision], 3)} for b in benches]
+        rows += [b.row(path.name, peer) | first[b.precision] for b in benches]
         if peer:
             rows.append(peer.row(path.name, None))
         for bench in (*benches, *([peer] if peer else [])):
