@@ -14,8 +14,8 @@ import numpy as np
 from qwenref.engine.config import Config
 from qwenref.engine.kernels import Cache, backend
 from qwenref.engine.weights import Layer, Weights
-from qwenref.quant import bf16, f16, q8_0, q8_k
-from qwenref.quant.tensor import QTensor, dequantize, format_module
+from qwenref.quant.tensor import QTensor, dequantize
+from qwenref.tools.gpu_sections import rounded_as_ggml
 
 U = 2.0**-24
 CUDA: Any = backend("cuda")
@@ -39,18 +39,6 @@ def minima(w: QTensor) -> np.ndarray:
     blocks = w.data.reshape(-1, 144).copy()
     blocks[:, 16:] = 0
     return np.abs(dequantize(replace(w, data=blocks.reshape(-1)))).astype(np.float64)
-
-
-def activations(x_TI: np.ndarray, weight_format: str, precision: str) -> np.ndarray:
-    """What ggml makes of the activations that meet such weights, in float64."""
-    if precision == "f32" or weight_format == "F32":
-        return x_TI.astype(np.float64)
-    if weight_format in ("F16", "BF16"):
-        f = f16 if weight_format == "F16" else bf16
-        return f.decode(f.encode(x_TI.reshape(-1, 1))).reshape(x_TI.shape).astype(np.float64)
-    if format_module(weight_format).BLOCK == 256:
-        return q8_k.decode(q8_k.encode(x_TI.reshape(-1, 256))).reshape(x_TI.shape).astype(np.float64)
-    return q8_0.decode(q8_0.encode_activations(x_TI.reshape(-1, 32))).reshape(x_TI.shape).astype(np.float64)
 
 
 class Pair:
@@ -113,7 +101,7 @@ class Judge:
     def linear(self, x_TI: Any, w: Pair) -> Any:
         x, want, bound = CUDA.to_host(x_TI), [], []
         for t in w.tensors:
-            w_OI, a_TI = dequantize(t).astype(np.float64), activations(x, t.format, self.precision)
+            w_OI, a_TI = dequantize(t).astype(np.float64), rounded_as_ggml(x, t.format, self.precision)
             sizes_OI = np.abs(w_OI) + 2 * minima(t)  # |s q| + |m|, which the kernel sums apart, for w = s q - m
             want.append(a_TI @ w_OI.T)
             bound.append((x.shape[1] + 8) * U * (np.abs(a_TI) @ sizes_OI.T))

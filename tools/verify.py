@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from ..quant.errors import BadInput
+from ..trace.beside import Beside
 from ..trace.dump import open_dump
 from ..trace.report import as_json, text
 from ..trace.report_html import page
@@ -50,10 +50,12 @@ def main(args: argparse.Namespace) -> int:
 
 def write(path: Path, text: str) -> None:
     """Beside its place, then moved there: whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        beside = Beside(path, folder=False)
+        try:
+            beside.path.write_text(text, "utf-8")
+            beside.move()
+        finally:
+            beside.discard()
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise BadInput(f"{path}: cannot write the report: {error.strerror}") from None

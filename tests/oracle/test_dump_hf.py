@@ -27,25 +27,6 @@ TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers, 6 query heads on 2, an untied head, biases that are not zero."""
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=101, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, initializer_range=0.2,
-    )  # fmt: skip
-    model = transformers.Qwen2ForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name:
-                parameter.add_(0.5 * torch.randn_like(parameter))
-    path = tmp_path_factory.mktemp("hf") / "model"
-    model.save_pretrained(path)
-    return path
-
-
 @pytest.fixture
 def dump(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Dump]:
     def run(*words: str) -> Dump:

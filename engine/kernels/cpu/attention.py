@@ -26,7 +26,6 @@ from .simd import (
     load_f32,
     load_f32_first,
     maximum,
-    prefetch,
     set_f32,
     splat_f32,
     store_f32_first,
@@ -35,7 +34,7 @@ from .simd import (
     where_less,
     zero_tile,
 )
-from .team import Kernel, helper
+from .team import Kernel, fetch, helper
 
 SHARES = 16  # of the positions, for each kv head
 AHEAD = 4096  # bytes of keys and values that are asked for before they are needed
@@ -60,13 +59,6 @@ def _append(begin, end, k, k_stride, v, v_stride, positions, K, H, keys, keys_si
 
 
 @helper
-def fetch(address):
-    """Asks for the 32 numbers there."""
-    prefetch(address)
-    prefetch(address + 64)
-
-
-@helper
 def score_tile(q, H, keys, seen, root, zero):
     """A tile of query heads, H numbers each, times 32 keys, by sqrt(H); 0 from key `seen` on."""
     acc = zero
@@ -74,7 +66,7 @@ def score_tile(q, H, keys, seen, root, zero):
         for g in range(0, H, 8):  # short chains: Transformers' sums err as little
             p = zero
             for h in range(g, min(g + 8, H)):
-                fetch(keys + h * LANES * 4 + AHEAD)
+                fetch(keys + h * LANES * 4 + AHEAD, LANES * 4)
                 p = fma_rows_tile(load_f32(keys + h * LANES * 4), q + 4 * h, 4 * H, p)
             acc = add_tile(p, acc)
         acc = first_tile(seen, divide_tile(root, acc))
@@ -137,7 +129,7 @@ def mix_tile(p, stride, values, count, zero):
     for s in range(0, count, 32):
         part = zero
         for j in range(s, min(s + 32, count)):
-            fetch(values + j * LANES * 4 + AHEAD)
+            fetch(values + j * LANES * 4 + AHEAD, LANES * 4)
             part = fma_rows_tile(load_f32(values + j * LANES * 4), p + 4 * j, stride, part)
         acc = add_tile(part, acc)
     return acc

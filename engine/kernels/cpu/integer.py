@@ -66,6 +66,20 @@ def q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero):
 
 
 @helper
+def dot_pairs(bytes_, power, sums, acc):
+    """acc and four groups' bytes, times 2^power, times the sums of their activations."""
+    acc = dot2_tile(even_bytes(bytes_, power), sums, acc)
+    return dot2_tile(odd_bytes(bytes_, power), sums + 4, acc)
+
+
+@helper
+def store_pairs(bytes_, power, at):
+    """The same bytes for q8_k_many: two vectors for dot2."""
+    store_i32(at, even_bytes(bytes_, power))
+    store_i32(at + VECTOR, odd_bytes(bytes_, power))
+
+
+@helper
 def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, zero):
     """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K.
 
@@ -89,11 +103,9 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, ze
                 total = multiply_tile(p, signed_byte(bytes_, i), total)
                 total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
             if minima is None:
-                total = dot2_tile(even_bytes(bytes_, OFFSET), sums16 + 8 * four, total)
-                total = dot2_tile(odd_bytes(bytes_, OFFSET), sums16 + 8 * four + 4, total)
+                total = dot_pairs(bytes_, OFFSET, sums16 + 8 * four, total)
             else:
-                least = dot2_tile(even_bytes(minima(w, four), 0), sums32 + 8 * four, least)
-                least = dot2_tile(odd_bytes(minima(w, four), 0), sums32 + 8 * four + 4, least)
+                least = dot_pairs(minima(w, four), 0, sums32 + 8 * four, least)
         part = scale_tile(total, factor(w), zero)
         if minima is not None:
             part = scale_tile(least, min_factor(w), part)
@@ -128,11 +140,9 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, size, w, k, pan
                 store_i32(panel + ((4 * four + i) * quads + quad) * VECTOR, codes(w, 4 * four + i, quad))
             store_i32(at + (4 * four + i) * VECTOR, signed_byte(bytes_, i))
         if minima is None:
-            store_i32(pairs + 2 * four * VECTOR, even_bytes(bytes_, OFFSET))
-            store_i32(pairs + (2 * four + 1) * VECTOR, odd_bytes(bytes_, OFFSET))
+            store_pairs(bytes_, OFFSET, pairs + 2 * four * VECTOR)
         else:
-            store_i32(pairs + 2 * four * VECTOR, even_bytes(minima(w, four), 0))
-            store_i32(pairs + (2 * four + 1) * VECTOR, odd_bytes(minima(w, four), 0))
+            store_pairs(minima(w, four), 0, pairs + 2 * four * VECTOR)
     factors = pairs + groups // 2 * VECTOR
     store_f32(factors, factor(w))
     if minima is not None:

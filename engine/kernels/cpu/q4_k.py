@@ -58,15 +58,24 @@ def min_factor(w):
 
 
 @helper
+def scale_in(w, j):
+    """Of a block's group j."""
+    return factor(w) * to_f32(signed_byte(scales(w, j >> 2), j & 3))
+
+
+@helper
+def minimum_in(w, j):
+    return min_factor(w) * to_f32(signed_byte(minima(w, j >> 2), j & 3))
+
+
+@helper
 def scale(w, group):
-    b, j = block_of(w, group), group & 7
-    return factor(b) * to_f32(signed_byte(scales(b, j >> 2), j & 3))
+    return scale_in(block_of(w, group), group & 7)
 
 
 @helper
 def minimum(w, group):
-    b, j = block_of(w, group), group & 7
-    return min_factor(b) * to_f32(signed_byte(minima(b, j >> 2), j & 3))
+    return minimum_in(block_of(w, group), group & 7)
 
 
 @helper

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
-from .q4_k import factor, min_factor, minima, scales
-from .simd import code5_16, load_i32, mask, shift_left, shift_right, signed_byte, splat_f32, to_f32
+from .q4_k import factor, min_factor, minima, minimum_in, scale_in, scales
+from .simd import code5_16, load_i32, mask, shift_left, shift_right, splat_f32
 from .team import helper
 
 BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 176, -1, 0
@@ -29,14 +29,12 @@ def codes(w, group, quad):
 
 @helper
 def scale(w, group):
-    b, j = block_of(w, group), group & 7
-    return factor(b) * to_f32(signed_byte(scales(b, j >> 2), j & 3))
+    return scale_in(block_of(w, group), group & 7)
 
 
 @helper
 def minimum(w, group):
-    b, j = block_of(w, group), group & 7
-    return min_factor(b) * to_f32(signed_byte(minima(b, j >> 2), j & 3))
+    return minimum_in(block_of(w, group), group & 7)
 
 
 @helper

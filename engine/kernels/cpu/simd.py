@@ -116,9 +116,9 @@ def _write(b: ir.IRBuilder, address: Any, value: Any) -> None:
     b.store(value, _at(b, address, value.type)).align = 1
 
 
-def _splat(b: ir.IRBuilder, scalar: Any) -> Any:
-    u = ir.Constant(_wide(scalar.type), ir.Undefined)
-    return b.shuffle_vector(b.insert_element(u, scalar, ir.Constant(i32, 0)), u, _const(i32, 0))
+def _splat(b: ir.IRBuilder, scalar: Any, lanes: int = LANES) -> Any:
+    u = ir.Constant(_wide(scalar.type, lanes), ir.Undefined)
+    return b.shuffle_vector(b.insert_element(u, scalar, ir.Constant(i32, 0)), u, _const(i32, 0, lanes))
 
 
 def _call(b: ir.IRBuilder, name: str, result: ir.Type, args: list[Any]) -> Any:
@@ -450,18 +450,11 @@ def signed_byte(b: Any, v: Any, index: Any) -> Any:
 
 def _bytes(b: Any, v: Any, left: int, n: Any) -> Any:
     """Signed bytes at the top of 16-bit numbers, once these were shifted left; times 2^n."""
-    words = _wide(i16, 2 * LANES)
-    v = b.bitcast(v, words)
-    kept = b.and_(
-        b.shl(v, ir.Constant(words, [left] * (2 * LANES))), ir.Constant(words, [0xFF00 - 0x10000] * (2 * LANES))
-    )
-    right = _splat_words(b, b.sub(ir.Constant(i16, 8), b.trunc(n, i16)))
+    words = 2 * LANES
+    v = b.bitcast(v, _wide(i16, words))
+    kept = b.and_(b.shl(v, _const(i16, left, words)), _const(i16, -0x100, words))
+    right = _splat(b, b.sub(ir.Constant(i16, 8), b.trunc(n, i16)), words)
     return b.bitcast(b.ashr(kept, right), VI)
-
-
-def _splat_words(b: Any, n: Any) -> Any:
-    u = ir.Constant(_wide(i16, 2 * LANES), ir.Undefined)
-    return b.shuffle_vector(b.insert_element(u, n, ir.Constant(i32, 0)), u, _const(i32, 0, 2 * LANES))
 
 
 @_operation(ints, ints, intp)

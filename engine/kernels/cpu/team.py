@@ -128,13 +128,19 @@ _yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 
 @helper
+def fetch(address, count):
+    """Asks for the `count` bytes there."""
+    for i in range(0, count, 64):
+        prefetch(address + i)
+
+
+@helper
 def _wait(state, items, ahead, end):
     """Until all items are done; meanwhile lines from `ahead` to `end` are fetched. Returns how far that came."""
     pauses = 0
     while _read(state + 8 * DONE) < items:
         if ahead < end:
-            for line in range(ahead, ahead + 512, 64):
-                prefetch(line)
+            fetch(ahead, 512)
             ahead += 512
         elif pauses < PATIENCE:
             pauses += 1
