@@ -31,64 +31,15 @@ _BYTE = {chr(b): b for b in _PRINTABLE} | {
 }
 
 
-class Tokenizer:
-    """A vocabulary at work.
+class Tokens:
+    """Ids -> text: all that an answer needs.
 
-    vocab_size: ids that decode, padding rows included; bos_id, pad_id, eos_ids: as the file has them;
-    add_bos: a raw prompt begins with bos_id.
+    vocab_size: ids that decode, padding rows included; eos_ids: those that end an answer.
     """
 
-    def __init__(self, v: Vocabulary, vocab_size: int, nfc: bool):
-        self.vocab_size = vocab_size
-        self.bos_id, self.pad_id, self.eos_ids, self.add_bos = v.bos_id, v.pad_id, v.eos_ids, v.add_bos
-        self._tokens, self._types = v.tokens, v.types
-        self._ids = {token: id for id, token in enumerate(v.tokens)}
-        _check(v, self._ids, vocab_size)
-        self._bpe = _library_tokenizer(v, self._ids, nfc)
-        control = sorted((v.tokens[i] for i, t in enumerate(v.types) if t == CONTROL), key=len, reverse=True)
-        self._control: re.Pattern[str] | None = (
-            re.compile(f"({'|'.join(map(re.escape, control))})") if control else None
-        )
-
-    @classmethod
-    def from_vocabulary(cls, v: Vocabulary, vocab_size: int | None = None) -> Tokenizer:
-        """The tokenizer that a model file describes; its tokenizer_json rules where there is one.
-
-        vocab_size: the embedding's rows, where known; the ids between the last token and it are padding.
-        Text is brought to NFC first: Qwen2's tokenizer.json says so, GGUF has no field for it.
-        Raises BadInput, naming what is wrong: another algorithm or pre-tokenizer, ids and merges that do not fit.
-        """
-        nfc = True
-        if v.tokenizer_json is not None:
-            v, nfc = vocabulary_of_json(v, v.tokenizer_json)
-        if v.model != "gpt2":
-            raise BadInput(f"tokenizer: model {v.model!r:.80} is not supported, only byte-level BPE ('gpt2') is")
-        if v.pre not in PRE_TOKENIZERS:
-            raise BadInput(f"tokenizer: pre-tokenizer {v.pre!r:.80} is not supported, only {', '.join(PRE_TOKENIZERS)}")
-        return cls(v, len(v.tokens) if vocab_size is None else vocab_size, nfc)
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of a text. special: control tokens in it count as such (what Hugging Face does unless told otherwise).
-
-        User-defined tokens (<tool_call>) always do, as in Hugging Face and llama.cpp. Never adds BOS.
-        """
-        if not special:
-            return self._encode_plain(text)
-        ids: list[int] = []
-        for part in self.split(text):
-            ids += [part] if isinstance(part, int) else self._encode_plain(part)
-        return ids
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Ids of a raw prompt, as Hugging Face's `tokenizer(text)`: control tokens count; BOS first if asked for."""
-        return ([self.bos_id] if self.add_bos and self.bos_id is not None else []) + self.encode(text, special=True)
-
-    def split(self, text: str) -> Iterator[int | str]:
-        """A text cut at its control tokens: their ids, and the pieces of plain text between them."""
-        pieces = self._control.split(text) if self._control else [text]
-        for n, piece in enumerate(pieces):
-            if piece:
-                yield self._ids[piece] if n % 2 else piece
+    def __init__(self, tokens: list[str], types: list[int], vocab_size: int, eos_ids: tuple[int, ...]) -> None:
+        self.vocab_size, self.eos_ids = vocab_size, eos_ids
+        self._tokens, self._types = tokens, types
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, control tokens spelled out, padding empty; bytes that are not UTF-8 become U+FFFD."""
@@ -119,6 +70,68 @@ class Tokenizer:
     def name(self, id: int) -> str:
         """The id's token as the file spells it ("Ġthe"), "[PAD n]" where the file has none, for tables and traces."""
         return self._tokens[id] if 0 <= id < len(self._tokens) else f"[PAD{id}]"
+
+
+class Tokenizer(Tokens):
+    """A vocabulary at work, both ways.
+
+    bos_id, pad_id: as the file has them; add_bos: a raw prompt begins with bos_id.
+    """
+
+    def __init__(self, v: Vocabulary, vocab_size: int, nfc: bool):
+        super().__init__(v.tokens, v.types, vocab_size, v.eos_ids)
+        self.bos_id, self.pad_id, self.add_bos = v.bos_id, v.pad_id, v.add_bos
+        self._ids = {token: id for id, token in enumerate(v.tokens)}
+        _check(v, self._ids, vocab_size)
+        self._bpe = _library_tokenizer(v, self._ids, nfc)
+        control = sorted((v.tokens[i] for i, t in enumerate(v.types) if t == CONTROL), key=len, reverse=True)
+        self._control: re.Pattern[str] | None = (
+            re.compile(f"({'|'.join(map(re.escape, control))})") if control else None
+        )
+
+    @classmethod
+    def from_vocabulary(cls, v: Vocabulary, vocab_size: int | None = None) -> Tokenizer:
+        """The tokenizer that a model file describes; its tokenizer_json rules where there is one.
+
+        vocab_size: the embedding's rows, where known; the ids between the last token and it are padding.
+        Text is brought to NFC first: Qwen2's tokenizer.json says so, GGUF has no field for it.
+        Raises BadInput, naming what is wrong: another algorithm or pre-tokenizer, ids and merges that do not fit.
+        """
+        nfc = True
+        if v.tokenizer_json is not None:
+            v, nfc = vocabulary_of_json(v, v.tokenizer_json)
+        if v.model != "gpt2":
+            raise BadInput(f"tokenizer: model {v.model!r:.80} is not supported, only byte-level BPE ('gpt2') is")
+        if v.pre not in PRE_TOKENIZERS:
+            raise BadInput(f"tokenizer: pre-tokenizer {v.pre!r:.80} is not supported, only {', '.join(PRE_TOKENIZERS)}")
+        return cls(v, len(v.tokens) if vocab_size is None else vocab_size, nfc)
+
+    def spelling(self) -> Tokens:
+        """What spells its ids out, without the memory that encoding takes."""
+        return Tokens(self._tokens, self._types, self.vocab_size, self.eos_ids)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text. special: control tokens in it count as such (what Hugging Face does unless told otherwise).
+
+        User-defined tokens (<tool_call>) always do, as in Hugging Face and llama.cpp. Never adds BOS.
+        """
+        if not special:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        for part in self.split(text):
+            ids += [part] if isinstance(part, int) else self._encode_plain(part)
+        return ids
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Ids of a raw prompt, as Hugging Face's `tokenizer(text)`: control tokens count; BOS first if asked for."""
+        return ([self.bos_id] if self.add_bos and self.bos_id is not None else []) + self.encode(text, special=True)
+
+    def split(self, text: str) -> Iterator[int | str]:
+        """A text cut at its control tokens: their ids, and the pieces of plain text between them."""
+        pieces = self._control.split(text) if self._control else [text]
+        for n, piece in enumerate(pieces):
+            if piece:
+                yield self._ids[piece] if n % 2 else piece
 
     def _encode_plain(self, text: str) -> list[int]:
         try:

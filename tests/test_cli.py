@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qwenref.engine import generate
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.tokenizer import Tokens
 from qwenref.tools import run
 from qwenref.tools.convert import convert
 from qwenref.tools.main import COMMANDS, main
@@ -254,7 +254,7 @@ def test_a_terminal_gets_no_control_characters_and_a_pipe_gets_all(
     terminal: bool, tiny: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "generate", lambda *_: iter(range(len(ESCAPES))))
-    monkeypatch.setattr(Tokenizer, "stream", lambda self: lambda id: "" if id is None else ESCAPES[id])
+    monkeypatch.setattr(Tokens, "stream", lambda self: lambda id: "" if id is None else ESCAPES[id])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     assert main(["run", "-m", str(tiny), "--backend", "reference", "-p", "x"]) == 0
     out = capfd.readouterr().out

@@ -30,6 +30,7 @@ from .facts import model_facts, run_facts
 from .load import Loaded, add_model_arguments, load, open_tokenizer, open_weights
 from .models import resolve
 from .payload import as_json, as_text
+from .prompt import prompt_ids, read_prompt
 
 PROMPT = "What is 2+2?"
 
@@ -143,8 +144,6 @@ def prompt_of(
     args: argparse.Namespace, ids: list[int] | None, checkpoint: Checkpoint
 ) -> tuple[list[int], Tokenizer | None]:
     """The prompt's ids, from the text unless --tokens gave them, and the model's tokenizer, if it has one."""
-    from .run import prompt_ids, read_prompt
-
     if ids is not None:
         return ids, None if checkpoint.vocabulary() is None else open_tokenizer(checkpoint)[0]
     tokenizer, template = open_tokenizer(checkpoint)

@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine.tokenizer import Tokenizer
 from ..quant.errors import BadInput
+from .prompt import TokenizerProcess, read_prompt
+
+if TYPE_CHECKING:
+    from ..engine.tokenizer import Tokens
 
 MAX_TOKENS = 256
 
@@ -60,48 +61,6 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
     )
 
 
-def read_prompt(args: argparse.Namespace) -> str:
-    """The prompt's text. Raises BadInput where there is none, or where it is not UTF-8.
-
-    A file and a pipe end in a newline that nobody means (`echo hi |`): one is dropped, as llama.cpp's -f drops it.
-    """
-    if args.prompt is not None and args.prompt != "-":
-        text: str = args.prompt
-    elif args.file is not None:
-        try:
-            text = _utf8(Path(args.file).read_bytes(), args.file).removesuffix("\n")
-        except OSError as error:
-            raise BadInput(f"prompt file {args.file}: {error.strerror}") from None
-    elif args.prompt == "-" or not sys.stdin.isatty():
-        text = _utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
-    else:
-        raise BadInput("no prompt; give one with -p TEXT, -f FILE, or through a pipe")
-    if not text:
-        raise BadInput("the prompt is empty; give at least one character")
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise BadInput("the prompt is not valid UTF-8")
-    return text
-
-
-def _utf8(data: bytes, name: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"prompt from {name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
-
-
-def prompt_ids(tokenizer: Tokenizer, template: str | None, text: str, args: argparse.Namespace) -> list[int]:
-    """The ids of the text, or of the chat that holds it. Control tokens count in a raw prompt, not in a message."""
-    if not args.chat:
-        return tokenizer.prompt_ids(text)
-    from ..engine.chat import chat_ids
-
-    messages = [{"role": "user", "content": text}]
-    if args.system is not None:
-        messages.insert(0, {"role": "system", "content": args.system})
-    return chat_ids(tokenizer, template, messages)
-
-
 def describe(f: dict[str, Any]) -> str:
     """The one line of figures."""
     line = f"load {f['load_s']:.2f} s; prompt {f['prompt_tokens']} tokens, {f['prompt_tokens_per_s']:.1f}/s"
@@ -120,10 +79,14 @@ def main(args: argparse.Namespace) -> int:
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
     text = read_prompt(args)
+    with TokenizerProcess(text, args) as tokenizer:
+        return answer(text, tokenizer, args, started)
 
+
+def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, started: float) -> int:
     from ..engine.generate import check_prompt, generate
     from ..engine.sample import Sampling
-    from .load import load, open_tokenizer, open_weights
+    from .load import load, open_weights
     from .progress import progress
     from .terminal import for_stdout
 
@@ -133,26 +96,23 @@ def main(args: argparse.Namespace) -> int:
     if args.max_tokens is not None and args.max_tokens >= context:
         raise BadInput(f"-n {args.max_tokens} and a prompt do not fit the context of {context}")
 
-    def tokenized() -> tuple[Tokenizer, list[int], int]:
-        """The tokenizer, the prompt's ids and how many new ones: known to fit the context."""
-        tokenizer, template = open_tokenizer(checkpoint)
-        ids = prompt_ids(tokenizer, template, text, args)
+    def tokenized() -> tuple[Tokens, list[int], int]:
+        """What spells ids out, the prompt's ids and how many new ones: known to fit the context."""
+        ids, spelling = tokenizer.result()
         new = args.max_tokens or max(1, min(MAX_TOKENS, context - len(ids)))
         check_prompt(ids, checkpoint.config, new)
-        return tokenizer, ids, new
+        return spelling, ids, new
 
-    with ThreadPoolExecutor(1) as pool:  # the prompt is tokenized while the weights are packed,
-        pending = pool.submit(tokenized)
-        if len(text) + (args.max_tokens or 1) > context // 2:  # but one that may be too long, before;
-            pending.result()
-        model = load(args, checkpoint, bound, pending.result)  # and before any kernel is compiled
-        tokenizer, ids, max_tokens = pending.result()
+    if len(text) + (args.max_tokens or 1) > context // 2:  # a prompt that may be too long is known to fit before
+        tokenized()  # the weights are packed,
+    model = load(args, checkpoint, bound, tokenized)  # and any before a kernel is compiled
+    spelling, ids, max_tokens = tokenized()
     loaded = time.perf_counter()
 
-    text_of, out, made = tokenizer.stream(), list[str](), list[int]()
+    text_of, out, made = spelling.stream(), list[str](), list[int]()
     with progress("prompt", len(ids)) as advance:
         tokens = generate(
-            ids, model.weights, model.kernels, args.precision, max_tokens, tokenizer.eos_ids, sampling, advance
+            ids, model.weights, model.kernels, args.precision, max_tokens, spelling.eos_ids, sampling, advance
         )
         first_id = next(tokens)
     first = time.perf_counter()
@@ -160,7 +120,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         for id in chain((first_id,), tokens):
             made.append(id)
-            out.append("" if id in tokenizer.eos_ids else text_of(id))
+            out.append("" if id in spelling.eos_ids else text_of(id))
             if not args.json:
                 print(for_stdout(out[-1]), end="", flush=True)
     except KeyboardInterrupt:

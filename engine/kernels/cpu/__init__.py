@@ -21,7 +21,7 @@ from ...config import Config
 from ...weights import Layer, Weights
 from . import attention, rows
 from .matmul import Stack, kernels_for, linear, stack
-from .packed import form_of, interleave
+from .packed import forget, form_of, interleave
 from .replay import empty, keep, record, recording, submit
 from .simd import LANES
 from .team import Kernel, at, bits, rows_of, run_now, share
@@ -117,6 +117,8 @@ def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
         made.before.append(look_up)
     else:
         look_up(tokens_T)
+        if len(tokens_T) > 1:
+            forget(embed_VD.data)  # the system mapped 64 KB around every row
     return x_TD
 
 

@@ -1,7 +1,7 @@
 """Memory for packed weights and for the results of kernels.
 
 A prompt's results are tens of megabytes, made and dropped in every layer. Given back to the system, their pages would
-be fetched and zeroed anew each time; kept here, the next array of that size finds them.
+be fetched and zeroed anew each time; kept here, the next array of about that size finds them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def lend(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
     size = prod(shape) * np.dtype(dtype).itemsize
     if size < LARGE:
         return np.empty(shape, dtype)
-    memory = spare[size].pop() if spare[size] else aligned(size)
+    fitting = min((n for n, kept in spare.items() if kept and size <= n <= 2 * size), default=None)
+    memory = aligned(size) if fitting is None else spare[fitting].pop()
     # A view of a view refers to the first array of the chain that is not a view of an array: with this owner between
     # them, that is the array we return and not `memory`.
     owner = (ctypes.c_char * size).from_buffer(memory)
-    weakref.finalize(owner, spare[size].append, memory).atexit = False
+    weakref.finalize(owner, spare[memory.size].append, memory).atexit = False
     return np.ndarray(shape, dtype, buffer=owner)
 
 
