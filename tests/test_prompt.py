@@ -44,9 +44,9 @@ def test_what_it_refuses_is_refused_here(arguments: argparse.Namespace, tmp_path
         ({"model": "/no/such.gguf"}, "/no/such.gguf"),
         ({"system": "\ud800", "chat": True}, "surrogate"),
     ):
-        with TokenizerProcess(TEXT, argparse.Namespace(**vars(arguments) | request)) as process:
-            with pytest.raises(BadInput, match=says):
-                process.result()
+        asked = argparse.Namespace(**vars(arguments) | request)
+        with TokenizerProcess(TEXT, asked) as process, pytest.raises(BadInput, match=says):
+            process.result()
 
 
 def test_its_death_is_one_line(arguments: argparse.Namespace) -> None:
