@@ -107,6 +107,18 @@ def _fetch_add(typingctx: Any, address: Any, n: Any) -> Any:
 
 
 @intrinsic
+def _swap(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
+    """Writes `new` if the value is `old`; whether it did."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        address, old, new = args
+        done = b.cmpxchg(b.inttoptr(address, new.type.as_pointer()), old, new, "acq_rel", "acquire")
+        return b.extract_value(done, 1)
+
+    return types.boolean(intp, intp, intp), codegen
+
+
+@intrinsic
 def _read(typingctx: Any, address: Any) -> Any:
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         return b.load_atomic(b.inttoptr(args[0], args[0].type.as_pointer()), "acquire", 8)
@@ -151,7 +163,17 @@ def _wait(state, items, ahead, end):
 
 
 @helper
-def _work(jobs, count, states):
+def _take(state, items, chunk, threads):
+    """The next chunk of a job, [first, last): half of a fair share of what is left, but at least `chunk` items."""
+    while True:
+        first = _read(state + 8 * NEXT)
+        last = min(first + max(chunk, (items - first) // (2 * threads)), items)
+        if first >= items or _swap(state + 8 * NEXT, first, last):
+            return first, last
+
+
+@helper
+def _work(jobs, count, states, threads):
     """What each thread does: every chunk that it can get of every job, in order."""
     group = 0
     weights, ahead = 0, 0
@@ -162,10 +184,9 @@ def _work(jobs, count, states):
             weights = _read(job + 8 * WEIGHTS)
             ahead = weights
         while True:
-            first = _fetch_add(state + 8 * NEXT, chunk)
-            if first >= items:
+            first, last = _take(state, items, chunk, threads)
+            if first >= last:
                 break
-            last = min(first + chunk, items)
             _call(job, first, last)
             _fetch_add(state + 8 * DONE, last - first)
         if _read(job + 8 * BARRIER):
@@ -178,13 +199,13 @@ def _work(jobs, count, states):
 
 @njit("void(intp, intp, intp)", cache=True, nogil=True)
 def _run_alone(jobs, count, states):
-    _work(jobs, count, states)
+    _work(jobs, count, states, 1)
 
 
 @njit("void(intp, intp, intp, intp)", cache=True, nogil=True, parallel=True)
 def _run_together(jobs, count, states, threads):
     for _ in prange(threads):
-        _work(jobs, count, states)
+        _work(jobs, count, states, threads)
 
 
 def run(jobs: NDArray[np.int64], states: NDArray[np.int64]) -> None:
