@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .memory import give_back, lend
-from .team import BARRIER, SIZE, STATE, WEIGHTS, run, run_now
+from .team import BARRIER, SIZE, WEIGHTS, Program, run_now
 
 
 class Recording:
@@ -64,7 +64,8 @@ def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[
     finally:
         recording.reset(mark)
         cache.length = length
-    jobs, states = np.array(made.jobs, np.int64), np.empty((len(made.jobs), STATE), np.int64)
+    program = Program(made.jobs)
+    jobs = program.jobs
     for j in range(len(jobs) - 2, -1, -1):  # who waits in front of a product may fetch the weights of it
         if not jobs[j, WEIGHTS] or jobs[j, BARRIER]:
             jobs[j, WEIGHTS : SIZE + 1] = jobs[j + 1, WEIGHTS : SIZE + 1]
@@ -73,7 +74,7 @@ def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[
         made.position[:] = cache.positions(1)
         for action in made.before:
             action(token_T)
-        run(jobs, states)
+        program.run()
         cache.advance(1)
         return result
 

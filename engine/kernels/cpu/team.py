@@ -2,9 +2,10 @@
 
 A kernel is a C function of integers, `kernel(first, last, *arguments)`, that does items first..last-1 of its work:
 addresses, sizes and strides are its arguments. A job is one row of an int64 table: a kernel's address, the number of
-items, how many to take at a time, and the arguments. `run` works through a table in one parallel region: threads take
-chunks from a shared counter, so a slow core does less, and nobody starts behind a barrier before every chunk in front
-of it is done. Which thread does which chunk changes no result: an item's output depends on nothing but the item.
+items, how many to take at least, and the arguments. A program works through a table in one parallel region: threads
+take chunks from a shared counter, large ones first, so a slow core does less, and nobody starts behind a barrier
+before every chunk in front of it is done. Which thread does which chunk changes no result: an item's output depends
+on nothing but the item.
 
 One region for a whole table matters: waking threads costs 5 to 50 microseconds, a barrier inside a region well under
 one. A waiting thread pauses for some microseconds, then gives its core to whoever wants it: it does not spin on a
@@ -63,7 +64,7 @@ class Kernel:
     def job(
         self, items: int, chunk: int, *arguments: int, barrier: bool = True, weights: tuple[int, int] = (0, 0)
     ) -> list[int]:
-        """A row for `run`. Without a barrier the next job may run at the same time. weights: the address and size of
+        """A row of a program. Without a barrier the next job may run at the same time. weights: the address and size of
         what this job reads from memory, or a later one that may as well begin now: who waits fetches the start of it.
         """
         return [self.address, items, chunk, barrier, *weights, *arguments, *[0] * (ARGUMENTS - len(arguments))]
@@ -164,7 +165,10 @@ def _wait(state, items, ahead, end):
 
 @helper
 def _take(state, items, chunk, threads):
-    """The next chunk of a job, [first, last): half of a fair share of what is left, but at least `chunk` items."""
+    """The next chunk of a job, [first, last): half of a fair share of what is left, but at least `chunk` items.
+
+    Where a chunk of weights begins, nothing has been asked for ahead: that costs a microsecond.
+    """
     while True:
         first = _read(state + 8 * NEXT)
         last = min(first + max(chunk, (items - first) // (2 * threads)), items)
@@ -208,21 +212,28 @@ def _run_together(jobs, count, states, threads):
         _work(jobs, count, states, threads)
 
 
-def run(jobs: NDArray[np.int64], states: NDArray[np.int64]) -> None:
-    """Works through a table of jobs [n, COLUMNS] with the threads of numba.set_num_threads; states [n, STATE] are
-    zeroed.
-    """
-    states.fill(0)
-    threads = numba.get_num_threads()
-    if threads == 1 or (jobs[:, ITEMS] <= jobs[:, CHUNK]).all():
-        _run_alone(jobs.ctypes.data, len(jobs), states.ctypes.data)
-    else:
-        with ONE_AT_A_TIME:
-            _run_together(jobs.ctypes.data, len(jobs), states.ctypes.data, threads)
+class Program:
+    """A table of jobs [n, COLUMNS], to be worked through once or again and again."""
+
+    def __init__(self, jobs: Any) -> None:
+        self.jobs = np.array(jobs, np.int64)
+        self._states = np.empty((len(self.jobs), STATE), np.int64)
+        self._shared = bool((self.jobs[:, ITEMS] > self.jobs[:, CHUNK]).any())
+
+    def run(self) -> None:
+        """With the threads of numba.set_num_threads."""
+        self._states.fill(0)
+        threads = numba.get_num_threads()
+        jobs, states = self.jobs.ctypes.data, self._states.ctypes.data
+        if threads == 1 or not self._shared:
+            _run_alone(jobs, len(self.jobs), states)
+        else:
+            with ONE_AT_A_TIME:
+                _run_together(jobs, len(self.jobs), states, threads)
 
 
 def run_now(*jobs: Sequence[int]) -> None:
-    run(np.array(jobs, np.int64), np.empty((len(jobs), STATE), np.int64))
+    Program(jobs).run()
 
 
 # ---- a kernel's arguments
@@ -244,5 +255,5 @@ def bits(x: float) -> int:
 
 
 def share(items: int) -> int:
-    """Items to take at a time: pieces small enough for a slow core not to be waited for."""
+    """Items to take at least: the last pieces are small enough for a slow core not to be waited for."""
     return max(1, items // 32)
