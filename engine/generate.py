@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,8 @@ def prefill(
 ) -> NDArray[np.floating]:
     """Runs the prompt in chunks; logits [V] of its last position. `progress` is told the positions done so far."""
     for start in range(0, len(ids), CHUNK):
-        logits_V = forward(np.array(ids[start : start + CHUNK], np.int32), w, cache, k, SILENT)
+        tokens_T = np.array(ids[start : start + CHUNK], np.int32)
+        logits_V = k.batch(partial(forward, tokens_T, w, cache, k, SILENT))
         progress(min(start + CHUNK, len(ids)))
     return k.to_host(logits_V)
 
@@ -66,6 +68,8 @@ def generate(
     cache = k.new_cache(w.config, len(ids) + max_tokens, precision)
     token = sample(prefill(ids, w, cache, k, progress), sampling, generator)
     yield token
+    if max_tokens == 1:
+        return
     step = k.record(lambda token_T: forward(token_T, w, cache, k, SILENT), cache)
     for _ in range(max_tokens - 1):
         if token in stop:

@@ -80,6 +80,9 @@ class Kernels(Protocol):
     def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: Any) -> Any:
         """Probabilities times values: [T, N, H]."""
 
+    def batch(self, forward: Callable[[], Any]) -> Any:
+        """forward(), whose kernels may run together and as late as its end: no tap looks at a stage meanwhile."""
+
     def record(self, forward: Callable[[Any], Any], cache: Cache) -> Callable[[Any], Any]:
         """`forward` of one token [1] into `cache`, again and again. A backend may record the kernels that it calls and
         replay them: the same results, whose memory is used anew at the next call. No tap sees a replayed stage."""

@@ -161,6 +161,10 @@ def attn_mix(probs_NTS: Array, v_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
     return mix_KGTH.transpose(2, 0, 1, 3).reshape(T, N, H).astype(probs_NTS.dtype)
 
 
+def batch(forward: Callable[[], Any]) -> Any:
+    return forward()
+
+
 def record(forward: Callable[[Any], Any], cache: KVCache) -> Callable[[Any], Any]:
     return forward
 

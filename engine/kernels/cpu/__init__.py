@@ -22,11 +22,11 @@ from ...weights import Layer, Weights
 from . import attention, rows
 from .matmul import Stack, kernels_for, linear, stack
 from .packed import forget, form_of, interleave
-from .replay import empty, keep, record, recording, submit
+from .replay import batch, empty, keep, record, recording, submit
 from .simd import LANES
 from .team import Kernel, at, bits, rows_of, run_now, share
 
-__all__ = ["PRECISIONS", "compile_kernels", "linear", "record"]
+__all__ = ["PRECISIONS", "batch", "compile_kernels", "linear", "record"]
 
 PRECISIONS = ("f32", "int8")
 
@@ -84,16 +84,16 @@ class KVCache:
         self.length, self.capacity = 0, capacity
 
     def positions(self, count: int) -> NDArray[np.int32]:
-        if made := recording.get():
+        if made := recording():
             return made.position
         if self.length + count > self.capacity:
             raise BadInput(f"{self.length + count} positions do not fit a cache of {self.capacity}")
-        return np.arange(self.length, self.length + count, dtype=np.int32)
+        return keep(np.arange(self.length, self.length + count, dtype=np.int32))
 
     def append(self, layer: int, k_TKH: Array, v_TKH: Array) -> tuple[Any, Any]:
         pos_T, (T, K, H), k, v = self.positions(len(k_TKH)), k_TKH.shape, self.k[layer], self.v[layer]
         new = (at(k_TKH), k_TKH.strides[0], at(v_TKH), v_TKH.strides[0], at(pos_T), K, H)
-        submit(attention.append.job(T, share(T), *new, at(k), k.strides[0], at(v), v.strides[0]))
+        submit(attention.append.job(T, share(T), *new, at(k), k.strides[0], at(v), v.strides[0], rows=T))
         return k, (v, H)
 
     def advance(self, count: int) -> None:
@@ -110,7 +110,7 @@ def new_cache(c: Config, capacity: int, precision: str) -> KVCache:
 def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
     D = embed_VD.shape[1]
     x_TD = empty(len(tokens_T), D)
-    if made := recording.get():
+    if made := recording():
         # Few calls: what a token's weights have driven out of the caches makes Python ten times slower.
         form = format_module(embed_VD.format)
         blocks = embed_VD.data.reshape(embed_VD.shape[0], -1, form.BYTES)
@@ -131,14 +131,14 @@ def rms_norm(x_TD: Array, gain_D: Array, eps: float) -> Array:
     """1 / sqrt, then the gain, as the formula is written."""
     T, D = x_TD.shape
     y_TD = empty(T, D)
-    submit(rows.rms_norm.job(T, share(T), *rows_of(x_TD), at(gain_D), bits(eps), D, at(y_TD)))
+    submit(rows.rms_norm.job(T, share(T), *rows_of(x_TD), at(gain_D), bits(eps), D, at(y_TD), rows=T))
     return y_TD
 
 
 def _pairwise(kernel: Kernel, x: Array, y: Array) -> Array:
     T, D = x.shape
     z = empty(T, D)
-    submit(kernel.job(T, share(T), *rows_of(x), at(y), y.strides[0] if y.ndim > 1 else 0, D, at(z)))
+    submit(kernel.job(T, share(T), *rows_of(x), at(y), y.strides[0] if y.ndim > 1 else 0, D, at(z), rows=T))
     return z
 
 
@@ -153,7 +153,7 @@ def mul(x_TF: Array, y_TF: Array) -> Array:
 def silu(x_TF: Array) -> Array:
     T, F = x_TF.shape
     y_TF = empty(T, F)
-    submit(rows.silu.job(T, share(T), *rows_of(x_TF), F, at(y_TF)))
+    submit(rows.silu.job(T, share(T), *rows_of(x_TF), F, at(y_TF), rows=T))
     return y_TF
 
 
@@ -169,11 +169,11 @@ def _rotary(inv_freq: bytes, first: int, last: int) -> tuple[Array, Array]:
 def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array) -> Array:
     """Angles as in kernels/reference.py, positions ascending."""
     T, N, H = x_TNH.shape
-    first = 0 if recording.get() else int(pos_T[0])
+    first = 0 if recording() else int(pos_T[0])
     cos, sin = _rotary(inv_freq_h.tobytes(), first, int(pos_T[-1]))
     y_TNH = empty(T, N, H)
     where = (*rows_of(x_TNH), at(pos_T), first, at(keep(cos)), at(keep(sin)))
-    submit(rows.rope.job(T, share(T), *where, N, H // 2, at(y_TNH)))
+    submit(rows.rope.job(T, share(T), *where, N, H // 2, at(y_TNH), rows=T))
     return y_TNH
 
 

@@ -78,7 +78,8 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
         if name not in laid_out:
             x = laid_out[name] = empty(tiles * size, dtype=np.uint8)
             arguments: tuple[int, ...] = (*rows_of(x_TI), T, K, tile, at(x), size)
-            before.append(LAYOUTS[name].kernel.job(tiles, share(tiles), *arguments, barrier=False))
+            lay_out = LAYOUTS[name].kernel.job
+            before.append(lay_out(tiles, share(tiles), *arguments, barrier=False, rows=T, rows_per_item=tile))
         kernel = (p.form.F32 if name == "F32" else p.form.INT8)[T > 1]
         blocks = -(-p.rows // LANES)
         arguments = (at(p.data), p.size, at(laid_out[name]), size, at(y) + 4 * start, y.strides[0], p.rows, K, tiles)

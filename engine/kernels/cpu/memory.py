@@ -27,18 +27,31 @@ def aligned(count: int) -> NDArray[np.uint8]:
     return memory[start : start + count]
 
 
-def lend(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-    """An uninitialised array, whose memory is lent again when neither it nor a view of it is left."""
+def lend(
+    shape: tuple[int, ...], dtype: Any = np.float32, returned: list[NDArray[np.uint8]] | None = None
+) -> NDArray[Any]:
+    """An uninitialised array, whose memory is lent again when neither it nor a view of it is left.
+
+    returned: takes the memory then, however small; who owns the list gives it to `take_back` when it may be lent again.
+    """
     size = prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE:
+    if size < LARGE and returned is None:
         return np.empty(shape, dtype)
-    fitting = min((n for n, kept in spare.items() if kept and size <= n <= 2 * size), default=None)
+    fitting = min((n for n, kept in list(spare.items()) if kept and size <= n <= 2 * size), default=None)
     memory = aligned(size) if fitting is None else spare[fitting].pop()
     # A view of a view refers to the first array of the chain that is not a view of an array: with this owner between
     # them, that is the array we return and not `memory`.
     owner = (ctypes.c_char * size).from_buffer(memory)
-    weakref.finalize(owner, spare[memory.size].append, memory).atexit = False
+    back = spare[memory.size] if returned is None else returned
+    weakref.finalize(owner, back.append, memory).atexit = False
     return np.ndarray(shape, dtype, buffer=owner)
+
+
+def take_back(returned: list[NDArray[np.uint8]]) -> None:
+    """This memory may be lent again."""
+    while returned:
+        memory = returned.pop()
+        spare[memory.size].append(memory)
 
 
 def give_back() -> None:

@@ -14,41 +14,97 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import give_back, lend
-from .team import BARRIER, SIZE, WEIGHTS, Program, run_now
+from .memory import give_back, lend, take_back
+from .team import BARRIER, ROWS, SIZE, WEIGHTS, Program, run_now
+
+AT_ONCE = 64  # jobs of a batch: more gain nothing, and keep who interrupts waiting
 
 
-class Recording:
-    """The jobs of one forward pass, the arrays that they read and write, and what Python has to do before them."""
+class Batch:
+    """Jobs that are put off.
 
-    def __init__(self, position: NDArray[np.int32]) -> None:
-        self.position = position
+    Joined jobs go through their rows in any order, so memory that one of them reads must not become another's result:
+    it is lent again only when a job that cannot be joined has ended the group.
+    """
+
+    def __init__(self) -> None:
         self.jobs: list[Sequence[int]] = []
         self.arrays: list[NDArray[Any]] = []
+        self.returned: list[NDArray[np.uint8]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        return lend(shape, dtype, self.returned)
+
+    def submit(self, jobs: Sequence[Sequence[int]]) -> None:
+        self.jobs.extend(jobs)
+        if not jobs[-1][ROWS]:
+            take_back(self.returned)
+            if len(self.jobs) >= AT_ONCE:
+                self.flush()
+
+    def flush(self) -> None:
+        if self.jobs:
+            run_now(*self.jobs)
+        self.jobs.clear()
+
+
+class Recording(Batch):
+    """The jobs of one forward pass, all arrays of theirs, and what Python has to do before them."""
+
+    def __init__(self, position: NDArray[np.int32]) -> None:
+        super().__init__()
+        self.position = position
         self.before: list[Callable[[NDArray[np.int32]], None]] = []
 
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        array = lend(shape, dtype)
+        self.arrays.append(array)
+        return array
 
-recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
+    def submit(self, jobs: Sequence[Sequence[int]]) -> None:
+        self.jobs.extend(jobs)
+
+
+current: ContextVar[Batch | None] = ContextVar("current", default=None)
+
+
+def recording() -> Recording | None:
+    """The recording that is being made, if one is."""
+    made = current.get()
+    return made if isinstance(made, Recording) else None
 
 
 def submit(*jobs: Sequence[int]) -> None:
-    """Works through these jobs, or records them."""
-    if made := recording.get():
-        made.jobs.extend(jobs)
+    """Works through these jobs, now or later, or records them."""
+    if made := current.get():
+        made.submit(jobs)
     else:
         run_now(*jobs)
 
 
 def keep(array: NDArray[Any]) -> NDArray[Any]:
-    """Says that jobs read or write this array."""
-    if made := recording.get():
+    """Says that jobs read this array, which `empty` did not make."""
+    if made := current.get():
         made.arrays.append(array)
     return array
 
 
 def empty(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
     """An array for a kernel to write."""
-    return keep(lend(shape, dtype))
+    made = current.get()
+    return made.empty(shape, dtype) if made else lend(shape, dtype)
+
+
+def batch(forward: Callable[[], Any]) -> Any:
+    """forward(), its jobs put off and run together: fewer waits, and rows that stay in the caches."""
+    made = Batch()
+    mark = current.set(made)
+    try:
+        result = forward()
+        made.flush()
+    finally:
+        current.reset(mark)
+    return result
 
 
 def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[[NDArray[np.int32]], Any]:
@@ -58,11 +114,11 @@ def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[
     give_back()  # what a prompt needed
     length, cache.length = cache.length, cache.capacity - 1
     made = Recording(cache.positions(1))
-    mark = recording.set(made)
+    mark = current.set(made)
     try:
         result = forward(np.zeros(1, np.int32))
     finally:
-        recording.reset(mark)
+        current.reset(mark)
         cache.length = length
     program = Program(made.jobs)
     jobs = program.jobs

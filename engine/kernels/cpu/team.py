@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import signature
+from itertools import groupby
 from threading import Lock
 from types import FunctionType
 from typing import Any
@@ -34,7 +35,9 @@ from .simd import intp, prefetch
 compiled.set_up()
 
 ARGUMENTS = 12  # of a kernel, after first and last
-KERNEL, ITEMS, CHUNK, BARRIER, WEIGHTS, SIZE, FIRST = range(7)  # the columns of a job
+# The columns of a job. Of jobs that are joined the first has the items and the chunk of them all; COUNT is a job's own
+# number of items, PER how many of these one item of them all is.
+KERNEL, ITEMS, CHUNK, BARRIER, WEIGHTS, SIZE, ROWS, PER, COUNT, JOINED, FIRST = range(11)
 COLUMNS = FIRST + ARGUMENTS
 NEXT, DONE, STATE = 0, 8, 16  # counters of a job, each on its own cache line
 ONE_AT_A_TIME = Lock()  # Numba's work queue ends the process where two threads enter it
@@ -62,12 +65,22 @@ class Kernel:
         return not self._compiled.cache_hits
 
     def job(
-        self, items: int, chunk: int, *arguments: int, barrier: bool = True, weights: tuple[int, int] = (0, 0)
+        self,
+        items: int,
+        chunk: int,
+        *arguments: int,
+        barrier: bool = True,
+        weights: tuple[int, int] = (0, 0),
+        rows: int = 0,
+        rows_per_item: int = 1,
     ) -> list[int]:
         """A row of a program. Without a barrier the next job may run at the same time. weights: the address and size of
         what this job reads from memory, or a later one that may as well begin now: who waits fetches the start of it.
+        rows: where the items are so many rows of activations, in order, and read nothing of other rows that the jobs
+        right before them write: such jobs can be joined.
         """
-        return [self.address, items, chunk, barrier, *weights, *arguments, *[0] * (ARGUMENTS - len(arguments))]
+        own = (rows, rows_per_item, items, 1)
+        return [self.address, items, chunk, barrier, *weights, *own, *arguments, *[0] * (ARGUMENTS - len(arguments))]
 
 
 def specialise(template: Callable[..., None], name: str, **names: Any) -> Kernel:
@@ -191,7 +204,14 @@ def _work(jobs, count, states, threads):
             first, last = _take(state, items, chunk, threads)
             if first >= last:
                 break
-            _call(job, first, last)
+            joined = _read(job + 8 * JOINED)
+            if joined == 1:
+                _call(job, first, last)
+            else:
+                for i in range(first, last):
+                    for member in range(job, job + 8 * COLUMNS * joined, 8 * COLUMNS):
+                        per = _read(member + 8 * PER)
+                        _call(member, i * per, min(i * per + per, _read(member + 8 * COUNT)))
             _fetch_add(state + 8 * DONE, last - first)
         if _read(job + 8 * BARRIER):
             end = weights + min(_read(job + 8 * SIZE), FETCHED)
@@ -212,11 +232,28 @@ def _run_together(jobs, count, states, threads):
         _work(jobs, count, states, threads)
 
 
+def _join(jobs: list[list[int]], group: list[int]) -> None:
+    """Makes one of these jobs, which share the same rows: a thread takes some rows through all of them, while they
+    are in its caches, and nobody waits in between.
+    """
+    most = max(jobs[i][PER] for i in group)
+    units = -(-jobs[group[0]][ROWS] // most)
+    for i in group:
+        jobs[i][PER] = most // jobs[i][PER]
+        jobs[i][ITEMS] = jobs[i][JOINED] = 0
+    head = jobs[group[0]]
+    head[ITEMS], head[CHUNK], head[JOINED], head[BARRIER] = units, share(units), len(group), jobs[group[-1]][BARRIER]
+
+
 class Program:
     """A table of jobs [n, COLUMNS], to be worked through once or again and again."""
 
-    def __init__(self, jobs: Any) -> None:
-        self.jobs = np.array(jobs, np.int64)
+    def __init__(self, jobs: Sequence[Sequence[int]]) -> None:
+        table = [list(job) for job in jobs]
+        for _, group in groupby(range(len(table)), lambda i: table[i][ROWS] or -1 - i):
+            if len(joined := list(group)) > 1:
+                _join(table, joined)
+        self.jobs = np.array(table, np.int64)
         self._states = np.empty((len(self.jobs), STATE), np.int64)
         self._shared = bool((self.jobs[:, ITEMS] > self.jobs[:, CHUNK]).any())
 

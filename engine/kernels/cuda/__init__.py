@@ -112,6 +112,10 @@ def new_cache(c: Config, capacity: int, precision: str) -> KVCache:
     return KVCache(c, capacity)
 
 
+def batch(forward: Callable[[], Rows]) -> Rows:
+    return forward()
+
+
 def record(forward: Callable[[Any], Rows], cache: KVCache) -> Callable[[Any], Rows]:
     """A decode step as a recorded graph (recording.py)."""
     return Recorded(forward, cache)
