@@ -42,6 +42,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> An
         gate_TF, up_TF = at("ffn_gate", both_TG[:, :F]), at("ffn_up", both_TG[:, F:])
         h_TF = at("ffn_swigl", k.mul(at("ffn_silu", k.silu(gate_TF)), up_TF))
         x_TD = at("post_ffn_residual", k.add(x_TD, at("ffn_out", k.linear(h_TF, layer.ffn_down))))
+        del scores_NTS, probs_NTS, both_TG, gate_TF, up_TF, h_TF  # the largest: their memory is the next layer's
 
     cache.advance(T)
     x_TD = tap.whole("final_norm", k.rms_norm(x_TD, w.final_norm_D, eps))
