@@ -85,14 +85,14 @@ def test_integers() -> None:
         s.store_i32(out + 896, s.halve(x))
         s.store_i32(out + 1024, s.mask(x, 0x0F0F0F0F))
         s.store_i32(out + 1152, s.signed_byte(x, 2))
-        s.store_i32(out + 1280, s.first_ints(x, 7))
+        s.store_i32(out + 1280, s.add_pairs(x, y))
         s.store_i32(out + 1408, s.splat_i32(np.int32(-9)))
         s.store_f32(out + 1536, s.to_f32(x))
 
     got = floats_of(kernel, I, J, rows=13)
     with np.errstate(over="ignore"):
         want = [I + J, I - J, I * J, I | J, I ^ J, I << 5, (I.view(np.uint32) >> 5), I >> 1, I & 0x0F0F0F0F]
-    want += [I.view(np.int8).reshape(-1, 4)[:, 2], np.where(np.arange(LANES) < 7, I, 0), np.full(LANES, -9)]
+    want += [I.view(np.int8).reshape(-1, 4)[:, 2], np.r_[I, J].reshape(-1, 2).sum(1), np.full(LANES, -9)]
     assert all(equal(g.view(np.int32), w.astype(np.int64).astype(np.int32)) for g, w in zip(got, want, strict=False))
     assert equal(got[12], I.astype(np.float32))
 

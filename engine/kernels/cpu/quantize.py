@@ -13,17 +13,20 @@ import numpy as np
 from .simd import (
     LANES,
     absolute,
+    add_pairs,
     as_i32,
-    first_ints,
     get_f32,
+    get_i32,
     half_rounded,
     load_f32,
     maximum,
+    scratch,
     set_f32,
     set_i32,
     set_u16,
     splat_f32,
     splat_i32,
+    store_i32,
     store_words_of_bytes,
     total_ints,
     where_less,
@@ -36,6 +39,8 @@ def tile_size(K: int, tile: int, block: int) -> int:
     numbers = K // 32 + K // 32 if block == 32 else K // 256 + K // 32 + K // 64
     return (K + 4 * numbers) * tile
 
+
+numbers_memory = scratch(256)
 
 ROUND = np.float32(1.5 * 2**23)  # added, it leaves a number rounded to an integer, ties to even, in the low bits
 
@@ -74,45 +79,68 @@ def _q8_0(first, last, x, stride, T, K, tile, out, out_size):
 @helper
 def signed_extreme(x):
     """Of 256 numbers the first that is largest by size."""
-    top = absolute(load_f32(x))
+    high = load_f32(x)
+    low = high
     for k in range(LANES, 256, LANES):
-        v = absolute(load_f32(x + 4 * k))
-        top = where_less(top, v, v, top)
-    size = maximum(top)
+        v = load_f32(x + 4 * k)
+        high, low = where_less(high, v, v, high), where_less(v, low, v, low)
+    most, least = maximum(high), -maximum(splat_f32(np.float32(0)) - low)
+    if most > -least:
+        return most
+    if most < -least:
+        return least
     for k in range(256):
         v = get_f32(x + 4 * k)
-        if abs(v) == size:
+        if abs(v) == most:
             return v
-    return size
+    return most
 
 
 @helper
-def set_pair(pairs, i, tile, t, number):
-    """Number i of a token's: of four, 0 and 2 lie side by side, then 1 and 3."""
-    set_u16(pairs + ((i // 4 * 2 + i % 2) * tile + t) * 4 + i % 4 // 2 * 2, np.uint16(number))
+def code(x, inverse):
+    """32 numbers' codes."""
+    v, most = load_f32(x) * splat_f32(inverse), splat_f32(np.float32(127))
+    return whole(where_less(most, v, most, v))
+
+
+@helper
+def set_negatives(numbers, count, pairs, i, tile, t):
+    """Numbers i to i + count of a token's, negative: of four, 0 and 2 lie side by side, then 1 and 3."""
+    for j in range(i, i + count):
+        at = pairs + ((j // 4 * 2 + j % 2) * tile + t) * 4 + j % 4 // 2 * 2
+        set_u16(at, np.uint16(-get_i32(numbers + 4 * (j - i))))
 
 
 def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
     """The same in blocks of 256."""
+    numbers = numbers_memory()
     for i in range(first, last):
         to = out + i * out_size
         step = to + K * tile
         sums = step + K // 256 * tile * 4
         for t in range(tile):
-            row = x + (i * tile + t) * stride
-            for b in range(0, K, 256):
-                extreme = np.float32(0) if i * tile + t >= T else signed_extreme(row + 4 * b)
-                inverse = ratio(-127, extreme)
-                set_f32(step + (b // 256 * tile + t) * 4, ratio(1, inverse))
-                for k in range(b, b + 256, LANES):
-                    v = splat_f32(np.float32(0)) if i * tile + t >= T else load_f32(row + 4 * k) * splat_f32(inverse)
-                    v = where_less(splat_f32(np.float32(127)), v, splat_f32(np.float32(127)), v)
-                    n = whole(v)
-                    store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
-                    low, both = total_ints(first_ints(n, 16)), total_ints(n)
-                    set_pair(sums, k // 16, tile, t, -low)
-                    set_pair(sums, k // 16 + 1, tile, t, low - both)
-                    set_pair(sums + K // 32 * tile * 4, k // 32, tile, t, -both)
+            row, there = x + (i * tile + t) * stride, i * tile + t < T
+            for k in range(0, K, 128):
+                if k % 256 == 0:
+                    extreme = signed_extreme(row + 4 * k) if there else np.float32(0)
+                    inverse = ratio(-127, extreme)
+                    set_f32(step + (k // 256 * tile + t) * 4, ratio(1, inverse))
+                a, b, c, d = splat_i32(0), splat_i32(0), splat_i32(0), splat_i32(0)
+                if there:
+                    a, b = code(row + 4 * k, inverse), code(row + 4 * k + 128, inverse)
+                    c, d = code(row + 4 * k + 256, inverse), code(row + 4 * k + 384, inverse)
+                at = to + k * tile + 4 * t
+                store_words_of_bytes(at, 4 * tile, a)
+                store_words_of_bytes(at + 32 * tile, 4 * tile, b)
+                store_words_of_bytes(at + 64 * tile, 4 * tile, c)
+                store_words_of_bytes(at + 96 * tile, 4 * tile, d)
+                of_4 = add_pairs(add_pairs(a, b), add_pairs(c, d))
+                of_8 = add_pairs(of_4, of_4)
+                of_16 = add_pairs(of_8, of_8)
+                store_i32(numbers, of_16)
+                store_i32(numbers + 128, add_pairs(of_16, of_16))
+                set_negatives(numbers, 8, sums, k // 16, tile, t)
+                set_negatives(numbers + 128, 4, sums + K // 32 * tile * 4, k // 32, tile, t)
 
 
 Q8_0, Q8_K = Kernel(_q8_0), Kernel(_q8_k)

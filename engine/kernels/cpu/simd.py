@@ -234,12 +234,6 @@ def first(b: Any, v: Any, count: Any, otherwise: Any) -> Any:
     return b.select(_first(b, count), v, otherwise)
 
 
-@_operation(ints, ints, intp)
-def first_ints(b: Any, v: Any, count: Any) -> Any:
-    """The first `count` lanes of v, 0 in the others."""
-    return b.select(_first(b, count), v, ZERO[ints])
-
-
 def _all(b: Any, count: Any) -> Any:
     return b.icmp_signed(">=", count, ir.Constant(i64, LANES))
 
@@ -423,6 +417,13 @@ def _halve(b: Any, v: Any, combine: Callable[[Any, Any], Any]) -> Any:
         x, y = _pieces(b, v, v.type.count // 2)
         v = combine(x, y)
     return b.extract_element(v, ir.Constant(i32, 0))
+
+
+@_operation(ints, ints, ints)
+def add_pairs(b: Any, x: Any, y: Any) -> Any:
+    """x0 + x1, x2 + x3, to the end of x, then the same of y."""
+    even, odd = (_const(i32, list(range(i, 2 * LANES, 2))) for i in (0, 1))
+    return b.add(b.shuffle_vector(x, y, even), b.shuffle_vector(x, y, odd))
 
 
 @_operation(types.int32, ints)

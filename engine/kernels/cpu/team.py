@@ -3,9 +3,8 @@
 A kernel is a C function of integers, `kernel(first, last, *arguments)`, that does items first..last-1 of its work:
 addresses, sizes and strides are its arguments. A job is one row of an int64 table: a kernel's address, the number of
 items, how many to take at least, and the arguments. A program works through a table in one parallel region: threads
-take chunks from a shared counter, large ones first, so a slow core does less, and nobody starts behind a barrier
-before every chunk in front of it is done. Which thread does which chunk changes no result: an item's output depends
-on nothing but the item.
+take chunks from a shared counter, so a slow core does less, and nobody starts behind a barrier before every chunk in
+front of it is done. Which thread does which chunk changes no result: an item's output depends on nothing but the item.
 
 One region for a whole table matters: waking threads costs 5 to 50 microseconds, a barrier inside a region well under
 one. A waiting thread pauses for some microseconds, then gives its core to whoever wants it: it does not spin on a
@@ -37,7 +36,7 @@ compiled.set_up()
 ARGUMENTS = 12  # of a kernel, after first and last
 # The columns of a job. Of jobs that are joined the first has the items and the chunk of them all; COUNT is a job's own
 # number of items, PER how many of these one item of them all is.
-KERNEL, ITEMS, CHUNK, BARRIER, WEIGHTS, SIZE, ROWS, PER, COUNT, JOINED, FIRST = range(11)
+KERNEL, ITEMS, CHUNK, SHRINK, BARRIER, WEIGHTS, SIZE, ROWS, PER, COUNT, JOINED, FIRST = range(12)
 COLUMNS = FIRST + ARGUMENTS
 NEXT, DONE, STATE = 0, 8, 16  # counters of a job, each on its own cache line
 ONE_AT_A_TIME = Lock()  # Numba's work queue ends the process where two threads enter it
@@ -69,18 +68,30 @@ class Kernel:
         items: int,
         chunk: int,
         *arguments: int,
+        shrink: bool = False,
         barrier: bool = True,
         weights: tuple[int, int] = (0, 0),
         rows: int = 0,
         rows_per_item: int = 1,
     ) -> list[int]:
-        """A row of a program. Without a barrier the next job may run at the same time. weights: the address and size of
-        what this job reads from memory, or a later one that may as well begin now: who waits fetches the start of it.
+        """A row of a program. shrink: chunks are larger at first, for kernels that pay for the start of each.
+        Without a barrier the next job may run at the same time. weights: the address and size of what this job reads
+        from memory, or a later one that may as well begin now: who waits fetches the start of it.
         rows: where the items are so many rows of activations, in order, and read nothing of other rows that the jobs
         right before them write: such jobs can be joined.
         """
         own = (rows, rows_per_item, items, 1)
-        return [self.address, items, chunk, barrier, *weights, *own, *arguments, *[0] * (ARGUMENTS - len(arguments))]
+        return [
+            self.address,
+            items,
+            chunk,
+            shrink,
+            barrier,
+            *weights,
+            *own,
+            *arguments,
+            *[0] * (ARGUMENTS - len(arguments)),
+        ]
 
 
 def specialise(template: Callable[..., None], name: str, **names: Any) -> Kernel:
@@ -177,14 +188,14 @@ def _wait(state, items, ahead, end):
 
 
 @helper
-def _take(state, items, chunk, threads):
-    """The next chunk of a job, [first, last): half of a fair share of what is left, but at least `chunk` items.
-
-    Where a chunk of weights begins, nothing has been asked for ahead: that costs a microsecond.
+def _take(job, state, threads):
+    """The next chunk of a job, [first, last): `chunk` items, or if the chunks shrink half of a fair share of what is
+    left, where that is more.
     """
+    items, chunk = _read(job + 8 * ITEMS), _read(job + 8 * CHUNK)
     while True:
         first = _read(state + 8 * NEXT)
-        last = min(first + max(chunk, (items - first) // (2 * threads)), items)
+        last = min(first + max(chunk, _read(job + 8 * SHRINK) * ((items - first) // (2 * threads))), items)
         if first >= items or _swap(state + 8 * NEXT, first, last):
             return first, last
 
@@ -196,12 +207,11 @@ def _work(jobs, count, states, threads):
     weights, ahead = 0, 0
     for j in range(count):
         job, state = jobs + 8 * COLUMNS * j, states + 8 * STATE * j
-        items, chunk = _read(job + 8 * ITEMS), _read(job + 8 * CHUNK)
         if _read(job + 8 * WEIGHTS) != weights:
             weights = _read(job + 8 * WEIGHTS)
             ahead = weights
         while True:
-            first, last = _take(state, items, chunk, threads)
+            first, last = _take(job, state, threads)
             if first >= last:
                 break
             joined = _read(job + 8 * JOINED)
