@@ -15,6 +15,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import collect, tiny_weights
 
+from qwenref.engine.kernels import cpu
+
 FORMATS = {"q": "Q4_K", "k": "Q5_0", "v": "Q6_K", "attn_out": "Q8_0", "ffn_gate": "Q4_K", "ffn_up": "Q5_0"}
 FORMATS |= {"ffn_down": "Q8_0", "lm_head": "Q6_K", "embed": "F32"}
 PASSES = ([3, 141, 59, 26, 53], [58], list(range(97, 138)))
@@ -23,7 +25,7 @@ PASSES = ([3, 141, 59, 26, 53], [58], list(range(97, 138)))
 def main() -> None:
     w = tiny_weights(hidden=256, heads=7, kv_heads=1, head_dim=64, mlp=160, vocab=259, formats=FORMATS)
     digests = {}
-    for precision in ("f32", "int8"):
+    for precision in cpu.PRECISIONS:
         h = sha256()
         for stages in collect(w, "cpu", precision, *PASSES):
             for (stage, layer), value in sorted(stages.items(), key=str):

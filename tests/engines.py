@@ -152,6 +152,19 @@ def _ggml_product(x: np.ndarray, q: QTensor) -> np.ndarray:
     return y
 
 
+def int16_linear(x: np.ndarray, w: Any) -> np.ndarray:
+    """16-bit activations as docs/budgets.md has them."""
+    y = []
+    for q in w.parts:
+        f, x16 = OPERAND.get(q.format), x
+        if f in (q8_0, q8_k) and q.format != "Q3_K":
+            blocks = x.reshape(-1, f.BLOCK)
+            amax = np.abs(blocks).max(1, keepdims=True)
+            x16 = (amax / f32(32639) * np.rint(blocks * (f32(32639) / amax))).reshape(x.shape)
+        y.append(dot(x16, dequantize(q)))
+    return np.concatenate(y, 1)
+
+
 def ggml_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
     """The angle by repeated multiplication (ggml_rope_cache_init)."""
     theta, columns = pos.astype(f32), []
@@ -187,6 +200,7 @@ class Cpu:
 ENGINES: dict[str, Any] = {
     "cpu f32": Cpu("f32", reference),
     "cpu int8": Cpu("int8", SimpleNamespace(**{**vars(reference), "linear": ggml_linear})),
+    "cpu int16": Cpu("int16", SimpleNamespace(**{**vars(reference), "linear": int16_linear})),
     "reference f32": reference,
     "plain float32": engine(product=one_by_one),
     "HF float32": engine(),

@@ -69,7 +69,7 @@ def test_prompt_is_inside_the_vocabulary() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--precision", "f16"], "--precision f16: f32 or int8"),
+        (["--precision", "f16"], "no precision 'f16'; it has f32, int16, int8"),
         (["-t", "0"], "-t 0: give numbers of at least 1"),
         (["-t", "two"], "-t two: give numbers of at least 1"),
         (["-n", "0"], "-p, -n and -r must be at least 1"),

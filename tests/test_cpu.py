@@ -17,7 +17,7 @@ from qwenref.engine.kernels.cpu.packed import FORMATS
 from qwenref.engine.kernels.cpu.product import TILE
 from qwenref.engine.kernels.cpu.simd import load_f32, store_f32
 from qwenref.engine.kernels.cpu.team import Kernel, at, rows_of, run_now
-from qwenref.quant import q8_0, q8_k
+from qwenref.quant import q8_0, q8_k, q16
 from qwenref.quant.tensor import QTensor, dequantize, format_module
 
 U = 2.0**-24  # unit roundoff of float32
@@ -56,11 +56,24 @@ def random_x(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
+def as_int16(blocks: np.ndarray) -> np.ndarray:
+    """docs/budgets.md: a whole number of steps, the largest value 32639 of them; step and reciprocal in float32."""
+    amax = np.abs(blocks).max(1, keepdims=True)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(32639) / amax
+    numbers = np.rint(blocks * np.where(np.isfinite(inverse), inverse, 0))
+    return numbers.astype(np.float64) * (amax / np.float32(32639)).astype(np.float64)
+
+
 def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
-    """What x is for the product with a weight of that format, in float64: ggml's Q8_0 or Q8_K of it, or x itself."""
+    """What x is for the product with a weight of that format, in float64: ggml's Q8_0 or Q8_K of it, the same with 16
+    bits, or x itself.
+    """
     block = format_module(name).BLOCK
     if precision == "f32" or name not in INTEGER:
         return x_TI.astype(np.float64)
+    if precision == "int16":
+        return as_int16(x_TI.reshape(-1, block)).reshape(x_TI.shape)
     rule, form = (q8_0.encode_activations, q8_0) if block == 32 else (q8_k.encode, q8_k)
     return form.decode(rule(x_TI.reshape(-1, block))).reshape(x_TI.shape).astype(np.float64)
 
@@ -148,6 +161,61 @@ def test_activations_are_ggmls_to_the_bit(name: str, T: int, blocks: int, scale:
 
         assert (sums(K + 4 * blocks, K // 16) == -want["bsums"].reshape(T, -1)).all()
         assert (sums(K + 4 * (blocks + K // 32), K // 32) == -of_32).all()
+
+
+@pytest.mark.parametrize("block", [32, 256])
+@settings(max_examples=20, deadline=None)
+@given(
+    T=st.integers(1, 9),
+    blocks=st.integers(1, 3),
+    scale=st.sampled_from([1e-42, 1e-38, 1e-7, 1, 3e4, 1e30]),
+    seed=st.integers(0, 99),
+)
+def test_activations_of_16_bits_are_two_signed_bytes(block: int, T: int, blocks: int, scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x_TI = rng.standard_normal((T, blocks * block)).astype(np.float32)
+    x_TI[rng.random(x_TI.shape) < 0.3] = 0
+    if seed % 5 == 0:
+        x_TI[0, :block] = 0
+    x_TI *= np.float32(scale)
+    x = x_TI.reshape(-1, block)
+    want = as_int16(x)
+    assert (q16.rounded(x) == want).all()
+
+    K, layout = x_TI.shape[1], LAYOUTS["Q16_0" if block == 32 else "Q16_K"]
+    tile = 2 if T == 1 else TILE
+    tiles, size = -(-2 * T // tile), layout.tile_size(K, tile)
+    got = np.empty((tiles, size), np.uint8)
+    run_now(layout.kernel.job(tiles, 1, *rows_of(x_TI), T, K, tile, at(got), size))
+
+    def part(start: int, count: int, dtype: type) -> np.ndarray:
+        """[T, 2, count] of numbers that lie [count, tile] in every tile: of the high halves and of the low ones."""
+        of_tiles = np.ascontiguousarray(got[:, start * tile : (start + 4 * count) * tile]).view(dtype)
+        return of_tiles.reshape(tiles, count, tile).transpose(0, 2, 1).reshape(-1, 2, count)[:T]
+
+    halves = np.ascontiguousarray(part(0, K // 4, np.int32)).view(np.int8).astype(np.int64)
+    steps = part(K, K // block, np.float32).astype(np.float64)
+    assert (steps[:, 0] == 256 * steps[:, 1]).all() or scale == 1e30
+    values = (halves[:, 0] * 256 + halves[:, 1]).reshape(T, -1, block) * steps[:, 1, :, None]
+    assert (values.reshape(want.shape) == want).all()
+    of_32 = halves.reshape(T, 2, -1, 32).sum(axis=3)
+    if block == 32:
+        assert (part(K + K // block * 4, K // 32, np.int32) == of_32).all()
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> None:
+    """docs/budgets.md: a variance of sum w^2 d^2 / 12 for a step d; int16's steps are 257 times smaller than int8's."""
+    rng = np.random.default_rng(5)
+    block = format_module(name).BLOCK
+    w, x_TI = random_matrix(rng, name, 64, 2048), random_x(rng, 30, 2048)
+    w_OI = dequantize(w).astype(np.float64)
+    amax = np.abs(x_TI.reshape(30, -1, block)).max(2).astype(np.float64)
+    exact = x_TI.astype(np.float64) @ w_OI.T
+    for precision, most in (("int8", 127), ("int16", 32639)):
+        noise = cpu.linear(x_TI, matrices(precision, w)) - exact
+        variance = np.repeat((amax / most) ** 2 / 12, block, axis=1) @ np.square(w_OI).T
+        assert 0.9 < np.sqrt(np.mean(noise**2) / np.mean(variance)) < 1.1, precision
 
 
 CONFIGS = st.builds(

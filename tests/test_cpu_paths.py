@@ -103,6 +103,20 @@ def test_a_replayed_step_has_the_bits_of_a_step(precision: str) -> None:
         step(tokens[:1])
 
 
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("T", [1, 2, 6, 7, 41, 130])
+def test_a_batched_prompt_has_the_bits_of_a_prompt(T: int, precision: str) -> None:
+    """Put off, joined row by row, and with memory that is lent again: more layers than a batch's jobs run at once."""
+    formats = {"q": "Q8_0", "k": "Q5_0", "ffn_up": "Q5_0", "ffn_down": "F16"}
+    w = tiny_weights(layers=20, heads=3, kv_heads=1, head_dim=32, hidden=96, mlp=416, formats=formats)
+    w, tokens = cpu.prepare(w, precision), np.arange(T, dtype=np.int32) % 77
+    plain, batched = (cpu.new_cache(w.config, T + 1, precision) for _ in range(2))
+    want = forward(tokens, w, plain, cpu, SILENT)
+    got = cpu.batch(lambda: forward(tokens, w, batched, cpu, SILENT))
+    assert got.tobytes() == want.tobytes()
+    assert (batched.k.tobytes(), batched.v.tobytes()) == (plain.k.tobytes(), plain.v.tobytes())
+
+
 def test_the_cache_folder_is_named_after_every_source(tmp_path: Path) -> None:
     source, other = tmp_path / "a.py", tmp_path / "b.py"
     source.write_text("x = 1")

@@ -43,9 +43,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what computes (default: cpu)")
     parser.add_argument(
         "--precision",
-        choices=("f32", "int8", "f64"),
+        choices=("f32", "int16", "int8", "f64"),
         default="f32",
-        help="f32: activations are never rounded; int8: as ggml does; f64: reference only",
+        help="f32: activations are never rounded; int16: to 16 bits, with 1/256 of int8's noise, cpu only; int8: as "
+        "ggml does; f64: reference only",
     )
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.kernels import reference
+from ..quant import q16
 from .recipes_floats import BFLOAT16, FLOAT16, Array
 from .recipes_matrix import Matrix
 from .verify_bench import INPUTS, PRODUCTS
@@ -82,7 +83,9 @@ def product_sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
     matrices = site.matrices()
     through = [both_sums(m, [*eights.values(), square_TI], square_TI) for m in matrices]
     for i, name in enumerate(eights):
-        yield name, np.concatenate([sums[i] for sums, _ in through], 1)
+        eight_TO = np.concatenate([sums[i] for sums, _ in through], 1)
+        yield name, eight_TO
+        yield name.replace("8-bit", "16-bit"), eight_TO * (127 / q16.LARGEST) ** 2
     terms_TO = np.concatenate([sums[len(eights)] for sums, _ in through], 1)
     for f in (FLOAT16, BFLOAT16):
         yield f"operands and result in {f.name}", f.u**2 / 3 * (2 * terms_TO + np.square(mid).reshape(terms_TO.shape))

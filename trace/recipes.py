@@ -19,6 +19,11 @@ OPERANDS = {
     "IQ1_S": "Q8_K", "IQ1_M": "Q8_K", "IQ2_XXS": "Q8_K", "IQ2_XS": "Q8_K", "IQ2_S": "Q8_K",
     "IQ3_XXS": "Q8_K", "IQ3_S": "Q8_K", "IQ4_XS": "Q8_K", "TQ1_0": "Q8_K", "TQ2_0": "Q8_K",
 }  # fmt: skip
+# The same of this package's int16 (quant/q16.py): blocks of 32 or 256, where the CPU backend has integer products.
+OPERANDS_INT16 = {
+    "Q4_0": "Q16_0", "Q5_0": "Q16_0", "Q8_0": "Q16_0",
+    "Q4_K": "Q16_K", "Q5_K": "Q16_K", "Q6_K": "Q16_K",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Recipe:
     result: every stage is rounded to it. weights: matrices, gains and biases are rounded to it first; None: as the
     file has them.
     quantiser: None, or which of ggml's routines makes 8-bit activations: "reference" (1/d, ties away from zero), "x86"
-    (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only.
+    (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only. "int16": OPERANDS_INT16.
     attention: operands of both attention products are rounded to it (ggml: the type of the KV cache).
     angle: how RoPE's angle comes about (recipes_rope.py).
     """
@@ -42,7 +47,9 @@ class Recipe:
 
     def operand(self, weight_format: str) -> str:
         """What the activations of a product become: "F32" for as they are, or a format of OPERANDS."""
-        return OPERANDS.get(weight_format, "F32") if self.quantiser else "F32"
+        if self.quantiser is None:
+            return "F32"
+        return (OPERANDS_INT16 if self.quantiser == "int16" else OPERANDS).get(weight_format, "F32")
 
     @property
     def slack(self) -> float:
@@ -60,6 +67,7 @@ RECIPES = (
     Recipe("ggml int8, 16-bit KV (reference)", quantiser="reference", attention=FLOAT16),
     Recipe("ggml int8, 16-bit KV (arm)", quantiser="arm", attention=FLOAT16),
     Recipe("float32, 16-bit KV", attention=FLOAT16),
+    Recipe("int16", quantiser="int16"),
     Recipe("HF float16", result=FLOAT16, weights=FLOAT16, attention=FLOAT16),
     Recipe("HF bfloat16", result=BFLOAT16, weights=BFLOAT16, attention=BFLOAT16),
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quant import q16
 from ..quant.tensor import format_module
 from .recipes import Recipe
 from .recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Array, Span
@@ -69,6 +70,9 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
         return (FLOAT16 if kind == "F16" else BFLOAT16).round(x_TI), None
     if kind == "F32":
         return x_TI, None
+    if kind in ("Q16_0", "Q16_K"):
+        blocks_f32 = np.ascontiguousarray(x_TI, np.float32).reshape(-1, 32 if kind == "Q16_0" else 256)
+        return q16.rounded(blocks_f32).reshape(x_TI.shape), None
     f = format_module(kind)
     blocks = f.encode(np.ascontiguousarray(x_TI, np.float32).reshape(-1, f.BLOCK))
     if kind != "Q8_K" and r.quantiser != "reference":

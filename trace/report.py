@@ -141,6 +141,8 @@ def describe(r: Recipe, operands: Sequence[str]) -> str:
     if r.result.name != "float32":
         return f"Hugging Face in {r.result.name}: weights and every result rounded, norm and soft-max inside in float32"
     kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
+    if r.quantiser == "int16":
+        return f"qwenref's int16: {' and '.join(operands) or 'unrounded'} activations, the rest float32"
     if r.quantiser:
         return f"ggml: {' and '.join(operands) or 'unrounded'} activations, {kv}, the rest float32"
     return "float32 throughout" if kv == "32-bit KV" else f"float32, {kv}"

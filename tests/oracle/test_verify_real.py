@@ -58,6 +58,7 @@ HEALTHY = {
     "llama.cpp 32-bit KV": (["dump-llamacpp", "--kv", "f32"], "ggml int8, 32-bit KV"),
     "ours, cpu f32": (["trace", "--backend", "cpu", "--precision", "f32"], "float32"),
     "ours, cpu int8": (["trace", "--backend", "cpu", "--precision", "int8"], "ggml int8, 32-bit KV"),
+    "ours, cpu int16": (["trace", "--backend", "cpu", "--precision", "int16"], "int16"),
     "ours, reference f32": (["trace", "--backend", "reference", "--precision", "f32"], "float32"),
 }
 

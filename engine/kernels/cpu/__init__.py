@@ -28,7 +28,7 @@ from .team import Kernel, at, bits, rows_of, run_now, share
 
 __all__ = ["PRECISIONS", "batch", "compile_kernels", "linear", "record"]
 
-PRECISIONS = ("f32", "int8")
+PRECISIONS = ("f32", "int16", "int8")
 
 Array = NDArray[np.float32]
 

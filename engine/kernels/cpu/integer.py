@@ -23,6 +23,7 @@ from .simd import (
     start_tile,
     store_f32,
     store_i32,
+    tile_width,
     zeros_like,
 )
 from .team import helper
@@ -35,33 +36,35 @@ def dot_pair(codes, multiply, w, g, quads, x, p, q, here, step):
     """p and q, and the sums of code * x of the groups g and g + 1, for one token; each quad reads `step` of the bytes
     from `here` on.
     """
-    x += g * quads * 4
+    word = 4 * tile_width(p)
+    x += g * quads * word
     for quad in range(quads):
         fetch_ahead(here + quad * step, step)
-        p = multiply(codes(w, g, quad), x + 4 * quad, p)
-        q = multiply(codes(w, g + 1, quad), x + 4 * (quads + quad), q)
+        p = multiply(codes(w, g, quad), x + word * quad, p)
+        q = multiply(codes(w, g + 1, quad), x + word * (quads + quad), q)
     return p, q
 
 
 @helper
 def q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero):
-    """A row block of weights in blocks of 32 times one token in Q8_0."""
-    steps = x + K
-    sums = steps + K // 32 * 4
+    """A row block of weights in blocks of 32 times one token in Q8_0, or its two halves in Q16_0."""
+    word = 4 * tile_width(zero)
+    steps = x + K // 4 * word
+    sums = steps + K // 32 * word
     groups = K // 32
     group_size = size // groups
     acc = zero
     for g in range(0, groups - 1, 2):
-        p, q = start_tile(sums + 4 * g, -offset, zero), start_tile(sums + 4 * g + 4, -offset, zero)
+        p, q = start_tile(sums + word * g, -offset, zero), start_tile(sums + word * (g + 1), -offset, zero)
         p, q = dot_pair(codes, multiply, w, g, 8, x, p, q, w + g * group_size, group_size // 4)
-        acc = scale2_tile(p, scale(w, g), steps + 4 * g, acc)
-        acc = scale2_tile(q, scale(w, g + 1), steps + 4 * g + 4, acc)
+        acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
+        acc = scale2_tile(q, scale(w, g + 1), steps + word * (g + 1), acc)
     if groups % 2:
         g = groups - 1
-        p = start_tile(sums + 4 * g, -offset, zero)
+        p = start_tile(sums + word * g, -offset, zero)
         for quad in range(8):
-            p = multiply(codes(w, g, quad), x + 32 * g + 4 * quad, p)
-        acc = scale2_tile(p, scale(w, g), steps + 4 * g, acc)
+            p = multiply(codes(w, g, quad), x + (8 * g + quad) * word, p)
+        acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
     return acc
 
 
@@ -69,7 +72,7 @@ def q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero):
 def dot_pairs(bytes_, power, sums, acc):
     """acc and four groups' bytes, times 2^power, times the sums of their activations."""
     acc = dot2_tile(even_bytes(bytes_, power), sums, acc)
-    return dot2_tile(odd_bytes(bytes_, power), sums + 4, acc)
+    return dot2_tile(odd_bytes(bytes_, power), sums + 4 * tile_width(acc), acc)
 
 
 @helper
@@ -81,15 +84,17 @@ def store_pairs(bytes_, power, at):
 
 @helper
 def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, zero):
-    """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K.
+    """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K, or its two
+    halves in Q16_K.
 
     Integers to the end of a block, as in ggml: sums of groups times scales, less the minima's share or, without
     minima, the share of OFFSET. scales(w, four) and minima(w, four) are bytes of four groups; factor(w) and
     min_factor(w) multiply them; size: bytes of a block.
     """
-    steps = x + K
-    sums16 = steps + K // 256 * 4
-    sums32 = sums16 + K // 32 * 4
+    word = 4 * tile_width(zero)
+    steps = x + K // 4 * word
+    sums16 = steps + K // 256 * word
+    sums32 = sums16 + K // 32 * word
     fours = 16 // quads
     acc = zero
     for b in range(K // 256):
@@ -103,14 +108,14 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, ze
                 total = multiply_tile(p, signed_byte(bytes_, i), total)
                 total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
             if minima is None:
-                total = dot_pairs(bytes_, OFFSET, sums16 + 8 * four, total)
+                total = dot_pairs(bytes_, OFFSET, sums16 + 2 * four * word, total)
             else:
-                least = dot_pairs(minima(w, four), 0, sums32 + 8 * four, least)
+                least = dot_pairs(minima(w, four), 0, sums32 + 2 * four * word, least)
         part = scale_tile(total, factor(w), zero)
         if minima is not None:
             part = scale_tile(least, min_factor(w), part)
-        acc = spread_tile(part, steps + 4 * b, acc)
-        w, x, sums16, sums32 = w + size, x + 256, sums16 + 32, sums32 + 16
+        acc = spread_tile(part, steps + word * b, acc)
+        w, x, sums16, sums32 = w + size, x + 64 * word, sums16 + 8 * word, sums32 + 4 * word
     return acc
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from .simd import (
     LANES,
     PATH,
+    add_neighbours,
     add_tile,
     floats,
     fma_tile,
@@ -32,7 +33,7 @@ from .simd import (
 )
 from .team import Kernel, fetch, helper, specialise
 
-TILE = {"avx512": 6, "avx2": 2, "plain": 1}[PATH]
+TILE = {"avx512": 6, "avx2": 2, "plain": 2}[PATH]  # even: halves of a token lie side by side
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
@@ -40,16 +41,18 @@ AHEAD = 8192  # bytes: more than a block of any format, within which the order o
 
 one, many = zero_tile(floats, 1), zero_tile(floats, TILE)
 panel_memory, sums_memory = scratch((PIECE + 64) * VECTOR), scratch(TILES * TILE * VECTOR)
-block: Any = None  # `kernels` puts a format's own in the place of these three
+OUT = TILE  # tokens of a tile
+block: Any = None  # `kernels` puts a format's own in the place of these four
 fill: Any = None
 pass_over: Any = None
+finish: Any = None
 
 
 def product_one(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
     """Row blocks first..last, `size` bytes each, times one token; y: `rows` outputs."""
     for r in range(first, last):
         acc = block(w + r * size, size, x, K, one())
-        store_tile(y + r * VECTOR, stride, acc, rows - r * LANES)
+        store_tile(y + r * VECTOR, stride, finish(acc), rows - r * LANES)
 
 
 def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
@@ -70,18 +73,26 @@ def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
                     if k + PIECE < K:
                         store_tile(at, VECTOR, acc, LANES)
                     else:
-                        store_tile(y + (i + j) * TILE * stride + r * VECTOR, stride, acc, rows - r * LANES)
+                        store_tile(y + (i + j) * OUT * stride + r * VECTOR, stride, finish(acc), rows - r * LANES)
 
 
-def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any) -> tuple[Kernel, Kernel]:
+@helper
+def as_it_is(acc):
+    return acc
+
+
+def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves: int = 1) -> tuple[Kernel, Kernel]:
     """The product kernels of a format, for one token and for many.
 
     block(w, size, x, K, zero): a row block times one token. fill(w, k, width, panel): its columns k..k + width,
-    decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile.
+    decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves: vectors of a tile that
+    make one token, their sum.
     """
+    finish = as_it_is if halves == 1 else add_neighbours
+    one, out = zero_tile(floats, halves), TILE // halves
     return (
-        specialise(product_one, f"{name}_one", __name__=form, block=block),
-        specialise(product_many, f"{name}_many", __name__=form, fill=fill, pass_over=pass_over),
+        specialise(product_one, f"{name}_one", __name__=form, block=block, finish=finish, one=one),
+        specialise(product_many, f"{name}_many", __name__=form, fill=fill, pass_over=pass_over, finish=finish, OUT=out),
     )
 
 

@@ -115,3 +115,4 @@ def int8_many(panel, x, k, width, K, acc):
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)
 INT8 = kernels(__name__, "int8", int8_one, int8_fill, int8_many)
+INT16 = kernels(__name__, "int16", int8_one, int8_fill, int8_many, halves=2)

@@ -1,5 +1,6 @@
-"""Activations as ggml makes them for its integer products, to the bit: Q8_0 for weights in blocks of 32, Q8_K for 256
-(quant/q8_0.py, quant/q8_k.py), a tile of tokens in one piece:
+"""Activations for integer products, a tile of tokens in one piece: as ggml makes them, to the bit, Q8_0 for weights in
+blocks of 32, Q8_K for 256 (quant/q8_0.py, quant/q8_k.py); or with 16 bits, Q16_0 and Q16_K (quant/q16.py), where a
+token is two, its codes' high bytes and its low ones:
 
 Q8_0: x int8 [K / 4, tile, 4], steps float32 [K / 32, tile], sums of 32 x int32 [K / 32, tile]
 Q8_K: x, steps [K / 256, tile], less the sums of 16 x, int16 [K / 32, tile, 2], and of 32 x, [K / 64, tile, 2]. Of four
@@ -24,6 +25,8 @@ from .simd import (
     set_f32,
     set_i32,
     set_u16,
+    shift_left,
+    shift_right,
     splat_f32,
     splat_i32,
     store_i32,
@@ -39,6 +42,8 @@ def tile_size(K: int, tile: int, block: int) -> int:
     numbers = K // 32 + K // 32 if block == 32 else K // 256 + K // 32 + K // 64
     return (K + 4 * numbers) * tile
 
+
+LARGEST = 127 * 256 + 127  # of a code of 16 bits: both bytes are signed
 
 numbers_memory = scratch(256)
 
@@ -111,6 +116,23 @@ def set_negatives(numbers, count, pairs, i, tile, t):
         set_u16(at, np.uint16(-get_i32(numbers + 4 * (j - i))))
 
 
+@helper
+def store_codes(a, b, c, d, numbers, to, sums, k, K, tile, t):
+    """Codes of 128 columns from k on of the tile's token t, and the sums of 16 and 32 of them."""
+    at = to + k * tile + 4 * t
+    store_words_of_bytes(at, 4 * tile, a)
+    store_words_of_bytes(at + 32 * tile, 4 * tile, b)
+    store_words_of_bytes(at + 64 * tile, 4 * tile, c)
+    store_words_of_bytes(at + 96 * tile, 4 * tile, d)
+    of_4 = add_pairs(add_pairs(a, b), add_pairs(c, d))
+    of_8 = add_pairs(of_4, of_4)
+    of_16 = add_pairs(of_8, of_8)
+    store_i32(numbers, of_16)
+    store_i32(numbers + 128, add_pairs(of_16, of_16))
+    set_negatives(numbers, 8, sums, k // 16, tile, t)
+    set_negatives(numbers + 128, 4, sums + K // 32 * tile * 4, k // 32, tile, t)
+
+
 def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
     """The same in blocks of 256."""
     numbers = numbers_memory()
@@ -129,18 +151,72 @@ def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
                 if there:
                     a, b = code(row + 4 * k, inverse), code(row + 4 * k + 128, inverse)
                     c, d = code(row + 4 * k + 256, inverse), code(row + 4 * k + 384, inverse)
-                at = to + k * tile + 4 * t
-                store_words_of_bytes(at, 4 * tile, a)
-                store_words_of_bytes(at + 32 * tile, 4 * tile, b)
-                store_words_of_bytes(at + 64 * tile, 4 * tile, c)
-                store_words_of_bytes(at + 96 * tile, 4 * tile, d)
-                of_4 = add_pairs(add_pairs(a, b), add_pairs(c, d))
-                of_8 = add_pairs(of_4, of_4)
-                of_16 = add_pairs(of_8, of_8)
-                store_i32(numbers, of_16)
-                store_i32(numbers + 128, add_pairs(of_16, of_16))
-                set_negatives(numbers, 8, sums, k // 16, tile, t)
-                set_negatives(numbers + 128, 4, sums + K // 32 * tile * 4, k // 32, tile, t)
+                store_codes(a, b, c, d, numbers, to, sums, k, K, tile, t)
 
 
-Q8_0, Q8_K = Kernel(_q8_0), Kernel(_q8_k)
+@helper
+def code16(x, inverse, there):
+    """32 numbers' codes of 16 bits, 0 if they are not there."""
+    return whole(load_f32(x) * splat_f32(inverse)) if there else splat_i32(0)
+
+
+@helper
+def high(q):
+    """The upper byte of a code, so that the lower one is signed too."""
+    return shift_right(q + splat_i32(0x8080), 8) - splat_i32(0x80)
+
+
+@helper
+def low(q):
+    return q - shift_left(high(q), 8)
+
+
+@helper
+def set_steps(at, step):
+    """A token's two halves' steps."""
+    set_f32(at, np.float32(256) * step)
+    set_f32(at + 4, step)
+
+
+def _q16_0(first, last, x, stride, T, K, tile, out, out_size):
+    """Tiles of tile / 2 tokens of x: each token's high halves, then its low ones, as Q8_0 lays out two tokens."""
+    for i in range(first, last):
+        to = out + i * out_size
+        steps = to + K * tile
+        sums = steps + K // 32 * tile * 4
+        for t in range(0, tile, 2):
+            token = (i * tile + t) // 2
+            row, there = x + token * stride, token < T
+            for k in range(0, K, LANES):
+                size = maximum(absolute(load_f32(row + 4 * k))) if there else np.float32(0)
+                set_steps(steps + (k // 32 * tile + t) * 4, size / np.float32(LARGEST))
+                q = code16(row + 4 * k, ratio(LARGEST, size), there)
+                store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, high(q))
+                store_words_of_bytes(to + k * tile + 4 * t + 4, 4 * tile, low(q))
+                set_i32(sums + (k // 32 * tile + t) * 4, total_ints(high(q)))
+                set_i32(sums + (k // 32 * tile + t) * 4 + 4, total_ints(low(q)))
+
+
+def _q16_k(first, last, x, stride, T, K, tile, out, out_size):
+    """The same in blocks of 256, as Q8_K lays out two tokens."""
+    numbers = numbers_memory()
+    for i in range(first, last):
+        to = out + i * out_size
+        steps = to + K * tile
+        sums = steps + K // 256 * tile * 4
+        for t in range(0, tile, 2):
+            token = (i * tile + t) // 2
+            row, there = x + token * stride, token < T
+            for k in range(0, K, 128):
+                at = row + 4 * k
+                if k % 256 == 0:
+                    size = abs(signed_extreme(at)) if there else np.float32(0)
+                    inverse = ratio(LARGEST, size)
+                    set_steps(steps + (k // 256 * tile + t) * 4, size / np.float32(LARGEST))
+                a, b = code16(at, inverse, there), code16(at + 128, inverse, there)
+                c, d = code16(at + 256, inverse, there), code16(at + 384, inverse, there)
+                store_codes(high(a), high(b), high(c), high(d), numbers, to, sums, k, K, tile, t)
+                store_codes(low(a), low(b), low(c), low(d), numbers, to, sums, k, K, tile, t + 1)
+
+
+Q8_0, Q8_K, Q16_0, Q16_K = Kernel(_q8_0), Kernel(_q8_k), Kernel(_q16_0), Kernel(_q16_k)

@@ -644,6 +644,31 @@ def _zeros_like(like: Any) -> Any:
 zeros_like = _intrinsic(_zeros_like, 1, _zeros_like)
 
 
+def _tile_width(tile: Any) -> Any:
+    """How many vectors a tile has, known when the kernel is compiled."""
+    return intp(tile), lambda context, b, sig, args: ir.Constant(i64, tile.n)
+
+
+tile_width = _intrinsic(_tile_width, 1, _tile_width)
+
+
+def _add_neighbours(acc: Any) -> Any:
+    """A tile of half as many vectors of floats: 0 + 1, 2 + 3, to the end."""
+    made = Tile(floats, acc.n // 2)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        sums = ir.Constant(made.llvm, ir.Undefined)
+        for t in range(made.n):
+            pair = (b.extract_value(args[0], 2 * t + i) for i in (0, 1))
+            sums = b.insert_value(sums, b.fadd(*pair), t)
+        return sums
+
+    return made(acc), codegen
+
+
+add_neighbours = _intrinsic(_add_neighbours, 1, _add_neighbours)
+
+
 def _start_tile(x: Any, factor: Any, like: Any) -> Any:
     """A tile of ints, as many as `like` has vectors: factor * x[t], x the address of one int32 per token."""
     made = Tile(ints, like.n)
