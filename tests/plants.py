@@ -16,7 +16,7 @@ from .engines import Run
 
 f32 = np.float32
 A = np.ndarray
-OWN = ("reference f32", "cpu f32", "cpu int8")
+OWN = ("reference f32", "cpu f32", "cpu int16", "cpu int8")
 HF = ("HF float32", "HF float16", "HF bfloat16")
 ALL = (*OWN, *HF, "ggml, 16-bit KV", "ggml, 32-bit KV")
 UNMASKED = tuple(e for e in ALL if "cpu" not in e)  # the CPU backend's mix never reads what a mask should hide

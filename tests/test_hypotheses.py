@@ -28,7 +28,7 @@ TOKENS = np.random.default_rng(1).integers(0, 259, 9).tolist()
 FAMILIES = {
     "Hugging Face": ("HF float32", "HF float16", "HF bfloat16"),
     "our own": ("cpu f32", "cpu int8", "reference f32"),
-    "ggml": ("ggml, 16-bit KV", "ggml, 32-bit KV"),
+    "rounded activations": ("ggml, 16-bit KV", "ggml, 32-bit KV", "cpu int16"),
 }
 Score = Callable[..., None]
 
