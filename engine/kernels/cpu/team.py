@@ -35,7 +35,7 @@ compiled.set_up()
 
 ARGUMENTS = 12  # of a kernel, after first and last
 # The columns of a job. Of jobs that are joined the first has the items and the chunk of them all; COUNT is a job's own
-# number of items, PER how many of these one item of them all is.
+# number of items, PER how many of these one item of them all is (until then: the rows of an item).
 KERNEL, ITEMS, CHUNK, SHRINK, BARRIER, WEIGHTS, SIZE, ROWS, PER, COUNT, JOINED, FIRST = range(12)
 COLUMNS = FIRST + ARGUMENTS
 NEXT, DONE, STATE = 0, 8, 16  # counters of a job, each on its own cache line
