@@ -266,17 +266,17 @@ class Program:
         self.jobs = np.array(table, np.int64)
         self._states = np.empty((len(self.jobs), STATE), np.int64)
         self._shared = bool((self.jobs[:, ITEMS] > self.jobs[:, CHUNK]).any())
+        self._at = self.jobs.ctypes.data, len(self.jobs), self._states.ctypes.data
 
     def run(self) -> None:
         """With the threads of numba.set_num_threads."""
         self._states.fill(0)
         threads = numba.get_num_threads()
-        jobs, states = self.jobs.ctypes.data, self._states.ctypes.data
         if threads == 1 or not self._shared:
-            _run_alone(jobs, len(self.jobs), states)
+            _run_alone(*self._at)
         else:
             with ONE_AT_A_TIME:
-                _run_together(jobs, len(self.jobs), states, threads)
+                _run_together(*self._at, threads)
 
 
 def run_now(*jobs: Sequence[int]) -> None:
