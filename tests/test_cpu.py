@@ -15,7 +15,7 @@ from qwenref.engine.kernels.cpu.elementary import exp
 from qwenref.engine.kernels.cpu.matmul import LAYOUTS, Stack, stack
 from qwenref.engine.kernels.cpu.packed import FORMATS
 from qwenref.engine.kernels.cpu.product import TILE
-from qwenref.engine.kernels.cpu.simd import load_f32, store_f32
+from qwenref.engine.kernels.cpu.simd import get_i32, load_f32, set_i32, store_f32
 from qwenref.engine.kernels.cpu.team import Kernel, at, rows_of, run_now
 from qwenref.quant import q8_0, q8_k, q16
 from qwenref.quant.tensor import QTensor, dequantize, format_module
@@ -216,6 +216,34 @@ def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> Non
         noise = cpu.linear(x_TI, matrices(precision, w)) - exact
         variance = np.repeat((amax / most) ** 2 / 12, block, axis=1) @ np.square(w_OI).T
         assert 0.9 < np.sqrt(np.mean(noise**2) / np.mean(variance)) < 1.1, precision
+
+
+def _count(first, last, counts):
+    for i in range(first, last):
+        set_i32(counts + 4 * i, get_i32(counts + 4 * i) + 1)
+
+
+def _add_up(first, last, counts, sums, T, per):
+    """Items of `per` rows each."""
+    for t in range(first * per, min(last * per, T)):
+        set_i32(sums + 4 * t, get_i32(sums + 4 * t) + 10 * get_i32(counts + 4 * t))
+
+
+COUNT, ADD_UP = Kernel(_count), Kernel(_add_up)
+
+
+@pytest.mark.parametrize("T", [1, 2, 5, 6, 7, 64, 1001])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("shrink", [False, True])
+def test_every_item_has_its_turn_once(T: int, chunk: int, shrink: bool) -> None:
+    """Alone; then behind a job that it is joined to, row by row: what that wrote is there."""
+    counts, sums = np.zeros((2, T), np.int32), np.zeros((2, T), np.int32)
+    alone = COUNT.job(T, chunk, at(counts[0]), shrink=shrink)
+    joined = COUNT.job(T, chunk, at(counts[1]), rows=T)
+    tiles = ADD_UP.job(-(-T // 6), 1, at(counts[1]), at(sums[0]), T, 6, rows=T, rows_per_item=6)
+    last = ADD_UP.job(T, chunk, at(counts[1]), at(sums[1]), T, 1, rows=T)
+    run_now(alone, joined, tiles, last)
+    assert (counts == 1).all() and (sums == 10).all()
 
 
 CONFIGS = st.builds(
