@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -113,6 +114,23 @@ def test_linear_gives_equal_bits_however_tokens_are_grouped(
     assert whole.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(one_by_one).tobytes()
 
 
+def laid_out(name: str, x_TI: np.ndarray) -> Callable[[int, int, type], np.ndarray]:
+    """x laid out for a product, read back: part(start, count, dtype) has [T, count] of the numbers that lie
+    [count, tile] in every tile, `start` bytes for each of the tile's tokens behind its begin. T counts halves.
+    """
+    (T, K), layout = x_TI.shape, LAYOUTS[name]
+    tile = layout.halves if T == 1 else TILE
+    tiles, size = -(-T * layout.halves // tile), layout.tile_size(K, tile)
+    got = np.empty((tiles, size), np.uint8)
+    run_now(layout.kernel.job(tiles, 1, *rows_of(x_TI), T, K, tile, at(got), size))
+
+    def part(start: int, count: int, dtype: type) -> np.ndarray:
+        of_tiles = np.ascontiguousarray(got[:, start * tile : (start + 4 * count) * tile]).view(dtype)
+        return of_tiles.reshape(tiles, count, tile).transpose(0, 2, 1).reshape(-1, count)[: T * layout.halves]
+
+    return part
+
+
 @pytest.mark.parametrize("name", ["Q8_0", "Q8_K"])
 @settings(max_examples=20, deadline=None)
 @given(
@@ -135,17 +153,7 @@ def test_activations_are_ggmls_to_the_bit(name: str, T: int, blocks: int, scale:
         want = (q8_0.encode_activations if block == 32 else q8_k.encode)(x_TI.reshape(-1, block))
     want = want.view((q8_0 if block == 32 else q8_k).STRUCT).reshape(T, blocks)
 
-    K, layout = x_TI.shape[1], LAYOUTS[name]
-    tile = 1 if T == 1 else TILE
-    tiles, size = -(-T // tile), layout.tile_size(x_TI.shape[1], tile)
-    got = np.empty((tiles, size), np.uint8)
-    run_now(layout.kernel.job(tiles, 1, *rows_of(x_TI), T, K, tile, at(got), size))
-
-    def part(start: int, count: int, dtype: type) -> np.ndarray:
-        """[T, count] of numbers that lie [count, tile] in every tile."""
-        of_tiles = np.ascontiguousarray(got[:, start * tile : (start + 4 * count) * tile]).view(dtype)
-        return of_tiles.reshape(tiles, count, tile).transpose(0, 2, 1).reshape(-1, count)[:T]
-
+    K, part = x_TI.shape[1], laid_out(name, x_TI)
     codes = np.ascontiguousarray(part(0, K // 4, np.int32)).view(np.int8)
     assert (codes == want["qs"].reshape(T, K)).all()
     assert part(K, blocks, np.float32).tobytes() == want["d"].astype(np.float32).tobytes()
@@ -182,16 +190,11 @@ def test_activations_of_16_bits_are_two_signed_bytes(block: int, T: int, blocks:
     want = as_int16(x)
     assert (q16.rounded(x) == want).all()
 
-    K, layout = x_TI.shape[1], LAYOUTS["Q16_0" if block == 32 else "Q16_K"]
-    tile = 2 if T == 1 else TILE
-    tiles, size = -(-2 * T // tile), layout.tile_size(K, tile)
-    got = np.empty((tiles, size), np.uint8)
-    run_now(layout.kernel.job(tiles, 1, *rows_of(x_TI), T, K, tile, at(got), size))
+    K, of_halves = x_TI.shape[1], laid_out("Q16_0" if block == 32 else "Q16_K", x_TI)
 
     def part(start: int, count: int, dtype: type) -> np.ndarray:
-        """[T, 2, count] of numbers that lie [count, tile] in every tile: of the high halves and of the low ones."""
-        of_tiles = np.ascontiguousarray(got[:, start * tile : (start + 4 * count) * tile]).view(dtype)
-        return of_tiles.reshape(tiles, count, tile).transpose(0, 2, 1).reshape(-1, 2, count)[:T]
+        """[T, 2, count]: of the high halves and of the low ones."""
+        return of_halves(start, count, dtype).reshape(T, 2, count)
 
     halves = np.ascontiguousarray(part(0, K // 4, np.int32)).view(np.int8).astype(np.int64)
     steps = part(K, K // block, np.float32).astype(np.float64)

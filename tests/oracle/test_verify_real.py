@@ -234,10 +234,8 @@ def test_planted_in_one_layer(mistake: str, dtype: str, index: int, folder: Path
         f(model, model.model.layers[index], model.model.layers[(index + 1) % 3])
     wrong = dumped(model, folder)
     if np.array_equal(stored(wrong, stages[0], index), stored(right, stages[0], index)):
-        assert (mistake, dtype) == (
-            "large_eps",
-            "bfloat16",
-        )  # no effect in 8 bits of mantissa, beside a mean square of 20
+        # No effect in 8 bits of mantissa, beside a mean square of 20.
+        assert (mistake, dtype) == ("large_eps", "bfloat16")
         return
     check(wrong, folder, {(index, s) for s in stages}, named, dtype, score)
 

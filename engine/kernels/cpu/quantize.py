@@ -9,6 +9,8 @@ sums the first and third are a pair, the second and fourth another: dot2's order
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .simd import (
@@ -34,7 +36,7 @@ from .simd import (
     total_ints,
     where_less,
 )
-from .team import Kernel, helper
+from .team import Kernel, helper, specialise
 
 
 def tile_size(K: int, tile: int, block: int) -> int:
@@ -43,7 +45,8 @@ def tile_size(K: int, tile: int, block: int) -> int:
     return (K + 4 * numbers) * tile
 
 
-LARGEST = 127 * 256 + 127  # of a code of 16 bits: both bytes are signed
+# Of a code of 16 bits: both bytes are signed. Not quant/q16.py's own: the kernels' cache knows this folder's sources.
+LARGEST = 127 * 256 + 127
 
 numbers_memory = scratch(256)
 
@@ -63,22 +66,46 @@ def ratio(a, b):
     return np.float32(0) if abs(quotient) == np.float32(np.inf) else quotient
 
 
-def _q8_0(first, last, x, stride, T, K, tile, out, out_size):
-    """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros."""
+BLOCK, HALVES = 32, 1  # `layout` puts a kind's own in the place of these three
+write: Any = None
+
+
+def _quantize(first, last, x, stride, T, K, tile, out, out_size):
+    """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros. A token is HALVES
+    of a tile's.
+    """
+    numbers = numbers_memory()
     for i in range(first, last):
         to = out + i * out_size
-        step = to + K * tile
-        sums = step + K // 32 * tile * 4
-        for t in range(tile):
-            row = x + (i * tile + t) * stride
-            for k in range(0, K, LANES):
-                v = splat_f32(np.float32(0)) if i * tile + t >= T else load_f32(row + 4 * k)
-                extreme = maximum(absolute(v))
-                inverse = ratio(127, extreme)
-                set_f32(step + (k // 32 * tile + t) * 4, half_rounded(extreme / np.float32(127)))
-                n = whole(v * splat_f32(inverse))
-                store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
-                set_i32(sums + (k // 32 * tile + t) * 4, total_ints(n))
+        steps = to + K * tile
+        sums = steps + K // BLOCK * tile * 4
+        for t in range(0, tile, HALVES):
+            token = (i * tile + t) // HALVES
+            for k in range(0, K, BLOCK):
+                step = steps + (k // BLOCK * tile + t) * 4
+                write(x + token * stride + 4 * k, token < T, step, numbers, to, sums, k, K, tile, t)
+
+
+def layout(name: str, block: int, halves: int, write: Any) -> Kernel:
+    """write(x, there, step, numbers, to, sums, k, K, tile, t): the block at x, columns from k on of the tile's token t;
+    zeros if it is not there. numbers: memory to use.
+    """
+    return specialise(_quantize, name, __name__=__name__, BLOCK=block, HALVES=halves, write=write)
+
+
+@helper
+def store_32(n, to, sums, k, tile, t):
+    """Codes of 32 columns from k on of the tile's token t, and their sum."""
+    store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
+    set_i32(sums + (k // 32 * tile + t) * 4, total_ints(n))
+
+
+@helper
+def write_q8_0(x, there, step, numbers, to, sums, k, K, tile, t):
+    v = load_f32(x) if there else splat_f32(np.float32(0))
+    extreme = maximum(absolute(v))
+    set_f32(step, half_rounded(extreme / np.float32(127)))
+    store_32(whole(v * splat_f32(ratio(127, extreme))), to, sums, k, tile, t)
 
 
 @helper
@@ -102,8 +129,10 @@ def signed_extreme(x):
 
 
 @helper
-def code(x, inverse):
-    """32 numbers' codes."""
+def code8(x, inverse, there):
+    """32 numbers' codes, 0 if they are not there."""
+    if not there:
+        return splat_i32(0)
     v, most = load_f32(x) * splat_f32(inverse), splat_f32(np.float32(127))
     return whole(where_less(most, v, most, v))
 
@@ -117,8 +146,8 @@ def set_negatives(numbers, count, pairs, i, tile, t):
 
 
 @helper
-def store_codes(a, b, c, d, numbers, to, sums, k, K, tile, t):
-    """Codes of 128 columns from k on of the tile's token t, and the sums of 16 and 32 of them."""
+def store_128(a, b, c, d, numbers, to, sums, k, K, tile, t):
+    """The same of 128 columns, and the sums of 16 and 32 of them."""
     at = to + k * tile + 4 * t
     store_words_of_bytes(at, 4 * tile, a)
     store_words_of_bytes(at + 32 * tile, 4 * tile, b)
@@ -133,30 +162,20 @@ def store_codes(a, b, c, d, numbers, to, sums, k, K, tile, t):
     set_negatives(numbers + 128, 4, sums + K // 32 * tile * 4, k // 32, tile, t)
 
 
-def _q8_k(first, last, x, stride, T, K, tile, out, out_size):
-    """The same in blocks of 256."""
-    numbers = numbers_memory()
-    for i in range(first, last):
-        to = out + i * out_size
-        step = to + K * tile
-        sums = step + K // 256 * tile * 4
-        for t in range(tile):
-            row, there = x + (i * tile + t) * stride, i * tile + t < T
-            for k in range(0, K, 128):
-                if k % 256 == 0:
-                    extreme = signed_extreme(row + 4 * k) if there else np.float32(0)
-                    inverse = ratio(-127, extreme)
-                    set_f32(step + (k // 256 * tile + t) * 4, ratio(1, inverse))
-                a, b, c, d = splat_i32(0), splat_i32(0), splat_i32(0), splat_i32(0)
-                if there:
-                    a, b = code(row + 4 * k, inverse), code(row + 4 * k + 128, inverse)
-                    c, d = code(row + 4 * k + 256, inverse), code(row + 4 * k + 384, inverse)
-                store_codes(a, b, c, d, numbers, to, sums, k, K, tile, t)
+@helper
+def write_q8_k(x, there, step, numbers, to, sums, k, K, tile, t):
+    inverse = ratio(-127, signed_extreme(x) if there else np.float32(0))
+    set_f32(step, ratio(1, inverse))
+    for h in range(0, 256, 128):
+        at = x + 4 * h
+        a, b = code8(at, inverse, there), code8(at + 128, inverse, there)
+        c, d = code8(at + 256, inverse, there), code8(at + 384, inverse, there)
+        store_128(a, b, c, d, numbers, to, sums, k + h, K, tile, t)
 
 
 @helper
 def code16(x, inverse, there):
-    """32 numbers' codes of 16 bits, 0 if they are not there."""
+    """The same with 16 bits."""
     return whole(load_f32(x) * splat_f32(inverse)) if there else splat_i32(0)
 
 
@@ -178,45 +197,29 @@ def set_steps(at, step):
     set_f32(at + 4, step)
 
 
-def _q16_0(first, last, x, stride, T, K, tile, out, out_size):
-    """Tiles of tile / 2 tokens of x: each token's high halves, then its low ones, as Q8_0 lays out two tokens."""
-    for i in range(first, last):
-        to = out + i * out_size
-        steps = to + K * tile
-        sums = steps + K // 32 * tile * 4
-        for t in range(0, tile, 2):
-            token = (i * tile + t) // 2
-            row, there = x + token * stride, token < T
-            for k in range(0, K, LANES):
-                size = maximum(absolute(load_f32(row + 4 * k))) if there else np.float32(0)
-                set_steps(steps + (k // 32 * tile + t) * 4, size / np.float32(LARGEST))
-                q = code16(row + 4 * k, ratio(LARGEST, size), there)
-                store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, high(q))
-                store_words_of_bytes(to + k * tile + 4 * t + 4, 4 * tile, low(q))
-                set_i32(sums + (k // 32 * tile + t) * 4, total_ints(high(q)))
-                set_i32(sums + (k // 32 * tile + t) * 4 + 4, total_ints(low(q)))
+@helper
+def write_q16_0(x, there, step, numbers, to, sums, k, K, tile, t):
+    """As Q8_0 lays out two tokens: the high halves, then the low ones."""
+    size = maximum(absolute(load_f32(x))) if there else np.float32(0)
+    set_steps(step, size / np.float32(LARGEST))
+    q = code16(x, ratio(LARGEST, size), there)
+    store_32(high(q), to, sums, k, tile, t)
+    store_32(low(q), to, sums, k, tile, t + 1)
 
 
-def _q16_k(first, last, x, stride, T, K, tile, out, out_size):
-    """The same in blocks of 256, as Q8_K lays out two tokens."""
-    numbers = numbers_memory()
-    for i in range(first, last):
-        to = out + i * out_size
-        steps = to + K * tile
-        sums = steps + K // 256 * tile * 4
-        for t in range(0, tile, 2):
-            token = (i * tile + t) // 2
-            row, there = x + token * stride, token < T
-            for k in range(0, K, 128):
-                at = row + 4 * k
-                if k % 256 == 0:
-                    size = abs(signed_extreme(at)) if there else np.float32(0)
-                    inverse = ratio(LARGEST, size)
-                    set_steps(steps + (k // 256 * tile + t) * 4, size / np.float32(LARGEST))
-                a, b = code16(at, inverse, there), code16(at + 128, inverse, there)
-                c, d = code16(at + 256, inverse, there), code16(at + 384, inverse, there)
-                store_codes(high(a), high(b), high(c), high(d), numbers, to, sums, k, K, tile, t)
-                store_codes(low(a), low(b), low(c), low(d), numbers, to, sums, k, K, tile, t + 1)
+@helper
+def write_q16_k(x, there, step, numbers, to, sums, k, K, tile, t):
+    """As Q8_K lays out two tokens."""
+    size = abs(signed_extreme(x)) if there else np.float32(0)
+    set_steps(step, size / np.float32(LARGEST))
+    inverse = ratio(LARGEST, size)
+    for h in range(0, 256, 128):
+        at = x + 4 * h
+        a, b = code16(at, inverse, there), code16(at + 128, inverse, there)
+        c, d = code16(at + 256, inverse, there), code16(at + 384, inverse, there)
+        store_128(high(a), high(b), high(c), high(d), numbers, to, sums, k + h, K, tile, t)
+        store_128(low(a), low(b), low(c), low(d), numbers, to, sums, k + h, K, tile, t + 1)
 
 
-Q8_0, Q8_K, Q16_0, Q16_K = Kernel(_q8_0), Kernel(_q8_k), Kernel(_q16_0), Kernel(_q16_k)
+Q8_0, Q8_K = layout("q8_0", 32, 1, write_q8_0), layout("q8_k", 256, 1, write_q8_k)
+Q16_0, Q16_K = layout("q16_0", 32, 2, write_q16_0), layout("q16_k", 256, 2, write_q16_k)
