@@ -75,7 +75,7 @@ class Tokens:
 class Tokenizer(Tokens):
     """A vocabulary at work, both ways.
 
-    bos_id, pad_id: as the file has them; add_bos: a raw prompt begins with bos_id.
+    bos_id, pad_id: as the file has them; add_bos: a raw prompt begins with bos_id; control: ids of control tokens.
     """
 
     def __init__(self, v: Vocabulary, vocab_size: int, nfc: bool):
@@ -84,9 +84,10 @@ class Tokenizer(Tokens):
         self._ids = {token: id for id, token in enumerate(v.tokens)}
         _check(v, self._ids, vocab_size)
         self._bpe = _library_tokenizer(v, self._ids, nfc)
-        control = sorted((v.tokens[i] for i, t in enumerate(v.types) if t == CONTROL), key=len, reverse=True)
+        self.control = {v.tokens[i]: i for i, t in enumerate(v.types) if t == CONTROL}
+        longest = sorted(self.control, key=len, reverse=True)
         self._control: re.Pattern[str] | None = (
-            re.compile(f"({'|'.join(map(re.escape, control))})") if control else None
+            re.compile(f"({'|'.join(map(re.escape, longest))})") if longest else None
         )
 
     @classmethod
