@@ -129,9 +129,9 @@ def own_tokens(
     private-use ones. Where that, exchanged back, is the first text, a control token still whole in it is the
     template's, whatever it has cut, trimmed or joined. literals: strings of the template's; those that it may look
     for in a message (</think>) stay as they are, so that it finds them.
-    Where the template looks at single characters and the texts differ (escape, a sort, '<' in content), only whole
-    control tokens of the user's are broken, and the first rendering's verdict on their number and order must hold.
-    Raises UnclearError.
+    Where a template looks at single characters (escape, a sort, '<' in content), the texts differ. Then the tokens of
+    the second still are all that it writes itself: if the first text has the same, or has with only the user's whole
+    control tokens broken, these are they. Raises UnclearError.
     """
     text = render(said)
     token = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
@@ -157,14 +157,19 @@ def own_tokens(
             at = found.end()
         return "".join(done) + part[at:].translate(there)
 
+    def places(where: str) -> list[list[int]]:
+        return [[*found.span()] for found in token.finditer(where)]
+
     changed = _each(exchange, said)
     marked = text if changed == said else render(changed)
     if marked.translate(back) == text:
-        return text, [[*m.span()] for m in token.finditer(marked)]
+        return text, places(marked)
+    if token.findall(text) == token.findall(marked):
+        return text, places(text)
     broken = render(_each(lambda part: token.sub(lambda m: m[0][0].translate(there) + m[0][1:], part), said))
-    if broken.translate(back) != text or token.findall(broken) != token.findall(marked):
-        raise UnclearError("it takes the messages apart: a control token in them could not be told from its own")
-    return text, [[*m.span()] for m in token.finditer(broken)]
+    if broken.translate(back) == text and token.findall(broken) == token.findall(marked):
+        return text, places(broken)
+    raise UnclearError("it takes the messages apart: a control token in them could not be told from its own")
 
 
 def _each(change: Callable[[str], str], value: Any) -> Any:
