@@ -138,7 +138,9 @@ def own_tokens(
     if not token.search(text):
         return text, []
     ends = sorted({c for t in control for c in (t[0], t[-1])})
-    everything = json.dumps(said, ensure_ascii=False) + text + "".join(control)
+    texts = [text, *control]
+    _each(lambda part: texts.append(part) or part, said)
+    everything = "\0".join(texts)
     signs = [chr(c) for c in PRIVATE_USE if chr(c) not in everything][: len(ends)]
     if len(signs) < len(ends):
         raise UnclearError("the messages hold every private-use character, of which some are needed to tell")
