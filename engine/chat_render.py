@@ -138,9 +138,7 @@ def own_tokens(
     if not token.search(text):
         return text, []
     ends = sorted({c for t in control for c in (t[0], t[-1])})
-    texts = [text, *control]
-    _each(lambda part: texts.append(part) or part, said)
-    everything = "\0".join(texts)
+    everything = "\0".join((text, *control, *_texts(said)))
     signs = [chr(c) for c in PRIVATE_USE if chr(c) not in everything][: len(ends)]
     if len(signs) < len(ends):
         raise UnclearError("the messages hold every private-use character, of which some are needed to tell")
@@ -181,6 +179,15 @@ def _each(change: Callable[[str], str], value: Any) -> Any:
     if isinstance(value, list):
         return [_each(change, v) for v in value]
     return {change(k): _each(change, v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in the value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value if isinstance(value, list) else (*value, *value.values()):
+            yield from _texts(part)
 
 
 def _touch(a: str, b: str) -> bool:

@@ -176,9 +176,6 @@ def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
         raise BadInput(
             f"tokenizer: token {id} {v.tokens[id]!r:.80} has type {v.types[id]}, which byte-level BPE does not know"
         )
-    for id, type_ in enumerate(v.types):
-        if type_ == CONTROL and len(v.tokens[id]) == 1:  # chat.py could not tell it from a letter of the user's
-            raise BadInput(f"tokenizer: control token {id} {v.tokens[id]!r:.80} is a single character")
     if lost := [b for c, b in _BYTE.items() if c not in ids]:  # the library would drop such bytes without a word
         raise BadInput(f"tokenizer: no token for {len(lost)} of the 256 bytes, the first 0x{min(lost):02X}")
     if len(set(v.merges)) != len(v.merges):
