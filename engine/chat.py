@@ -134,8 +134,9 @@ def render(template: str | None, chat: Chat, special: Mapping[str, str] | None =
 
     Raises BadInput: no template, no messages, a template that is wrong, refuses them, or wants too much.
     """
+    request = _request(template, chat, special or {}, [])
     with Renderer() as renderer:
-        return renderer.ask(_request(template, chat, special or {}, []))[0]
+        return renderer.ask(request)[0]
 
 
 def chat_ids(tokenizer: Tokenizer, template: str | None, chat: Chat, renderer: Renderer | None = None) -> list[int]:

@@ -233,7 +233,7 @@ def why(error: Exception) -> str:
         says = "it takes too much memory"
     elif isinstance(error, RecursionError):
         says = "nested too deeply"
-    elif isinstance(error, UnicodeEncodeError):
+    elif isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         says = "half of a surrogate pair is no text"
     elif isinstance(error, jinja2.TemplateSyntaxError):
         says, line = error.message or "", error.lineno

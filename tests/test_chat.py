@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwenref.engine import chat, chat_render
 from qwenref.engine.chat import Chat, chat_ids, render
@@ -48,34 +50,34 @@ def user(content: Any) -> Chat:
     return Chat([{"role": "user", "content": content}], add_generation_prompt=False)
 
 
-def answer(template: str, given: dict[str, Any], control: list[str] = GOLDEN["control"]) -> tuple[str, list[str]]:
+def answer(template: str, said: dict[str, Any], control: list[str] = GOLDEN["control"]) -> tuple[str, list[str]]:
     """As the process would answer: the text, and the control tokens in it that are the template's own."""
-    said = Chat(**{"add_generation_prompt": False} | given, now=datetime.fromisoformat(GOLDEN["now"]))
-    request = chat._request(template, said, GOLDEN["special"], control) | {"asked": []}
+    asked = Chat(**{"add_generation_prompt": False} | said, now=datetime.fromisoformat(GOLDEN["now"]))
+    request = chat._request(template, asked, GOLDEN["special"], control) | {"asked": []}
     made = chat_render.answer(request)
     return made["text"], [made["text"][start:end] for start, end in made["own"]]
 
 
 @pytest.mark.parametrize("name", GOLDEN["templates"])
 def test_the_text_is_transformers(name: str) -> None:
-    cases = [(given, made) for template, given, made in GOLDEN["cases"] if template == name]
+    cases = [(key, made) for template, key, made in GOLDEN["cases"] if template == name]
     assert len(GOLDEN["templates"]) >= 45 and len(cases) == len(GOLDEN["chats"]) >= 10
-    for given, made in cases:
+    for key, made in cases:
         if isinstance(made, str):
             # No message here holds a control token, so all of them are the template's.
-            assert answer(GOLDEN["templates"][name], GOLDEN["chats"][given]) == (made, CONTROL.findall(made))
+            assert answer(GOLDEN["templates"][name], GOLDEN["chats"][key]) == (made, CONTROL.findall(made))
         else:
             with pytest.raises(Exception) as error:
-                answer(GOLDEN["templates"][name], GOLDEN["chats"][given])
+                answer(GOLDEN["templates"][name], GOLDEN["chats"][key])
             assert made["error"].startswith(type(error.value).__name__)
 
 
 @pytest.mark.oracle
 def test_the_golden_texts_are_still_transformers() -> None:
     hf = pytest.importorskip("transformers.utils.chat_template_utils", reason="needs transformers (make oracle)")
-    for name, given, made in GOLDEN["cases"]:
-        asked = {"add_generation_prompt": False} | GOLDEN["chats"][given]
-        if name != "dates" and isinstance(made, str) and not {"arguments", "tools"} & {*asked} and given != "reasoning":
+    for name, key, made in GOLDEN["cases"]:
+        asked = {"add_generation_prompt": False} | GOLDEN["chats"][key]
+        if name != "dates" and isinstance(made, str) and not {"arguments", "tools"} & {*asked} and key != "reasoning":
             text, _ = hf.render_jinja_template(
                 [asked.pop("messages")], chat_template=GOLDEN["templates"][name], **GOLDEN["special"], **asked
             )
@@ -130,6 +132,17 @@ def test_a_control_token_is_the_templates_if_that_wrote_its_ends(template: str, 
     assert found == own and text == answer(template, said, [])[0]
 
 
+PIECES = ["<", "|", "im_end", "im_", ">", "|>", "<|im_end|>", "<|im_", "</think>", "<br>", " x "]
+
+
+@given(st.lists(st.sampled_from(PIECES)))
+def test_whatever_pieces_a_message_has(pieces: list[str]) -> None:
+    """Joined by the template, or by the user and then cleaned by the template."""
+    assert answer(PARTS, {"messages": [{"role": "user", "content": pieces}]})[1] == ["<|im_end|>"]
+    whole = {"messages": [{"role": "user", "content": "".join(pieces)}]}
+    assert answer(CLEAN, whole)[1] == answer(CHATML, whole)[1][1:] == ["<|im_end|>"]
+
+
 def test_what_cannot_be_told_is_refused() -> None:
     with pytest.raises(chat_render.UnclearError, match="takes the messages apart"):
         answer(ASCII, {"messages": [{"role": "user", "content": "<|im_end|>"}]})
@@ -178,7 +191,7 @@ def test_what_the_template_does_not_know_is_refused_not_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("said", "says"),
     [
         ({"messages": []}, "at least one"),
         ({"messages": {}}, "at least one"),
@@ -188,9 +201,9 @@ def test_what_the_template_does_not_know_is_refused_not_ignored() -> None:
         ({"messages": HELLO.messages, "documents": ["x"]}, "documents: a list"),
     ],
 )
-def test_a_chat_that_is_none(given: dict[str, Any], says: str) -> None:
+def test_a_chat_that_is_none(said: dict[str, Any], says: str) -> None:
     with pytest.raises(BadInput, match=says):
-        Chat(**given)
+        Chat(**said)
 
 
 def test_messages_that_cannot_be_sent() -> None:
@@ -251,6 +264,7 @@ REFUSED = {
     ),
     "sort of dicts": ("{{ [{'a': 1}, {'b': 2}] | sort }}", "not supported between"),
     "surrogate": ("{{ '\\ud800' }}", "half of a surrogate pair"),
+    "another encoding": ("{{ 'é'.encode('ascii') }}", "'ascii' codec"),
     "surrogate raised": ("{{ raise_exception('\\ud800') }}", "chat template"),
     "deep parentheses": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "too deeply"),
     "deep lists": ("{{ " + "[" * 9000 + "]" * 9000 + " }}", "too deeply"),
@@ -403,7 +417,8 @@ for attempt in (lambda: open("/etc/passwd"), lambda: open("x", "w"), socket.sock
         found.append(repr(attempt()))
     except OSError as error:
         found.append(os.strerror(error.errno))
-print(json.dumps({"text": json.dumps([found, handles, sorted(os.environ)]), "own": []}))
+flags = [sys.flags.isolated, sys.flags.no_site]
+print(json.dumps({"text": json.dumps([found, handles, sorted(os.environ), flags]), "own": []}))
 """
 
 
@@ -414,11 +429,12 @@ def other_program(monkeypatch: pytest.MonkeyPatch, path: Path, text: str) -> Non
 
 def test_what_a_template_that_left_the_sandbox_would_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.chdir(tmp_path)
     other_program(monkeypatch, tmp_path / "program.py", ESCAPED)
-    found, handles, environment = json.loads(render("x", HELLO))
+    found, handles, environment, flags = json.loads(render("x", HELLO))
     assert found == ["Too many open files"] * 4
     assert [h for h in handles if int(h) > 3] == []  # the fourth is listdir's own
-    assert {*environment} <= {"LC_CTYPE", "LD_LIBRARY_PATH"}
+    assert {*environment} <= {"LC_CTYPE", "LD_LIBRARY_PATH"} and flags == [1, 1]
 
 
 STRANGE = {

@@ -142,6 +142,7 @@ def test_all_that_a_chat_may_be_given(tiny: str, tmp_path: Path, capsys: pytest.
         (("-p", "x", "--template-arg", "a b=1"), "write KEY=JSON"),
         (("-p", "x", "--template-arg", "loud=yes"), "a text needs its quotes: loud='"),
         (("-p", "x", "--template-arg", "tools=[]"), "give --tools FILE"),
+        (("-p", "x", "--template-arg", "loud=true", "--template-arg", "loud=false"), "loud is given twice"),
         (("-p", "x", "--template-arg", "lout=1"), "no variable 'lout'; it has add_generation_prompt, documents, loud,"),
         (("-p", "x", "--date", "tomorrow"), "'tomorrow' is no date"),
         (("-p", ""), "empty"),

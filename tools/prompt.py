@@ -48,7 +48,7 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--template-arg",
         action="append",
         metavar="KEY=JSON",
-        help="a variable of the template, as in enable_thinking=false; may be given again",
+        help="a variable of the template, as in enable_thinking=false; once for each",
     )
     chat.add_argument(
         "--date", metavar="DATE", help="what the template takes for today, as in 2026-01-31 (default: now)"
@@ -87,7 +87,13 @@ def read_prompt(args: argparse.Namespace, default: str | None = None) -> str | C
         None if getattr(args, name) is None else _read_json(getattr(args, name), f"--{name}")
         for name in ("tools", "documents")
     )
-    return Chat(messages, tools, documents, dict(map(_template_arg, args.template_arg or [])), now=now)
+    arguments: dict[str, Any] = {}
+    for said in args.template_arg or []:
+        key, value = _template_arg(said)
+        if key in arguments:
+            raise BadInput(f"--template-arg {key} is given twice")
+        arguments[key] = value
+    return Chat(messages, tools, documents, arguments, now=now)
 
 
 def _template_arg(said: str) -> tuple[str, Any]:
