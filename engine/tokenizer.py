@@ -75,7 +75,7 @@ class Tokens:
 class Tokenizer(Tokens):
     """A vocabulary at work, both ways.
 
-    bos_id, pad_id: as the file has them; add_bos: a raw prompt begins with bos_id.
+    bos_id, pad_id: as the file has them; add_bos: a raw prompt begins with bos_id; control: ids of control tokens.
     """
 
     def __init__(self, v: Vocabulary, vocab_size: int, nfc: bool):
@@ -84,9 +84,10 @@ class Tokenizer(Tokens):
         self._ids = {token: id for id, token in enumerate(v.tokens)}
         _check(v, self._ids, vocab_size)
         self._bpe = _library_tokenizer(v, self._ids, nfc)
-        control = sorted((v.tokens[i] for i, t in enumerate(v.types) if t == CONTROL), key=len, reverse=True)
+        self.control = {v.tokens[i]: i for i, t in enumerate(v.types) if t == CONTROL}
+        longest = sorted(self.control, key=len, reverse=True)
         self._control: re.Pattern[str] | None = (
-            re.compile(f"({'|'.join(map(re.escape, control))})") if control else None
+            re.compile(f"({'|'.join(map(re.escape, longest))})") if longest else None
         )
 
     @classmethod
@@ -175,9 +176,6 @@ def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
         raise BadInput(
             f"tokenizer: token {id} {v.tokens[id]!r:.80} has type {v.types[id]}, which byte-level BPE does not know"
         )
-    for id, type_ in enumerate(v.types):
-        if type_ == CONTROL and len(v.tokens[id]) == 1:  # chat.py could not tell it from a letter of the user's
-            raise BadInput(f"tokenizer: control token {id} {v.tokens[id]!r:.80} is a single character")
     if lost := [b for c, b in _BYTE.items() if c not in ids]:  # the library would drop such bytes without a word
         raise BadInput(f"tokenizer: no token for {len(lost)} of the 256 bytes, the first 0x{min(lost):02X}")
     if len(set(v.merges)) != len(v.merges):

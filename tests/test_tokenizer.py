@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from qwenref.engine.chat import Chat, chat_ids
 from qwenref.engine.files import Vocabulary, open_checkpoint
 from qwenref.engine.tokenizer import QWEN2_PATTERN, Tokenizer
 from qwenref.quant.errors import BadInput
@@ -394,4 +395,8 @@ def test_a_vocabulary_without_all_bytes_would_drop_text() -> None:
 
 def test_a_control_token_of_one_character() -> None:
     v = small()
-    refused(small(tokens=[*v.tokens, "€"], types=[*v.types, 3]), "267 '€'", "single character")
+    t = Tokenizer.from_vocabulary(small(tokens=[*v.tokens, "€"], types=[*v.types, 3]))
+    assert t.encode("a€", special=True) == [*t.encode("a"), 267] and 267 not in t.encode("a€")
+    chat = Chat([{"role": "user", "content": "€5"}])
+    ids = chat_ids(t, "€{{ messages[0].content }}", chat)
+    assert ids == [267, *t.encode("€5")]

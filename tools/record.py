@@ -30,7 +30,7 @@ from .facts import model_facts, run_facts
 from .load import Loaded, add_model_arguments, load, open_tokenizer, open_weights
 from .models import resolve
 from .payload import as_json, as_text
-from .prompt import prompt_ids, read_prompt
+from .prompt import add_chat_arguments, check_chat, prompt_ids, read_prompt
 
 PROMPT = "What is 2+2?"
 
@@ -78,23 +78,21 @@ examples:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """-p/--prompt, -f/--file or --tokens; --chat and --system."""
+    """-p/--prompt, -f/--file or --tokens; --chat and what belongs to it."""
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
     prompt.add_argument(
         "-f", "--file", metavar="FILE", help="a UTF-8 file with the prompt; one newline at its end is dropped"
     )
     prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    add_chat_arguments(parser)
 
 
 def given_tokens(args: argparse.Namespace) -> list[int] | None:
     """The ids of --tokens, None where a text is the prompt. Raises BadInput for arguments that exclude each other."""
     if args.tokens is not None and args.chat:
         raise BadInput("--chat wraps text, --tokens are ids; give one of them")
-    if args.system is not None and not args.chat:
-        raise BadInput("--system is part of a chat; give --chat too")
+    check_chat(args)
     return None if args.tokens is None else parse_tokens(args.tokens)
 
 
@@ -147,9 +145,7 @@ def prompt_of(
     if ids is not None:
         return ids, None if checkpoint.vocabulary() is None else open_tokenizer(checkpoint)[0]
     tokenizer, template = open_tokenizer(checkpoint)
-    if args.prompt is None and args.file is None:
-        args.prompt = PROMPT
-    return prompt_ids(tokenizer, template, read_prompt(args), args), tokenizer
+    return prompt_ids(tokenizer, template, read_prompt(args, PROMPT)), tokenizer
 
 
 def trace(

@@ -10,9 +10,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..quant.errors import BadInput
-from .prompt import TokenizerProcess, read_prompt
+from .prompt import TokenizerProcess, add_chat_arguments, check_chat, read_prompt
 
 if TYPE_CHECKING:
+    from ..engine.chat import Chat
     from ..engine.tokenizer import Tokens
 
 MAX_TOKENS = 256
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 figures to stderr. A file or a pipe gets the model's text exactly; a terminal gets no control characters of it."""
     parser.epilog = """examples:
   engine run -p 'What is 2+2?' --chat
+  engine run --chat --messages chat.json --tools tools.json
   engine run -p 'def fibonacci(n):' -n 48
   engine run -f prompt.txt --json"""
     add_model_arguments(parser)
@@ -48,8 +50,6 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
         metavar="N",
         help=f"stop after N new tokens (default: {MAX_TOKENS}, or as many as the context still holds)",
     )
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     parser.add_argument("--temp", type=float, default=0.0, metavar="X", help="temperature; 0, the default, is greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: all)")
     parser.add_argument(
@@ -59,6 +59,7 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
     parser.add_argument(
         "--json", action="store_true", help="one JSON object with ids, text and figures instead of streaming"
     )
+    add_chat_arguments(parser)
 
 
 def describe(f: dict[str, Any]) -> str:
@@ -74,16 +75,15 @@ def describe(f: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    if args.system is not None and not args.chat:
-        raise BadInput("--system is part of a chat; give --chat too")
+    check_chat(args)
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
-    text = read_prompt(args)
-    with TokenizerProcess(text, args) as tokenizer:
-        return answer(text, tokenizer, args, started)
+    prompt = read_prompt(args)
+    with TokenizerProcess(prompt, args.model) as tokenizer:
+        return answer(prompt, tokenizer, args, started)
 
 
-def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, started: float) -> int:
+def answer(prompt: str | Chat, tokenizer: TokenizerProcess, args: argparse.Namespace, started: float) -> int:
     from ..engine.generate import check_prompt, generate
     from ..engine.sample import Sampling
     from .load import load, open_weights
@@ -103,7 +103,8 @@ def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, sta
         check_prompt(ids, checkpoint.config, new)
         return spelling, ids, new
 
-    if len(text) + (args.max_tokens or 1) > context // 2:  # a prompt that may be too long is known to fit before
+    length = len(prompt) if isinstance(prompt, str) else len(repr(prompt))
+    if length + (args.max_tokens or 1) > context // 2:  # a prompt that may be too long is known to fit before
         tokenized()  # the weights are packed,
     model = load(args, checkpoint, bound, tokenized)  # and any before a kernel is compiled
     spelling, ids, max_tokens = tokenized()

@@ -14,7 +14,15 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # one that never
 
 
 def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, Any]:
-    """The JSON object in `raw`, UTF-8, nothing but white space behind it.
+    """The JSON object in `raw`; otherwise as `parse`."""
+    value = parse(raw, where, repeats=repeats)
+    if not isinstance(value, dict):
+        raise BadInput(f"{where}: a JSON object is needed, not {type(value).__name__}")
+    return value
+
+
+def parse(raw: bytes, where: str, *, repeats: bool = False) -> Any:
+    """The JSON in `raw`, UTF-8, nothing but white space behind it.
 
     A key that stands twice is an error, because two readers then see two files; with `repeats` the last value wins.
     NaN and Infinity, which Python's json takes, are no JSON. Raises BadInput that begins with `where`.
@@ -51,6 +59,4 @@ def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, 
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise BadInput(f"{where}: an escape stands for half of a surrogate pair, which is no text") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{where}: a JSON object is needed, not {type(value).__name__}")
     return value
