@@ -40,7 +40,6 @@ def vocabulary(rows: int) -> Vocabulary:
         bos_id=end,
         eos_ids=(end + 2, end),
         pad_id=end,
-        add_bos=False,
         chat_template=TEMPLATE,
     )
 

@@ -18,7 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwenref.engine.files import Vocabulary, open_checkpoint
-from qwenref.engine.tokenizer import QWEN2_PATTERN, Tokenizer
+from qwenref.engine.files.tokenizer_json import QWEN2_PATTERN
+from qwenref.engine.tokenizer import Tokenizer
 from qwenref.quant.errors import BadInput
 
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer.json.gz"
@@ -36,7 +37,7 @@ def small(**changes: Any) -> Vocabulary:
     tokens = [*normal, *CONTROL, "<tool_call>", "[PAD1]", "[PAD2]"]
     types = [1] * len(normal) + [3, 3, 3, 4, 5, 5]
     end = len(normal)
-    whole = Vocabulary(tokens, MERGES, types, "gpt2", "qwen2", end, (end + 2,), end, False, None)
+    whole = Vocabulary(tokens, MERGES, types, "gpt2", "qwen2", end, (end + 2,), end, None)
     return replace(whole, **changes)
 
 

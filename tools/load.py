@@ -114,7 +114,9 @@ def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = checkpoint.vocabulary()
     if vocabulary is None:
-        raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text")
+        raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text, as --tokens 1,2,3")
+    for note in vocabulary.notes:
+        print(one_line(f"note: {checkpoint.path}: {note}"), file=sys.stderr)
     try:
         return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size), vocabulary.chat_template
     except BadInput as error:
