@@ -43,6 +43,11 @@ class Tokens:
         self.vocab_size, self.eos_ids = vocab_size, eos_ids
         self._tokens, self._types = tokens, types
 
+    @property
+    def spells(self) -> bool:
+        """Whether it has any token: without, each id's text is empty."""
+        return bool(self._tokens)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, control tokens spelled out, padding empty; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
@@ -62,7 +67,7 @@ class Tokens:
         if id >= len(self._tokens) or self._types[id] == UNUSED:
             return b""
         token = self._tokens[id]
-        if self._types[id] == BYTE:
+        if self._types[id] == BYTE and _SPELLED_BYTE.fullmatch(token):
             return bytes.fromhex(token[3:5])
         if self._types[id] == NORMAL:
             try:
@@ -126,8 +131,8 @@ class Tokenizer(Tokens):
         """A text cut at its control tokens: their ids, and the pieces of plain text between them."""
         found = self._run(self._splitter, text)
         at = 0
-        for token, (start, end) in zip(found.tokens, found.offsets, strict=True):
-            if (id := self._ids[token]) in self._control:
+        for own, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if (id := self._ids[self._splitter.id_to_token(own)]) in self._control:
                 if at < start:
                     yield text[at:start]
                 yield id

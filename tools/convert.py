@@ -19,7 +19,7 @@ from ..engine.bind import GGML, HARMLESS, HF, renamed
 from ..engine.files import Checkpoint, Vocabulary
 from ..engine.files.apr_writer import CODES, RAW_GGML
 from ..engine.files.end_of_generation import by_text, told, with_control
-from ..engine.files.tokenizer_json import last_used
+from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
 from ..engine.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
 from ..quant.errors import BadInput
@@ -170,30 +170,32 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
     # Two switches say what is put round a prompt; the ids are BOS and EOS.
     bos = v.prefix[0] if len(v.prefix) == 1 and v.bos_id is None else v.bos_id
     eos = v.eos_ids[0] if v.eos_ids else None
-    for where, ids, name, one in (("before", v.prefix, "BOS", bos), ("behind", v.suffix, "EOS", eos)):
-        if ids not in ((), (one,)):
+    prefix, suffix = v.prefix if v.prefix == (bos,) else (), v.suffix if v.suffix == (eos,) else ()
+    for where, ids, kept, name, one in (
+        ("before", v.prefix, prefix, "BOS", bos),
+        ("behind", v.suffix, suffix, "EOS", eos),
+    ):
+        if ids != kept:
             lost.append(f"ids {', '.join(map(str, ids))} {where} a prompt: {kind} can say {name} ({one}), or nothing")
-            v = replace(v, tokenizer_json=None)
-    v = replace(
-        v,
-        bos_id=bos,
-        prefix=v.prefix if v.prefix == (bos,) else (),
-        suffix=v.suffix if v.suffix == (eos,) else (),
-    )
-    if v.flags and (kind == "apr" or v.tokenizer_json is None):
-        lost.append(f"how added tokens are found ({', '.join(sorted(set().union(*v.flags.values())))})")
-        v = replace(v, flags={})
-    elif v.flags:
-        lost.append("for llama.cpp, how added tokens are found: only tokenizer.huggingface.json says it")
-    if kind == "apr":
-        return replace(v, tokenizer_json=None), lost
-    types = with_control(v.types, by_text(v.tokens, v.types, v.merges))
+    whole = (prefix, suffix) == (v.prefix, v.suffix)
+    v = replace(v, bos_id=bos, prefix=prefix, suffix=suffix)
+    types = with_control(v.types, by_text(v.tokens), v.merges)
     if types != v.types:
         changed = [v.tokens[i] for i, t in enumerate(types) if t != v.types[i]]
-        lost.append(f"that {', '.join(changed)} is ordinary text: GGUF's readers take it for a control token")
+        lost.append(f"that {', '.join(changed)} is ordinary text: readers of {kind} take it for a control token")
+        v = replace(v, types=types)
+    if v.flags and (kind == "apr" or not whole):
+        lost.append(f"how added tokens are found ({', '.join(sorted(set().union(*v.flags.values())))})")
+        v = replace(v, flags={})
+    if kind == "apr":
+        return replace(v, tokenizer_json=None), lost
+    # The whole tokenizer.json goes along where it agrees with the other keys.
+    v = replace(v, tokenizer_json=None if not whole else spell(v) if v.flags else v.tokenizer_json)
+    if v.flags:
+        lost.append("for llama.cpp, how added tokens are found: only tokenizer.huggingface.json says it")
     if over := told(v)[3:]:
         lost.append(f"that answers end at {', '.join(map(str, over))}: GGUF has keys for three ids")
-    return replace(v, types=types, eos_ids=tuple(i for i in v.eos_ids if i not in over)), lost
+    return replace(v, eos_ids=tuple(i for i in v.eos_ids if i not in over)), lost
 
 
 def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:

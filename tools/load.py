@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..engine.bind import bind
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
-from ..engine.tokenizer import Tokenizer
+from ..engine.tokenizer import Tokenizer, Tokens
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
@@ -108,6 +108,16 @@ def _compiling(done: int, total: int) -> None:
     start, end = ("\r", "" if done + 1 < total else "\n") if sys.stderr.isatty() else ("", "\n")
     if sys.stderr.isatty() or done == 1:
         print(f"{start}compiling kernels (first run) {done + 1}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
+    """What spells ids out, for a prompt that came as ids; None, with a line on stderr, where nothing can."""
+    try:
+        v = checkpoint.vocabulary()
+    except BadInput as error:
+        print(one_line(f"note: the tokenizer can not be read, ids are not spelled out: {error}"), file=sys.stderr)
+        return None
+    return None if v is None else Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:

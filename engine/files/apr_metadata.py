@@ -99,7 +99,7 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
     if not isinstance(types, list) or len(types) != len(tokens) or not all(type(t) is int for t in types):
         raise BadInput(f"{where}: tokenizer.token_type must be {len(tokens)} whole numbers, one for each token")
     named = [(name, checked(name, i)) for name in ("eos_token_id", "eos_token_ids") for i in f.ids(name)]
-    found = by_text(tokens, types, merges)
+    found = by_text(tokens)
     end = ends(named, found, {})
     bos = token_id("bos_token_id")
 
@@ -114,7 +114,7 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
     return Vocabulary(
         tokens=tokens,
         merges=merges,
-        types=with_control(types, found),
+        types=with_control(types, found, merges),
         model="gpt2",
         # Older files do not name it; aprender too takes the one that every model of architecture qwen2 has.
         pre=str(said.get("pre_type", "qwen2")),

@@ -2,8 +2,8 @@
 
 A file has room for one or two, and models are published with an <|endoftext|> that their chat template never writes.
 llama.cpp therefore goes by the tokens' texts as well (llama-vocab.cpp, special_eog_ids); so does this. Two of its
-habits are left out: to stop at Qwen2's ordinary </s>, which merges make of text and which does not stop Transformers,
-and to take GPT-2's ids for a file that names none.
+habits are left out: to take Qwen2's </s>, which its merges make, for a control token in a prompt's text too, where
+Transformers reads letters; and to take GPT-2's ids for a file that names none.
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ FILL_IN_PARTS = frozenset({
 CONTROL_TEXTS = ENDS.union(FILL_IN_PARTS, *FILL_IN.values())
 
 
-def by_text(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -> dict[str, int]:
-    """The control tokens by their text, whatever type the file gives them: text -> id. Not what merges make."""
-    found = {token: i for i, token in enumerate(tokens) if token in CONTROL_TEXTS}
+def by_text(tokens: Sequence[str]) -> dict[str, int]:
+    """The tokens whose text says that they are control tokens, whatever type the file gives them: text -> id."""
+    return {token: i for i, token in enumerate(tokens) if token in CONTROL_TEXTS}
+
+
+def with_control(types: Sequence[int], found: Mapping[str, int], merges: Sequence[str]) -> list[int]:
+    """The types, those of `by_text` made control tokens: in a user's message they are text. Not what merges make."""
     plain = {token for token, i in found.items() if types[i] == NORMAL}
     made = {word for merge in merges if (word := merge.replace(" ", "", 1)) in plain} if plain else set()
-    return {token: i for token, i in found.items() if token not in made}
-
-
-def with_control(types: Sequence[int], found: Mapping[str, int]) -> list[int]:
-    """The types, those of `by_text` made control tokens: in a user's message they are text."""
     changed = list(types)
-    for i in found.values():
-        if changed[i] in (NORMAL, USER_DEFINED):
+    for token, i in found.items():
+        if changed[i] in (NORMAL, USER_DEFINED) and token not in made:
             changed[i] = CONTROL
     return changed
 
@@ -85,4 +84,4 @@ def stops(v: Vocabulary) -> list[int]:
 
 
 def _texts(v: Vocabulary) -> dict[int, str]:
-    return ends([], by_text(v.tokens, v.types, v.merges), {})
+    return ends([], by_text(v.tokens), {})

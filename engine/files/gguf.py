@@ -176,13 +176,13 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
 
     # Of a merge that stands twice, llama.cpp takes the first.
     merges = list(dict.fromkeys(need("ggml.merges", "[str]")))
-    found = by_text(tokens, types, merges)
+    found = by_text(tokens)
     named = [(f"{name}_token_id", i) for name in ("eos", "eot", "eom") if (i := token_id(name)) is not None]
     end = ends(named, found, {key: i for key in FILL_IN if (i := token_id(key)) is not None})
     v = Vocabulary(
         tokens=tokens,
         merges=merges,
-        types=with_control(types.tolist(), found),
+        types=with_control(types.tolist(), found, merges),
         model=model,
         pre=need("ggml.pre", "str"),
         bos_id=token_id("bos"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...quant.errors import BadInput
 from . import Vocabulary
-from .end_of_generation import CONTROL, NORMAL, by_text, ends
+from .end_of_generation import CONTROL, by_text, ends
 from .fields import Fields, one
 from .mapped import read_head
 from .strict_json import parse_object
@@ -46,7 +46,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         own = parse(text, str(folder / TOKENIZER))
         parts = with_added(own, _decoder(settings), settings.where)
     elif (folder / VOCAB).exists() and (folder / MERGES).exists():
-        parts = _read_parts(folder, settings, named)
+        parts = _read_parts(folder, settings, named.values())
     else:
         return None
     for option in ("add_prefix_space", "split_special_tokens"):
@@ -68,13 +68,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         own = tokenizer_ids.get(f"{name}_token")
         return own if own is not None else said[0] if said else None
 
-    eos, stops = tokenizer_ids.get("eos_token"), generation if generation.ids("eos_token_id") else c
+    eos = tokenizer_ids.get("eos_token")
     ending = [("tokenizer_config.json's eos_token", eos)] if eos is not None else []
-    ending += [
-        (f"{Path(stops.where).name}'s eos_token_id", i)
-        for i in checked(stops.ids("eos_token_id"), f"{stops.where}: eos_token_id")
-    ]
-    end = ends(ending, by_text(parts.tokens, parts.types, parts.merges), {})
+    stops = stop_ids(config, generation.values)
+    checked([i for _, i in stops], str(folder))
+    end = ends([*ending, *stops], by_text(parts.tokens), {})
     prefix, suffix = parts.prefix, parts.suffix
     templates = _chat_templates(folder, settings)
     if text is None:
@@ -99,20 +97,28 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     )
 
 
+def stop_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(file, id) where `generate` ends: the ids of generation_config.json, or else config.json's."""
+    for name, values in ((GENERATION, generation), ("config.json", config)):
+        if ids := Fields(values, name).ids("eos_token_id"):
+            return [(f"{name}'s eos_token_id", i) for i in ids]
+    return []
+
+
 def _asked(settings: Fields, option: str, i: int | None) -> tuple[int, ...]:
     """The id where the option asks for it; as in Transformers, nothing where there is no such token."""
     return (i,) if settings.flag(option) and i is not None else ()
 
 
-def _named(folder: Path, settings: Fields) -> dict[str, Added]:
-    """The special tokens by the names of their fields, those in lists too.
+def _named(folder: Path, settings: Fields) -> dict[str, str]:
+    """What the special tokens are spelled as, by the names of their fields, those in lists too.
 
     special_tokens_map.json is read where tokenizer_config.json has no added_tokens_decoder, as Transformers does.
     """
     sources = [settings]
     if settings.values.get("added_tokens_decoder") is None:
         sources.append(Fields(read_object(folder / "special_tokens_map.json"), str(folder / "special_tokens_map.json")))
-    found: dict[str, Added] = {}
+    found: dict[str, str] = {}
     for source in sources:
         for name in NAMED:
             value = source.values.get(name)
@@ -122,16 +128,14 @@ def _named(folder: Path, settings: Fields) -> dict[str, Added]:
             value = source.values.get(name)
             listed = list(value.values()) if isinstance(value, dict) else source.array(name) or []
             found |= {f"{name}[{n}]": _special(v, f"{source.where}: {name}[{n}]") for n, v in enumerate(listed)}
-    if "eos_token" not in settings.values:
-        found.setdefault("eos_token", Added("<|endoftext|>", special=True))  # Qwen2Tokenizer's default
+    for name in ("eos_token", "pad_token", "unk_token"):  # Qwen2Tokenizer's defaults
+        if name not in settings.values:
+            found.setdefault(name, "<|endoftext|>")
     return found
 
 
-def _special(value: Any, where: str) -> Added:
-    if isinstance(value, str):
-        return Added(value, special=True)
-    said = added_token(one(value, where))
-    return Added(said.content, True, said.flags)
+def _special(value: Any, where: str) -> str:
+    return value if isinstance(value, str) else added_token(one(value, where)).content
 
 
 def _decoder(settings: Fields) -> dict[int, Added]:
@@ -147,22 +151,21 @@ def _decoder(settings: Fields) -> dict[int, Added]:
     return found
 
 
-def _with_special(parts: Parts, named: Mapping[str, Added]) -> tuple[Parts, dict[str, int]]:
-    """The special tokens that are in the vocabulary become control tokens; their ids by the names of their fields."""
-    wanted = {a.content for a in named.values()}
+def _with_special(parts: Parts, named: Mapping[str, str]) -> tuple[Parts, dict[str, int]]:
+    """The named tokens that are in the vocabulary become control tokens; their ids by the names of their fields.
+
+    Transformers adds them once more at the end, as plain ones, whatever else says of the space round them.
+    """
+    wanted = set(named.values())
     where = {token: i for i, token in enumerate(parts.tokens) if token in wanted}
-    types, flags = list(parts.types), dict(parts.flags)
-    for a in named.values():
-        i = where.get(a.content)
-        if i is not None:
-            if types[i] == NORMAL and a.flags:
-                flags[i] = a.flags
-            types[i] = CONTROL
-    ids = {name: where[a.content] for name, a in named.items() if a.content in where}
-    return replace(parts, types=types, flags=flags), ids
+    types = list(parts.types)
+    for i in where.values():
+        types[i] = CONTROL
+    flags = {i: said for i, said in parts.flags.items() if parts.tokens[i] not in wanted}
+    return replace(parts, types=types, flags=flags), {n: where[token] for n, token in named.items() if token in where}
 
 
-def _read_parts(folder: Path, settings: Fields, named: Mapping[str, Added]) -> Parts:
+def _read_parts(folder: Path, settings: Fields, special: Collection[str]) -> Parts:
     """vocab.json, merges.txt, and the added tokens of tokenizer_config.json or added_tokens.json."""
     lines = _text(folder / MERGES).removesuffix("\n").split("\n")
     merges = [line.removesuffix("\r") for line in lines if line and not line.startswith("#version")]
@@ -171,7 +174,6 @@ def _read_parts(folder: Path, settings: Fields, named: Mapping[str, Added]) -> P
             raise BadInput(f"{folder / MERGES}: merge {n} {merge!r:.80} is not a pair of tokens")
     added = _decoder(settings)
     if not added:
-        special = {a.content for a in named.values()}
         said = Fields(read_object(folder / "added_tokens.json"), str(folder / "added_tokens.json"))
         for content in said.values:
             i = said.id(content)
