@@ -84,7 +84,8 @@ class Tokens:
 class Tokenizer(Tokens):
     """A vocabulary at work, both ways.
 
-    bos_id, pad_id: as the file has them; prefix, suffix: what a raw prompt has before and behind its text's ids.
+    bos_id, pad_id: as the file has them; prefix, suffix: what a raw prompt has before and behind its text's ids;
+    control: the control tokens, spelling -> id.
     """
 
     def __init__(self, v: Vocabulary, vocab_size: int):
@@ -92,7 +93,7 @@ class Tokenizer(Tokens):
         self.bos_id, self.pad_id, self.prefix, self.suffix = v.bos_id, v.pad_id, v.prefix, v.suffix
         self._ids = {token: id for id, token in enumerate(v.tokens)}
         _check(v, self._ids, vocab_size)
-        self._control = {id for id, type_ in enumerate(v.types) if type_ in (UNKNOWN, CONTROL)}
+        self.control = {v.tokens[id]: id for id, type_ in enumerate(v.types) if type_ in (UNKNOWN, CONTROL)}
         self._bpe = _library_tokenizer(v, self._ids)
         self._splitter = _library_splitter(v)
 
@@ -132,7 +133,7 @@ class Tokenizer(Tokens):
         found = self._run(self._splitter, text)
         at = 0
         for own, (start, end) in zip(found.ids, found.offsets, strict=True):
-            if (id := self._ids[self._splitter.id_to_token(own)]) in self._control:
+            if (id := self.control.get(self._splitter.id_to_token(own))) is not None:
                 if at < start:
                     yield text[at:start]
                 yield id
