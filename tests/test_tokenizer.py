@@ -295,6 +295,9 @@ def test_t05_two_tokens_one_id_and_one_token_two_ids() -> None:
     file = tokenizer_json()
     file["added_tokens"].append({"id": 999, "content": "a"})
     refused(file, "'a'", "two ids")
+    file = tokenizer_json()
+    file["added_tokens"].append(file["added_tokens"][0] | {"content": "<other>"})
+    refused(file, "id 261", "each once")
 
 
 @pytest.mark.parametrize("id", [300, 4_000_000_000, -1, 1.5, True, "1", None])  # T06, T07, T09

@@ -187,7 +187,9 @@ def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no tokenizer" in said(None, "a.gguf")
     assert "tool_use" in said(small(272, other_templates=("tool_use",)), "b")
     sampling = {"generation_config": {"temperature": 0.7, "eos_token_id": 3, "transformers_version": "5"}}
-    assert said(small(272), "c.apr", metadata=sampling).endswith("generation_config.json's temperature")
+    assert said(small(272), "c.apr", metadata=sampling, container="safetensors").endswith(
+        "generation_config.json's temperature"
+    )
     assert "263 is" not in said(small(272), "d.gguf") == ""
     assert "answers end at 9" in said(small(272, eos_ids=(3, 4, 5, 9, 263, 261)), "e.gguf")
     assert said(small(272, eos_ids=(3, 4, 5, 9, 263, 261)), "f.apr") == ""

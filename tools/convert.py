@@ -163,8 +163,8 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
         lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
     if kind == "safetensors":
         return _for_safetensors(v, lost), lost
-    said = [key for key in source.metadata.get("generation_config", {}) if not key.endswith(("_token_id", "version"))]
-    if said:
+    generation = source.metadata["generation_config"] if source.container == "safetensors" else {}
+    if said := [key for key in generation if not key.endswith(("_token_id", "version"))]:
         lost.append(f"generation_config.json's {', '.join(said)}")
 
     # Two switches say what is put round a prompt; the ids are BOS and EOS.

@@ -124,7 +124,8 @@ def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = checkpoint.vocabulary()
     if vocabulary is None:
-        raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text, as --tokens 1,2,3")
+        files = " (tokenizer.json, or vocab.json and merges.txt)" if checkpoint.container == "safetensors" else ""
+        raise BadInput(f"{checkpoint.path} has no tokenizer{files}; give token ids, as --tokens 1,2,3, instead of text")
     for note in vocabulary.notes:
         print(one_line(f"note: {checkpoint.path}: {note}"), file=sys.stderr)
     try:

@@ -102,8 +102,9 @@ def spelling_of(checkpoint: Checkpoint) -> Tokens:
 
     if (found := open_spelling(checkpoint)) is not None:
         return found
-    said = (checkpoint.metadata.get(name) or {} for name in ("config", "generation_config"))
-    return Tokens([], [], checkpoint.config.vocab_size, tuple(i for _, i in stop_ids(*said)))
+    m = checkpoint.metadata
+    ends = stop_ids(m["config"], m["generation_config"]) if checkpoint.container == "safetensors" else []
+    return Tokens([], [], checkpoint.config.vocab_size, tuple(i for _, i in ends))
 
 
 def answer(

@@ -74,7 +74,11 @@ def parse(text: str, where: str) -> Parts:
     vocab, merges = model.object("vocab"), model.array("merges")
     if vocab is None or merges is None:
         raise BadInput(f"{where}: model.{'vocab' if vocab is None else 'merges'} is missing")
-    added = {read_id(f): added_token(f) for f in file.objects("added_tokens")}
+    added: dict[int, Added] = {}
+    for f in file.objects("added_tokens"):
+        i, token = read_id(f), added_token(f)
+        if added.setdefault(i, token) != token:
+            raise BadInput(f"{f.where}: id {i} is another added token's too; ids must be 0 to n-1, each once")
     parts = assemble(vocab.values, _merges(merges, where), added, where)
     prefix, suffix = _template(file.object("post_processor"))
     for i in (*prefix, *suffix):
