@@ -360,7 +360,13 @@ def test_tokenizer_and_template(tmp_path: Path) -> None:
     )
     assert open_checkpoint(folder).vocabulary().chat_template == "d"  # type: ignore[union-attr]
     edit(folder / "generation_config.json", eos_token_id=[1, 2])
-    assert open_checkpoint(folder).vocabulary().eos_ids == (1, 2)  # type: ignore[union-attr]
+    v = open_checkpoint(folder).vocabulary()
+    assert v is not None and dict(zip(v.eos_ids, v.eos_from, strict=True)) == {
+        263: "tokenizer_config.json's eos_token",
+        1: "generation_config.json's eos_token_id",
+        2: "generation_config.json's eos_token_id",
+        261: "its text",
+    }
     edit(folder / "generation_config.json", eos_token_id=272)
     with pytest.raises(BadInput, match="272 is no token id"):
         open_checkpoint(folder).vocabulary()

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from ..engine.config import GGUF_KEYS, Config
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
+from ..engine.files.end_of_generation import stops, told
+from ..engine.files.fields import Fields
 from ..engine.files.gguf_writer import Pair, write_gguf
-from ..engine.files.hf_tokenizer import last_used, tokenizer_json
 from ..engine.files.safetensors_writer import write_safetensors
+from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
-from ..engine.tokenizer import vocabulary_of_json
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
 
@@ -94,10 +95,10 @@ def compare(
     if written.config != c:
         raise BadInput(f"{written.path}: read back, the configuration differs: {written.config} is not {c}")
     again = written.vocabulary()
-    if again is not None and again.tokenizer_json is not None:
-        again, _ = vocabulary_of_json(again, again.tokenizer_json)
-    for field in ("tokens", "merges", "types", "chat_template", "add_bos"):
+    for field in ("tokens", "merges", "types", "chat_template", "prefix", "suffix", "flags", "eos_ids"):
         a, b = (getattr(x, field, None) for x in (again, v))
+        if field == "eos_ids" and again and v:
+            a, b = set(again.eos_ids), set(v.eos_ids)
         if field in ("tokens", "types") and again and v:
             a, b = (getattr(x, field)[: last_used(x) + 1] for x in (again, v))
         if a != b:
@@ -166,9 +167,10 @@ def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned],
         ("tokenizer.ggml.tokens", "[str]", v.tokens),
         ("tokenizer.ggml.token_type", "[i32]", v.types),
         ("tokenizer.ggml.merges", "[str]", v.merges),
-        ("tokenizer.ggml.add_bos_token", "bool", v.add_bos),
+        ("tokenizer.ggml.add_bos_token", "bool", bool(v.prefix)),
+        ("tokenizer.ggml.add_eos_token", "bool", bool(v.suffix)),
     ]
-    ids = {"bos": v.bos_id, "padding": v.pad_id} | dict(zip(("eos", "eot", "eom"), v.eos_ids, strict=False))
+    ids = {"bos": v.bos_id, "padding": v.pad_id} | dict(zip(("eos", "eot", "eom"), told(v), strict=False))
     pairs += [(f"tokenizer.ggml.{name}_token_id", "u32", i) for name, i in ids.items() if i is not None]
     if v.chat_template is not None:
         pairs.append(("tokenizer.chat_template", "str", v.chat_template))
@@ -221,7 +223,8 @@ def apr_metadata(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned
             "tokenizer.eos_token_id": v.eos_ids[0] if v.eos_ids else None,
             "tokenizer.eos_token_ids": list(v.eos_ids),
             "tokenizer.padding_token_id": v.pad_id,
-            "tokenizer.add_bos_token": v.add_bos,
+            "tokenizer.add_bos_token": bool(v.prefix),
+            "tokenizer.add_eos_token": bool(v.suffix),
         }
     explicit = ("license", "data_source", "data_license")  # aprender wants to see these, be they null
     return {key: value for key, value in said.items() if value is not None or key in explicit}
@@ -242,21 +245,24 @@ def write_folder(source: Checkpoint, v: Vocabulary | None, folder: Path, tensors
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
     config |= {"hidden_act": "silu", "use_sliding_window": False}
     if v is not None:
-        eos = list(v.eos_ids)
+        eos = stops(v)
         ids = {"bos_token_id": v.bos_id, "eos_token_id": eos[0] if eos else None, "pad_token_id": v.pad_id}
         config |= ids
-        generation = source.metadata["generation_config"] if source.container == "safetensors" else {}
-        save(folder / "generation_config.json", generation | ids | {"eos_token_id": eos})
-        (folder / "tokenizer.json").write_text(tokenizer_json(v), encoding="utf-8")
+        generation = dict(source.metadata["generation_config"]) if source.container == "safetensors" else {}
+        if not Fields(generation, "generation_config.json").ids("eos_token_id"):
+            generation.pop("eos_token_id", None)
+        save(folder / "generation_config.json", ids | {"eos_token_id": eos} | generation)
+        (folder / "tokenizer.json").write_text(spell(v), encoding="utf-8")
 
         def spelled(i: int | None) -> str | None:
             return None if i is None else v.tokens[i]
 
         settings = {
             "tokenizer_class": "Qwen2Tokenizer",
-            "add_bos_token": v.add_bos,
+            "add_bos_token": bool(v.prefix),
+            "add_eos_token": bool(v.suffix),
             "add_prefix_space": False,
-            "bos_token": spelled(v.bos_id) if v.add_bos else None,
+            "bos_token": spelled(v.bos_id) if v.prefix else None,
             "eos_token": spelled(eos[0]) if eos else None,
             "pad_token": spelled(v.pad_id),
             "unk_token": None,

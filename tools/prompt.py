@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,33 @@ def _read_text(args: argparse.Namespace, default: str | None) -> str:
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise BadInput("the prompt is not valid UTF-8")
     return text
+
+
+def add_tokens_argument(group: argparse._MutuallyExclusiveGroup) -> None:
+    """--tokens, beside the other ways to give a prompt."""
+    what = "the prompt as token ids: '1 2 3' or 1,2,3, or @FILE with such a list; needs no tokenizer"
+    group.add_argument("--tokens", metavar="IDS", help=what)
+
+
+def given_tokens(args: argparse.Namespace) -> list[int] | None:
+    """The ids of --tokens, None where a text is the prompt. Raises BadInput for arguments that exclude each other."""
+    if args.tokens is not None and args.chat:
+        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
+    check_chat(args)
+    return None if args.tokens is None else parse_tokens(args.tokens)
+
+
+def parse_tokens(text: str) -> list[int]:
+    """Token ids between commas or white space, or in the file behind an @. Raises BadInput that names what is none."""
+    if text.startswith("@"):
+        try:
+            text = _utf8(Path(text[1:]).read_bytes(), text[1:])
+        except (OSError, ValueError) as error:
+            raise BadInput(f"--tokens {text}: {getattr(error, 'strerror', None) or error}") from None
+    words = [w for part in text.split(",") for w in part.split() or [""]]
+    if bad := [w for w in words if not re.fullmatch(r"\d{1,9}", w, re.ASCII)]:
+        raise BadInput(f"--tokens {text!r:.60}: {bad[0]!r:.40} is no token id; give numbers, as in 3838,374,220")
+    return [int(w) for w in words]
 
 
 def _utf8(data: bytes, name: str) -> str:

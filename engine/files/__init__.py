@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +18,14 @@ from .mapped import read_head
 class Vocabulary:
     """What a file says about text: a byte-level BPE.
 
-    tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first;
-    types: ggml's token types by id (1 normal, 3 control, 4 user-defined, 5 unused, 6 byte);
+    tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first, none twice;
+    types: ggml's token types by id (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte);
     model, pre: ggml's names of the algorithm ("gpt2") and of the pre-tokenizer ("qwen2");
-    eos_ids: every id that ends an answer;
-    tokenizer_json: Hugging Face's own file, where the model has one; then it rules.
+    eos_ids: every id that ends an answer, the tokenizer's own first; eos_from: how each came;
+    prefix, suffix: the ids that a raw prompt has before and behind those of its text;
+    flags: of added tokens, by id: which of Hugging Face's lstrip, rstrip, single_word, normalized are true;
+    tokenizer_json: Hugging Face's own file, where the model has one, as it is written: all that it says is above;
+    other_templates: the names of chat templates besides the default; notes: a line each on what was not used.
     """
 
     tokens: list[str]
@@ -33,9 +36,14 @@ class Vocabulary:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     pad_id: int | None
-    add_bos: bool
     chat_template: str | None
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    eos_from: tuple[str, ...] = ()
+    flags: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     tokenizer_json: str | None = None
+    other_templates: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

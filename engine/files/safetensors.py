@@ -17,7 +17,7 @@ from ...quant.errors import BadInput
 from ...quant.tensor import QTensor
 from ..config import from_hf
 from . import MAX_TENSORS, Checkpoint
-from .hf_tokenizer import read_object, read_vocabulary
+from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
 from .mapped import map_file, read_head
 from .strict_json import parse_object
 
@@ -61,7 +61,7 @@ def open(path: Path) -> Checkpoint:
         raise BadInput(f"{folder / CONFIG}: {error}") from None
     metadata = {
         "config": config,
-        "generation_config": read_object(folder / "generation_config.json"),
+        "generation_config": read_generation_config(folder),
         "metadata": about,
     }
     return Checkpoint(
