@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.config import GGUF_KEYS, Config
+from ..engine.config import Config
+from ..engine.config_keys import GGUF_KEYS
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
 from ..engine.files.gguf_writer import Pair, write_gguf
