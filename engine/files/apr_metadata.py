@@ -67,6 +67,8 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
 
     def token_id(key: str) -> int | None:
         value = said.get(key)
+        if type(value) is int and value == -1:  # Hugging Face's spelling of none
+            return None
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens)
         ):
@@ -100,7 +102,7 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
         # Older files do not name it; aprender too takes the one that every model of architecture qwen2 has.
         pre=str(said.get("pre_type", "qwen2")),
         bos_id=token_id("bos_token_id"),
-        eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if i is not None),
+        eos_ids=tuple(i for i in (eos if isinstance(eos, list) else [eos]) if i is not None and i != -1),
         pad_id=token_id("padding_token_id"),
         add_bos=said.get("add_bos_token") is True,
         chat_template=template if isinstance(template, str) else None,

@@ -42,7 +42,9 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         return i
 
     def token_id(name: str) -> int | None:
-        """By the id in config.json, else by the spelling in tokenizer_config.json."""
+        """By the id in config.json, else by the spelling in tokenizer_config.json. -1 is none (Transformers warns)."""
+        if type(config.get(f"{name}_token_id")) is int and config[f"{name}_token_id"] == -1:
+            return None
         if config.get(f"{name}_token_id") is not None:
             return check(f"{name}_token_id", config[f"{name}_token_id"])
         spelled = settings.get(f"{name}_token")
@@ -53,6 +55,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
 
     said = read_object(folder / "generation_config.json").get("eos_token_id") or config.get("eos_token_id")
     ends = said if isinstance(said, list) else [token_id("eos") if said is None else said]
+    ends = [None if type(i) is int and i == -1 else i for i in ends]
     return Vocabulary(
         tokens=[],
         merges=[],
