@@ -8,14 +8,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from reprlib import repr as brief
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ..quant.errors import BadInput
 from ..quant.tensor import QTensor
-from .config_keys import GGUF, GGUF_BY_LAYER, GGUF_KEYS, HF, ROPE_NEUTRAL
+from .config_keys import GGUF, GGUF_BY_LAYER, GGUF_KEYS, HF, ROPE_NEUTRAL, brief
 
 ARCHITECTURES = {"qwen2": "Qwen2, Qwen2.5, Qwen2.5-Coder, DeepSeek-R1-Distill-Qwen"}
 SMALLEST, LARGEST = 2.0**-126, 3.4e38  # of normal float32 numbers

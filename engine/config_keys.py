@@ -7,12 +7,17 @@ config.json are held to Transformers (tests/golden/config.json), those of GGUF t
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from reprlib import repr as brief
 from typing import Any
 
 from ..quant.errors import BadInput
+
+
+def brief(value: object) -> str:
+    """A value of a file as a line of an error shows it: short, and one line (an array of NumPy's has several)."""
+    return " ".join(reprlib.repr(value).split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Keys:
                     raise BadInput(f"{where} is {brief(value)}; that is not supported, only {only} is")
             elif name in self.noted and value is not None:
                 notes.append(f"{where} {self.noted[name]}")
-            elif name not in known and not (value is None or value in ([], {}, "")):
+            elif name not in known and value is not None and getattr(value, "__len__", lambda: 1)():  # [] is nothing
                 if TELLING.search(name) and value is not False:
                     raise BadInput(
                         f"{where} is {brief(value)}; it is not known here and sounds as if it changed the result; "

@@ -518,7 +518,7 @@ def test_tokenizer_of_flat_keys(tmp_path: Path) -> None:
         ({"tokenizer.merges": 3}, "tokenizer.merges"),
         ({"tokenizer.token_type": [1]}, "tokenizer.token_type"),
         ({"tokenizer.eos_token_id": 272}, "tokenizer.eos_token_id 272"),
-        ({"tokenizer.bos_token_id": -1}, "tokenizer.bos_token_id -1"),
+        ({"tokenizer.bos_token_id": -2}, "tokenizer.bos_token_id -2"),
         ({"tokenizer.model": "llama"}, "'llama'"),
     ],
 )

@@ -68,6 +68,8 @@ def test_arrays_where_a_number_belongs(tmp_path: Path) -> None:
         for values in ([], [0], [1, 2]):
             path.write_bytes(Gguf().put(key, ARR, array(I32, values)).build())
             refused(path, key)
+    path.write_bytes(Gguf().put("qwen2.attention.new", ARR, array(I32, [])).build())
+    assert open_checkpoint(path).notes == ()  # nothing is asked for
 
 
 @pytest.mark.parametrize(

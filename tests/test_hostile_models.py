@@ -24,7 +24,7 @@ from .gguf_builder import ARR, BOOL, F32, F64, I8, I32, I64, KEYS, STR, U8, U32,
 from .models import model
 
 SMALL = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 32}
-QUICK = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=150, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 MORE_OF_APR = ("model_config", "format", "sharding", "d_model", "rope_scaling", "is_causal", "quantization_config",
                "source_metadata", "layer_types", "sliding_window", "use_sliding_window", "tied_embeddings")  # fmt: skip
@@ -183,7 +183,7 @@ TEXT = st.sampled_from(["", "qwen2", "none", "yarn", "x" * 3000, "\0", "adapter"
 TEXTS = st.sampled_from([[], ["qwen2"], ["a"] * 3]).map(lambda texts: (ARR, array(STR, texts)))
 
 
-@QUICK
+@settings(QUICK, max_examples=400)
 @given(data=st.data())
 def test_values_of_ggufs_keys(tmp_path: Path, data: st.DataObject) -> None:
     """Any key about the model, known, new or of a split, with a value of any type."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.config import Config
-from ..engine.config_keys import GGUF_KEYS
+from ..engine.config_keys import GGUF, GGUF_KEYS, HF
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
 from ..engine.files.gguf_writer import Pair, write_gguf
@@ -34,6 +34,7 @@ FILE_TYPES = {
 }  # fmt: skip
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STEP = 1 << 24
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
 def write(
@@ -141,6 +142,25 @@ def general(source: Checkpoint) -> dict[str, Any]:
         not in ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
         and (isinstance(value, plain) or (isinstance(value, list) and all(isinstance(x, str) for x in value)))
     }
+
+
+def left_out(source: Checkpoint, kind: str) -> list[str]:
+    """A line on what somebody may miss in the new file: fields that nothing here knows, and how to sample."""
+    m = source.metadata
+    if source.container == "safetensors":
+        if kind == "safetensors":
+            return []
+        said = [f"generation_config.json's {k}" for k, x in m["generation_config"].items() if k in SAMPLING and x]
+        said += [f"config.json's {k}" for k, x in m["config"].items() if k not in HF.known() and x is not None]
+    elif source.container.startswith("GGUF"):
+        prefix = f"{source.config.model_type}."
+        strange = [k for k in m if k.startswith(prefix) and k.removeprefix(prefix) not in GGUF.known()]
+        sampling = [k for k in m if k.startswith("general.sampling.") and kind == "safetensors"]
+        said = [] if kind == "gguf" else strange + sampling
+    else:
+        said = []
+    names = said[:8] + (["..."] if len(said) > 8 else [])
+    return [f"left out, with no place in {kind}: {', '.join(names)}"] if said else []
 
 
 def gguf_kind(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from math import prod
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from ...quant.errors import BadInput
 from ...quant.ggml import TYPES
 from ...quant.tensor import QTensor
 from ..config import from_gguf
+from ..config_keys import brief
 from . import Checkpoint, Vocabulary
 from .foreign import gguf_kind
 from .gguf_header import Header, Metadata, read_header
