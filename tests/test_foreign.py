@@ -108,6 +108,10 @@ def test_the_hubs_cache(tmp_path: Path) -> None:
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("aaaa")
     assert open_checkpoint(repo).path == one
+    other = tmp_path / "models--Org--Name-GGUF" / "snapshots" / "cccc" / "m.gguf"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(Gguf().build())
+    assert open_checkpoint(other.parents[2]).path == other
     folder(repo / "snapshots" / "bbbb")
     refused(repo, "2 snapshots", "give one of them: snapshots/aaaa, snapshots/bbbb")
     empty = tmp_path / "models--Org--Other"

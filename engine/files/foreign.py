@@ -89,16 +89,14 @@ def model_inside(folder: Path) -> Path:
 
     The folder itself where it is none of these. Raises BadInput that lists what there is to choose from.
     """
-    snapshots = folder / "snapshots"
-    if folder.name.startswith(("models--", "datasets--", "spaces--")) or (
-        snapshots.is_dir() and (folder / "refs").is_dir()
-    ):
-        found = sorted(p for p in snapshots.iterdir() if p.is_dir()) if snapshots.is_dir() else []
-        if not found:
-            raise BadInput(f"{folder}: a folder of the hub's cache without a snapshot; download the model again")
-        return _only(folder, found, "snapshots of the hub's cache")
     if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
         return folder
+    snapshots = folder / "snapshots"
+    if folder.name.startswith("models--") or snapshots.is_dir():
+        found = sorted(p for p in snapshots.glob("*") if p.is_dir())
+        if not found:
+            raise BadInput(f"{folder}: a folder of the hub's cache without a snapshot; download the model again")
+        return model_inside(_only(folder, found, "snapshots of the hub's cache"))
     files = [p for suffix in ("gguf", "apr") for p in sorted(folder.glob(f"*.{suffix}")) if p.is_file()]
     return _only(folder, list(_firsts(files)), "models") if files else folder
 
