@@ -108,8 +108,8 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
     if info["missing_keys"]:
         name = min(map(str, info["missing_keys"]))
         raise BadInput(
-            f"{path}: Transformers finds no {name} in it and takes random numbers; engine convert writes the names that "
-            "it knows"
+            f"{path}: Transformers finds no {name} in it and takes random numbers; engine convert writes the names "
+            "that it knows"
         )
     return cast_weights(model, dtype).eval().to(device)
 
