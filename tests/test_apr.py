@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenref.engine.bind import HF
+from qwenref.engine.config_keys import APR_ALIASES as ALIASES
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.files.apr import _read_file
-from qwenref.engine.files.apr_metadata import ALIASES
 from qwenref.engine.files.apr_writer import write_apr
 from qwenref.engine.files.writing import Planned
 from qwenref.engine.tokenizer import Tokenizer

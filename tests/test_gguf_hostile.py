@@ -24,6 +24,7 @@ from qwenref.tests.gguf_builder import (
     ARR,
     BOOL,
     F32,
+    F64,
     I32,
     I64,
     KEYS,
@@ -215,7 +216,11 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         *((put(Q + "rope.freq_base", F32, x), f"rope_theta is {x}") for x in (0.0, NAN, INF, -1.0)),
         (put(Q + "rope.dimension_count", U32, 3), "rope.dimension_count is 3"),
         (put(Q + "rope.dimension_count", U32, 8), "rope.dimension_count is 8"),
-        (put(Q + "rope.scaling.type", STR, "yarn"), "rope.scaling.type is 'yarn'"),
+        (put(Q + "rope.scaling.type", STR, "longrope"), "rope.scaling.type is 'longrope'"),
+        (put(Q + "rope.scaling.type", ARR, array(F32, [1.0])), "rope.scaling.type is array"),
+        (put(Q + "rope.scaling.type", STR, "yarn").put(Q + "rope.scaling.factor", F32, 4.0), "factor is 4.0"),
+        (put(Q + "rope.freq_base", F64, 1e300), "rope_theta is inf"),
+        (put(Q + "rope.freq_base", F64, 1e-300), "rope_theta is 0.0"),
         (put(Q + "rope.scaling.factor", F32, 4.0), "rope.scaling.factor is 4.0"),
     ],
     "G44 what would change the forward pass": [
@@ -227,6 +232,7 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
                 "rope.scale_linear",
                 "attention.causal",
                 "attention.scale",
+                "attention.temperature_scale",
                 "attention.clamp_kqv",
                 "attention.max_alibi_bias",
                 "attn_logit_softcapping",
@@ -319,8 +325,10 @@ def test_g37_bytes_behind_the_last_tensor(tmp_path: Path) -> None:
 
 def test_key_nobody_reads_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    path.write_bytes(GOOD.put("qwen2.attention.temperature_scale", F32, 2.0).build())
-    assert use(path).notes == (f"{path}: key qwen2.attention.temperature_scale is not known here and was not used",)
+    path.write_bytes(GOOD.put("qwen2.something_new", F32, 2.0).build())
+    assert use(path).notes == (f"{path}: key qwen2.something_new is not known here and was not used",)
+    path.write_bytes(GOOD.put("qwen2.attention.new", F32, 2.0).build())
+    refused(path, "key qwen2.attention.new is 2.0; it is not known here and sounds as if it changed the result")
 
 
 def test_sparse_header_is_not_walked_for_ever(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
 
     Raises BadInput if the container cannot hold what is asked for, or the disk the file.
     """
-    from .convert_write import write
+    from .convert_write import left_out, write
     from .progress import progress
     from .terminal import one_line
 
@@ -103,7 +103,7 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
     with progress(destination.name, 2 * total, "bytes") as show:
         write(source, v, destination, kind, planned, show, wanted)
     done = f"{destination}: {kind}, {len(planned)} tensors, {total / 1e6:.1f} MB of weights, read back and compared"
-    return [*report(steps), done]
+    return [*report(steps), *left_out(source, kind), done]
 
 
 def destination_of(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import zlib
 from collections import Counter
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.config import GGUF_KEYS, Config
+from ..engine.config import Config
+from ..engine.config_keys import GGUF, GGUF_KEYS, HF
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
 from ..engine.files.end_of_generation import stops, told
@@ -33,6 +35,7 @@ FILE_TYPES = {
 }  # fmt: skip
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STEP = 1 << 24
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
 def write(
@@ -130,16 +133,44 @@ def most_common_format(tensors: list[Planned]) -> str:
 
 def general(source: Checkpoint) -> dict[str, Any]:
     """What the source says of itself (general.name, general.license, ...), from GGUF or by way of APR."""
-    kept = source.metadata.get("source_metadata") or {} if source.container == "APR v2" else source.metadata
+    kept = source.metadata.get("source_metadata") if source.container == "APR v2" else source.metadata
     plain = (str, int, float, bool)
     return {
         key: value
-        for key, value in kept.items()
+        for key, value in (kept.items() if isinstance(kept, Mapping) else ())
         if key.startswith("general.")
         and key
         not in ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
         and (isinstance(value, plain) or (isinstance(value, list) and all(isinstance(x, str) for x in value)))
     }
+
+
+def left_out(source: Checkpoint, kind: str) -> list[str]:
+    """A line on what somebody may miss in the new file: fields that nothing here knows, and how to sample."""
+    m = source.metadata
+    if source.container == "safetensors":
+        if kind == "safetensors":
+            return []
+        said = [f"generation_config.json's {k}" for k, x in m["generation_config"].items() if k in SAMPLING and x]
+        said += [f"config.json's {k}" for k, x in m["config"].items() if k not in HF.known() and x is not None]
+    elif source.container.startswith("GGUF"):
+        prefix = f"{source.config.model_type}."
+        strange = [k for k in m if k.startswith(prefix) and k.removeprefix(prefix) not in GGUF.known()]
+        sampling = [k for k in m if k.startswith("general.sampling.") and kind == "safetensors"]
+        said = [] if kind == "gguf" else strange + sampling
+    else:
+        said = []
+    names = said[:8] + (["..."] if len(said) > 8 else [])
+    return [f"left out, with no place in {kind}: {', '.join(names)}"] if said else []
+
+
+def gguf_kind(value: Any) -> str:
+    """The type that a key of GGUF has for a value of JSON."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return next((kind for kind, most in (("u32", 32), ("u64", 64)) if 0 <= value < 1 << most), "i64")
+    if isinstance(value, float):  # f32 is what llama.cpp reads, and what GGUF's own came from
+        return "f32" if ctypes.c_float(value).value == value else "f64"
+    return {bool: "bool", str: "str", list: "[str]"}[type(value)]
 
 
 def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None) -> list[Pair]:
@@ -150,10 +181,9 @@ def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned],
         dropped = ("split.", "general.alignment") + (("general.file_type",) if recoded else ())
         pairs = [(key, m.kind(key), m[key]) for key in m if not key.startswith(dropped)]
         return [*pairs, file_type] if recoded else pairs
-    kinds = {bool: "bool", str: "str", int: "u32", float: "f32", list: "[str]"}
     c = source.config
     pairs = [("general.architecture", "str", "qwen2"), ("general.type", "str", "model")]
-    pairs += [(k, kinds[type(x)], x) for k, x in general(source).items() if k != "general.type"]
+    pairs += [(k, gguf_kind(x), x) for k, x in general(source).items() if k != "general.type"]
     pairs += [(f"qwen2.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         pairs += [(f"qwen2.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
@@ -239,7 +269,8 @@ def write_folder(source: Checkpoint, v: Vocabulary | None, folder: Path, tensors
     """config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors."""
     c = source.config
     config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
-    config.pop("torch_dtype", None)
+    for said_anew in ("torch_dtype", "rope_scaling", "partial_rotary_factor", "layer_types", "sliding_window"):
+        config.pop(said_anew, None)
     config |= {"architectures": ["Qwen2ForCausalLM"], "dtype": DTYPES[most_common_format(tensors)]}
     config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
@@ -255,7 +286,7 @@ def write_folder(source: Checkpoint, v: Vocabulary | None, folder: Path, tensors
         (folder / "tokenizer.json").write_text(spell(v), encoding="utf-8")
 
         def spelled(i: int | None) -> str | None:
-            return None if i is None else v.tokens[i]
+            return None if i is None or i >= len(v.tokens) else v.tokens[i]
 
         settings = {
             "tokenizer_class": "Qwen2Tokenizer",

@@ -9,35 +9,29 @@ from typing import Any
 
 from ...quant.errors import BadInput
 from ..config import Config, from_hf
+from ..config_keys import APR_ALIASES, APR_OWN
 from . import Vocabulary
 from .end_of_generation import by_text, ends, with_control
 from .fields import Fields
 from .strict_json import parse_object
 
-# Hugging Face's name: the spellings that aprender's and realizar's writers use (realizar's serde aliases, PMAT-111).
-ALIASES = {
-    "hidden_size": ("hidden_dim", "d_model", "n_embd"),
-    "num_hidden_layers": ("num_layers", "n_layers", "n_layer"),
-    "num_attention_heads": ("num_heads", "n_heads", "n_head"),
-    "num_key_value_heads": ("num_kv_heads", "n_kv_heads"),
-    "vocab_size": ("n_vocab",),
-    "intermediate_size": ("ffn_dim", "intermediate_dim", "n_inner"),
-    "max_position_embeddings": ("max_seq_len", "context_length", "n_ctx"),
-    "rms_norm_eps": ("layer_norm_eps", "norm_eps"),
-    "rope_theta": (),
-    "head_dim": (),
-    "tie_word_embeddings": (),
-}
+DOTTED = ("tokenizer.", "model.", "general.")  # the tokenizer; copies for people; what came from GGUF
 
 
-def read_config(metadata: Mapping[str, Any], own_head: bool) -> Config:
-    """The Config. Raises BadInput for a value that is missing or contradicts another spelling of itself."""
+def read_config(metadata: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]:
+    """The Config, and notes. What is not APR's own is read as a field of config.json, which importers copy.
+
+    Raises BadInput for a value that is missing or contradicts another spelling of itself.
+    """
     inner = metadata.get("model_config")  # entrenar's checkpoints: the config as text inside the metadata
     if isinstance(inner, str):
         inner = parse_object(inner.encode(), "model_config", repeats=True)
     sources = (metadata, inner if isinstance(inner, dict) else {})
+    spelled = {*APR_OWN, *APR_ALIASES, *(name for names in APR_ALIASES.values() for name in names)}
     data: dict[str, Any] = {}
-    for name, others in ALIASES.items():
+    for source in reversed(sources):
+        data |= {k: v for k, v in source.items() if k not in spelled and v is not None and not k.startswith(DOTTED)}
+    for name, others in APR_ALIASES.items():
         for source in sources:
             said = {k: source[k] for k in (name, *others) if source.get(k) is not None}
             if len(set(map(repr, said.values()))) > 1:
@@ -50,8 +44,8 @@ def read_config(metadata: Mapping[str, Any], own_head: bool) -> Config:
     data["model_type"] = "qwen2" if isinstance(kind, str) and kind.lower() in ("qwen2", "qwen2forcausallm") else kind
     if metadata.get("rope_type") not in (None, 2):
         raise BadInput(f"rope_type is {metadata['rope_type']!r:.20}; qwen2 rotates split halves, which is 2")
-    if own_head or data.get("tie_word_embeddings") is False:
-        data.pop("tie_word_embeddings", None)  # the tensors decide; realizar's files say nothing of it
+    if type(data.get("tie_word_embeddings", True)) is bool:
+        data["tie_word_embeddings"] = not own_head  # the tensors decide; realizar's files say nothing of it
     return from_hf(data, own_head)
 
 

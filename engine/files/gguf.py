@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,11 @@ from numpy.typing import NDArray
 from ...quant.errors import BadInput
 from ...quant.ggml import TYPES
 from ...quant.tensor import QTensor
-from ..config import from_gguf, unknown_gguf_keys
+from ..config import from_gguf
+from ..config_keys import brief
 from . import Checkpoint, Vocabulary
 from .end_of_generation import FILL_IN, NORMAL, by_text, ends, with_control
+from .foreign import gguf_kind
 from .gguf_header import Header, Metadata, read_header
 from .mapped import map_file
 from .tokenizer_json import last_used, parse
@@ -53,14 +54,16 @@ def open(path: Path) -> Checkpoint:
         headers.append(header)
 
     first, metadata = paths[0], headers[0].metadata
-    total = metadata.get("split.tensors.count", len(tensors))
-    if total != len(tensors):
-        raise BadInput(f"{first}: split.tensors.count is {total!r}, but the parts hold {len(tensors)} tensors")
+    total = metadata.get("split.tensors.count", 0)  # 0 is unsaid
+    if type(total) is not int or total not in (0, len(tensors)):
+        raise BadInput(f"{first}: split.tensors.count is {brief(total)}, but the parts hold {len(tensors)} tensors")
+    if kind := gguf_kind(metadata, len(tensors)):
+        raise BadInput(f"{first}: {kind}")
     try:
-        config = from_gguf(metadata, tensors)
+        config, more_notes = from_gguf(metadata, tensors)
     except BadInput as error:
         raise BadInput(f"{first}: {error}") from None
-    notes += [f"{first}: key {key} is not known here and was not used" for key in unknown_gguf_keys(metadata)]
+    notes += [f"{first}: {note}" for note in more_notes]
     return Checkpoint(
         path=first,
         container=f"GGUF v{headers[0].version}",
@@ -85,10 +88,13 @@ def parts(path: Path) -> list[Path]:
 
 
 def check_part(path: Path, header: Header, number: int, count: int) -> None:
-    """Raises BadInput unless the file says what its name says: that it is part `number`, from 0, of `count`."""
-    for key, by_name, unsaid in (("split.count", count, 1), ("split.no", number, 0)):
-        said = header.metadata.get(key, unsaid)
-        if type(said) is not int or said != by_name:
+    """Raises BadInput unless the file says what its name says: that it is part `number`, from 0, of `count`.
+
+    A count of 0 is what llama.cpp's `gguf-split --merge` leaves in a whole file.
+    """
+    for key, by_name, whole in (("split.count", count, (0, 1)), ("split.no", number, (0,))):
+        said = header.metadata.get(key, whole[0])
+        if type(said) is not int or (said != by_name and not (count == 1 and said in whole)):
             rule = "parts are named NAME-00001-of-0000N.gguf and lie in one folder"
             raise header.metadata.bad(key, f"is {brief(said)}, but by the file's name it is {by_name}; {rule}")
 

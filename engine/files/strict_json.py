@@ -39,6 +39,11 @@ def parse(raw: bytes, where: str, *, repeats: bool = False) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise BadInput(f"{where}: {constant} is no JSON number")
 
+    def real(digits: str) -> float:
+        if abs(value := float(digits)) == float("inf"):
+            raise BadInput(f"{where}: {digits:.20} is larger than any float64")
+        return value
+
     count = raw.count(b"{") + raw.count(b"[")
     if count > MAX_CONTAINERS:  # brackets inside strings do not count
         count = sum(part.count(b"{") + part.count(b"[") for part in _STRING.split(raw))
@@ -49,7 +54,7 @@ def parse(raw: bytes, where: str, *, repeats: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise BadInput(f"{where}: not UTF-8 at byte {error.start}") from None
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=real)
     except RecursionError:
         raise BadInput(f"{where}: JSON nested too deep") from None
     except ValueError as error:  # also an integer of more digits than Python converts
