@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import io
 import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there.
+    del sys.path[0]
+
+import argparse
+import io
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -78,7 +83,10 @@ def drop_output() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 differs or unexplained (diff, verify), 2 bad input, 130 interrupted, 141 nobody reads."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:  # the command, and not a call from another program
+        argv = sys.argv[1:]
+        os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
+    argv = list(argv)
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         check_streams()

@@ -7,7 +7,6 @@ the first process imports Numba and packs the weights, instead of taking turns w
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..quant.errors import BadInput
+from .child import own_process
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
     from ..engine.tokenizer import Tokenizer, Tokens
@@ -72,13 +72,7 @@ class TokenizerProcess:
     def __init__(self, text: str, args: argparse.Namespace) -> None:
         self._result: tuple[list[int], Tokens] | None = None
         request = argparse.Namespace(model=args.model, chat=args.chat, system=args.system)
-        # -P: a file of the user's folder that is named like a module is not imported.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        self._process = subprocess.Popen(own_process(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
             pickle.dump((text, request), pipe)
