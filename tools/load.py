@@ -60,10 +60,12 @@ def set_threads(count: int | None) -> None:
     """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
     if count is None:
         return
-    if not 1 <= count <= cores():
-        raise BadInput(f"{count} threads: this machine has {cores()} to give")
     import numba
 
+    if not 1 <= count <= cores():
+        raise BadInput(f"{count} threads: this machine has {cores()} to give")
+    if count > (most := numba.config.NUMBA_NUM_THREADS):  # type: ignore[attr-defined]
+        raise BadInput(f"{count} threads: NUMBA_NUM_THREADS={most} allows no more")
     numba.set_num_threads(count)
 
 

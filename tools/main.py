@@ -1,12 +1,11 @@
 """The command `engine`: finds the command's file, and turns bad input into one line and exit status 2."""
 
-from __future__ import annotations
-
 import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there.
+    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there,
+    # not even __future__. (The two above are in memory when Python starts.)
     del sys.path[0]
 
 import argparse
