@@ -99,13 +99,13 @@ def load(
 
     def compiling(done: int, total: int) -> None:
         first()
-        _compiling(done, total)
+        show_compiling(done, total)
 
     k.compile_kernels(weights, args.precision, compiling)
     return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
 
 
-def _compiling(done: int, total: int) -> None:
+def show_compiling(done: int, total: int) -> None:
     """The line that says why the first run takes longer."""
     start, end = ("\r", "" if done + 1 < total else "\n") if sys.stderr.isatty() else ("", "\n")
     if sys.stderr.isatty() or done == 1:
