@@ -108,6 +108,20 @@ def test_no_command_runs_anything_from_there(traps: Traps, path: Path, script: l
     assert not (traps.folder / "k").exists()
 
 
+def test_programs_that_pip_asks_are_asked_elsewhere(
+    traps: Traps, script: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip says which rustc there is, and rustup's runs what a rust-toolchain.toml where it stands names."""
+    (tmp_path / "path").mkdir()
+    for name in ("rustc", "lsb_release", "uname"):
+        (tmp_path / "path" / name).write_text(f"#!/bin/sh\npwd >> {tmp_path}/places\n")
+        (tmp_path / "path" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"), prepend=os.pathsep)
+    status, said = run(traps, *script, "pull")
+    assert (status, traps.sprung()) == (2, []) and "package index: No matching distribution" in said
+    assert set((tmp_path / "places").read_text().split()) == {"/"}
+
+
 def test_python_m_finds_the_command_and_nothing_else_there(traps: Traps, path: Path) -> None:
     """Python itself looks in the working directory for `-m`: a `qwenref` that lies there is what the user has named."""
     (traps.folder / "qwenref.py").unlink()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..engine.kernels import numba_settings
 from ..quant.errors import BadInput
 from .models import MODELS, directory
 from .terminal import one_line
@@ -127,9 +128,7 @@ def models() -> Section:
 
 
 def environment() -> Section:
-    from ..engine.kernels.numba_settings import ignored
-
-    without = ignored()
+    without = numba_settings.ignored()
     hidden = {"PYTHONSAFEPATH"} if not sys.flags.safe_path else set()  # set by this command itself
     found = {}
     for name in sorted(n for n in os.environ if MATTER.fullmatch(n) and n not in hidden):
