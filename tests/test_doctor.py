@@ -43,7 +43,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_a_healthy_machine(run: Run) -> None:
     status, report, said = run()
     assert (status, report["healthy"]) == (0, True) and said.endswith("every machine computes\n")
-    assert report["self-test"] == dict.fromkeys(cpu.PRECISIONS, "right")
+    assert report["self-test"] == {p: f"{d} is right" for p, d in selftest.DIGESTS.items()}
+    assert report["self-test"].keys() == set(cpu.PRECISIONS)
     assert report["versions"]["numpy"] == np.__version__
     assert report["versions"]["python"].startswith(platform.python_version())
     assert report["threads"]["for this process"] == cores() >= report["threads"]["used"]
@@ -58,7 +59,7 @@ def test_lines_say_the_same(run: Run, capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     for title in report.keys() - {"healthy"}:
         assert title in lines
-    assert any(re.fullmatch(r"  f32 +right", line) for line in lines)
+    assert any(re.fullmatch(r"  f32 +[0-9a-f]{32} is right", line) for line in lines)
     assert any(line.split() == ["numpy", np.__version__] for line in lines)
 
 
@@ -74,7 +75,7 @@ def test_other_bits_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "silu", off_by_one)
     status, report, said = run()
     assert (status, report["healthy"]) == (1, False)
-    assert all(f"not {selftest.DIGESTS[p]}" in report["self-test"][p] for p in cpu.PRECISIONS)
+    assert all(f"is wrong; right is {selftest.DIGESTS[p]}" in report["self-test"][p] for p in cpu.PRECISIONS)
     assert said.startswith("not healthy: the self-test's bits are not those of every other machine")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 # caller ran it from a folder, so it is loaded from its place, and the rest from where the caller finds it.
 _START = """\
 import sys
-sys.path[:] = {path!r}
+sys.path[:] = {path!a}
 from importlib.util import module_from_spec, spec_from_file_location
-spec = spec_from_file_location({package!r}, {init!r})
+spec = spec_from_file_location({package!r}, {init!a})
 sys.modules[{package!r}] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
 from runpy import run_module
@@ -22,7 +22,7 @@ run_module({module!r}, run_name="__main__", alter_sys=True)
 def own_process(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of this package with these arguments, as `python -m` would."""
     start = _START.format(
-        path=[place for place in sys.path if place],  # "": wherever the user stands
+        path=[str(place) for place in sys.path if place],  # "": wherever the user stands
         package=__package__.partition(".")[0],
         init=str(Path(__file__).parents[1] / "__init__.py"),
         module=module,
