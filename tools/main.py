@@ -1,11 +1,15 @@
 """The command `engine`: finds the command's file, and turns bad input into one line and exit status 2."""
 
-from __future__ import annotations
+import os
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there,
+    # not even __future__. (The two above are in memory when Python starts.)
+    del sys.path[0]
 
 import argparse
 import io
-import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -28,6 +32,7 @@ COMMANDS = {
     "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),
     "dump-llamacpp": ("dump_llamacpp", "write every stage of a llama.cpp run"),
     "import": ("import_dump", "take in a dump that another tool has made"),
+    "doctor": ("doctor", "what a bug report needs: versions, machine, a test of bits"),
     "bench": ("bench", "measure speed, against memory and against llama.cpp"),
 }
 
@@ -78,7 +83,10 @@ def drop_output() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 differs or unexplained (diff, verify), 2 bad input, 130 interrupted, 141 nobody reads."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:  # the command, and not a call from another program
+        argv = sys.argv[1:]
+        os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
+    argv = list(argv)
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         check_streams()

@@ -7,7 +7,6 @@ the first process imports Numba and packs the weights, instead of taking turns w
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import re
 import signal
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.chat import Chat, Renderer, chat_ids
 from ..quant.errors import BadInput
+from .child import own_process
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
     from ..engine.tokenizer import Tokenizer, Tokens
@@ -193,13 +193,7 @@ class TokenizerProcess:
 
     def __init__(self, prompt: str | Chat, model: str | None) -> None:
         self._result: tuple[list[int], Tokens] | None = None
-        # -P: a file of the user's folder that is named like a module is not imported.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        self._process = subprocess.Popen(own_process(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
             pickle.dump((prompt, model), pipe)

