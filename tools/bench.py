@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,9 +14,12 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from typing import Any
 
 from ..quant.errors import BadInput
+from . import child
+from .signals import end_at_a_cut_file
 
 READS = 8  # of all weights, before a round and after it: what the machine reads moves from second to second
 WARM_UP = 8  # tokens that nobody counts
@@ -135,7 +140,10 @@ def peak_memory() -> int:
 
 
 def work(pipe: Connection, engine: str, *arguments: Any) -> None:
-    """A process: loads, says so, then runs a round for every message, until it gets None."""
+    """A process: loads, says so, then runs a round for every message, until it gets None. Ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what an interruption means
+    Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    end_at_a_cut_file(lambda line: pipe.send(BadInput(line)))
     try:
         facts, round_ = ENGINES[engine](*arguments)
         pipe.send(facts)
@@ -145,6 +153,11 @@ def work(pipe: Connection, engine: str, *arguments: Any) -> None:
         pipe.send(error)
     except EOFError:
         pass
+
+
+def end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 # ---- all engines, in turns
@@ -219,16 +232,14 @@ def first_token_s(path: str, precision: str, threads: int) -> float:
     """Seconds from the command to the first token of a short prompt, as a user has it the second time: the median of
     three, after one that warms the caches up.
     """
-    import subprocess
-
-    command = [sys.executable, "-m", f"{__package__}.main", "run", "-m", path, "-p", "What is 2+2?", "-n", "1"]
+    command = [f"{__package__}.main", "run", "-m", path, "-p", "What is 2+2?", "-n", "1"]
     command += ["--precision", precision, "-t", str(threads)]
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BadInput(done.stderr.splitlines()[-1] if done.stderr else f"engine run ended with {done.returncode}")
+        status, said = child.run(*command)
+        if status:
+            raise BadInput(said.splitlines()[-1] if said else f"engine run ended with {status}")
         seconds.append(time.perf_counter() - started)
     return median(seconds[1:])
 

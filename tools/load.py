@@ -100,7 +100,9 @@ def load(
         _compiling(done, total)
 
     k.compile_kernels(weights, args.precision, compiling)
-    return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
+    prepared = k.prepare(weights, args.precision)
+    checkpoint.check_unchanged()
+    return Loaded(checkpoint, prepared, k, args.backend, args.precision)
 
 
 def _compiling(done: int, total: int) -> None:

@@ -12,10 +12,13 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..quant.errors import BadInput
+from .child import end_with_parent
+from .signals import end_at_a_cut_file
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
     from ..engine.tokenizer import Tokenizer, Tokens
@@ -64,7 +67,8 @@ def prompt_ids(tokenizer: Tokenizer, template: str | None, text: str, args: argp
 
 
 class TokenizerProcess:
-    """Finds the ids of a prompt while the caller does something else. A context: the process ends with it.
+    """Finds the ids of a prompt while the caller does something else. A context: the process ends with it, and with the
+    caller, whose end of a pipe it watches.
 
     args: as of `engine run`: model, chat, system.
     """
@@ -80,8 +84,8 @@ class TokenizerProcess:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
-            pickle.dump((text, request), pipe)
+        pickle.dump((text, request), self._process.stdin)
+        self._process.stdin.flush()
 
     def result(self) -> tuple[list[int], Tokens]:
         """The prompt's ids, and what spells ids out. Raises BadInput as the tokenizer and the chat template do."""
@@ -102,15 +106,27 @@ class TokenizerProcess:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what it never read
+                pipe.close()
 
 
 def serve() -> None:
     """The process's side: a request on stdin, an answer on stdout."""
     for gone in (signal.SIGINT, signal.SIGPIPE):  # the caller says what an interruption means
         signal.signal(gone, signal.SIG_DFL)
-    text, args = pickle.load(sys.stdin.buffer)
+    try:
+        text, args = pickle.load(sys.stdin.buffer)
+    except (EOFError, pickle.UnpicklingError):  # the caller is gone
+        return
+    end_with_parent()
+
+    def answer_with(answer: object) -> None:
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.flush()
+
+    end_at_a_cut_file(lambda line: answer_with(BadInput(line)))
 
     from ..engine.files import open_checkpoint
     from .load import open_tokenizer
@@ -122,7 +138,7 @@ def serve() -> None:
         answer = prompt_ids(tokenizer, template, text, args), tokenizer.spelling()
     except BadInput as error:
         answer = error
-    pickle.dump(answer, sys.stdout.buffer)
+    answer_with(answer)
 
 
 if __name__ == "__main__":
