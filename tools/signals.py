@@ -156,11 +156,11 @@ def end_at_a_cut_file(say: Callable[[str], None]) -> None:
 
     def cut(number: int, info: Any, context: int | None) -> None:
         try:
-            found = mapped_at(info.contents.address or 0)
-            if found is None:  # not a file's memory: nothing that we could explain
+            if found := mapped_at(info.contents.address or 0):
+                say(what_happened(*found))
+                clean_up()
+            else:  # not a file's memory: nothing that we could explain
                 die_of(number)
-            say(what_happened(*found))
-            clean_up()
         finally:
             os._exit(2)
 

@@ -20,13 +20,9 @@ from pathlib import Path
 from shutil import rmtree
 
 try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
+    import fcntl
 except ModuleNotFoundError:  # on Windows, where nobody removes what is open
-    LOCK_EX = LOCK_NB = 0
-
-    def flock(descriptor: int, how: int) -> None:
-        raise OSError("no locks here")
-
+    fcntl = None  # type: ignore[assignment]
 
 HIDDEN = re.compile(r"\.(?P<name>.+)\.qwenref-(?:partial|older)-(?P<mark>[0-9a-f]{16})")
 FORGOTTEN_S = 86400.0  # without a change: its maker is taken for dead where there are no locks
@@ -145,11 +141,13 @@ def hidden(place: Path, mark: str) -> tuple[Path, Path]:
 
 def lock(path: Path) -> int | None:
     """A descriptor that holds the lock; None where there are no locks. Raises BlockingIOError if another has it."""
+    if fcntl is None:
+        return None
     descriptor = None
     try:
         # Network file systems lock a file only for who may write it.
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        flock(descriptor, LOCK_EX | LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
     except (BlockingIOError, FileNotFoundError):
         if descriptor is not None:
