@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,11 +14,10 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from threading import Thread
 from typing import Any
 
 from ..quant.errors import BadInput
-from . import child
+from .child import end_with_parent, own_process, run_to_the_end
 from .signals import end_at_a_cut_file
 
 READS = 8  # of all weights, before a round and after it: what the machine reads moves from second to second
@@ -140,9 +139,9 @@ def peak_memory() -> int:
 
 
 def work(pipe: Connection, engine: str, *arguments: Any) -> None:
-    """A process: loads, says so, then runs a round for every message, until it gets None. Ends with its parent."""
+    """A process: loads, says so, then runs a round for every message, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what an interruption means
-    Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    end_with_parent()
     end_at_a_cut_file(lambda line: pipe.send(BadInput(line)))
     try:
         facts, round_ = ENGINES[engine](*arguments)
@@ -155,11 +154,6 @@ def work(pipe: Connection, engine: str, *arguments: Any) -> None:
         pass
 
 
-def end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
 # ---- all engines, in turns
 
 
@@ -167,13 +161,13 @@ class Bench:
     """One configuration's process, and what it has measured."""
 
     def __init__(self, engine: str, path: str, precision: str, threads: int, prompt: int, generated: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
+        self.pipe, there = multiprocessing.Pipe()
         self.engine, self.precision, self.prompt, self.generated = engine, precision, prompt, generated
-        arguments = (there, engine, path, precision, threads, prompt, generated)
-        self.process = context.Process(target=work, args=arguments, daemon=True)
+        counts = map(str, (there.fileno(), threads, prompt, generated))
         started = time.perf_counter()
-        self.process.start()
+        self.process = subprocess.Popen(
+            own_process(__name__, engine, path, precision, *counts), stdin=subprocess.PIPE, pass_fds=[there.fileno()]
+        )
         there.close()
         self.facts = self.hear()
         self.load_s = time.perf_counter() - started
@@ -194,7 +188,7 @@ class Bench:
 
     def close(self) -> None:
         self.pipe.close()
-        self.process.join(10)
+        self.process.communicate()
 
     def speeds(self, phase: str) -> list[float]:
         count = self.prompt if phase == "prompt" else self.generated
@@ -237,7 +231,7 @@ def first_token_s(path: str, precision: str, threads: int) -> float:
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        status, said = child.run(*command)
+        status, said = run_to_the_end(*command)
         if status:
             raise BadInput(said.splitlines()[-1] if said else f"engine run ended with {status}")
         seconds.append(time.perf_counter() - started)
@@ -315,3 +309,8 @@ def main(args: argparse.Namespace) -> int:
             bench.close()
     print(json.dumps(rows) if args.json else table(rows))
     return 0
+
+
+if __name__ == "__main__":
+    engine, path, precision, pipe, *counts = sys.argv[1:]
+    work(Connection(int(pipe)), engine, path, precision, *map(int, counts))

@@ -1,8 +1,7 @@
-"""A program of our own choosing as a child that ends with its parent, however the parent ends.
+"""Processes of our own: this very package, nothing from the directory where the user stands, and an end with ours.
 
-What a child reads as its standard input the parent holds open, and nobody else: the system closes it with the parent,
-also where that is killed, and a thread of the child waits for it. Run as a file, so that a child needs nothing of this
-package on its path: `python -P child.py MODULE ARGUMENT ...`.
+What such a process reads as its standard input we hold open, and nobody else: the system closes it when we end, also
+where we are killed, and a thread of the process waits for that.
 """
 
 from __future__ import annotations
@@ -11,24 +10,45 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping
+from pathlib import Path
 from threading import Thread
 
+# -P: Python itself looks there first, for -m and -c alike. The package is then no longer found by its name where the
+# caller ran it from a folder, so it is loaded from its place, and the rest from where the caller finds it.
+_START = """\
+import sys
+sys.path[:] = {path!r}
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location({package!r}, {init!r})
+sys.modules[{package!r}] = package = module_from_spec(spec)
+spec.loader.exec_module(package)
+from runpy import run_module
+run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
 
-def run(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Runs a module as `python -m` does, without the working directory on its path: its exit status and its stderr.
 
-    Ended, if an exception comes between.
-    """
+def own_process(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of this package with these arguments, as `python -m` would."""
+    start = _START.format(
+        path=[place for place in sys.path if place],  # "": wherever the user stands
+        package=__package__.partition(".")[0],
+        init=str(Path(__file__).parents[1] / "__init__.py"),
+        module=module,
+    )
+    return [sys.executable, "-P", "-c", start, *arguments]
+
+
+def run_to_the_end(module: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Runs a module of anyone's as own_process does: its exit status, and its stderr. Ended if we are interrupted."""
     ours = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-P", __file__, module, *arguments],
+        own_process(__name__, module, *arguments),
         stdin=ours[0],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env=os.environ | (environment or {}),
+        env=os.environ | environment,
     )
     try:
         assert process.stderr is not None
@@ -42,7 +62,7 @@ def run(module: str, *arguments: str, environment: Mapping[str, str] | None = No
 
 
 def end_with_parent() -> None:
-    """To be called once by the child, when it has read from its standard input what it is to read."""
+    """To be called once, when all that is meant has been read from standard input."""
 
     def wait() -> None:
         while os.read(0, 1 << 16):

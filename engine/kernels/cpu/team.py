@@ -24,14 +24,14 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, prange, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import compiled
 from .simd import intp, prefetch
 
-compiled.set_up()
+compiled.choose_threads()
 
 ARGUMENTS = 12  # of a kernel, after first and last
 # The columns of a job. Of jobs that are joined the first has the items and the chunk of them all; COUNT is a job's own
@@ -46,7 +46,7 @@ FETCHED = 1 << 18  # bytes that a waiting thread fetches at most: they must fit 
 
 
 class Kernel:
-    """A function of integers in machine code, compiled when its address is first asked for, then from Numba's cache."""
+    """A function of integers in machine code, compiled when its address is first asked for, then kept (compiled.py)."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
@@ -54,14 +54,14 @@ class Kernel:
     @cached_property
     def _compiled(self) -> Any:
         integers = [intp] * len(signature(self.function).parameters)
-        return cfunc(types.void(*integers), cache=True, error_model="numpy")(self.function)
+        return compiled.c_function(self.function, types.void(*integers))
 
     @cached_property
     def address(self) -> int:
         return int(self._compiled.address)
 
     def compile(self) -> bool:
-        """Whether it had to be compiled, because the cache did not have it."""
+        """Whether it had to be compiled, because it was not kept."""
         return not self._compiled.cache_hits
 
     def job(
@@ -234,12 +234,12 @@ def _work(jobs, count, states, threads, stopped):
             group = j + 1
 
 
-@njit("void(intp, intp, intp, intp)", cache=True, nogil=True)
+@compiled.jitted("void(intp, intp, intp, intp)", nogil=True)
 def _run_alone(jobs, count, states, stopped):
     _work(jobs, count, states, 1, stopped)
 
 
-@njit("void(intp, intp, intp, intp, intp)", cache=True, nogil=True, parallel=True)
+@compiled.jitted("void(intp, intp, intp, intp, intp)", nogil=True, parallel=True)
 def _run_together(jobs, count, states, stopped, threads):
     for _ in prange(threads):
         _work(jobs, count, states, threads, stopped)
