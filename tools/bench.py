@@ -150,7 +150,7 @@ def work(pipe: Connection, engine: str, *arguments: Any) -> None:
             pipe.send(round_() | {"peak_bytes": peak_memory()})
     except BadInput as error:
         pipe.send(error)
-    except EOFError:
+    except (EOFError, ConnectionError):
         pass
 
 

@@ -6,12 +6,16 @@ where we are killed, and a thread of the process waits for that.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from threading import Thread
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # -P: Python itself looks there first, for -m and -c alike. The package is then no longer found by its name where the
 # caller ran it from a folder, so it is loaded from its place, and the rest from where the caller finds it.
@@ -62,7 +66,12 @@ def run_to_the_end(module: str, *arguments: str, **environment: str) -> tuple[in
 
 
 def end_with_parent() -> None:
-    """To be called once, when all that is meant has been read from standard input."""
+    """To be called once, when all that is meant has been read from standard input.
+
+    Linux is asked for it too: a thread cannot end a process whose interpreter is inside a long regular expression.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def wait() -> None:
         while os.read(0, 1 << 16):
