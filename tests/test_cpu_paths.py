@@ -19,6 +19,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from qwenref.engine import selftest
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import cpu
 from qwenref.engine.kernels.cpu import compiled
@@ -70,6 +71,11 @@ def results() -> dict[str, Any]:
 @pytest.mark.parametrize("name", RUNS)
 def test_every_stage_has_the_same_bits(name: str, results: dict[str, Any]) -> None:
     assert results[name]["digests"] == results["1 thread"]["digests"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_self_test_is_right_everywhere(name: str, results: dict[str, Any]) -> None:
+    assert results[name]["self-test"] == selftest.DIGESTS
 
 
 def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:

@@ -206,3 +206,11 @@ def test_a_planted_kernel_is_not_unpickled(tmp_path: Path) -> None:
     assert (again.stdout, again.stderr) == ("True\n", "")
     assert not (tmp_path / "canary").exists()
     assert python(program, tmp_path, **environment).stdout == "False\n"
+
+
+def test_more_threads_than_numba_was_given(tmp_path: Path) -> None:
+    if cores() == 1:
+        pytest.skip("one core: -t 2 is refused for another reason")
+    program = "from qwenref.tools.load import set_threads; set_threads(2)"
+    done = python(program, tmp_path, NUMBA_NUM_THREADS="1")
+    assert done.stderr.splitlines()[-1].endswith("BadInput: 2 threads: NUMBA_NUM_THREADS=1 allows no more")

@@ -53,8 +53,6 @@ def prompt_ids(count: int, vocab_size: int) -> list[int]:
 
 
 def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
-    import numba
-
     from ..engine.generate import generate
     from ..engine.kernels import backend
     from ..engine.kernels.cpu.bandwidth import read_weights
@@ -90,7 +88,7 @@ def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated
         return {"prompt_s": prompt_s, "generate_s": generate_s, "read_bytes_per_s": median(before + reading())}
 
     run(WARM_UP, 2)
-    return {"threads": numba.get_num_threads(), "bytes_per_token": read_weights(w)}, round_
+    return {"threads": threads, "bytes_per_token": read_weights(w)}, round_
 
 
 def open_llama_cpp(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:

@@ -21,9 +21,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # caller ran it from a folder, so it is loaded from its place, and the rest from where the caller finds it.
 _START = """\
 import sys
-sys.path[:] = {path!r}
+sys.path[:] = {path!a}
 from importlib.util import module_from_spec, spec_from_file_location
-spec = spec_from_file_location({package!r}, {init!r})
+spec = spec_from_file_location({package!r}, {init!a})
 sys.modules[{package!r}] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
 from runpy import run_module
@@ -34,7 +34,7 @@ run_module({module!r}, run_name="__main__", alter_sys=True)
 def own_process(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of this package with these arguments, as `python -m` would."""
     start = _START.format(
-        path=[place for place in sys.path if place],  # "": wherever the user stands
+        path=[str(place) for place in sys.path if place],  # "": wherever the user stands
         package=__package__.partition(".")[0],
         init=str(Path(__file__).parents[1] / "__init__.py"),
         module=module,
@@ -42,7 +42,7 @@ def own_process(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-c", start, *arguments]
 
 
-def run_to_the_end(module: str, *arguments: str, **environment: str) -> tuple[int, str]:
+def run_to_the_end(module: str, *arguments: str, cwd: str | None = None, **environment: str) -> tuple[int, str]:
     """Runs a module of anyone's as own_process does: its exit status, and its stderr. Ended if we are interrupted."""
     ours = os.pipe()
     process = subprocess.Popen(
@@ -52,6 +52,7 @@ def run_to_the_end(module: str, *arguments: str, **environment: str) -> tuple[in
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        cwd=cwd,
         env=os.environ | environment,
     )
     try:

@@ -87,7 +87,8 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    where = {"gguf_file": path.name} if path.is_file() else {}
+    # Absolute: Transformers looks for a bare name in the working directory first.
+    where = {"gguf_file": str(path.absolute())} if path.is_file() else {}
     folder = path.parent if where else path
     try:
         torch.empty(0, device=device)

@@ -60,10 +60,12 @@ def set_threads(count: int | None) -> None:
     """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
     if count is None:
         return
-    if not 1 <= count <= cores():
-        raise BadInput(f"{count} threads: this machine has {cores()} to give")
     import numba
 
+    if not 1 <= count <= cores():
+        raise BadInput(f"{count} threads: this machine has {cores()} to give")
+    if count > (most := numba.config.NUMBA_NUM_THREADS):  # type: ignore[attr-defined]
+        raise BadInput(f"{count} threads: NUMBA_NUM_THREADS={most} allows no more")
     numba.set_num_threads(count)
 
 
@@ -97,7 +99,7 @@ def load(
 
     def compiling(done: int, total: int) -> None:
         first()
-        _compiling(done, total)
+        show_compiling(done, total)
 
     k.compile_kernels(weights, args.precision, compiling)
     prepared = k.prepare(weights, args.precision)
@@ -105,7 +107,7 @@ def load(
     return Loaded(checkpoint, prepared, k, args.backend, args.precision)
 
 
-def _compiling(done: int, total: int) -> None:
+def show_compiling(done: int, total: int) -> None:
     """The line that says why the first run takes longer."""
     start, end = ("\r", "" if done + 1 < total else "\n") if sys.stderr.isatty() else ("", "\n")
     if sys.stderr.isatty() or done == 1:

@@ -1,12 +1,11 @@
 """The command `engine`: finds the command's file, and turns bad input into one line and exit status 2."""
 
-from __future__ import annotations
-
 import os
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there.
+    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there,
+    # not even __future__. (The two above are in memory when Python starts.)
     del sys.path[0]
 
 import argparse
@@ -34,6 +33,7 @@ COMMANDS = {
     "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),
     "dump-llamacpp": ("dump_llamacpp", "write every stage of a llama.cpp run"),
     "import": ("import_dump", "take in a dump that another tool has made"),
+    "doctor": ("doctor", "what a bug report needs: versions, machine, a test of bits"),
     "bench": ("bench", "measure speed, against memory and against llama.cpp"),
 }
 

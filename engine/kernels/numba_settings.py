@@ -55,8 +55,9 @@ def settings() -> dict[str, str]:
 
 
 def ignored() -> list[str]:
-    """The names of Numba's variables that are set and have no effect."""
-    return sorted(n for n in os.environ if n.startswith("NUMBA_") and n not in USERS and n != CACHE_DIR)
+    """The names of Numba's variables that are set and have no effect. (numba-cuda reads some of its own elsewhere.)"""
+    known = (*USERS, CACHE_DIR)
+    return sorted(n for n in os.environ if n.startswith("NUMBA_") and n not in known and "CUDA" not in n)
 
 
 @contextmanager

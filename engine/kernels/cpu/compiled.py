@@ -106,7 +106,7 @@ def _key(folder: Path) -> bytes | None:
             try:
                 with open(descriptor, "wb") as file:
                     file.write(os.urandom(SEAL))
-                with suppress(FileExistsError):
+                with suppress(OSError):  # another process was first, or the file system has no links
                     os.link(beside, path)
                 if (key := _read_key(path)) is None:  # something else lies there
                     os.replace(beside, path)
