@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from statistics import median
 from typing import Any
 
 from ..quant.errors import BadInput
-from .child import own_process
+from .child import end_with_parent, own_process, run_to_the_end
+from .signals import end_at_a_cut_file
 
 READS = 8  # of all weights, before a round and after it: what the machine reads moves from second to second
 WARM_UP = 8  # tokens that nobody counts
@@ -136,6 +138,9 @@ def peak_memory() -> int:
 
 def work(pipe: Connection, engine: str, *arguments: Any) -> None:
     """A process: loads, says so, then runs a round for every message, until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what an interruption means
+    end_with_parent()
+    end_at_a_cut_file(lambda line: pipe.send(BadInput(line)))
     try:
         facts, round_ = ENGINES[engine](*arguments)
         pipe.send(facts)
@@ -143,7 +148,7 @@ def work(pipe: Connection, engine: str, *arguments: Any) -> None:
             pipe.send(round_() | {"peak_bytes": peak_memory()})
     except BadInput as error:
         pipe.send(error)
-    except EOFError:
+    except (EOFError, ConnectionError):
         pass
 
 
@@ -159,7 +164,7 @@ class Bench:
         counts = map(str, (there.fileno(), threads, prompt, generated))
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            own_process(__name__, engine, path, precision, *counts), pass_fds=[there.fileno()]
+            own_process(__name__, engine, path, precision, *counts), stdin=subprocess.PIPE, pass_fds=[there.fileno()]
         )
         there.close()
         self.facts = self.hear()
@@ -181,7 +186,7 @@ class Bench:
 
     def close(self) -> None:
         self.pipe.close()
-        self.process.wait()
+        self.process.communicate()
 
     def speeds(self, phase: str) -> list[float]:
         count = self.prompt if phase == "prompt" else self.generated
@@ -219,14 +224,14 @@ def first_token_s(path: str, precision: str, threads: int) -> float:
     """Seconds from the command to the first token of a short prompt, as a user has it the second time: the median of
     three, after one that warms the caches up.
     """
-    command = own_process(f"{__package__}.main", "run", "-m", path, "-p", "What is 2+2?", "-n", "1")
+    command = [f"{__package__}.main", "run", "-m", path, "-p", "What is 2+2?", "-n", "1"]
     command += ["--precision", precision, "-t", str(threads)]
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BadInput(done.stderr.splitlines()[-1] if done.stderr else f"engine run ended with {done.returncode}")
+        status, said = run_to_the_end(*command)
+        if status:
+            raise BadInput(said.splitlines()[-1] if said else f"engine run ended with {status}")
         seconds.append(time.perf_counter() - started)
     return median(seconds[1:])
 

@@ -21,6 +21,7 @@ from ..quant.tensor import format_module
 from ..trace.stages import NAMES, STAGES, by_name, shape_of_count
 from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
+from .leftovers import written_down
 from .load import open_weights
 from .prompt import parse_tokens
 
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
     ids = parse_tokens(args.tokens) if args.tokens else tokens_of(files) if debugger else []
     if not stages:
         raise BadInput(f"{args.source}: no file is named as a stage is ({listed(unmapped)}); say which are with --map")
-    with DumpWriter(args.directory, {}, c.sizes) as writer:
+    with written_down(Path(args.directory)), DumpWriter(args.directory, {}, c.sizes) as writer:
         written = write(writer, stages, c)
         writer.run.update(run_facts(checkpoint, "imported", "unknown", ids, []), model=model_facts(checkpoint))
         writer.run.update(engine="Transformers" if debugger else "unknown", imported_from=str(args.source))

@@ -102,7 +102,9 @@ def load(
         show_compiling(done, total)
 
     k.compile_kernels(weights, args.precision, compiling)
-    return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
+    prepared = k.prepare(weights, args.precision)
+    checkpoint.check_unchanged()
+    return Loaded(checkpoint, prepared, k, args.backend, args.precision)
 
 
 def show_compiling(done: int, total: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from math import prod
 from pathlib import Path
 from shutil import disk_usage
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..trace.stages import STAGES, shape_for
 from ..trace.store import DumpWriter, check_target, phase_name
 from ..trace.tap import SILENT, Tap
 from .facts import model_facts, run_facts
+from .leftovers import written_down
 from .load import Loaded, add_model_arguments, load, open_spelling, open_tokenizer, open_weights
 from .models import resolve
 from .payload import as_json, as_text
@@ -196,17 +198,18 @@ def main(args: argparse.Namespace) -> int:
         check_room(saved, c, len(ids), target)
 
     files: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(1) as pool:  # the file is hashed while the weights are packed and used
-        facts = pool.submit(model_facts, checkpoint) if saved is not None else None
-        model = load(args, checkpoint, bound)
-        if saved is None or facts is None:
-            made, logits, summaries = trace(None, shown, ids, model, None)
-        else:
-            with DumpWriter(target, {}, c.sizes) as writer:
-                made, logits, summaries = trace(saved, shown, ids, model, writer)
-                require_all(saved, c.num_hidden_layers, writer)
-                writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
-            files = writer.files
+    facts = beside(model_facts, checkpoint) if saved is not None else None  # hashes while weights are packed and used
+    model = load(args, checkpoint, bound)
+    if saved is None or facts is None:
+        made, logits, summaries = trace(None, shown, ids, model, None)
+        checkpoint.check_unchanged()
+    else:
+        with written_down(target), DumpWriter(target, {}, c.sizes) as writer:
+            made, logits, summaries = trace(saved, shown, ids, model, writer)
+            require_all(saved, c.num_hidden_layers, writer)
+            writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
+            checkpoint.check_unchanged()
+        files = writer.files
 
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
@@ -228,6 +231,20 @@ def main(args: argparse.Namespace) -> int:
     print_files(report)
     print_tokens(report, tokenizer)
     return 0
+
+
+def beside(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """The function's result, from a thread that nobody waits for at the end of the process."""
+    result: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return result
 
 
 def file_bytes(f: Mapping[str, Any]) -> int:

@@ -146,15 +146,16 @@ def answer(
         )
         first_id = next(tokens)
     first = time.perf_counter()
-    interrupted = False
+    told: KeyboardInterrupt | None = None
     try:
         for id in chain((first_id,), tokens):
             made.append(id)
             out.append("" if id in spelling.eos_ids and spelling.spells else text_of(id))
             if not args.json:
                 print(for_stdout(out[-1]), end="", flush=True)
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as interrupt:
+        told = interrupt
+    checkpoint.check_unchanged()
     out.append(text_of(None))
     done = time.perf_counter()
 
@@ -173,4 +174,6 @@ def answer(
     else:
         print(for_stdout(out[-1]))
         print(describe(figures), file=sys.stderr)
-    return 130 if interrupted else 0
+    if told is not None:
+        raise told
+    return 0

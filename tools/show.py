@@ -142,6 +142,7 @@ def check(c: Checkpoint) -> None:
                     raise BadInput(f"tensor {t.name}: row {start + bad[0]} holds a NaN or an infinity")
     except BadInput as error:
         raise BadInput(f"{c.path}: {error}") from None
+    c.check_unchanged()
 
 
 def decoded(t: QTensor) -> Iterator[tuple[int, Any]]:
