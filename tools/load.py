@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..engine.bind import bind
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
+from ..engine.nonfinite import NotFinite
 from ..engine.tokenizer import Tokenizer
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
@@ -101,6 +102,14 @@ def load(
 
     k.compile_kernels(weights, args.precision, compiling)
     return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
+
+
+def blaming(tokens: Iterator[int], checkpoint: Checkpoint, weights: Weights) -> Iterator[int]:
+    """The tokens that are generated. Raises BadInput that names the weight where the numbers leave the finite."""
+    try:
+        yield from tokens
+    except NotFinite as error:
+        raise BadInput(f"{checkpoint.path}: {error.traced_to(weights)}") from None
 
 
 def _compiling(done: int, total: int) -> None:

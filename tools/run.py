@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
 def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, started: float) -> int:
     from ..engine.generate import check_prompt, generate
     from ..engine.sample import Sampling
-    from .load import load, open_weights
+    from .load import blaming, load, open_weights
     from .progress import progress
     from .terminal import for_stdout
 
@@ -111,9 +111,8 @@ def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, sta
 
     text_of, out, made = spelling.stream(), list[str](), list[int]()
     with progress("prompt", len(ids)) as advance:
-        tokens = generate(
-            ids, model.weights, model.kernels, args.precision, max_tokens, spelling.eos_ids, sampling, advance
-        )
+        made_of = (ids, model.weights, model.kernels, args.precision)
+        tokens = blaming(generate(*made_of, max_tokens, spelling.eos_ids, sampling, advance), checkpoint, bound)
         first_id = next(tokens)
     first = time.perf_counter()
     interrupted = False
@@ -125,6 +124,9 @@ def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, sta
                 print(for_stdout(out[-1]), end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
+    except BadInput:
+        print(end="" if args.json else "\n")
+        raise
     out.append(text_of(None))
     done = time.perf_counter()
 
