@@ -18,6 +18,8 @@ from ..quant.errors import BadInput
 from .models import resolve
 from .terminal import one_line
 
+NOTES = 10  # on one file: one that nobody made by hand may give 65,536
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -71,8 +73,10 @@ def set_threads(count: int | None) -> None:
 def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
-    for note in checkpoint.notes:
+    for note in checkpoint.notes[:NOTES]:
         print(one_line(f"note: {note}"), file=sys.stderr)
+    if (more := len(checkpoint.notes) - NOTES) > 0:
+        print(f"note: and {more} more of these", file=sys.stderr)
     return checkpoint
 
 

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (what there is: {self.prog} --help)\n")
+        self.exit(2, one_line(f"{self.prog}: {message} (what there is: {self.prog} --help)") + "\n")
 
 
 def parser_for(command: str | None) -> argparse.ArgumentParser:
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         check_streams()
+        if not sys.warnoptions:  # they are for who wrote the code that warns; what a user must know is said
+            warnings.simplefilter("ignore")
         args = parser_for(command).parse_args(argv)
         status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
         sys.stdout.flush()

@@ -275,10 +275,10 @@ def file_bytes(f: Mapping[str, Any]) -> int:
 
 def print_files(report: Mapping[str, Any]) -> None:
     for f in report.get("files", []):
-        print(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}")
+        print(one_line(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}"))
     if files := report.get("files"):
         count = f"{len(files)} file{'s' * (len(files) > 1)}"
-        print(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}")
+        print(one_line(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}"))
 
 
 def print_tokens(report: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:

@@ -173,7 +173,7 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
 
     size = sum(f["bytes"] for f in report["files"])
     parts = f" in {len(report['files'])} files" if len(report["files"]) > 1 else ""
-    console.print(report["path"], style="bold")
+    console.print(one_line(report["path"]), style="bold")
     console.print(f"  {report['container']}, {size:,} bytes{parts}, {report['parameters']:,} parameters")
     section("configuration", [(name, str(value)) for name, value in report["config"].items()])
     weights = [

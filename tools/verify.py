@@ -9,11 +9,12 @@ from pathlib import Path
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
 from ..trace.dump import open_dump
-from ..trace.report import as_json, text
+from ..trace.report import as_json, lines_of
 from ..trace.report_html import page
 from ..trace.verify import verify
 from .load import add_model_argument, open_weights
 from .progress import progress
+from .terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,10 @@ def main(args: argparse.Namespace) -> int:
         result = verify(dump, weights, against=against, done=done)
     if args.html is not None:
         write(args.html, page(result, dump.path.absolute().name, checkpoint.path.name))
-    print(json.dumps(as_json(result), allow_nan=False, indent=1) if args.json else text(result))
+    if args.json:
+        print(json.dumps(as_json(result), allow_nan=False, indent=1))
+    else:
+        print("\n".join(map(one_line, lines_of(result))))
     return result.status
 
 
@@ -53,7 +57,7 @@ def write(path: Path, text: str) -> None:
     try:
         beside = Beside(path, folder=False)
         try:
-            beside.path.write_text(text, "utf-8")
+            beside.path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
             beside.move()
         finally:
             beside.discard()

@@ -65,6 +65,11 @@ class Comparison:
 
 def compare(a: Entry, b: Entry, top: int = 10) -> Comparison:
     """Compares two entries of one shape, without holding either in memory."""
+    with np.errstate(all="ignore"):  # a NaN, quiet or signalling, is counted
+        return _compare(a, b, top)
+
+
+def _compare(a: Entry, b: Entry, top: int) -> Comparison:
     queries = _queries(a, b)
     n = -a.shape[0] * sum(max(0, a.shape[2] - 1 - p) for p in queries) if queries else 0
     mismatched = nan_both = 0
@@ -151,7 +156,8 @@ class Choice:
 
 def choice(a: Entry, b: Entry) -> Choice:
     """Compares two lm_head entries as distributions of the next token."""
-    x, y = (e.values().reshape(-1).astype(np.float64) for e in (a, b))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        x, y = (e.values().reshape(-1).astype(np.float64) for e in (a, b))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         best = [None if np.isnan(v).any() else int(np.argmax(v)) for v in (x, y)]
         return Choice(best[0], best[1], 0, None)

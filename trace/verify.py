@@ -35,6 +35,11 @@ def verify(
     check_shape(dump, weights)
     if against is not None:
         check_shape(dump, against)
+    with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
+        return _verify(dump, weights, against, done)
+
+
+def _verify(dump: Dump, weights: Weights, against: Weights | None, done: Callable[[int], None]) -> Verification:
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
     for files, what in (
@@ -46,13 +51,12 @@ def verify(
     bench.rotations, told = fitted(bench.rotations, list(rotations_seen(bench)))
     judge = Judge(bench)
     findings = []
-    with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
-        for n, e in enumerate(dump.entries):
-            findings.append(judge.judge(e))
-            done(n + 1)
-        judge.name_recipes(findings)
-        second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
-        review(judge, findings, second)
+    for n, e in enumerate(dump.entries):
+        findings.append(judge.judge(e))
+        done(n + 1)
+    judge.name_recipes(findings)
+    second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
+    review(judge, findings, second)
     recipe = judge.recipe
     operands = sorted(
         {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
