@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from qwenref.quant.errors import BadInput
-from qwenref.tools.import_dump import rule
+from qwenref.tools.import_map import rule
 from qwenref.tools.main import main
 from qwenref.trace import npy
 from qwenref.trace.axes import arranged

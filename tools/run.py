@@ -125,7 +125,8 @@ def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, sta
     except KeyboardInterrupt:
         interrupted = True
     except BadInput:
-        print(end="" if args.json else "\n")
+        if not args.json:  # what was said ends in a line of its own
+            print()
         raise
     out.append(text_of(None))
     done = time.perf_counter()

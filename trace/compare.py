@@ -63,13 +63,9 @@ class Comparison:
         return self.top[0].size if self.top else 0.0
 
 
+@np.errstate(all="ignore")  # a NaN, quiet or signalling, is counted
 def compare(a: Entry, b: Entry, top: int = 10) -> Comparison:
     """Compares two entries of one shape, without holding either in memory."""
-    with np.errstate(all="ignore"):  # a NaN, quiet or signalling, is counted
-        return _compare(a, b, top)
-
-
-def _compare(a: Entry, b: Entry, top: int) -> Comparison:
     queries = _queries(a, b)
     n = -a.shape[0] * sum(max(0, a.shape[2] - 1 - p) for p in queries) if queries else 0
     mismatched = nan_both = 0
@@ -154,10 +150,10 @@ class Choice:
     kl: float | None
 
 
+@np.errstate(all="ignore")
 def choice(a: Entry, b: Entry) -> Choice:
     """Compares two lm_head entries as distributions of the next token."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        x, y = (e.values().reshape(-1).astype(np.float64) for e in (a, b))
+    x, y = (e.values().reshape(-1).astype(np.float64) for e in (a, b))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         best = [None if np.isnan(v).any() else int(np.argmax(v)) for v in (x, y)]
         return Choice(best[0], best[1], 0, None)

@@ -24,6 +24,7 @@ from .verify_review import review
 from .verify_tokens import known_tokens, nearest
 
 
+@np.errstate(all="ignore")  # overflow is an answer here: what is not finite is judged as such
 def verify(
     dump: Dump, weights: Weights, *, against: Weights | None = None, done: Callable[[int], None] = lambda n: None
 ) -> Verification:
@@ -35,11 +36,6 @@ def verify(
     check_shape(dump, weights)
     if against is not None:
         check_shape(dump, against)
-    with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
-        return _verify(dump, weights, against, done)
-
-
-def _verify(dump: Dump, weights: Weights, against: Weights | None, done: Callable[[int], None]) -> Verification:
     bench = Bench(dump, weights)
     bench.tokens, remarks = known_tokens(bench)
     for files, what in (
