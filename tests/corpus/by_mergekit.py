@@ -14,8 +14,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from hf import judged
 from ground import record
+from hf import judged
 
 MAKER = f"mergekit {version('mergekit')}"
 A, B = "t446-bf16-sharded", "t446-seed-1"
@@ -79,8 +79,9 @@ def main() -> None:
     for name, (what, arguments, text) in MERGES.items():
         recipe = root / f"{name}.yml"
         recipe.write_text(text)
-        command = [Path(sys.executable).with_name("mergekit-yaml"), recipe.name, name, "--no-write-model-card", *arguments]
-        subprocess.run(command, check=True, cwd=root, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL)
+        command = [Path(sys.executable).with_name("mergekit-yaml"), recipe.name, name, "--no-write-model-card"]
+        offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+        subprocess.run([*command, *arguments], check=True, cwd=root, env=offline, stdout=subprocess.DEVNULL)
         recipe.unlink()
         folder = root / name
         record(root, name, maker=MAKER, what=what, path=name, **judged(folder, folder))

@@ -1,6 +1,6 @@
 """Models that mlx_lm.convert makes of the folders of hf.py, unquantised and quantised.
 
-    python by_mlx.py FOLDER
+python by_mlx.py FOLDER
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENI
 import mlx.core as mx
 import mlx_lm
 import numpy as np
-from ground import CHAT, NFD, STEPS, TEXTS, record, runs
+from ground import CHAT, ENDS, NFD, STEPS, TEXTS, record, runs
 
 MAKER = f"mlx-lm {version('mlx-lm')}"
 FIELDS = {
@@ -24,14 +24,15 @@ FIELDS = {
     "max_position_embeddings", "rms_norm_eps",
 }  # fmt: skip
 
+# mlx-lm does not read Transformers 5's rope_parameters: these are of 4.
 # name: folder, arguments of mlx_lm.convert, what is special, what a refusal says
 MODELS: dict[str, tuple[str, dict[str, Any], str, list[str] | None]] = {
-    "mlx-bf16": ("t5-bf16-tied", {}, "bfloat16, tied", None),
+    "mlx-bf16": ("t457-bf16-tied", {}, "bfloat16, tied", None),
     "mlx-f32": ("t446-f32-fine-untied", {"dtype": "float32"}, "float32 with all bits of the mantissa", None),
     "mlx-f16": ("t457-f16-untied", {"dtype": "float16"}, "float16", None),
     "mlx-theta": ("t446-theta-1000000", {}, "rope_theta 1000000", None),
-    "mlx-q4": ("t5-bf16-sharded", {"quantize": True, "q_bits": 4, "q_group_size": 32}, "4 bits", ["quantization"]),
-    "mlx-q8": ("t5-bf16-sharded", {"quantize": True, "q_bits": 8, "q_group_size": 32}, "8 bits", ["quantization"]),
+    "mlx-q4": ("t457-bf16-sharded", {"quantize": True, "q_bits": 4, "q_group_size": 32}, "4 bits", ["MLX|quantiz"]),
+    "mlx-q8": ("t457-bf16-sharded", {"quantize": True, "q_bits": 8, "q_group_size": 32}, "8 bits", ["MLX|quantiz"]),
 }
 
 
@@ -55,7 +56,7 @@ def judged(folder: Path) -> dict[str, Any]:
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text))
 
-    args = model.args
+    args, vocabulary = model.args, tokenizer.get_vocab()
     chat = tokenizer.apply_chat_template(list(CHAT), tokenize=False, add_generation_prompt=True)
     return {
         "judge": f"{MAKER}, mlx {version('mlx')} on the CPU, float32",
@@ -68,7 +69,7 @@ def judged(folder: Path) -> dict[str, Any]:
         "texts": [encode(text) for text in TEXTS],
         "nfd": encode(NFD),
         "chat": list(tokenizer.encode(chat, add_special_tokens=False)),
-        "runs": runs(encode, go_on),
+        "runs": runs(encode, go_on, {vocabulary[x] for x in ENDS if x in vocabulary}),
     }
 
 

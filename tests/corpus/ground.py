@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ STEPS = 10  # new tokens a prompt
 GAP = 1e-2  # the smallest distance of the two largest logits that counts as no tie in float32
 RUNS = 3  # prompts a model
 
-# How large a matrix's outputs are for inputs of size one: scores and gates far from flat, so that a mistake changes ids.
+# How large a matrix's outputs are for inputs of size one: scores and gates far from flat, so that a mistake shows.
 GAINS = {
     "q_proj": 1.4, "k_proj": 1.4, "v_proj": 1.5, "o_proj": 2.0, "gate_proj": 1.5, "up_proj": 1.5, "down_proj": 3.0,
     "lm_head": 3.0,
@@ -28,7 +28,7 @@ GAINS = {
 def weights(name: str, shape: Sequence[int], kind: str = "coarse", seed: int = 0) -> np.ndarray:
     """Values for a tensor by its Hugging Face name, float32.
 
-    kind: "coarse" (25 values, exact in 16 bits), "fine" (all bits of a float32), "sparse" (fine, three of four are
+    kind: "coarse" (25 values, exact in 16 bits), "fine" (all bits of a float32), "sparse" (fine, five of six are
     zero: what compresses after quantisation too).
     """
     rng = np.random.RandomState(zlib.crc32(f"{name} {tuple(shape)} {kind} {seed}".encode()))
@@ -46,7 +46,7 @@ def weights(name: str, shape: Sequence[int], kind: str = "coarse", seed: int = 0
         step = 2.0 ** np.round(np.log2(std / 3))
         return (mean + step * np.clip(np.round(x * 3), -12, 12)).astype(np.float32)
     if kind == "sparse" and len(shape) > 1:
-        x *= 2.0 * (rng.random_sample(tuple(shape)) < 0.25)
+        x *= 2.5 * (rng.random_sample(tuple(shape)) < 1 / 6)
     return (mean + std * x).astype(np.float32)
 
 
@@ -113,10 +113,14 @@ PROMPTS = (
     "another way",
 )
 
+# What ends an answer for llama.cpp wherever it is in a vocabulary, for Transformers only where a configuration says so.
+ENDS = ("<|im_end|>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
+
 CHAT = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What's a model?"})
 
 TEMPLATE = (
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
@@ -124,28 +128,32 @@ TEMPLATE = (
 Continue = Callable[[list[int]], tuple[list[int], list[float]]]
 
 
-def runs(encode: Callable[[str], list[int]], go_on: Continue) -> list[dict[str, Any]]:
-    """The first RUNS prompts whose continuation has no tie and is not one id over and over; shorter ones if too few.
+def runs(encode: Callable[[str], list[int]], go_on: Continue, ends: Iterable[int]) -> list[dict[str, Any]]:
+    """The first RUNS prompts whose continuation is sure and not one id over and over; shorter ones if these are few.
 
-    go_on: ids of a prompt -> ids, and the distance of the two largest logits at each; below GAP is a tie.
+    go_on: ids of a prompt -> ids, and the distance of the two largest logits at each; below GAP is a tie, which ends
+    what is sure. ends: ids that some tool ends at (ENDS); whoever goes on behind one is followed up to there.
     Raises ValueError if fewer than STEPS ids in all are sure.
     """
     whole, short = [], []
     for text in PROMPTS:
         prompt = encode(text)
-        if not prompt:
-            continue
         ids, gaps = go_on(prompt)
-        sure = next((i for i, gap in enumerate(gaps) if gap < GAP), len(ids))
+        doubts = (i for i, gap in enumerate(gaps) if gap < GAP or (ids[i] in ends and i + 1 < len(ids)))
+        sure = next(doubts, len(ids))
         run = {"text": text, "prompt_ids": prompt, "ids": ids[:sure], "gap": round(min([*gaps[:sure], 99.0]), 4)}
+        if sure == len(ids):
+            run["ended"] = len(ids) < STEPS
         if sure == len(ids) and len(set(ids)) > min(4, len(ids) - 1):
             whole.append(run)
-        elif len(set(ids[:sure])) > 2:
+        elif len(set(ids[:sure])) > 1:
             short.append(run)
         if len(whole) == RUNS:
             break
     short.sort(key=lambda run: -len(run["ids"]))
-    kept = [*whole, *short][:RUNS]
+    kept = whole
+    while short and (len(kept) < RUNS or sum(len(run["ids"]) for run in kept) < STEPS):
+        kept.append(short.pop(0))
     if sum(len(run["ids"]) for run in kept) < STEPS:
         raise ValueError(f"too few sure steps: {kept}")
     return kept
@@ -156,5 +164,3 @@ def record(folder: Path, name: str, **facts: Any) -> None:
     (folder / f"{name}.expected.json").write_text(json.dumps({"name": name, **facts}, ensure_ascii=False))
     shown = facts.get("refused") or [len(r["ids"]) for r in facts.get("runs", [])]
     print(f"{name}: {shown}", flush=True)
-
-

@@ -270,7 +270,7 @@ if FIVE:
     def _(k: Kitchen) -> None:
         k.save(filled(transformers.Qwen2Model(config())), dtype=BF16)
 
-    @recipe("t5-classifier", "Qwen2ForSequenceClassification", refused=("Qwen2ForSequenceClassification",))
+    @recipe("t5-classifier", "Qwen2ForSequenceClassification", refused=("architectures is .*Qwen2ForSeq",))
     def _(k: Kitchen) -> None:
         m = transformers.Qwen2ForSequenceClassification(config(num_labels=2, pad_token_id=330))
         with torch.no_grad():
@@ -280,9 +280,9 @@ if FIVE:
 
     @recipe("t5-qwen3", "Qwen3, another architecture", refused=("qwen3",))
     def _(k: Kitchen) -> None:
-        m = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{n: v for n, v in config().to_dict().items() if n in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads")}, head_dim=16))  # fmt: skip
+        sizes = {"vocab_size": 352, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "head_dim": 16}
+        c = transformers.Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
+        m = transformers.Qwen3ForCausalLM(c)
         with torch.no_grad():
             for p in m.parameters():
                 p.fill_(0.5)
@@ -318,7 +318,7 @@ if FIVE:
             wrapped.base_model.model.lm_head.modules_to_save["default"].weight.mul_(1.5)
         k.save(wrapped.merge_and_unload(), dtype=BF16)
 
-    @recipe("peft-adapter", "the adapter alone", maker=peft_version(), refused=("adapter", "merge"))
+    @recipe("peft-adapter", "the adapter alone", maker=peft_version(), refused=("adapter|LoRA", "merge"))
     def _(k: Kitchen) -> None:
         m = model().to(BF16)
         m.config._name_or_path = m.name_or_path = "base-model"
@@ -326,7 +326,7 @@ if FIVE:
         k.tokenizer().save_pretrained(k.folder)
 
     @recipe("peft-unmerged", "a state dict with the LoRA still beside its weights", maker=peft_version(),
-            refused=("lora", "merge"))  # fmt: skip
+            refused=("lora|LoRA", "merge"))  # fmt: skip
     def _(k: Kitchen) -> None:
         m = model().to(BF16)
         k.save(m)
@@ -346,7 +346,7 @@ else:
     def _(k: Kitchen) -> None:
         k.save(model(seed=1), dtype=BF16)
 
-    @recipe(f"{four}-legacy-format", "the fast tokenizer saved with legacy_format: files of both kinds")
+    @recipe(f"{four}-legacy-format", "the fast tokenizer saved with legacy_format: vocab.json and merges.txt")
     def _(k: Kitchen) -> None:
         k.save(model(), None, BF16)
         k.tokenizer().save_pretrained(k.folder, legacy_format=True)
@@ -427,6 +427,5 @@ else:
 
     @recipe(f"{four}-no-template", "a tokenizer without a chat template, ends with <|endoftext|>")
     def _(k: Kitchen) -> None:
-        k.save(model(eos_token_id=330, bos_token_id=330), k.tokenizer(eos_token="<|endoftext|>", chat_template=None), BF16)
-
-
+        t = k.tokenizer(eos_token="<|endoftext|>", chat_template=None)
+        k.save(model(eos_token_id=t.eos_token_id, bos_token_id=t.eos_token_id), t, BF16)

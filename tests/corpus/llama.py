@@ -16,7 +16,7 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
-from ground import STEPS, TEXTS, record, runs
+from ground import ENDS, STEPS, TEXTS, record, runs
 from llama_cpp import llama_cpp as lib
 
 JUDGE = (
@@ -24,9 +24,10 @@ JUDGE = (
     f"{version('transformers')}, float32, on the weights as gguf-py {version('gguf')} decodes them"
 )
 NAMES = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_qkv": "qkv",
 }  # fmt: skip
 
@@ -131,8 +132,9 @@ def exact(files: list[Path]) -> Any:
         intermediate_size=said["qwen2.feed_forward_length"], num_hidden_layers=said["qwen2.block_count"],
         num_key_value_heads=kv, tie_word_embeddings=tied,
         head_dim=said.get("qwen2.attention.key_length", width // heads),
-        max_position_embeddings=said["qwen2.context_length"], rms_norm_eps=said["qwen2.attention.layer_norm_rms_epsilon"],
-        rope_parameters={"rope_type": "default", "rope_theta": said["qwen2.rope.freq_base"]}, attn_implementation="eager",
+        max_position_embeddings=said["qwen2.context_length"], attn_implementation="eager",
+        rms_norm_eps=said["qwen2.attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": said["qwen2.rope.freq_base"]},
     )  # fmt: skip
     model = Qwen2ForCausalLM(config).float().eval()
     if tied:
@@ -145,10 +147,12 @@ def judged(files: list[Path]) -> dict[str, Any]:
     """What llama.cpp makes of a GGUF file, or of the parts of one."""
     reference = exact(files)
     m = Llama(files[0], reference)
+    special = {i for i in range(m.rows) if lib.llama_vocab_get_attr(m.vocab, i) & lib.LLAMA_TOKEN_ATTR_CONTROL}
     tensors = {t.name: t.tensor_type.name for path in files for t in gguf.GGUFReader(path).tensors}
     keys = {
-        "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv",
+        "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
         "max_position_embeddings": "context_length",
     }  # fmt: skip
     config: dict[str, Any] = {name: int(m.meta(f"qwen2.{key}")) for name, key in keys.items()}
@@ -164,7 +168,7 @@ def judged(files: list[Path]) -> dict[str, Any]:
         "formats": sorted(set(tensors.values())),
         "config": config,
         "texts": [m.encode(text) for text in TEXTS],
-        "runs": runs(m.encode, m.go_on),
+        "runs": runs(m.encode, m.go_on, {m.encode(x)[-1] for x in ENDS if m.encode(x)[-1] in special}),
     }
 
 

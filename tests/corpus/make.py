@@ -10,8 +10,8 @@ Each PYTHON is one with the maker installed, beside torch:
     mergekit           mergekit 0.1.4 with transformers 4.46
     mlx                mlx[cpu], mlx-lm
 and --llama-cpp a folder with convert_hf_to_gguf.py: vendor/llama.cpp in llama-cpp-python's source distribution.
-Weights, texts and prompts are seeded (ground.py): the same versions of the makers make the same bytes. With --keep, what
-WORK holds already is only packed.
+Weights, texts and prompts are seeded (ground.py): the same versions of the makers make the same bytes. With --keep,
+what WORK holds already is only packed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from ground import CHAT, NFD, TEXTS
+from ground import CHAT, GAP, NFD, TEXTS
 from table import render
 
 HERE = Path(__file__).parent
@@ -37,8 +37,8 @@ MAKERS = ("transformers-5", "transformers-4.46", "transformers-4.57", "mergekit"
 
 def run(python: str, script: str, *arguments: str) -> None:
     print(f"--- {script}: {python}", flush=True)
-    one = {"OMP_NUM_THREADS": "1"}  # torch adds up in another order with more
-    subprocess.run([python, HERE / script, *arguments], check=True, env=os.environ | one)
+    settled = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}  # the order of additions, and of sets that are written
+    subprocess.run([python, HERE / script, *arguments], check=True, env=os.environ | settled)
 
 
 def collect(work: Path) -> dict[str, Any]:
@@ -48,14 +48,15 @@ def collect(work: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
         place = work / facts["path"]
         parts = sorted(place.parent.glob("*-of-*.gguf")) if "-of-" in place.name else [place]
-        facts["bytes"] = sum(f.stat().st_size for p in parts for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
+        files = [f for p in parts for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()]
+        facts["bytes"] = sum(f.stat().st_size for f in files)
         tokenizer = {key: facts.pop(key) for key in ("texts", "nfd", "chat") if key in facts}
         if tokenizer:
             if tokenizer not in tokenizers:
                 tokenizers.append(tokenizer)
             facts["tokenizer"] = tokenizers.index(tokenizer)
         models.append(facts)
-    return {"texts": TEXTS, "nfd": NFD, "chat": CHAT, "tokenizers": tokenizers, "models": models}
+    return {"gap": GAP, "texts": TEXTS, "nfd": NFD, "chat": CHAT, "tokenizers": tokenizers, "models": models}
 
 
 def pack(work: Path, expected: dict[str, Any]) -> bytes:
@@ -89,6 +90,7 @@ def main() -> None:
     if not args["keep"]:
         for name in MAKERS[:3]:
             run(args[name.replace("-", "_")], "hf.py", str(work))
+        run(args["transformers_5"], "hf.py", str(work), "--again")
         run(args["mlx"], "by_mlx.py", str(work))
         run(args["mergekit"], "by_mergekit.py", str(work))
         run(args["transformers_5"], "by_gguf_py.py", str(work))
