@@ -38,6 +38,7 @@ slices:
 """),
     "merge-linear-f16": ("linear, float16", [], f"""
 merge_method: linear
+base_model: {A}
 dtype: float16
 models:
   - {{model: {A}, parameters: {{weight: 0.75}}}}
@@ -58,6 +59,7 @@ slices:
 """),
     "merge-tokenizer-union": ("linear, tokenizer_source union, rows padded to a multiple of 48", [], f"""
 merge_method: linear
+base_model: {A}
 dtype: bfloat16
 tokenizer: {{source: union, pad_to_multiple_of: 48}}
 models:
@@ -83,8 +85,7 @@ def main() -> None:
         offline = os.environ | {"HF_HUB_OFFLINE": "1"}
         subprocess.run([*command, *arguments], check=True, cwd=root, env=offline, stdout=subprocess.DEVNULL)
         recipe.unlink()
-        folder = root / name
-        record(root, name, maker=MAKER, what=what, path=name, **judged(folder, folder))
+        record(root, name, maker=MAKER, what=what, path=name, **judged(root / name))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,13 @@ class Kitchen:
 
     root: Path
     name: str
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
         """Where the model goes."""
         return self.root / self.name
 
-    def tokenizer(self, fast: bool = True, cls: Any = None, **more: Any) -> Any:
+    def tokenizer(self, fast: bool = True, **more: Any) -> Any:
         """Qwen2's own class over the trained vocabulary: 329 <|im_end|>, 330 <|endoftext|>, 331 <|im_start|>, then two
         that are not special."""
         said: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | more
@@ -101,10 +100,10 @@ class Kitchen:
             vocab = json.loads(Path(files[0]).read_text(encoding="utf-8"))
             lines = Path(files[1]).read_text(encoding="utf-8").splitlines()[1:]
             said |= {"vocab": vocab, "merges": [tuple(line.split(" ")) for line in lines]}
-            cls, first = cls or transformers.Qwen2Tokenizer, "extra_special_tokens"
+            cls, first = transformers.Qwen2Tokenizer, "extra_special_tokens"
         else:
             said |= {"vocab_file": files[0], "merges_file": files[1]}
-            cls = cls or (transformers.Qwen2TokenizerFast if fast else transformers.Qwen2Tokenizer)
+            cls = transformers.Qwen2TokenizerFast if fast else transformers.Qwen2Tokenizer
             first = "additional_special_tokens"
         t = cls(**{first: ["<|im_start|>"]} | said)
         t.add_tokens([transformers.AddedToken(x, normalized=False) if isinstance(x, str) else x for x in added])
@@ -112,10 +111,12 @@ class Kitchen:
         return t
 
     def save(self, m: Any, t: Any = "the usual", dtype: Any = None, save: dict[str, Any] | None = None) -> Path:
-        """save_pretrained of a model and a tokenizer."""
+        """save_pretrained of a model and a tokenizer, which agree about the end."""
         (m.to(dtype) if dtype else m).save_pretrained(self.folder, **(save or {}))
         if t is not None:
-            (self.tokenizer() if t == "the usual" else t).save_pretrained(self.folder)
+            t = self.tokenizer() if t == "the usual" else t
+            assert m.config.eos_token_id == t.eos_token_id, (self.name, m.config.eos_token_id, t.eos_token_id)
+            t.save_pretrained(self.folder)
         return self.folder
 
     def edit(self, file: str, **more: Any) -> None:
@@ -172,13 +173,16 @@ def theta_of(c: Any) -> float:
     return float((getattr(c, "rope_parameters", None) or {}).get("rope_theta") or c.rope_theta)
 
 
-def judged(folder: Path, tokenizer: Path | None, borrowed: Any = None) -> dict[str, Any]:
-    """What this Transformers makes of a folder: configuration, ids of texts, of a chat, of continuations."""
+def judged(folder: Path, borrowed: Any = None) -> dict[str, Any]:
+    """What this Transformers makes of a folder: configuration, ids of texts, of a chat, of continuations.
+
+    borrowed: the tokenizer that prompts are made with where the folder has none.
+    """
     m = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", **{"dtype" if FIVE else "torch_dtype": torch.float32}
     ).eval()
     assert m.dtype == torch.float32
-    t = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None
+    t = None if borrowed else AutoTokenizer.from_pretrained(folder)
     c, vocabulary = m.config, (t or borrowed).get_vocab()
     facts: dict[str, Any] = {
         "judge": f"{MAKER}, float32, eager",
@@ -205,13 +209,13 @@ def make(root: Path, r: Recipe) -> None:
     k = Kitchen(root, r.name)
     k.folder.mkdir(parents=True)
     r.make(k)
-    facts = {"maker": r.maker or MAKER, "what": r.what, "path": r.path or r.name} | k.facts
+    facts: dict[str, Any] = {"maker": r.maker or MAKER, "what": r.what, "path": r.path or r.name}
     if r.refused:
         facts["refused"] = list(r.refused)
     else:
         folder = root / facts["path"]
         has = any((folder / n).exists() for n in ("tokenizer.json", "vocab.json"))
-        facts |= judged(folder, folder if has else None, None if has else k.tokenizer())
+        facts |= judged(folder, None if has else k.tokenizer())
     record(root, r.name, **facts)
 
 
@@ -222,7 +226,7 @@ def again(root: Path) -> None:
         folder = root / facts["path"]
         if facts["maker"] == MAKER or not facts["maker"].startswith("Transformers") or "refused" in facts:
             continue
-        mine = judged(folder, folder)
+        mine = judged(folder)
         if any(mine.get(key) != facts.get(key) for key in ("texts", "nfd", "chat", "config", "runs")):
             record(root, **facts | mine | {"judge": f"{mine['judge']}; {facts['maker']} finds other ids"})
 

@@ -20,6 +20,11 @@ def with_ends(k: Kitchen, m: Any) -> list[int]:
     return [329, made[3]]
 
 
+def ends_of(t: Any) -> dict[str, int]:
+    """A configuration's ids of BOS and EOS, which move when a tokenizer has both."""
+    return {"bos_token_id": t.bos_token_id, "eos_token_id": t.eos_token_id}
+
+
 def generation(m: Any, **more: Any) -> Any:
     m.generation_config = transformers.GenerationConfig(**more)
     return m
@@ -174,7 +179,7 @@ if FIVE:
         t.backend_tokenizer.post_processor = TemplateProcessing(
             single="<|endoftext|> $A", pair=None, special_tokens=[("<|endoftext|>", t.bos_token_id)]
         )
-        k.save(model(bos_token_id=330), t, BF16)
+        k.save(model(**ends_of(t)), t, BF16)
 
     @recipe("t5-bos-eos-template", "a post-processor that puts BOS first and EOS last")
     def _(k: Kitchen) -> None:
@@ -183,13 +188,14 @@ if FIVE:
         t = k.tokenizer(bos_token="<|endoftext|>")
         t.backend_tokenizer.post_processor = TemplateProcessing(
             single="<|endoftext|> $A <|im_end|>", pair=None,
-            special_tokens=[("<|endoftext|>", 330), ("<|im_end|>", 329)],
+            special_tokens=[("<|endoftext|>", t.bos_token_id), ("<|im_end|>", t.eos_token_id)],
         )  # fmt: skip
-        k.save(model(bos_token_id=330), t, BF16)
+        k.save(model(**ends_of(t)), t, BF16)
 
     @recipe("t5-add-bos-said", "add_bos_token true in tokenizer_config.json, nothing in tokenizer.json")
     def _(k: Kitchen) -> None:
-        k.save(model(bos_token_id=330), k.tokenizer(bos_token="<|endoftext|>"), BF16)
+        t = k.tokenizer(bos_token="<|endoftext|>")
+        k.save(model(**ends_of(t)), t, BF16)
         k.edit("tokenizer_config.json", add_bos_token=True)
 
     @recipe("t5-chat-in-config", "the chat template inside tokenizer_config.json")
@@ -266,13 +272,13 @@ if FIVE:
         compiled = torch.compile(m)
         save_file({n: w.contiguous() for n, w in compiled.state_dict().items()}, k.folder / "model.safetensors")
 
-    @recipe("t5-base-model", "Qwen2Model, without a head", refused=("Qwen2Model",))
+    @recipe("t5-base-model", "Qwen2Model, without a head", refused=("Qwen2Model|embedding model",))
     def _(k: Kitchen) -> None:
         k.save(filled(transformers.Qwen2Model(config())), dtype=BF16)
 
     @recipe("t5-classifier", "Qwen2ForSequenceClassification", refused=("architectures is .*Qwen2ForSeq",))
     def _(k: Kitchen) -> None:
-        m = transformers.Qwen2ForSequenceClassification(config(num_labels=2, pad_token_id=330))
+        m = transformers.Qwen2ForSequenceClassification(config(num_labels=2))
         with torch.no_grad():
             m.score.weight.fill_(0.5)
         m.model = filled(m.model)
@@ -281,7 +287,7 @@ if FIVE:
     @recipe("t5-qwen3", "Qwen3, another architecture", refused=("qwen3",))
     def _(k: Kitchen) -> None:
         sizes = {"vocab_size": 352, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "head_dim": 16}
-        c = transformers.Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
+        c = transformers.Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2, eos_token_id=329)
         m = transformers.Qwen3ForCausalLM(c)
         with torch.no_grad():
             for p in m.parameters():
@@ -428,4 +434,4 @@ else:
     @recipe(f"{four}-no-template", "a tokenizer without a chat template, ends with <|endoftext|>")
     def _(k: Kitchen) -> None:
         t = k.tokenizer(eos_token="<|endoftext|>", chat_template=None)
-        k.save(model(eos_token_id=t.eos_token_id, bos_token_id=t.eos_token_id), t, BF16)
+        k.save(model(**ends_of(t) | {"bos_token_id": t.eos_token_id}), t, BF16)
