@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "trace/recipes": {"trace", "quant"} | JUDGE,
     "trace/hypotheses": {"trace", "quant"} | JUDGE,
     "trace/budgets": {"trace", "quant"} | JUDGE,
-    "engine/config": {"quant"},
+    "engine/config": {"engine/config", "quant"},
     "engine/weights": {"engine/config", "quant"},
     "engine/user_cache": set(),
     "engine/kernels": {"engine/kernels", "engine/weights", "engine/config", "engine/user_cache", "quant"},

@@ -22,7 +22,7 @@ from ..trace.stages import NAMES, STAGES, by_name, shape_of_count
 from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
 from .load import open_weights
-from .record import parse_tokens
+from .prompt import parse_tokens
 
 Array = NDArray[np.floating[Any]]
 PARTS = ("q_proj", "k_proj", "v_proj")  # in a map: a third of qkv_bias each

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..engine.bind import bind
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
-from ..engine.tokenizer import Tokenizer
+from ..engine.tokenizer import Tokenizer, Tokens
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
@@ -110,11 +110,24 @@ def _compiling(done: int, total: int) -> None:
         print(f"{start}compiling kernels (first run) {done + 1}/{total}", end=end, file=sys.stderr, flush=True)
 
 
+def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
+    """What spells ids out, for a prompt that came as ids; None, with a line on stderr, where nothing can."""
+    try:
+        v = checkpoint.vocabulary()
+    except BadInput as error:
+        print(one_line(f"note: the tokenizer can not be read, ids are not spelled out: {error}"), file=sys.stderr)
+        return None
+    return None if v is None else Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
+
+
 def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = checkpoint.vocabulary()
     if vocabulary is None:
-        raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text")
+        files = " (tokenizer.json, or vocab.json and merges.txt)" if checkpoint.container == "safetensors" else ""
+        raise BadInput(f"{checkpoint.path} has no tokenizer{files}; give token ids, as --tokens 1,2,3, instead of text")
+    for note in vocabulary.notes:
+        print(one_line(f"note: {checkpoint.path}: {note}"), file=sys.stderr)
     try:
         return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size), vocabulary.chat_template
     except BadInput as error:

@@ -130,11 +130,11 @@ class Kitchen:
 @dataclass(frozen=True)
 class Recipe:
     """A model's name, what is special about it, how it is made; refused: what the one line must hold, if it must not
-    run."""
+    run. make: returns what was judged before Transformers could no longer open it; None has it judged from disk."""
 
     name: str
     what: str
-    make: Callable[[Kitchen], Any]
+    make: Callable[[Kitchen], dict[str, Any] | None]
     refused: tuple[str, ...] = ()
     path: str = ""
     maker: str = ""
@@ -208,14 +208,14 @@ def judged(folder: Path, borrowed: Any = None) -> dict[str, Any]:
 def make(root: Path, r: Recipe) -> None:
     k = Kitchen(root, r.name)
     k.folder.mkdir(parents=True)
-    r.make(k)
+    found = r.make(k)
     facts: dict[str, Any] = {"maker": r.maker or MAKER, "what": r.what, "path": r.path or r.name}
     if r.refused:
         facts["refused"] = list(r.refused)
     else:
         folder = root / facts["path"]
         has = any((folder / n).exists() for n in ("tokenizer.json", "vocab.json"))
-        facts |= judged(folder, None if has else k.tokenizer())
+        facts |= found or judged(folder, None if has else k.tokenizer())
     record(root, r.name, **facts)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from hf import FIVE, STEPS, VERSION, Kitchen, config, continuation, filled, ids_of, model, recipe
+from hf import FIVE, STEPS, VERSION, Kitchen, config, continuation, filled, ids_of, judged, model, recipe
 from safetensors.torch import load_file, save_file
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -259,18 +259,20 @@ if FIVE:
             (snapshot / file.name).symlink_to(f"../../blobs/{n:040x}")
         k.folder.rmdir()
 
-    @recipe("t5-hub-cache-above", "the folder above the hub's cache", refused=("snapshots/0123abcd",),
-            path="models--q--t5-hub-cache")  # fmt: skip
-    def _(k: Kitchen) -> None:
+    @recipe("t5-hub-cache-above", "the folder above its one snapshot", path="models--q--t5-hub-cache")
+    def _(k: Kitchen) -> dict[str, Any]:
         k.folder.rmdir()
+        return judged(k.root / "models--q--t5-hub-cache" / "snapshots" / "0123abcd")
 
-    @recipe("t5-compiled", "the state dict of torch.compile'd weights", maker="torch.compile, safetensors",
-            refused=("_orig_mod",))  # fmt: skip
-    def _(k: Kitchen) -> None:
+    @recipe(
+        "t5-compiled", "the state dict of a model under torch.compile: `_orig_mod.`", maker="torch.compile, safetensors"
+    )
+    def _(k: Kitchen) -> dict[str, Any]:
         m = model().to(BF16)
-        k.save(m)
+        facts = judged(k.save(m))
         compiled = torch.compile(m)
         save_file({n: w.contiguous() for n, w in compiled.state_dict().items()}, k.folder / "model.safetensors")
+        return facts
 
     @recipe("t5-base-model", "Qwen2Model, without a head", refused=("Qwen2Model|embedding model",))
     def _(k: Kitchen) -> None:
