@@ -171,7 +171,7 @@ def resized(r: Random, f: Stagefile) -> Stagefile:
     both = tuple(slice(0, min(a, b)) for a, b in zip(shape, f.values.shape, strict=True))
     values[both] = f.values[both]
     T = shape[letters.index("T")] if "T" in letters else 1
-    return replace(f, values=values, positions=tuple(range(f.positions[0], f.positions[0] + T)))
+    return replace(f, values=values, positions=tuple(range(T) if not f.positions else range(f.positions[0], f.positions[0] + T)))
 
 
 def moved(r: Random, positions: tuple[int, ...]) -> tuple[int, ...]:

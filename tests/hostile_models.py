@@ -171,7 +171,7 @@ def folder_parts(formats: str) -> tuple[dict[str, bytes], str, bytes]:
 
 def in_weights(r: Random, data: bytes, block: int, size: int, plain: str | None) -> bytes:
     """The bytes of a tensor with other values: plain floats of NumPy's type, or blocks of codes and scales."""
-    if plain is not None:
+    if plain is not None and len(data) % np.dtype(plain).itemsize == 0:
         kind = np.dtype(plain)
         x = in_values(r, np.frombuffer(data, kind).astype(np.float64))
         with np.errstate(all="ignore"):
@@ -184,7 +184,7 @@ def in_weights(r: Random, data: bytes, block: int, size: int, plain: str | None)
     return (data[:at] + new + data[at + size :])[: len(data)]
 
 
-PLAIN = {0: "<f4", 1: "<f2"}
+PLAIN = {0: "<f4", 1: "<f2", "F32": "<f4", "F16": "<f2"}
 
 
 # -- GGUF -------------------------------------------------------------------------------------------------------------
@@ -237,8 +237,8 @@ def in_array(r: Random, a: Array) -> Array:
     return replace(a, values=values)
 
 
-def hostile_gguf(r: Random, path: Path, formats: str = "F32") -> Path:
-    """Writes a GGUF file, whole or in two parts."""
+def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = False) -> Path:
+    """Writes a GGUF file, whole or in two parts. opens: only the weights' values are odd."""
     first, second = gguf_parts(formats)
     keys, tensors, g = list(first), list(second), Gguf()
 
@@ -272,7 +272,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32") -> Path:
             return
         n = r.randrange(len(tensors))
         t = tensors[n]
-        which = r.randrange(11)
+        which = r.randrange(10)
         if which == 0:
             tensors[n] = replace(t, name=r.choice((*NAMES, not_utf8(r), str(t.name).replace("0", "1"), "rope_freqs")))
         elif which == 1:
@@ -294,11 +294,8 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32") -> Path:
         elif which == 8:  # of another size, and whole
             dims = tuple(max(1, d + r.choice((-1, 0, 0, 1, 32))) for d in t.dims)
             tensors[n] = of_type(r, replace(t, dims=dims), t.type)
-        elif which == 9:  # of another format, and whole
+        else:  # of another format, and whole
             tensors[n] = of_type(r, t, r.choice(list(TYPES)))
-        else:
-            _, block, size = TYPES[t.type]
-            tensors[n] = replace(t, data=in_weights(r, t.data, block, size, PLAIN.get(t.type)))
 
     def head() -> None:
         nonlocal g
@@ -316,12 +313,20 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32") -> Path:
         else:
             g = replace(g, tail=noise(r, r.choice((1, 100))))
 
-    some(r, (key, key, vocabulary, tensor, tensor, head))
+    def values() -> None:
+        if not tensors:
+            return
+        n = r.randrange(len(tensors))
+        t = tensors[n]
+        _, block, size = TYPES[t.type]
+        tensors[n] = replace(t, data=in_weights(r, t.data, block, size, PLAIN.get(t.type)))
+
+    some(r, (values,) if opens else (key, key, vocabulary, tensor, tensor, values, head))
     g = replace(g, keys=[packed_key(*k) for k in keys], tensors=tensors)
     raw = g.build()
-    if r.random() < 0.2:
+    if not opens and r.random() < 0.2:
         raw = in_bytes(r, raw)
-    if r.random() < 0.03:  # in two parts, of which the second is the first's twin
+    if not opens and r.random() < 0.03:  # in two parts, of which the second is the first's twin
         path = path.with_name("m-00001-of-00002.gguf")
         path.with_name("m-00002-of-00002.gguf").write_bytes(raw)
     path.write_bytes(raw)
@@ -352,10 +357,11 @@ APR_MORE = (
 )  # fmt: skip
 
 
-def hostile_apr(r: Random, path: Path, formats: str = "F32") -> Path:
-    """Writes an APR file, compressed at times."""
+def hostile_apr(r: Random, path: Path, formats: str = "F32", opens: bool = False) -> Path:
+    """Writes an APR file, compressed at times. opens: only the weights' values are odd."""
     metadata, first = apr_parts(formats)
-    said, entries, flags = json.loads(metadata), list(first), r.choice((0x0400, 0x0400, 0x0400, 0, r.getrandbits(16)))
+    flags = r.choice((0x0400, 0x0401, 0x0402) if opens else (0x0400, 0x0400, 0x0400, 0, r.getrandbits(16)))
+    said, entries = json.loads(metadata), list(first)
     lies: dict[str, int] = {}
 
     def json_() -> None:
@@ -381,8 +387,6 @@ def hostile_apr(r: Random, path: Path, formats: str = "F32") -> Path:
         elif which == 4:
             data = r.choice((data[:-1], data + b"\0" * 64, data * 2, b""))
         elif which == 5:
-            data = in_weights(r, data, 1, 4, "<f4" if dtype == 0 else "<f2" if dtype == 1 else None)
-        elif which == 6:
             del entries[n]
             return
         else:
@@ -390,13 +394,23 @@ def hostile_apr(r: Random, path: Path, formats: str = "F32") -> Path:
             return
         entries[n] = (name, dtype, shape, data)
 
+    def values() -> None:
+        if not entries:
+            return
+        n = r.randrange(len(entries))
+        name, dtype, shape, data = entries[n]
+        entries[n] = (name, dtype, shape, in_weights(r, data, 1, 4, PLAIN.get(dtype)))
+
     def head() -> None:
         lies[r.choice(("count", "meta_at", "meta_size", "index_at", "data_at", "checksum", "footer", "major"))] = (
             r.choice(WHOLE) & (1 << 64) - 1
         )
 
-    some(r, (json_, json_, entry, head))
+    some(r, (values,) if opens else (json_, json_, entry, values, head))
     raw = built_apr(spelled(said, r), entries, flags, lies)
+    if opens:
+        path.write_bytes(raw)
+        return path
     if r.random() < 0.2:
         raw = in_bytes(r, raw)
         if r.random() < 0.7 and len(raw) > 68:
@@ -465,12 +479,12 @@ MORE = {
 }
 
 
-def hostile_folder(r: Random, path: Path, formats: str = "F32") -> Path:
-    """Writes a folder of safetensors and what lies beside them."""
+def hostile_folder(r: Random, path: Path, formats: str = "F32", opens: bool = False) -> Path:
+    """Writes a folder of safetensors and what lies beside them. opens: only the weights' values are odd."""
     path = path.with_suffix("")
     path.mkdir()
     beside, header, data = folder_parts(formats)
-    files, said, split = dict(beside), json.loads(header), r.random() < 0.15
+    files, said, split = dict(beside), json.loads(header), not opens and r.random() < 0.15
     if r.random() < 0.25:
         with_parts(files)
     good = dict(files)
@@ -492,9 +506,9 @@ def hostile_folder(r: Random, path: Path, formats: str = "F32") -> Path:
             files[name] = spelled({r.choice(NAMES): odd(r)}, r)
 
     def weights() -> None:
-        nonlocal data, split
+        nonlocal split
         name = r.choice(list(said))
-        which = r.randrange(7)
+        which = r.randrange(6)
         entry = said[name]
         if which == 0:
             said[r.choice((*NAMES, name.replace("model.", ""), f"_orig_mod.{name}"))] = said.pop(name)
@@ -508,17 +522,18 @@ def hostile_folder(r: Random, path: Path, formats: str = "F32") -> Path:
             }
         elif which == 4:
             said["__metadata__"] = odd(r)
-        elif which == 5:
+        else:
             split = True
-        elif "dtype" in entry:
-            begin, end = entry["data_offsets"]
-            data = data[:begin] + in_weights(r, data[begin:end], 1, 4, "<f4") + data[end:]
 
-    some(r, (json_, json_, json_, other, weights, weights))
-    if not said:
-        said = {}
+    def values() -> None:
+        nonlocal data
+        entry = json.loads(header)[r.choice([name for name in json.loads(header) if name != "__metadata__"])]
+        begin, end = entry["data_offsets"]
+        data = data[:begin] + in_weights(r, data[begin:end], 1, 4, PLAIN[entry["dtype"]]) + data[end:]
+
+    some(r, (values,) if opens else (json_, json_, json_, other, weights, values))
     raw = built_safetensors(spelled(said, r), data)
-    if r.random() < 0.15:
+    if not opens and r.random() < 0.15:
         raw = in_bytes(r, raw)
     files["model.safetensors"] = raw
     if split:
@@ -551,7 +566,7 @@ def with_parts(files: dict[str, bytes]) -> None:
     files["added_tokens.json"] = json.dumps({t["content"]: t["id"] for t in said["added_tokens"]}).encode()
 
 
-CONTAINERS: dict[str, Callable[[Random, Path, str], Path]] = {
+CONTAINERS: dict[str, Callable[[Random, Path, str, bool], Path]] = {
     "gguf": hostile_gguf,
     "apr": hostile_apr,
     "folder": hostile_folder,

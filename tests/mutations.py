@@ -140,7 +140,7 @@ def change_one(r: Random, place: Any, key: Any) -> None:
         place[r.choice((*NAMES, f"{key} ", key.upper()))] = place.pop(key)
     elif kind == 4:
         place[key] = r.choice(([place[key]], {"a": place[key]}, str(place[key])[:99], [place[key]] * 3))
-    elif kind == 5 and isinstance(place[key], int | float) and not isinstance(place[key], bool):
+    elif kind == 5 and type(place[key]) in (int, float) and abs(place[key]) < 1 << 80:
         place[key] = r.choice((place[key] + 1, place[key] - 1, -place[key], place[key] * 2, float(place[key]) + 0.5))
     elif kind == 6 and isinstance(place[key], str):
         place[key] = in_text(r, place[key])

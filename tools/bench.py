@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 from ..quant.errors import BadInput
 from .child import end_with_parent, own_process, run_to_the_end
 from .signals import end_at_a_cut_file
+from .terminal import json_text
 
 READS = 8  # of all weights, before a round and after it: what the machine reads moves from second to second
 WARM_UP = 8  # tokens that nobody counts
@@ -271,6 +271,7 @@ def main(args: argparse.Namespace) -> int:
     from ..engine.kernels import backend, check_precision
     from .load import cores, open_weights
     from .models import resolve
+    from .progress import progress
 
     path = resolve(args.model)
     checkpoint, _ = open_weights(str(path))  # a bad model is refused here, once
@@ -295,17 +296,17 @@ def main(args: argparse.Namespace) -> int:
         first: dict[str, dict[str, float]] = {p: {} for p in precisions}
         if has_text:  # only now, when every kernel is compiled
             first = {p: {"first_token_s": round(first_token_s(str(path), p, threads), 3)} for p in precisions}
-        for i in range(args.repeats):
-            print(f"\r{threads} threads, round {i + 1} of {args.repeats}", end="", file=sys.stderr, flush=True)
-            for bench in (*benches, *([peer] if peer else [])):
-                bench.round()
-        print(file=sys.stderr)
+        with progress(f"{threads} threads", args.repeats) as done:
+            for i in range(args.repeats):
+                for bench in (*benches, *([peer] if peer else [])):
+                    bench.round()
+                done(i + 1)
         rows += [b.row(path.name, peer) | first[b.precision] for b in benches]
         if peer:
             rows.append(peer.row(path.name, None))
         for bench in (*benches, *([peer] if peer else [])):
             bench.close()
-    print(json.dumps(rows) if args.json else table(rows))
+    print(json_text(rows) if args.json else table(rows))
     return 0
 
 

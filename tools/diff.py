@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +15,7 @@ from ..quant.errors import BadInput
 from ..trace.compare import Choice, Comparison, choice, compare, place
 from ..trace.dump import Entry
 from ..trace.pair import Pairs, pair_dumps, pair_files
-from .terminal import one_line
+from .terminal import json_text, one_line
 
 TOLERANCE, TOP = 1e-3, 10
 
@@ -103,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
         Row(x, y, compare(x, y, args.top), choice(x, y) if x.stage.name == "lm_head" else None) for x, y in pairs.both
     ]
     if args.json:
-        print(json.dumps(as_json(args, pairs, rows), allow_nan=False))
+        print(json_text(as_json(args, pairs, rows)))
     elif args.csv:
         write_csv(pairs, rows, args.tolerance)
     else:
@@ -136,7 +135,10 @@ def as_json(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> dict[str
 
 
 def write_csv(pairs: Pairs, rows: list[Row], tolerance: float) -> None:
-    flat = [{k: v for k, v in r.as_json(pairs, tolerance).items() if k != "top"} for r in rows]
+    flat = [
+        {k: one_line(v) if isinstance(v, str) else v for k, v in r.as_json(pairs, tolerance).items() if k != "top"}
+        for r in rows
+    ]
     fields = list(dict.fromkeys(k for row in flat for k in row))
     writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
     writer.writeheader()

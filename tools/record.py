@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -35,7 +34,7 @@ from .load import Loaded, add_model_arguments, load, open_spelling, open_tokeniz
 from .models import resolve
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, prompt_ids, read_prompt
-from .terminal import one_line
+from .terminal import json_text, one_line
 
 PROMPT = "What is 2+2?"
 
@@ -242,7 +241,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         if shown is not None:
             report |= as_json(summaries)
-        print(json.dumps(report, allow_nan=False))
+        print(json_text(report))
         return 0
     if shown is not None:
         print(as_text(summaries))

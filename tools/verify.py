@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 from ..quant.errors import BadInput
@@ -15,7 +15,7 @@ from ..trace.verify import verify
 from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress
-from .terminal import one_line
+from .terminal import json_text, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +49,11 @@ def main(args: argparse.Namespace) -> int:
     if args.html is not None:
         write(args.html, page(result, dump.path.absolute().name, checkpoint.path.name))
     if args.json:
-        print(json.dumps(as_json(result), allow_nan=False, indent=1))
+        print(json_text(as_json(result), indent=1))
     else:
         print("\n".join(map(one_line, lines_of(result))))
+    if result.status == 2:
+        print(one_line(f"engine verify: {args.dump}: nothing could be judged; the report says why"), file=sys.stderr)
     return result.status
 
 
