@@ -16,9 +16,9 @@ import pytest
 
 from qwenref.engine.weights import Weights
 from qwenref.trace.dump import Dump, Entry
-from qwenref.trace.hypotheses import table
 from qwenref.trace.stages import by_name
-from qwenref.trace.verify import UNEXPLAINED, Finding, verify
+from qwenref.trace.verify.hypotheses.table import TABLE
+from qwenref.trace.verify.verify import UNEXPLAINED, Finding, verify
 
 from .engines import changed, dump_of, with_values
 from .plants import PLANTS, Plant
@@ -174,5 +174,5 @@ def test_a_mistake_in_a_stage_that_the_dump_lacks() -> None:
 
 def test_every_hypothesis_is_planted_somewhere() -> None:
     here = {"other-file", "other-stage", "bias-included", "layout"}
-    assert {h.name for h in table()} == {p.named for p in PLANTS} | here
-    assert len({h.name for h in table()}) == len(table())
+    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here
+    assert len({h.name for h in TABLE}) == len(TABLE)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwenref.trace.dump import open_dump
-from qwenref.trace.verify import verify
+from qwenref.trace.verify.verify import verify
 
 from .test_cli import engine, refused
 from .tiny import collect, tiny_weights, write_gguf

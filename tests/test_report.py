@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from qwenref.quant.tensor import dequantize
-from qwenref.trace.report import as_json, engine_words, sentence, statement, text
-from qwenref.trace.report_html import page
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import UNEXPLAINED, Verification
+from qwenref.trace.verify.finding import UNEXPLAINED, Verification
+from qwenref.trace.verify.report.html import page
+from qwenref.trace.verify.report.text import as_json, engine_words, sentence, statement, text
+from qwenref.trace.verify.verify import verify
 
 from .engines import Run, changed, dump_of
 from .plants import PLANTS

@@ -11,9 +11,9 @@ import pytest
 from qwenref.engine.kernels import reference
 from qwenref.engine.weights import Weights
 from qwenref.quant.tensor import QTensor, format_module
-from qwenref.trace.report import sentence, text
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import UNEXPLAINED, Finding, Verification
+from qwenref.trace.verify.finding import UNEXPLAINED, Finding, Verification
+from qwenref.trace.verify.report.text import sentence, text
+from qwenref.trace.verify.verify import verify
 
 from .engines import Run, dump_of
 from .tiny import tiny_weights

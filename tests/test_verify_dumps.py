@@ -11,9 +11,9 @@ import pytest
 
 from qwenref.quant.errors import BadInput
 from qwenref.trace.dump import Dump, Entry
-from qwenref.trace.report import sentence
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from qwenref.trace.verify.report.text import sentence
+from qwenref.trace.verify.verify import verify
 
 from .engines import changed, dump_of, with_values
 from .tiny import tiny_weights

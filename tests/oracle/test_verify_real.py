@@ -28,10 +28,10 @@ from qwenref.tools.dump_hf import capture, load  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump, open_dump  # noqa: E402
-from qwenref.trace.report import sentence  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
-from qwenref.trace.verify import verify  # noqa: E402
-from qwenref.trace.verify_finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
+from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
+from qwenref.trace.verify.report.text import sentence  # noqa: E402
+from qwenref.trace.verify.verify import verify  # noqa: E402
 
 from ..engines import Held, ordered  # noqa: E402
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import QTensor, dequantize, format_module
+from ....quant.tensor import QTensor, dequantize, format_module
 
 SLAB = 1 << 18  # weights decoded at a time
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.weights import Weights
-from ..quant.errors import BadInput
-from .dump import Dump
-from .recipes_floats import Span
-from .recipes_rope import fitted
-from .verify_bench import PRODUCTS, ROPE, Bench, place
-from .verify_finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
-from .verify_formulas import heads_of
-from .verify_judge import Judge
-from .verify_review import review
-from .verify_tokens import known_tokens, nearest
+from ...engine.weights import Weights
+from ...quant.errors import BadInput
+from ..dump import Dump
+from .evidence import PRODUCTS, ROPE, Evidence, place
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from .formulas import heads_of
+from .judge import Judge
+from .recipes.rope import fitted
+from .review import review
+from .span import Span
+from .tokens import known_tokens, nearest
 
 
 def verify(
@@ -35,30 +35,32 @@ def verify(
     check_shape(dump, weights)
     if against is not None:
         check_shape(dump, against)
-    bench = Bench(dump, weights)
-    bench.tokens, remarks = known_tokens(bench)
+    evidence = Evidence(dump, weights)
+    evidence.tokens, remarks = known_tokens(evidence)
     for files, what in (
         (dump.missing, "the manifest lists, and the dump lacks"),
         (dump.ignored, "left out, as their names are no stage's"),
     ):
         if files:
             remarks.append(f"{what}: {', '.join(files[:3])}{f' and {len(files) - 3} more' if len(files) > 3 else ''}")
-    bench.rotations, told = fitted(bench.rotations, list(rotations_seen(bench)))
-    judge = Judge(bench)
+    evidence.rotations, told = fitted(evidence.rotations, list(rotations_seen(evidence)))
+    judge = Judge(evidence)
     findings = []
     with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
         for n, e in enumerate(dump.entries):
             findings.append(judge.judge(e))
             done(n + 1)
         judge.name_recipes(findings)
-        second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
+        second = (
+            None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
+        )
         review(judge, findings, second)
     recipe = judge.recipe
     operands = sorted(
         {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
     )
     turned = told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings)
-    return Verification(findings, recipe, bench.tokens, first_of_all(bench, findings), remarks, operands, turned)
+    return Verification(findings, recipe, evidence.tokens, first_of_all(evidence, findings), remarks, operands, turned)
 
 
 def check_shape(dump: Dump, weights: Weights) -> None:
@@ -71,16 +73,16 @@ def check_shape(dump: Dump, weights: Weights) -> None:
         raise BadInput(f"{dump.path} has layer {deepest}; the model has layers 0 to {c.num_hidden_layers - 1}")
 
 
-def first_of_all(bench: Bench, findings: Sequence[Finding]) -> list[str]:
+def first_of_all(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
     """Sentences that must be said before any other."""
     said = []
     embedding = next((f for f in findings if f.stage == "embedding" and f.verdict == UNEXPLAINED), None)
     if embedding is not None and not embedding.hypotheses:
         products = [f for f in findings if f.stage in PRODUCTS and f.verdict != UNJUDGED]
-        e = bench.dump.get("embedding", 0, embedding.phase)
+        e = evidence.dump.get("embedding", 0, embedding.phase)
         assert e is not None
         if products and all(f.explained for f in products):
-            tokens = " ".join(map(str, nearest(bench, e.values())[:12]))
+            tokens = " ".join(map(str, nearest(evidence, e.values())[:12]))
             said.append(f"The embedding already differs, the products do not: other tokens were run ({tokens}).")
         else:
             said.append("The embedding already differs: this dump is of another model, or of other tokens.")
@@ -91,16 +93,16 @@ def first_of_all(bench: Bench, findings: Sequence[Finding]) -> list[str]:
     return said
 
 
-def rotations_seen(bench: Bench) -> Iterator[tuple[Any, Any, Any]]:
+def rotations_seen(evidence: Evidence) -> Iterator[tuple[Any, Any, Any]]:
     """(before, after, positions) of the rotations in the first layer that has them, in every phase."""
-    layers = sorted({e.layer for e in bench.dump.entries if e.stage.name in ROPE and e.layer is not None})
+    layers = sorted({e.layer for e in evidence.dump.entries if e.stage.name in ROPE and e.layer is not None})
     for layer in layers[:1]:
-        for phase in bench.phases:
+        for phase in evidence.phases:
             for part, name in enumerate(ROPE):
-                after, before = bench.dump.get(name, layer, phase), bench.dump.get("qkv_bias", layer, phase)
-                if after is None or before is None or bench.positions(after) != bench.positions(before):
+                after, before = evidence.dump.get(name, layer, phase), evidence.dump.get("qkv_bias", layer, phase)
+                if after is None or before is None or evidence.positions(after) != evidence.positions(before):
                     continue
                 x, y = np.asarray(before.values(), np.float64), np.asarray(after.values(), np.float64)
                 if np.isfinite(x).all() and np.isfinite(y).all():
-                    pos_T = np.array(bench.positions(after), np.int32)
-                    yield heads_of(bench.config, Span.point(x), part).mid, y, pos_T
+                    pos_T = np.array(evidence.positions(after), np.int32)
+                    yield heads_of(evidence.config, Span.point(x), part).mid, y, pos_T

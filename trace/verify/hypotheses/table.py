@@ -1,67 +1,22 @@
-"""Hypotheses: known mistakes, each a small function that recomputes a stage as an engine with that mistake would.
-
-One is reported when it reproduces the dump down to rounding, under the dump's own recipe. To add one: a function under
-@hypothesis in one of the hypotheses_*.py files, and a mistake that it explains (tests/plants.py).
-"""
+"""Every hypothesis, and which of them reproduce a stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
-from .recipes_floats import Span
-from .verify_bench import Unjudgeable
-from .verify_fit import Fit, compare
-from .verify_site import Site
+from ....quant.errors import BadInput
+from ..evidence import Unjudgeable
+from ..fit import Fit, compare
+from ..site import Site
+from . import attention, dump, products, rope, vectors
+from .hypothesis import Hypothesis
 
-Several = Iterator[tuple[str, Span]]
-Variants = Span | None | Several
-Recompute = TypeVar("Recompute", bound=Callable[[Site], Variants])
-
-
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """name: short, stable, for programs. sentence: for people; {} takes the variant that fitted.
-
-    stages: those that it is about. recompute: a site -> its Span under the mistake, several with what varies, or None.
-    """
-
-    name: str
-    sentence: str
-    stages: tuple[str, ...]
-    recompute: Callable[[Site], Variants]
-
-    def variants(self, site: Site) -> Iterator[tuple[str, Span]]:
-        found = self.recompute(site)
-        if isinstance(found, Span):
-            yield "", found
-        elif found is not None:
-            yield from found
-
-
-TABLE: list[Hypothesis] = []
-
-
-def hypothesis(name: str, sentence: str, *stages: str) -> Callable[[Recompute], Recompute]:
-    """Enters a function into the table."""
-
-    def enter(f: Recompute) -> Recompute:
-        TABLE.append(Hypothesis(name, sentence, stages, f))
-        return f
-
-    return enter
-
-
-def table() -> list[Hypothesis]:
-    """All of them, in the order of the files."""
-    from . import hypotheses_attention, hypotheses_dump, hypotheses_products, hypotheses_rope, hypotheses_vectors  # noqa: F401
-
-    return TABLE
+TABLE: tuple[Hypothesis, ...] = (*attention.TABLE, *dump.TABLE, *products.TABLE, *rope.TABLE, *vectors.TABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +40,7 @@ def explain(site: Site, got: NDArray[np.floating[Any]], only: Collection[str] | 
     here = (site.phase, site.layer)
     lacking = dict.fromkeys(stage for phase, layer, stage, _ in site.recomputed if (phase, layer) == here)
     for at in (site.stage, *lacking):
-        for h in table():
+        for h in TABLE:
             if (at in h.stages or not h.stages) and (only is None or h.name in only):
                 best = _best(h, site, at, got)
                 if best is not None:

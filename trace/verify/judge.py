@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dump import Entry
-from .recipes import FLOAT32_RECIPE, RECIPES, Recipe
-from .recipes_floats import Array, Span
-from .verify_bench import Bench, Key, Unjudgeable, place
-from .verify_finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
-from .verify_fit import Fit, compare
-from .verify_formulas import arithmetic
-from .verify_site import Site
+from ..dump import Entry
+from .evidence import Evidence, Key, Unjudgeable, place
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .fit import Fit, compare
+from .formulas import arithmetic
+from .recipes.recipe import FLOAT32_RECIPE, RECIPES, Recipe
+from .site import Site
+from .span import Array, Span
 
 
 @dataclass
@@ -27,12 +27,12 @@ class Judge:
     score: how many stages each recipe explains so far. fits: for each stage judged, the arithmetics that explain it.
     """
 
-    bench: Bench
+    evidence: Evidence
     score: dict[Recipe, int] = field(default_factory=dict)
     fits: dict[Key, set[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        angles = list(self.bench.rotations)
+        angles = list(self.evidence.rotations)
         self.score = {replace(r, angle=a): 0 for r in RECIPES for a in angles}
 
     @property
@@ -44,7 +44,7 @@ class Judge:
         return sorted(self.score, key=lambda r: -self.score[r])
 
     def site(self, e: Entry, recipe: Recipe) -> Site:
-        return Site(self.bench, e.phase, e.layer, e.stage.name, self.bench.positions(e), recipe)
+        return Site(self.evidence, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe)
 
     def judge(self, e: Entry) -> Finding:
         """The verdict on one file, before budgets and hypotheses."""
@@ -113,7 +113,7 @@ class Judge:
         """Calls every stage that the dump's recipe explains by its name."""
         best = self.recipe
         for f in findings:
-            e = self.bench.dump.get(f.stage, f.layer, f.phase)
+            e = self.evidence.dump.get(f.stage, f.layer, f.phase)
             if f.explained and e is not None and {arithmetic(self.site(e, best)), best} & self.fits.get(f.key, set()):
                 f.recipe = best.name
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.kernels import reference
-from ..quant import q16
-from .recipes_floats import BFLOAT16, FLOAT16, Array
-from .recipes_matrix import Matrix
-from .verify_bench import INPUTS, PRODUCTS
-from .verify_fit import over, rms
-from .verify_formulas import ATTENTION, flat
-from .verify_site import Site
+from ...engine.kernels import reference
+from ...quant import q16
+from .evidence import INPUTS, PRODUCTS
+from .fit import over, rms
+from .formulas import ATTENTION, flat
+from .recipes.matrix import Matrix
+from .site import Site
+from .span import BFLOAT16, FLOAT16, Array
 
 RATIO = (0.5, 1.5)  # observed over predicted RMS
 ELEMENT = 8.0  # standard deviations that one element may be off

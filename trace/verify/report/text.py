@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .recipes import Recipe
-from .report_where import place_of, surely
-from .stages import STAGES
-from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from ...stages import STAGES
+from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from ..recipes.recipe import Recipe
+from .places import place_of, surely
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
 SHOWN = 12  # unexplained stages that are told one by one

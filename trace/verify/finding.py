@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .recipes import Recipe
-from .verify_bench import Key
-from .verify_fit import Fit
+from .evidence import Key
+from .fit import Fit
+from .recipes.recipe import Recipe
 
 VERDICTS = ("exact", "reproduced", "within budget", "unexplained", "not judged")
 EXACT, REPRODUCED, BUDGET, UNEXPLAINED, UNJUDGED = VERDICTS

@@ -7,7 +7,9 @@ from html import escape
 from math import log10
 from typing import Any
 
-from .report import (
+from ...stages import STAGES
+from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from .text import (
     apart,
     by_size,
     engine_words,
@@ -21,8 +23,6 @@ from .report import (
     statement,
     worst_of,
 )
-from .stages import STAGES
-from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
 CELL, GAP, LEFT, TOP = 17, 2, 18, 82  # of the heat map, in its own units
 CARDS = 24  # unexplained stages that are drawn

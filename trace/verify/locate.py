@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import format_module
-from .recipes_floats import Array, Span
-from .recipes_matrix import CODES, GROUPS, MINIMA, Matrix
-from .recipes_products import operand
-from .stages import by_name
-from .verify_bench import INPUTS, PRODUCTS
-from .verify_fit import outside
-from .verify_formulas import flat
-from .verify_site import Site
+from ...quant.tensor import format_module
+from ..stages import by_name
+from .evidence import INPUTS, PRODUCTS
+from .fit import outside
+from .formulas import flat
+from .recipes.matrix import CODES, GROUPS, MINIMA, Matrix
+from .recipes.products import operand
+from .site import Site
+from .span import Array, Span
 
 PIXELS = (48, 112)
 MOST = 8  # rows, channels or heads named

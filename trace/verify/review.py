@@ -8,15 +8,15 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from ..dump import Entry
 from .budgets import SHARE, Budget, budgets, commonest, kind
-from .dump import Entry
-from .hypotheses import explain
-from .recipes import Recipe
-from .verify_bench import Key, Unjudgeable, place
-from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
-from .verify_fit import Fit
-from .verify_judge import Judge
-from .verify_where import locate
+from .evidence import Key, Unjudgeable, place
+from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .fit import Fit
+from .hypotheses.table import explain
+from .judge import Judge
+from .locate import locate
+from .recipes.recipe import Recipe
 
 TRIES = 4  # of one stage in several layers on which every hypothesis is tried
 
@@ -42,7 +42,7 @@ def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = No
 
 
 def entry(judge: Judge, f: Finding) -> Entry:
-    e = judge.bench.dump.get(f.stage, f.layer, f.phase)
+    e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
     assert e is not None
     return e
 
@@ -93,13 +93,13 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]
     site, _, _ = judge.again(e, recipe)
     for key in site.used:
         if key in wrong and key != e.key:
-            judge.bench.distrusted = {key}
+            judge.evidence.distrusted = {key}
             try:
                 _, _, fit = judge.again(e, recipe)
             except Unjudgeable:
                 continue
             finally:
-                judge.bench.distrusted = set()
+                judge.evidence.distrusted = set()
             if fit.good:
                 f.state(fit, REPRODUCED, recipe.name)
                 f.blames = key

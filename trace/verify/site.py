@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.config import Config
-from .recipes import Recipe
-from .recipes_floats import Array, Span, joined
-from .recipes_matrix import Matrix
-from .verify_bench import Bench, Key, Unjudgeable, place
-from .verify_formulas import FORMULAS, heads_of
+from ...engine.config import Config
+from .evidence import Evidence, Key, Unjudgeable, place
+from .formulas import FORMULAS, heads_of
+from .recipes.matrix import Matrix
+from .recipes.recipe import Recipe
+from .span import Array, Span, joined
 
 LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bound grows with each
 
@@ -29,7 +29,7 @@ class Site:
     used, recomputed: what `compute` read from the dump, and what it had to make up for (filled as it goes).
     """
 
-    bench: Bench
+    evidence: Evidence
     phase: int
     layer: int | None
     stage: str
@@ -42,7 +42,7 @@ class Site:
 
     @property
     def config(self) -> Config:
-        return self.bench.config
+        return self.evidence.config
 
     @property
     def pos_T(self) -> NDArray[np.int32]:  # noqa: N802
@@ -72,9 +72,9 @@ class Site:
     def value(self) -> Span:
         """The stage's own value at `pos`: the dump's, or recomputed. Raises Unjudgeable."""
         key = (self.phase, self.layer, self.stage)
-        entry = self.bench.stored(key)
+        entry = self.evidence.stored(key)
         if entry is not None:
-            rows = {p: i for i, p in enumerate(self.bench.positions(entry))}
+            rows = {p: i for i, p in enumerate(self.evidence.positions(entry))}
             if all(p in rows for p in self.pos):
                 self.used[key] = None
                 index = [rows[p] for p in self.pos]
@@ -112,8 +112,8 @@ class Site:
         if f"all {stage}" in self.given:
             return self.given[f"all {stage}"]
         S, rows, reached = max(self.pos) + 1, [], 0
-        for phase in (p for p in self.bench.phases if p <= self.phase):
-            pos = tuple(p for p in self.bench.rows[phase] if reached <= p < S)
+        for phase in (p for p in self.evidence.phases if p <= self.phase):
+            pos = tuple(p for p in self.evidence.rows[phase] if reached <= p < S)
             if pos and pos == tuple(range(reached, reached + len(pos))):
                 site = self.at(stage, pos=pos, phase=phase)
                 span = site.input(stage) if phase == self.phase else site.value()
@@ -121,13 +121,13 @@ class Site:
                 reached = pos[-1] + 1
         if reached < S:
             what = "keys" if stage == "k_post_rope" else "values"
-            known = {p for phase in self.bench.phases for p in self.bench.rows[phase]}
+            known = {p for phase in self.evidence.phases for p in self.evidence.rows[phase]}
             lost = [p for p in range(reached, S) if p not in known]
             raise Unjudgeable(f"the {what} of positions {lost[0]} to {lost[-1]} are not in the dump ({stage})")
         return joined(rows, 0)
 
     def matrices(self) -> list[Matrix]:
-        return self.bench.matrices(self.layer, self.stage)
+        return self.evidence.matrices(self.layer, self.stage)
 
     def gain(self, name: str) -> Array:
-        return self.bench.gain(self.layer, name)
+        return self.evidence.gain(self.layer, name)
