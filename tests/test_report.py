@@ -221,8 +221,8 @@ def test_a_long_error_map_is_bounded() -> None:
 
     v = verify(dump_of(w, "HF float32", list(range(90)), mistakes={("ffn_up", 0): noise, ("attn_scores", 0): noise}), w)
     for f in v.findings:
-        if "picture" in f.where:
-            cells = f.where["picture"]["cells"]
+        if f.where is not None:
+            cells = f.where.picture.cells
             assert len(cells) <= 48
             assert len(cells[0]) <= 112
     assert len(page(v, "dump", "model")) < 1_500_000

@@ -11,11 +11,11 @@ from ...engine.config import Config
 from ...engine.weights import Weights
 from ...quant.tensor import QTensor, dequantize
 from ..dump import Dump, Entry
+from .facts import Key
 from .recipes.matrix import Matrix
 from .recipes.rope import Rotation, rotations
 from .span import Array
 
-Key = tuple[int, int | None, str]
 ROPE = ("q_post_rope", "k_post_rope")
 
 # stage: (the field of Layer or Weights, which of its parts; None for all side by side)
@@ -37,10 +37,6 @@ INPUTS = {
 }
 
 
-class Unjudgeable(Exception):  # noqa: N818  (a reason, not a fault)
-    """A stage cannot be recomputed; the message is the reason, for people."""
-
-
 @dataclass
 class Evidence:
     """A dump, and the model that it is judged by.
@@ -53,7 +49,7 @@ class Evidence:
 
     dump: Dump
     weights: Weights
-    tokens: list[int] | None = None
+    tokens: tuple[int, ...] | None = None
     distrusted: set[Key] = field(default_factory=set)
     rotations: dict[str, Rotation] = field(default_factory=dict)
     codes: dict[Any, int | str] = field(default_factory=dict)
@@ -107,7 +103,3 @@ class Evidence:
         leaf = getattr(self.weights if layer is None else self.weights.layers[layer], role)
         parts: tuple[QTensor, ...] = leaf if isinstance(leaf, tuple) else (leaf,)
         return [Matrix(p) for p in (parts if part is None else parts[part : part + 1])]
-
-
-def place(layer: int | None) -> str:
-    return "the whole model" if layer is None else f"layer {layer}"

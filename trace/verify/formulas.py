@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ...engine.config import Config
 from ...quant.tensor import dequantize
-from .evidence import INPUTS, PRODUCTS, ROPE, Evidence, Unjudgeable
+from .evidence import INPUTS, PRODUCTS, ROPE, Evidence
+from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
 from .recipes import operations
 from .recipes.matrix import Matrix
 from .recipes.products import operand, product
@@ -73,11 +74,11 @@ def linear(s: Inputs, x: Span, matrices: list[Matrix] | None = None) -> Span:
 def embedding(s: Inputs) -> Span:
     tokens = s.evidence.tokens
     if tokens is None or max(s.pos) >= len(tokens):
-        raise Unjudgeable("no token ids are known: the manifest has none, and no row of the embedding matches")
+        raise Unjudgeable(NoTokenIds())
     w = s.evidence.weights.embed
     bad = [tokens[p] for p in s.pos if not 0 <= tokens[p] < w.shape[0]]
     if bad:
-        raise Unjudgeable(f"token {bad[0]} is outside the vocabulary of {w.shape[0]}")
+        raise Unjudgeable(OutsideVocabulary(bad[0], w.shape[0]))
     rows = np.concatenate([dequantize(w, tokens[p], tokens[p] + 1) for p in s.pos])
     return operations.rounded(s.recipe, Span.point(operations.weight(s.recipe, rows)))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ..dump import Entry
-from .budgets import SHARE, Budget, budgets, commonest, kind
-from .evidence import Key, Unjudgeable, place
-from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .budgets import SHARE, budgets, commonest, kind
+from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
+from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
 from .fit import Fit
 from .hypotheses.table import explain
 from .judge import Judge
@@ -21,24 +22,29 @@ from .recipes.recipe import Recipe
 TRIES = 4  # of one stage in several layers on which every hypothesis is tried
 
 
-def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = None) -> None:
-    """Fills in the unexplained findings, under the dump's own recipe; takes back those that something else explains:
-    a wrong file before them, another model's weights, or a source of noise that their whole kind shows."""
+def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = None) -> list[Finding]:
+    """The findings with the unexplained filled in, under the dump's own recipe, and without those that something else
+    explains: a wrong file before them, another model's weights, or a source of noise that their whole kind shows."""
     recipe = judge.recipe
-    wrong = {f.key: f for f in findings if f.verdict == UNEXPLAINED}
-    for f in list(wrong.values()):
-        e = entry(judge, f)
-        if _without(judge, e, f, recipe, set(wrong)) or (against is not None and _other_weights(against, e, f)):
-            del wrong[f.key]
-    for key in _noise(judge, findings, recipe):
-        del wrong[key]
-    _name_all(judge, list(wrong.values()), recipe)
-    by_key = {f.key: f for f in findings}
-    for f in findings:
+    seen = {f.key: f for f in findings}
+    wrong = {f.key for f in findings if f.verdict == UNEXPLAINED}
+    for key in [f.key for f in findings if f.key in wrong]:
+        f, e = seen[key], entry(judge, seen[key])
+        found = _without(judge, e, f, recipe, wrong)
+        if found is None and against is not None:
+            found = _other_weights(against, e, f)
+        if found is not None:
+            seen[key] = found
+            wrong.discard(key)
+    excused = _noise(judge, list(seen.values()), recipe)
+    wrong -= excused.keys()
+    seen |= excused
+    seen |= _named(judge, [f for f in seen.values() if f.key in wrong], recipe)
+    for f in list(seen.values()):
         if f.verdict == REPRODUCED and f.blames is not None:
-            by_key[f.blames].notes.append(
-                f"{f.stage} was not computed from it, but from the right value: the file is wrong, not the engine"
-            )
+            blamed = seen[f.blames]
+            seen[f.blames] = replace(blamed, notes=(*blamed.notes, FileWrong(f.stage)))
+    return list(seen.values())
 
 
 def entry(judge: Judge, f: Finding) -> Entry:
@@ -56,40 +62,40 @@ def kinds_in_want(findings: Sequence[Finding]) -> set[str]:
     return {k for k in judged if lacking[k] and lacking[k] >= SHARE * judged[k]}
 
 
-def _noise(judge: Judge, findings: Sequence[Finding], recipe: Recipe) -> list[Key]:
-    """Puts within budget what a source of noise explains; returns which."""
+def _noise(judge: Judge, findings: Sequence[Finding], recipe: Recipe) -> dict[Key, Finding]:
+    """Those that a source of noise explains, within their budgets."""
     wanting = kinds_in_want(findings)
-    unexplained = [f for f in findings if f.verdict == UNEXPLAINED and kind(f.stage) in wanting]
     found: dict[Key, tuple[Finding, Fit, list[Budget]]] = {}
-    for f in unexplained:
-        e = entry(judge, f)
-        site, span, fit = judge.again(e, recipe)
-        fitting = budgets(site, e.values(), span.mid)
-        if fitting:
-            found[f.key] = f, fit, fitting
+    for f in findings:
+        if f.verdict == UNEXPLAINED and kind(f.stage) in wanting:
+            e = entry(judge, f)
+            site, span, fit = judge.again(e, recipe)
+            fitting = budgets(site, e.values(), span.mid)
+            if fitting:
+                found[f.key] = f, fit, fitting
     common = commonest(fitting for _, _, fitting in found.values())
-    for f, fit, fitting in found.values():
-        best = max(fitting, key=lambda b: (common[b.source], -abs(np.log(b.ratio))))
-        f.state(fit, BUDGET, recipe.name)
-        f.predicted = best.predicted
-        f.budget = {"source": best.source, "ratio": best.ratio}
-    return list(found)
+
+    def best(fitting: list[Budget]) -> Budget:
+        return max(fitting, key=lambda b: (common[b.source], -abs(np.log(b.ratio))))
+
+    return {
+        key: replace(f, verdict=BUDGET, recipe=recipe.name, fit=fit, budget=best(fitting))
+        for key, (f, fit, fitting) in found.items()
+    }
 
 
-def _other_weights(against: Judge, e: Entry, f: Finding) -> bool:
-    """Whether the second model's weights reproduce the stage: then (W_a - W_b) x is the whole error."""
+def _other_weights(against: Judge, e: Entry, f: Finding) -> Finding | None:
+    """The finding, if the second model's weights reproduce the stage: then (W_a - W_b) x is the whole error."""
     other = against.judge(e)
-    if other.verdict not in (EXACT, REPRODUCED):
-        return False
-    f.verdict, f.recipe, f.left, f.worst, f.outside = BUDGET, other.recipe, other.left, other.worst, 0
-    f.predicted, f.equal = f.observed, other.equal
-    f.budget = {"source": "the weights of the second model, exactly", "ratio": 1.0}
-    return True
+    if other.verdict not in (EXACT, REPRODUCED) or f.observed is None:
+        return None
+    budget = Budget("the weights of the second model, exactly", f.observed, 1.0)
+    return replace(f, verdict=BUDGET, recipe=other.recipe, fit=other.fit, budget=budget)
 
 
-def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]) -> bool:
-    """Whether the stage is right once an unexplained input is recomputed: then the engine never used what that file
-    holds."""
+def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: Collection[Key]) -> Finding | None:
+    """The finding, if the stage is right once an unexplained input is recomputed: then the engine never used what that
+    file holds."""
     site, _, _ = judge.again(e, recipe)
     for key in site.used:
         if key in wrong and key != e.key:
@@ -101,32 +107,29 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: set[Key]
             finally:
                 judge.evidence.distrusted = set()
             if fit.good:
-                f.state(fit, REPRODUCED, recipe.name)
-                f.blames = key
-                f.notes.append(f"recomputed without {key[2]} of {place(key[1])}, whose file is wrong")
-                return True
-    return False
+                notes = (*f.notes, WithoutFile(key[1:]))
+                return replace(f, verdict=REPRODUCED, recipe=recipe.name, fit=fit, blames=key, notes=notes)
+    return None
 
 
-def _name_all(judge: Judge, wrong: Sequence[Finding], recipe: Recipe) -> None:
+def _named(judge: Judge, wrong: Sequence[Finding], recipe: Recipe) -> dict[Key, Finding]:
     """Tries the hypotheses; not each of them on each layer where one mistake runs through all, or none explains."""
-    named: dict[str, set[str]] = {}
+    known: dict[str, set[str]] = {}
     tried = Counter[str]()
+    done: dict[Key, Finding] = {}
     for f in wrong:
-        known = named.setdefault(f.stage, set())
+        names = known.setdefault(f.stage, set())
         tried[f.stage] += 1
-        _name(judge, entry(judge, f), f, recipe, None if tried[f.stage] <= TRIES else known)
-        known |= {h["name"] for h in f.hypotheses}
-        if tried[f.stage] > TRIES and not f.hypotheses:
-            f.notes.append(f"not every hypothesis was tried: {tried[f.stage] - 1} {f.stage} before it were wrong too")
+        found = _name(judge, entry(judge, f), f, recipe, None if tried[f.stage] <= TRIES else names)
+        names |= {h.name for h in found.hypotheses}
+        if tried[f.stage] > TRIES and not found.hypotheses:
+            found = replace(found, notes=(*found.notes, NotAllTried(f.stage, tried[f.stage] - 1)))
+        done[f.key] = found
+    return done
 
 
-def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> None:
+def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> Finding:
     site, span, fit = judge.again(e, recipe)
-    f.state(fit, UNEXPLAINED, None)
     got = e.values()
-    f.where = locate(site, got, span)
-    f.hypotheses = [
-        {"name": n.name, "sentence": n.sentence, "stage": n.at, "left": n.left, "predicted": n.allowed}
-        for n in explain(site, got, only)
-    ]
+    named = tuple(explain(site, got, only))
+    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=named)

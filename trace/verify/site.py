@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.config import Config
-from .evidence import Evidence, Key, Unjudgeable, place
+from .evidence import Evidence
+from .facts import Key, PositionsMissing, TooMuchMissing, Unjudgeable
 from .formulas import FORMULAS, heads_of
 from .recipes.matrix import Matrix
 from .recipes.recipe import Recipe
@@ -82,7 +83,7 @@ class Site:
                 values = entry.values()
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
         if self.missing_layers > LAYERS:
-            raise Unjudgeable(f"too much is missing: {self.stage} of {place(self.layer)} and of the layer after it")
+            raise Unjudgeable(TooMuchMissing((self.layer, self.stage)))
         again = (*key, self.pos)
         if again not in self.recomputed:
             self.recomputed[again] = self.compute()
@@ -123,7 +124,7 @@ class Site:
             what = "keys" if stage == "k_post_rope" else "values"
             known = {p for phase in self.evidence.phases for p in self.evidence.rows[phase]}
             lost = [p for p in range(reached, S) if p not in known]
-            raise Unjudgeable(f"the {what} of positions {lost[0]} to {lost[-1]} are not in the dump ({stage})")
+            raise Unjudgeable(PositionsMissing(what, stage, lost[0], lost[-1]))
         return joined(rows, 0)
 
     def matrices(self) -> list[Matrix]:

@@ -6,17 +6,17 @@ import numpy as np
 
 from ...quant.tensor import dequantize
 from .evidence import Evidence
+from .facts import IdsFromEmbedding, IdsUnknown, Remark
 
 SLAB = 1 << 22
 
 
-def known_tokens(evidence: Evidence) -> tuple[list[int] | None, list[str]]:
+def known_tokens(evidence: Evidence) -> tuple[tuple[int, ...] | None, Remark | None]:
     """Ids by absolute position (None if unknown), and what is to be said about them."""
     told = [t for name in ("tokens", "generated") for t in evidence.dump.run.get(name) or ()]
     if told and all(type(t) is int for t in told):
-        return told, []
+        return tuple(told), None
     found: dict[int, int] = {}
-    remarks = []
     for phase in evidence.phases:
         e = evidence.dump.get("embedding", 0, phase)
         if e is None:
@@ -24,11 +24,10 @@ def known_tokens(evidence: Evidence) -> tuple[list[int] | None, list[str]]:
         for p, row in zip(evidence.positions(e), nearest(evidence, e.values()), strict=True):
             found[p] = row
     if not found:
-        return None, ["no token ids: the dump has neither a manifest that tells them nor an embedding"]
+        return None, IdsUnknown(partial=False)
     if sorted(found) != list(range(len(found))):
-        return None, ["no token ids: the embedding has rows of some positions only"]
-    remarks.append("the token ids are those whose embedding rows the dump holds (it has no manifest that tells them)")
-    return [found[p] for p in range(len(found))], remarks
+        return None, IdsUnknown(partial=True)
+    return tuple(found[p] for p in range(len(found))), IdsFromEmbedding()
 
 
 def nearest(evidence: Evidence, x_TD: np.ndarray) -> list[int]:

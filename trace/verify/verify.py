@@ -14,7 +14,8 @@ import numpy as np
 from ...engine.weights import Weights
 from ...quant.errors import BadInput
 from ..dump import Dump
-from .evidence import PRODUCTS, ROPE, Evidence, place
+from .evidence import PRODUCTS, ROPE, Evidence
+from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, NotFinite, OtherModel, OtherTokens
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .formulas import heads_of
 from .judge import Judge
@@ -36,13 +37,12 @@ def verify(
     if against is not None:
         check_shape(dump, against)
     evidence = Evidence(dump, weights)
-    evidence.tokens, remarks = known_tokens(evidence)
-    for files, what in (
-        (dump.missing, "the manifest lists, and the dump lacks"),
-        (dump.ignored, "left out, as their names are no stage's"),
-    ):
-        if files:
-            remarks.append(f"{what}: {', '.join(files[:3])}{f' and {len(files) - 3} more' if len(files) > 3 else ''}")
+    evidence.tokens, told_of_ids = known_tokens(evidence)
+    remarks = [
+        told_of_ids,
+        FilesMissing(tuple(dump.missing)) if dump.missing else None,
+        FilesIgnored(tuple(dump.ignored)) if dump.ignored else None,
+    ]
     evidence.rotations, told = fitted(evidence.rotations, list(rotations_seen(evidence)))
     judge = Judge(evidence)
     findings = []
@@ -50,17 +50,22 @@ def verify(
         for n, e in enumerate(dump.entries):
             findings.append(judge.judge(e))
             done(n + 1)
-        judge.name_recipes(findings)
+        findings = judge.with_recipes_named(findings)
         second = (
             None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
         )
-        review(judge, findings, second)
+        findings = review(judge, findings, second)
     recipe = judge.recipe
-    operands = sorted(
-        {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
+    operands = {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
+    return Verification(
+        findings=tuple(findings),
+        recipe=recipe,
+        tokens=evidence.tokens,
+        first=tuple(first_of_all(evidence, findings)),
+        remarks=tuple(r for r in remarks if r is not None),
+        operands=tuple(sorted(operands)),
+        turned=told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings),
     )
-    turned = told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings)
-    return Verification(findings, recipe, evidence.tokens, first_of_all(evidence, findings), remarks, operands, turned)
 
 
 def check_shape(dump: Dump, weights: Weights) -> None:
@@ -73,24 +78,18 @@ def check_shape(dump: Dump, weights: Weights) -> None:
         raise BadInput(f"{dump.path} has layer {deepest}; the model has layers 0 to {c.num_hidden_layers - 1}")
 
 
-def first_of_all(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
-    """Sentences that must be said before any other."""
-    said = []
+def first_of_all(evidence: Evidence, findings: Sequence[Finding]) -> Iterator[First]:
+    """What must be said before anything else."""
     embedding = next((f for f in findings if f.stage == "embedding" and f.verdict == UNEXPLAINED), None)
     if embedding is not None and not embedding.hypotheses:
         products = [f for f in findings if f.stage in PRODUCTS and f.verdict != UNJUDGED]
         e = evidence.dump.get("embedding", 0, embedding.phase)
         assert e is not None
-        if products and all(f.explained for f in products):
-            tokens = " ".join(map(str, nearest(evidence, e.values())[:12]))
-            said.append(f"The embedding already differs, the products do not: other tokens were run ({tokens}).")
-        else:
-            said.append("The embedding already differs: this dump is of another model, or of other tokens.")
-    broken = next((f for f in findings if any("NaN" in n for n in f.notes) or "NaN" in f.reason), None)
+        ids = tuple(nearest(evidence, e.values())[:12])
+        yield OtherTokens(ids) if products and all(f.explained for f in products) else OtherModel()
+    broken = next((f for f in findings if any(isinstance(x, NotFinite) for x in (f.reason, *f.notes))), None)
     if broken is not None:
-        step = f" of decode step {broken.phase}" if broken.phase else ""
-        said.append(f"Values that are NaN or infinite first appear in {broken.stage} of {place(broken.layer)}{step}.")
-    return said
+        yield FirstNotFinite(broken.key)
 
 
 def rotations_seen(evidence: Evidence) -> Iterator[tuple[Any, Any, Any]]:

@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from ...stages import NAMES, by_name
-from ..evidence import Unjudgeable, place
+from ...stages import NAMES, by_name, layer_name
+from ..facts import Unjudgeable
 from ..site import Site
 from ..span import Span
 from .hypothesis import Hypothesis, Several, Variants, entering
@@ -30,7 +30,7 @@ def other_file(s: Site) -> Several:
             other = e.values().reshape(-1)
             if other.size == values.size and other[:16].tobytes() == head and np.array_equal(other, values):
                 phase = "" if e.phase == s.phase else f" of phase {e.phase}"
-                yield f"{e.stage.name} of {place(e.layer)}{phase}", Span.point(mine.values())
+                yield f"{e.stage.name} of {layer_name(e.layer)}{phase}", Span.point(mine.values())
 
 
 @hypothesis("other-stage", "the file holds {}, not what it is named after")

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....quant.errors import BadInput
-from ..evidence import Unjudgeable
+from ..facts import Unjudgeable
+from ..finding import Named
 from ..fit import Fit, compare
 from ..site import Site
 from . import attention, dump, products, rope, vectors
 from .hypothesis import Hypothesis
 
 TABLE: tuple[Hypothesis, ...] = (*attention.TABLE, *dump.TABLE, *products.TABLE, *rope.TABLE, *vectors.TABLE)
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A hypothesis that reproduces a stage. at: the stage that the mistake is in, which the dump may lack."""
-
-    name: str
-    sentence: str
-    at: str
-    left: float
-    allowed: float
 
 
 def explain(site: Site, got: NDArray[np.floating[Any]], only: Collection[str] | None = None) -> list[Named]:
