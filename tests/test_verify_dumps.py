@@ -210,7 +210,7 @@ def test_a_last_layer_that_computes_only_the_output_row() -> None:
 
     v = verify(changed(healthy(manifest=False), cut), W)
     assert good(v)
-    assert v.tokens == TOKENS
+    assert v.tokens == tuple(TOKENS)
 
 
 def test_scores_above_the_diagonal_must_be_zero_or_are_named() -> None:
