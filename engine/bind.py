@@ -72,7 +72,8 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         spelled = [n.format(i) for n in names]
         name = next((n for n in spelled if n in tensors), None)
         if name is None:
-            raise BadInput(f"tensor {' or '.join(spelled)} is missing")
+            has = f"; there is {next(iter(tensors))!r:.80}" if tensors else ", and there is no other"
+            raise BadInput(f"tensor {' or '.join(spelled)} is missing{has}")
         used.add(name)
         w = tensors[name]
         if w.shape != want[role]:

@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "quant": {"quant"},
     "trace": {"trace", "quant"},
     "trace/verify": {"trace", "quant"} | JUDGE,
-    "engine/config": {"quant"},
+    "engine/config": {"engine/config", "quant"},
     "engine/weights": {"engine/config", "quant"},
     "engine/user_cache": set(),
     "engine/kernels": {"engine/kernels", "engine/weights", "engine/config", "engine/user_cache", "quant"},
@@ -149,6 +149,15 @@ def test_no_circles() -> None:
 
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}) == [["a", "b", "c"]]
+
+
+def test_numba_is_never_imported_before_its_settings() -> None:
+    """engine/kernels sets it up, so whoever imports it outside imports that first, at the head of the file."""
+    users = [p for p in sources() if any(name.split(".")[0] == "numba" for name, _ in imports(p))]
+    outside = [p for p in users if not p.is_relative_to(ROOT / "engine" / "kernels")]
+    sets_up = {p for p in outside for name, top in imports(p) if top and name.startswith("./engine/kernels")}
+    assert set(outside) - sets_up == set()
+    assert len(outside) < len(users)
 
 
 def test_every_package_ships() -> None:

@@ -287,7 +287,7 @@ class TestWithTheModel:
         assert process.stdout is not None and len(process.stdout.read(20)) == 20
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 130 and b"Traceback" not in err
+        assert process.returncode == -signal.SIGINT and b"Traceback" not in err  # 130 in a shell
         assert out.endswith(b"\n") and b"tokens" in err.splitlines()[-1]
 
     def test_json_is_one_object(self, model_path: Path) -> None:

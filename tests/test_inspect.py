@@ -47,7 +47,7 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "m.gguf", GOOD)
     status, short, err = inspect(capsys, path)
     assert (status, err) == (0, "") and "\x1b" not in short
-    for line in ("  hidden_size              16", "  sizes          8 tokens, 1 merges", "  chat template  yes"):
+    for line in ("  hidden_size              16", "  sizes           8 tokens, 1 merges", "  chat template   yes"):
         assert line in short.splitlines()
     _, long, _ = inspect(capsys, path, "--tensors")
     assert long.startswith(short) and "  blk.0.ffn_down.weight     16 x 24  F32  1,536" in long.splitlines()

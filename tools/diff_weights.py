@@ -57,6 +57,8 @@ def main(args: argparse.Namespace) -> int:
             rows.append(row)
             done += size
             show(done)
+    for opened in (one, two):
+        opened.check_unchanged()
     if not any(row.a and row.b for row in rows):
         raise BadInput(f"{a} and {b} have no tensor in common")
     counts = {verdict: n for verdict in ORDER if (n := Counter(row.verdict for row in rows)[verdict])}

@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
-from ..engine.tokenizer import Tokenizer
+from ..engine.tokenizer import Tokens
 from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.stages import by_name
 from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
+from .leftovers import written_down
 from .load import open_weights
+from .prompt import given_tokens
 from .record import (
     add_prompt_arguments,
     best,
     check_room,
-    given_tokens,
     print_files,
     print_tokens,
     prompt_of,
@@ -43,7 +44,7 @@ class Job:
     """A dump to make; all that can be known to be wrong before the engine loads the model has been refused."""
 
     checkpoint: Checkpoint
-    tokenizer: Tokenizer | None
+    tokenizer: Tokens | None
     ids: list[int]
     plan: Plan
     target: Path
@@ -89,7 +90,7 @@ def write_dump(
     did not come.
     """
     c, made, logits = j.checkpoint.config, list[int](), list[NDArray[np.floating[Any]]]()
-    with DumpWriter(j.target, {}, c.sizes) as writer, engine as forward:
+    with written_down(j.target), DumpWriter(j.target, {}, c.sizes) as writer, engine as forward:
         for phase in range(j.plan.decode_steps + 1):
             tokens = made[-1:] if phase else j.ids
             past = len(j.ids) + phase - 1 if phase else 0
@@ -109,6 +110,7 @@ def write_dump(
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)
         writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(absent))
+        j.checkpoint.check_unchanged()
     report = {
         "tokens": j.ids,
         "generated": made,

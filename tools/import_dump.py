@@ -21,8 +21,9 @@ from ..quant.tensor import format_module
 from ..trace.stages import NAMES, STAGES, by_name, shape_of_count
 from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
+from .leftovers import written_down
 from .load import open_weights
-from .record import parse_tokens
+from .prompt import parse_tokens
 
 Array = NDArray[np.floating[Any]]
 PARTS = ("q_proj", "k_proj", "v_proj")  # in a map: a third of qkv_bias each
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
     ids = parse_tokens(args.tokens) if args.tokens else tokens_of(files) if debugger else []
     if not stages:
         raise BadInput(f"{args.source}: no file is named as a stage is ({listed(unmapped)}); say which are with --map")
-    with DumpWriter(args.directory, {}, c.sizes) as writer:
+    with written_down(Path(args.directory)), DumpWriter(args.directory, {}, c.sizes) as writer:
         written = write(writer, stages, c)
         writer.run.update(run_facts(checkpoint, "imported", "unknown", ids, []), model=model_facts(checkpoint))
         writer.run.update(engine="Transformers" if debugger else "unknown", imported_from=str(args.source))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..engine.bind import bind
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
-from ..engine.tokenizer import Tokenizer
+from ..engine.tokenizer import Tokenizer, Tokens
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
@@ -60,10 +60,12 @@ def set_threads(count: int | None) -> None:
     """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
     if count is None:
         return
-    if not 1 <= count <= cores():
-        raise BadInput(f"{count} threads: this machine has {cores()} to give")
     import numba
 
+    if not 1 <= count <= cores():
+        raise BadInput(f"{count} threads: this machine has {cores()} to give")
+    if count > (most := numba.config.NUMBA_NUM_THREADS):  # type: ignore[attr-defined]
+        raise BadInput(f"{count} threads: NUMBA_NUM_THREADS={most} allows no more")
     numba.set_num_threads(count)
 
 
@@ -97,24 +99,39 @@ def load(
 
     def compiling(done: int, total: int) -> None:
         first()
-        _compiling(done, total)
+        show_compiling(done, total)
 
     k.compile_kernels(weights, args.precision, compiling)
-    return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
+    prepared = k.prepare(weights, args.precision)
+    checkpoint.check_unchanged()
+    return Loaded(checkpoint, prepared, k, args.backend, args.precision)
 
 
-def _compiling(done: int, total: int) -> None:
+def show_compiling(done: int, total: int) -> None:
     """The line that says why the first run takes longer."""
     start, end = ("\r", "" if done + 1 < total else "\n") if sys.stderr.isatty() else ("", "\n")
     if sys.stderr.isatty() or done == 1:
         print(f"{start}compiling kernels (first run) {done + 1}/{total}", end=end, file=sys.stderr, flush=True)
 
 
+def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
+    """What spells ids out, for a prompt that came as ids; None, with a line on stderr, where nothing can."""
+    try:
+        v = checkpoint.vocabulary()
+    except BadInput as error:
+        print(one_line(f"note: the tokenizer can not be read, ids are not spelled out: {error}"), file=sys.stderr)
+        return None
+    return None if v is None else Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
+
+
 def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = checkpoint.vocabulary()
     if vocabulary is None:
-        raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text")
+        files = " (tokenizer.json, or vocab.json and merges.txt)" if checkpoint.container == "safetensors" else ""
+        raise BadInput(f"{checkpoint.path} has no tokenizer{files}; give token ids, as --tokens 1,2,3, instead of text")
+    for note in vocabulary.notes:
+        print(one_line(f"note: {checkpoint.path}: {note}"), file=sys.stderr)
     try:
         return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size), vocabulary.chat_template
     except BadInput as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from math import prod
 from pathlib import Path
 from shutil import disk_usage
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..engine.forward import forward
 from ..engine.generate import check_prompt
-from ..engine.tokenizer import Tokenizer
+from ..engine.tokenizer import Tokens
 from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.recorder import Both, Recorder, Summary
@@ -27,10 +27,11 @@ from ..trace.stages import STAGES, shape_for
 from ..trace.store import DumpWriter, check_target, phase_name
 from ..trace.tap import SILENT, Tap
 from .facts import model_facts, run_facts
-from .load import Loaded, add_model_arguments, load, open_tokenizer, open_weights
+from .leftovers import written_down
+from .load import Loaded, add_model_arguments, load, open_spelling, open_tokenizer, open_weights
 from .models import resolve
 from .payload import as_json, as_text
-from .prompt import prompt_ids, read_prompt
+from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, prompt_ids, read_prompt
 
 PROMPT = "What is 2+2?"
 
@@ -78,32 +79,14 @@ examples:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """-p/--prompt, -f/--file or --tokens; --chat and --system."""
+    """-p/--prompt, -f/--file or --tokens; --chat and what belongs to it."""
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
     prompt.add_argument(
         "-f", "--file", metavar="FILE", help="a UTF-8 file with the prompt; one newline at its end is dropped"
     )
-    prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
-
-
-def given_tokens(args: argparse.Namespace) -> list[int] | None:
-    """The ids of --tokens, None where a text is the prompt. Raises BadInput for arguments that exclude each other."""
-    if args.tokens is not None and args.chat:
-        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
-    if args.system is not None and not args.chat:
-        raise BadInput("--system is part of a chat; give --chat too")
-    return None if args.tokens is None else parse_tokens(args.tokens)
-
-
-def parse_tokens(text: str) -> list[int]:
-    """Token ids of a comma list. Raises BadInput that names the word which is none."""
-    words = [w.strip() for w in text.split(",")]
-    if bad := [w for w in words if not re.fullmatch(r"\d{1,9}", w, re.ASCII)]:
-        raise BadInput(f"--tokens {text!r}: {bad[0]!r} is no token id; give numbers, as in 3838,374,220")
-    return [int(w) for w in words]
+    add_tokens_argument(prompt)
+    add_chat_arguments(parser)
 
 
 def default_directory(model: Path) -> Path:
@@ -126,7 +109,7 @@ def check_room(p: Plan, c: Config, prompt: int, target: Path) -> None:
         )
 
 
-def best(logits_V: NDArray[np.floating], tokenizer: Tokenizer | None, count: int = 5) -> list[dict[str, Any]]:
+def best(logits_V: NDArray[np.floating], tokenizer: Tokens | None, count: int = 5) -> list[dict[str, Any]]:
     """The likeliest next tokens; equal logits in order of id."""
     order = np.argsort(-logits_V, kind="stable")[:count]
     return [
@@ -142,14 +125,12 @@ def number(x: float) -> float | None:
 
 def prompt_of(
     args: argparse.Namespace, ids: list[int] | None, checkpoint: Checkpoint
-) -> tuple[list[int], Tokenizer | None]:
-    """The prompt's ids, from the text unless --tokens gave them, and the model's tokenizer, if it has one."""
+) -> tuple[list[int], Tokens | None]:
+    """The prompt's ids, from the text unless --tokens gave them, and what spells ids out, if the model has that."""
     if ids is not None:
-        return ids, None if checkpoint.vocabulary() is None else open_tokenizer(checkpoint)[0]
+        return ids, open_spelling(checkpoint)
     tokenizer, template = open_tokenizer(checkpoint)
-    if args.prompt is None and args.file is None:
-        args.prompt = PROMPT
-    return prompt_ids(tokenizer, template, read_prompt(args), args), tokenizer
+    return prompt_ids(tokenizer, template, read_prompt(args, PROMPT)), tokenizer
 
 
 def trace(
@@ -217,17 +198,18 @@ def main(args: argparse.Namespace) -> int:
         check_room(saved, c, len(ids), target)
 
     files: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(1) as pool:  # the file is hashed while the weights are packed and used
-        facts = pool.submit(model_facts, checkpoint) if saved is not None else None
-        model = load(args, checkpoint, bound)
-        if saved is None or facts is None:
-            made, logits, summaries = trace(None, shown, ids, model, None)
-        else:
-            with DumpWriter(target, {}, c.sizes) as writer:
-                made, logits, summaries = trace(saved, shown, ids, model, writer)
-                require_all(saved, c.num_hidden_layers, writer)
-                writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
-            files = writer.files
+    facts = beside(model_facts, checkpoint) if saved is not None else None  # hashes while weights are packed and used
+    model = load(args, checkpoint, bound)
+    if saved is None or facts is None:
+        made, logits, summaries = trace(None, shown, ids, model, None)
+        checkpoint.check_unchanged()
+    else:
+        with written_down(target), DumpWriter(target, {}, c.sizes) as writer:
+            made, logits, summaries = trace(saved, shown, ids, model, writer)
+            require_all(saved, c.num_hidden_layers, writer)
+            writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
+            checkpoint.check_unchanged()
+        files = writer.files
 
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
@@ -251,6 +233,20 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def beside(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """The function's result, from a thread that nobody waits for at the end of the process."""
+    result: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return result
+
+
 def file_bytes(f: Mapping[str, Any]) -> int:
     return 12 + 4 * prod(f["shape"])
 
@@ -263,7 +259,7 @@ def print_files(report: Mapping[str, Any]) -> None:
         print(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}")
 
 
-def print_tokens(report: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
+def print_tokens(report: Mapping[str, Any], tokenizer: Tokens | None) -> None:
     ids, made = report["tokens"], report["generated"]
     print(f"tokens: {' '.join(map(str, ids))}" + (f", then {' '.join(map(str, made))}" if made else ""))
     for phase, choices in enumerate(report["next"]):

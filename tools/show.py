@@ -95,12 +95,23 @@ def describe_vocabulary(v: Vocabulary | None) -> dict[str, Any] | None:
         "tokens": len(v.tokens),
         "merges": len(v.merges),
         "bos_id": v.bos_id,
-        "add_bos": v.add_bos,
+        "prefix": list(v.prefix),
+        "suffix": list(v.suffix),
         "eos_ids": list(v.eos_ids),
+        "eos_from": list(v.eos_from),
         "pad_id": v.pad_id,
-        "special": {token: i for i, token in enumerate(v.tokens) if v.types[i] in (3, 4)},
+        "special": {token: i for i, token in enumerate(v.tokens) if v.types[i] in (2, 3, 4)},
         "chat_template": v.chat_template is not None,
+        "notes": list(v.notes),
     }
+
+
+def answer_ends(tokenizer: dict[str, Any]) -> list[str]:
+    """A line for each id that ends an answer: its spelling, and who says so."""
+    names = {i: f" {token}" for token, i in tokenizer["special"].items()}
+    return [
+        f"{i}{names.get(i, '')}, by {how}" for i, how in zip(tokenizer["eos_ids"], tokenizer["eos_from"], strict=True)
+    ]
 
 
 def plain(value: Any) -> Any:
@@ -131,6 +142,7 @@ def check(c: Checkpoint) -> None:
                     raise BadInput(f"tensor {t.name}: row {start + bad[0]} holds a NaN or an infinity")
     except BadInput as error:
         raise BadInput(f"{c.path}: {error}") from None
+    c.check_unchanged()
 
 
 def decoded(t: QTensor) -> Iterator[tuple[int, Any]]:
@@ -184,11 +196,13 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
         lines = [
             ("model", f"{tokenizer['model']}, pre-tokenizer {tokenizer['pre']}"),
             ("sizes", f"{tokenizer['tokens']:,} tokens, {tokenizer['merges']:,} merges"),
-            ("begins with", str(tokenizer["bos_id"]) if tokenizer["add_bos"] else "nothing (add_bos is false)"),
-            ("ends with", ", ".join(map(str, tokenizer["eos_ids"])) or "nothing"),
+            ("begins with", " ".join(map(str, tokenizer["prefix"])) or "nothing"),
+            ("ends with", " ".join(map(str, tokenizer["suffix"])) or "nothing"),
+            *(("answers end at", line) for line in answer_ends(tokenizer) or ["nothing"]),
             ("padding", str(tokenizer["pad_id"])),
             ("special", special or "none"),
             ("chat template", "yes" if tokenizer["chat_template"] else "no"),
+            *(("note", note) for note in tokenizer["notes"]),
         ]
         section("tokenizer", lines)
     if tensors:

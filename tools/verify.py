@@ -12,6 +12,7 @@ from ..trace.dump import open_dump
 from ..trace.verify.report.html import page
 from ..trace.verify.report.text import as_json, text
 from ..trace.verify.verify import verify
+from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress
 
@@ -39,9 +40,11 @@ def main(args: argparse.Namespace) -> int:
     checkpoint, weights = open_weights(args.model)
     dump = open_dump(args.dump, checkpoint.config.sizes, incomplete=True)
     dump.check_digests()
-    against = open_weights(args.against)[1] if args.against else None
+    against = open_weights(args.against) if args.against else None
     with progress("verify", len(dump.entries)) as done:
-        result = verify(dump, weights, against=against, done=done)
+        result = verify(dump, weights, against=against and against[1], done=done)
+    for opened in (checkpoint, *(against or ())[:1]):
+        opened.check_unchanged()
     if args.html is not None:
         write(args.html, page(result, dump.path.absolute().name, checkpoint.path.name))
     print(json.dumps(as_json(result), allow_nan=False, indent=1) if args.json else text(result))
@@ -51,11 +54,8 @@ def main(args: argparse.Namespace) -> int:
 def write(path: Path, text: str) -> None:
     """Beside its place, then moved there: whole or not at all."""
     try:
-        beside = Beside(path, folder=False)
-        try:
+        with written_down(path), Beside(path, folder=False) as beside:
             beside.path.write_text(text, "utf-8")
             beside.move()
-        finally:
-            beside.discard()
     except OSError as error:
         raise BadInput(f"{path}: cannot write the report: {error.strerror}") from None
