@@ -70,20 +70,27 @@ def row_bytes(name: str, width: int) -> int:
     return int(width // f.BLOCK * f.BYTES)
 
 
+def blocks_of(w: QTensor) -> NDArray[np.uint8]:
+    """The tensor's bytes, [blocks, bytes of one]. Raises BadInput if they are not those of its shape."""
+    f = format_module(w.format)
+    if not w.shape:
+        raise BadInput(f"tensor {w.name}: a single value has no rows")
+    *outer, width = w.shape
+    takes = prod(outer) * -(-width // f.BLOCK) * f.BYTES
+    if w.data.size != takes:
+        raise BadInput(f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {takes}")
+    return w.data.reshape(-1, f.BYTES)
+
+
 def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
     """Rows start..stop (of the outermost dimension) as float32 [stop - start, ...], bit for bit what ggml decodes.
 
     Raises BadInput if the tensor's bytes are not those of its shape.
     """
     f = format_module(w.format)
-    if not w.shape:
-        raise BadInput(f"tensor {w.name}: a single value has no rows")
+    blocks = blocks_of(w)
     *outer, width = w.shape
     per_row = -(-width // f.BLOCK)
-    if w.data.size != prod(outer) * per_row * f.BYTES:
-        takes = prod(outer) * per_row * f.BYTES
-        raise BadInput(f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {takes}")
-    blocks = w.data.reshape(-1, f.BYTES)
     if outer:
         start, stop, _ = slice(start, stop).indices(outer[0])
         per_start = len(blocks) // max(outer[0], 1)

@@ -63,7 +63,7 @@ def judged(tensors: tuple[QTensor, ...], x: np.ndarray, precision: str) -> np.nd
     """x W^T, which the judge has passed."""
     judge = Judge()
     judge.precision = precision
-    card = CUDA.Matrix(packed.stack(tensors, precision), precision == "int8")
+    card = CUDA.Matrix(packed.stack(tensors), precision == "int8")
     return CUDA.to_host(judge.linear(rows(x), Pair(card, *tensors)))
 
 
@@ -103,7 +103,7 @@ def test_stacked_matrices_of_several_formats(T: int, precision: str) -> None:
     sizes = [("Q4_K", 20), ("Q4_K", 5), ("Q5_0", 7), ("Q6_K", 9), ("F16", 3), ("F32", 4)]
     sizes += [("Q5_K", 2)] if precision == "f32" else []
     parts = tuple(matrix(fmt, O, 256, seed) for seed, (fmt, O) in enumerate(sizes))
-    assert len(packed.stack(parts, precision)) == 5  # neighbours of one form are one matrix: one launch
+    assert len(packed.stack(parts)) == 5  # neighbours of one form are one matrix: one launch
     judged(parts, x, precision)
 
 
@@ -118,8 +118,8 @@ def test_the_card_is_asked_for_what_is_needed() -> None:
     """packed_bytes, from which a too small card is told, is what pack takes."""
     for fmt in FORMATS:
         w = matrix(fmt, 3, 256)
-        planes = packed.pack("f32", w).planes
-        assert packed.packed_bytes(w, "f32") == sum(p.size * p.dtype.itemsize for p in planes if p.size > 1)
+        planes = packed.pack(w).planes
+        assert packed.packed_bytes(w) == sum(p.size * p.dtype.itemsize for p in planes if p.size > 1)
 
 
 def test_a_card_too_small_is_told_before_anything_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
     x = np.random.default_rng(8).standard_normal((1, I)).astype(np.float32)
-    card_x, packed = Rows((1, I)), pack("f32", w)
+    card_x, packed = Rows((1, I)), pack(w)
     card_x.data[:I].copy_to_device(x[0])
     picked = np.sort(np.random.default_rng(9).choice(O, 512, replace=False))
     rows = np.concatenate([dequantize(w, int(i), int(i) + 1) for i in picked]).astype(np.float64)
@@ -244,7 +244,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
 
         ten(0)
         seconds = float(np.median(timed(graph_of(ten), 20))) / 10
-        rate, want = packed_bytes(w, precision) / seconds, "0.7" if fmt == "Q4_K" else ""
+        rate, want = packed_bytes(w) / seconds, "0.7" if fmt == "Q4_K" else ""
         measured = [f"{error:.2g}", f"{seconds * 1e6:.0f}", f"{rate / 1e9:.0f}", f"{rate / limit:.2f}", want]
         found.say(fmt, precision, *measured)
 
@@ -367,7 +367,7 @@ def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
             started = time.perf_counter()
             k.to_host(step(np.array([i], np.int32)))
             steps.append(time.perf_counter() - started)
-        size = sum(packed_bytes(t, precision) for t in decoded_each_token(w))
+        size = sum(packed_bytes(t) for t in decoded_each_token(w))
         prompt_rate, rate = 512 / float(np.median(times[1:])), 1 / float(np.median(steps[5:]))
         aims = "prompt >= 2000, decode >= 300, >= 0.5" if name == "7B" else ""
         figures = [f"{prompt_rate:.0f}", f"{rate:.0f}", f"{size / 1e9:.2f} GB", f"{size * rate / limit:.2f}", aims]
