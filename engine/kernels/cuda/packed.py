@@ -68,7 +68,7 @@ def stack(parts: Sequence[QTensor]) -> tuple[Packed, ...]:
 
 
 def pack(*parts: QTensor) -> Packed:
-    """Matrices of one form, one below the other, a slab of rows at a time. Raises BadInput for bytes that are not its shape's."""
+    """Matrices of one form, one below the other, a slab of rows at a time. Raises BadInput for one of another size."""
     form, sizes = form_of(parts[0])
     O, I = sum(w.shape[0] for w in parts), parts[0].shape[1]
     G = -(-I // 32)
