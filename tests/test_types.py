@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
 
 from qwenref.engine.bind import bind
@@ -37,18 +37,8 @@ from qwenref.trace.verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED
 
 from .engines import ENGINES, dump_of
 from .models import leaves, model
-from .tiny import tiny_weights, write_gguf
+from .tiny import TYPES, tiny_weights, write_gguf
 
-
-def decodes(t: GGMLQuantizationType) -> bool:
-    try:
-        gguf_dequantize(np.zeros((1, GGML_QUANT_SIZES[t][1]), np.uint8), t)
-    except NotImplementedError:
-        return False
-    return True
-
-
-TYPES = [t.name for t in GGMLQuantizationType if decodes(t)]
 ROLES = ("embed", "q", "k", "v", "attn_out", "ffn_gate", "ffn_up", "ffn_down", "lm_head")
 VECTORS = ("attn_norm", "final_norm", "q_bias")
 PRECISIONS = [("cpu", p) for p in backend("cpu").PRECISIONS] + [("reference", "f32"), ("reference", "f64")]

@@ -7,6 +7,7 @@ same thing agree, at sizes where a wrong index, group or row shows at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,21 @@ SCALES: dict[str, tuple[int, int | None, float]] = {
     "IQ4_NL": (0, None, 0.0),
     "IQ4_XS": (0, None, 0.0),
 }
+
+
+def _decoded_by_gguf_py() -> list[str]:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    found = []
+    for t, (_, size) in GGML_QUANT_SIZES.items():
+        with suppress(NotImplementedError):
+            dequantize(np.zeros((1, size), np.uint8), t)
+            found.append(GGMLQuantizationType(t).name)
+    return found
+
+
+TYPES = _decoded_by_gguf_py()
 SCATTERED = ("IQ1_M", "NVFP4")  # whose scales are no half in one place
 
 

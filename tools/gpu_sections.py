@@ -228,7 +228,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
         y, again = k.to_host(k.linear(card_x, matrix)), k.to_host(k.linear(card_x, matrix))
         if not np.array_equal(y.view(np.uint32), again.view(np.uint32)):
             found.blame(f"{fmt} {precision}: two runs differ")
-        a = rounded_as_ggml(x, fmt, precision)
+        a = rounded_as_ggml(x, w, precision)
         # Q4_K: the sums of s q x and of m x are rounded apart.
         bound = (I + 8) * 2.0**-24 * (np.abs(a) @ np.abs(rows).T) * (4 if fmt == "Q4_K" else 1)
         error = float(np.max(np.abs(y[:, picked] - a @ rows.T) / bound))
@@ -249,10 +249,13 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
         found.say(fmt, precision, *measured)
 
 
-def rounded_as_ggml(x: NDArray[np.float32], fmt: str, precision: str) -> NDArray[np.float64]:
+def rounded_as_ggml(x: NDArray[np.float32], w: QTensor, precision: str) -> NDArray[np.float64]:
+    """The activations that meet a matrix on the card."""
+    from ..engine.kernels.cuda.packed import FORMS, form_of
     from ..quant import bf16, f16, q8_0, q8_k
 
-    if precision == "f32" or fmt == "F32":
+    fmt = w.format
+    if precision == "f32" or form_of(w) is FORMS["F32"]:
         return x.astype(np.float64)
     if fmt in ("F16", "BF16"):
         f = f16 if fmt == "F16" else bf16
