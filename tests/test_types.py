@@ -22,7 +22,7 @@ from gguf.quants import dequantize as gguf_dequantize
 from qwenref.engine.bind import bind
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.generate import generate
-from qwenref.engine.kernels import backend
+from qwenref.engine.kernels import backend, reference
 from qwenref.engine.weights import Weights
 from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize, format_module
@@ -199,7 +199,21 @@ def test_noise_in_products_of_padded_rows_has_its_budget(padded: Path) -> None:
     assert {f.budget["source"] for f in products} == {"8-bit activations, one step per position"}
 
 
-# ---- mistakes of decoders, by type
+# ---- mistakes, by type
+
+
+def test_a_mistake_in_a_type_that_the_engine_does_not_round_for_is_named() -> None:
+    """Our int8 meets Q2_K with float32; the rest of the dump is ggml's int8."""
+    formats = dict.fromkeys(ROLES, "Q4_K") | {"ffn_gate": "Q2_K", "ffn_up": "Q2_K"}
+    w = tiny_weights(hidden=256, mlp=256, heads=2, kv_heads=1, head_dim=128, formats=formats)
+
+    def other_layer(run: Any, y: np.ndarray) -> np.ndarray:
+        return run.kernels.linear(run.get("ffn_norm"), reference.Matrix(run.weights.layers[0].gate_up.parts[:1], "f4"))
+
+    v = verify(dump_of(w, "cpu int8", TOKENS, mistakes={("ffn_gate", 1): other_layer}), w)
+    (f,) = (f for f in v.findings if f.verdict == UNEXPLAINED)
+    assert (v.recipe.name, f.layer, f.stage) == ("ggml int8, 32-bit KV", 1, "ffn_gate")
+    assert [h["name"] for h in f.hypotheses] == ["weight-other-layer"]
 
 
 @pytest.mark.parametrize("name", NIBBLES)
