@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..engine.bind import bind
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
+from ..engine.nonfinite import NotFinite
 from ..engine.tokenizer import Tokenizer, Tokens
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
 from .terminal import one_line
+
+NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,10 @@ def set_threads(count: int | None) -> None:
 def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
-    for note in checkpoint.notes:
+    for note in checkpoint.notes[:NOTES]:
         print(one_line(f"note: {note}"), file=sys.stderr)
+    if (more := len(checkpoint.notes) - NOTES) > 0:
+        print(f"note: and {more} more of these", file=sys.stderr)
     return checkpoint
 
 
@@ -105,6 +110,14 @@ def load(
     prepared = k.prepare(weights, args.precision)
     checkpoint.check_unchanged()
     return Loaded(checkpoint, prepared, k, args.backend, args.precision)
+
+
+def blaming(tokens: Iterator[int], checkpoint: Checkpoint, weights: Weights) -> Iterator[int]:
+    """The tokens that are generated. Raises BadInput that names the weight where the numbers leave the finite."""
+    try:
+        yield from tokens
+    except NotFinite as error:
+        raise BadInput(f"{checkpoint.path}: {error.traced_to(weights)}") from None
 
 
 def show_compiling(done: int, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import prod
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..engine.forward import forward
-from ..engine.generate import check_prompt
+from ..engine.generate import CHUNK, check_prompt
+from ..engine.nonfinite import NotFinite, first_place
 from ..engine.tokenizer import Tokens
+from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.recorder import Both, Recorder, Summary
@@ -32,6 +35,7 @@ from .load import Loaded, add_model_arguments, load, open_spelling, open_tokeniz
 from .models import resolve
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, prompt_ids, read_prompt
+from .terminal import one_line
 
 PROMPT = "What is 2+2?"
 
@@ -160,6 +164,16 @@ def trace(
     return made, logits, summaries
 
 
+def origin(ids: list[int], logits: list[NDArray[np.floating]], model: Loaded, bound: Weights) -> str | None:
+    """Where the first value came from that is not finite, if one reached the logits of a pass. ids: all that were fed,
+    and the prompt before them."""
+    passes = next((n for n, x in enumerate(logits) if not np.isfinite(x).all()), None)
+    if passes is None:
+        return None
+    fed = ids[: len(ids) - (len(logits) - 1) + passes]
+    return NotFinite(fed, first_place(fed, model.weights, model.kernels, model.precision, CHUNK)).traced_to(bound)
+
+
 def require_all(p: Plan, layers: int, writer: DumpWriter) -> None:
     """Raises BadInput if a file that was asked for was not written: a missing stage is never success."""
     written = {(f["phase"], f["stage"], f["layer"]) for f in writer.files}
@@ -211,6 +225,9 @@ def main(args: argparse.Namespace) -> int:
             checkpoint.check_unchanged()
         files = writer.files
 
+    broken = origin(ids + made, logits, model, bound)
+    if broken is not None:
+        print(one_line(f"note: {broken}"), file=sys.stderr)
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
         "backend": args.backend,
@@ -218,6 +235,7 @@ def main(args: argparse.Namespace) -> int:
         "tokens": ids,
         "generated": made,
         "next": [best(x, tokenizer) for x in logits],
+        "not_finite": broken,
     }
     if saved is not None:
         report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in files]}
@@ -253,10 +271,10 @@ def file_bytes(f: Mapping[str, Any]) -> int:
 
 def print_files(report: Mapping[str, Any]) -> None:
     for f in report.get("files", []):
-        print(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}")
+        print(one_line(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}"))
     if files := report.get("files"):
         count = f"{len(files)} file{'s' * (len(files) > 1)}"
-        print(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}")
+        print(one_line(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}"))
 
 
 def print_tokens(report: Mapping[str, Any], tokenizer: Tokens | None) -> None:

@@ -39,6 +39,15 @@ class PositionsMissing:
 
 
 @dataclass(frozen=True, slots=True)
+class KeysMissing:
+    """A file of scores or probabilities holds fewer keys than this position has."""
+
+    spot: Spot
+    held: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class OtherShape:
     """The file has one shape; from its inputs it must have another."""
 
@@ -61,7 +70,16 @@ class NotFinite:
     inputs: bool
 
 
-Reason = NoTokenIds | OutsideVocabulary | TooMuchMissing | PositionsMissing | OtherShape | CapturedElsewhere | NotFinite
+Reason = (
+    NoTokenIds
+    | OutsideVocabulary
+    | TooMuchMissing
+    | PositionsMissing
+    | KeysMissing
+    | OtherShape
+    | CapturedElsewhere
+    | NotFinite
+)
 
 
 class Unjudgeable(Exception):  # noqa: N818  (a reason, not a fault)

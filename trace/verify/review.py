@@ -4,13 +4,14 @@ it?"""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..dump import Entry
 from .budgets import SHARE, budgets, commonest, kind
+from .evidence import PRODUCTS
 from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
 from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
 from .fit import Fit
@@ -25,21 +26,21 @@ TRIES = 4  # of one stage in several layers on which every hypothesis is tried
 def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = None) -> list[Finding]:
     """The findings with the unexplained filled in, under the dump's own recipe, and without those that something else
     explains: a wrong file before them, another model's weights, or a source of noise that their whole kind shows."""
-    recipe = judge.recipe
     seen = {f.key: f for f in findings}
     wrong = {f.key for f in findings if f.verdict == UNEXPLAINED}
+    under = {key: recipe_of(judge, seen[key], findings) for key in wrong}
     for key in [f.key for f in findings if f.key in wrong]:
         f, e = seen[key], entry(judge, seen[key])
-        found = _without(judge, e, f, recipe, wrong)
+        found = _without(judge, e, f, under[key], wrong)
         if found is None and against is not None:
             found = _other_weights(against, e, f)
         if found is not None:
             seen[key] = found
             wrong.discard(key)
-    excused = _noise(judge, list(seen.values()), recipe)
+    excused = _noise(judge, list(seen.values()), under)
     wrong -= excused.keys()
     seen |= excused
-    seen |= _named(judge, [f for f in seen.values() if f.key in wrong], recipe)
+    seen |= _named(judge, [f for f in seen.values() if f.key in wrong], under)
     for f in list(seen.values()):
         if f.verdict == REPRODUCED and f.blames is not None:
             blamed = seen[f.blames]
@@ -53,6 +54,25 @@ def entry(judge: Judge, f: Finding) -> Entry:
     return e
 
 
+def recipe_of(judge: Judge, f: Finding, findings: Sequence[Finding]) -> Recipe:
+    """The dump's own recipe; of a product the one that explains all others by weights of these formats, if that is
+    another: engines treat formats differently.
+    """
+    best = judge.recipe
+    if f.stage not in PRODUCTS:
+        return best
+
+    def formats(x: Finding) -> list[str]:
+        return [m.format for m in judge.evidence.matrices(x.layer, x.stage)]
+
+    mine = formats(f)
+    named = Counter(x.recipe for x in findings if x.explained and x.stage in PRODUCTS and formats(x) == mine)
+    if best.name in named:
+        return best
+    known = {r.name: r for r in judge.ranked() if r.angle == best.angle}
+    return next((known[name] for name, _ in named.most_common() if name in known), best)
+
+
 def kinds_in_want(findings: Sequence[Finding]) -> set[str]:
     """The kinds of stage of which most are not reproduced: a budget is for these."""
     judged, lacking = Counter[str](), Counter[str]()
@@ -62,14 +82,14 @@ def kinds_in_want(findings: Sequence[Finding]) -> set[str]:
     return {k for k in judged if lacking[k] and lacking[k] >= SHARE * judged[k]}
 
 
-def _noise(judge: Judge, findings: Sequence[Finding], recipe: Recipe) -> dict[Key, Finding]:
+def _noise(judge: Judge, findings: Sequence[Finding], under: Mapping[Key, Recipe]) -> dict[Key, Finding]:
     """Those that a source of noise explains, within their budgets."""
     wanting = kinds_in_want(findings)
     found: dict[Key, tuple[Finding, Fit, list[Budget]]] = {}
     for f in findings:
         if f.verdict == UNEXPLAINED and kind(f.stage) in wanting:
             e = entry(judge, f)
-            site, span, fit = judge.again(e, recipe)
+            site, span, fit = judge.again(e, under[f.key])
             fitting = budgets(site, e.values(), span.mid)
             if fitting:
                 found[f.key] = f, fit, fitting
@@ -79,7 +99,7 @@ def _noise(judge: Judge, findings: Sequence[Finding], recipe: Recipe) -> dict[Ke
         return max(fitting, key=lambda b: (common[b.source], -abs(np.log(b.ratio))))
 
     return {
-        key: replace(f, verdict=BUDGET, recipe=recipe.name, fit=fit, budget=best(fitting))
+        key: replace(f, verdict=BUDGET, recipe=under[key].name, fit=fit, budget=best(fitting))
         for key, (f, fit, fitting) in found.items()
     }
 
@@ -112,7 +132,7 @@ def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: Collecti
     return None
 
 
-def _named(judge: Judge, wrong: Sequence[Finding], recipe: Recipe) -> dict[Key, Finding]:
+def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) -> dict[Key, Finding]:
     """Tries the hypotheses; not each of them on each layer where one mistake runs through all, or none explains."""
     known: dict[str, set[str]] = {}
     tried = Counter[str]()
@@ -120,7 +140,7 @@ def _named(judge: Judge, wrong: Sequence[Finding], recipe: Recipe) -> dict[Key, 
     for f in wrong:
         names = known.setdefault(f.stage, set())
         tried[f.stage] += 1
-        found = _name(judge, entry(judge, f), f, recipe, None if tried[f.stage] <= TRIES else names)
+        found = _name(judge, entry(judge, f), f, under[f.key], None if tried[f.stage] <= TRIES else names)
         names |= {h.name for h in found.hypotheses}
         if tried[f.stage] > TRIES and not found.hypotheses:
             found = replace(found, notes=(*found.notes, NotAllTried(f.stage, tried[f.stage] - 1)))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...engine.config import Config
 from .evidence import Evidence
-from .facts import Key, PositionsMissing, TooMuchMissing, Unjudgeable
+from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
 from .formulas import FORMULAS, heads_of
 from .recipes.matrix import Matrix
 from .recipes.recipe import Recipe
@@ -81,6 +81,8 @@ class Site:
                 index = [rows[p] for p in self.pos]
                 axis = entry.stage.letters.index("T") if "T" in entry.stage.letters else 0
                 values = entry.values()
+                if "S" in entry.stage.letters:
+                    values = values[:, :, : self.keys(values.shape[2])]
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
         if self.missing_layers > LAYERS:
             raise Unjudgeable(TooMuchMissing((self.layer, self.stage)))
@@ -88,6 +90,12 @@ class Site:
         if again not in self.recomputed:
             self.recomputed[again] = self.compute()
         return self.recomputed[again]
+
+    def keys(self, held: int) -> int:
+        """How many keys the last of these positions has, of those that a file holds: a wider one is filled up."""
+        if held <= max(self.pos):
+            raise Unjudgeable(KeysMissing((self.layer, self.stage), held, max(self.pos)))
+        return max(self.pos) + 1
 
     def input(self, stage: str) -> Span:
         """Another stage of this layer, at these positions."""
@@ -122,9 +130,9 @@ class Site:
                 reached = pos[-1] + 1
         if reached < S:
             what = "keys" if stage == "k_post_rope" else "values"
-            known = {p for phase in self.evidence.phases for p in self.evidence.rows[phase]}
-            lost = [p for p in range(reached, S) if p not in known]
-            raise Unjudgeable(PositionsMissing(what, stage, lost[0], lost[-1]))
+            own = self.evidence.rows[self.phase][0]
+            last = own - 1 if own > reached else S - 1
+            raise Unjudgeable(PositionsMissing(what, stage, reached, last))
         return joined(rows, 0)
 
     def matrices(self) -> list[Matrix]:

@@ -25,6 +25,7 @@ from .span import Span
 from .tokens import known_tokens, nearest
 
 
+@np.errstate(all="ignore")  # overflow is an answer here: what is not finite is judged as such
 def verify(
     dump: Dump, weights: Weights, *, against: Weights | None = None, done: Callable[[int], None] = lambda n: None
 ) -> Verification:
@@ -46,15 +47,12 @@ def verify(
     evidence.rotations, told = fitted(evidence.rotations, list(rotations_seen(evidence)))
     judge = Judge(evidence)
     findings = []
-    with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
-        for n, e in enumerate(dump.entries):
-            findings.append(judge.judge(e))
-            done(n + 1)
-        findings = judge.with_recipes_named(findings)
-        second = (
-            None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
-        )
-        findings = review(judge, findings, second)
+    for n, e in enumerate(dump.entries):
+        findings.append(judge.judge(e))
+        done(n + 1)
+    findings = judge.with_recipes_named(findings)
+    second = None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
+    findings = review(judge, findings, second)
     recipe = judge.recipe
     operands = {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
     return Verification(

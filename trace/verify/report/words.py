@@ -14,6 +14,7 @@ from ..facts import (
     FirstNotFinite,
     IdsFromEmbedding,
     IdsUnknown,
+    KeysMissing,
     NextToken,
     NotAllTried,
     Note,
@@ -44,6 +45,8 @@ def words(fact: Reason | Note | First | Remark) -> str:
             return f"too much is missing: {stage} of {layer_name(layer)} and of the layer after it"
         case PositionsMissing(what, stage, first, last):
             return f"the {what} of positions {first} to {last} are not in the dump ({stage})"
+        case KeysMissing((layer, stage), held, position):
+            return f"{stage} of {layer_name(layer)} has {held} keys, and position {position} more"
         case OtherShape(got, wanted):
             return f"its shape is {got}; from its inputs it must be {wanted}"
         case CapturedElsewhere(capture):
