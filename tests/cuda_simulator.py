@@ -28,7 +28,7 @@ from qwenref.tests.cuda_judge import CUDA, REFERENCE, Judge, Pair
 from qwenref.tests.tiny import TYPES, tiny_tensor, tiny_weights, write_gguf
 from qwenref.tools.main import main
 from qwenref.trace.tap import SILENT
-from qwenref.trace.verify_finding import EXACT, REPRODUCED
+from qwenref.trace.verify.finding import EXACT, REPRODUCED
 
 assert config.ENABLE_CUDASIM, "run by test_cuda.py, with NUMBA_ENABLE_CUDASIM=1"
 cuda_lanes.install(attention, p8, product, rows_module, nibbles, q4_k, q5_0, q6_k)

@@ -22,7 +22,7 @@ from qwenref.tools.main import main
 from qwenref.trace import npy
 from qwenref.trace.axes import arranged
 from qwenref.trace.dump import open_dump
-from qwenref.trace.verify import verify
+from qwenref.trace.verify.verify import verify
 
 from .test_cli import engine, refused
 from .tiny import collect, tiny_weights, write_gguf

@@ -29,11 +29,11 @@ from qwenref.quant.tensor import QTensor, dequantize, format_module
 from qwenref.tools.convert import QUANTIZE, convert
 from qwenref.tools.diff_weights import compare_tensor
 from qwenref.tools.main import main
-from qwenref.trace.hypotheses_products import NIBBLES, wrong_decoders
-from qwenref.trace.recipes_matrix import Matrix
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_bench import PRODUCTS
-from qwenref.trace.verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED
+from qwenref.trace.verify.evidence import PRODUCTS
+from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED
+from qwenref.trace.verify.hypotheses.products import NIBBLES, wrong_decoders
+from qwenref.trace.verify.recipes.matrix import Matrix
+from qwenref.trace.verify.verify import verify
 
 from .engines import ENGINES, dump_of
 from .models import leaves, model
@@ -181,7 +181,7 @@ def test_mistakes_in_padded_rows_are_located(padded: Path) -> None:
 
     v = verify(dump_of(w, "cpu f32", TOKENS, mistakes={("ffn_out", 1): wrong}), w)
     (f,) = (f for f in v.findings if f.verdict == UNEXPLAINED)
-    assert (f.layer, f.stage, [b["row"] for b in f.where["blocks"]]) == (1, "ffn_out", [5])
+    assert (f.layer, f.stage, [r.row for r in f.where.rows]) == (1, "ffn_out", [5])
 
 
 def test_noise_in_products_of_padded_rows_has_its_budget(padded: Path) -> None:
@@ -196,7 +196,7 @@ def test_noise_in_products_of_padded_rows_has_its_budget(padded: Path) -> None:
     v = verify(dump_of(w, SimpleNamespace(**{**vars(ENGINES["HF float32"]), "linear": linear}), [*TOKENS] * 4), w)
     products = [f for f in v.findings if f.stage in PRODUCTS]
     assert {f.verdict for f in products} == {BUDGET}
-    assert {f.budget["source"] for f in products} == {"8-bit activations, one step per position"}
+    assert {f.budget.source for f in products} == {"8-bit activations, one step per position"}
 
 
 # ---- mistakes, by type
@@ -213,7 +213,7 @@ def test_a_mistake_in_a_type_that_the_engine_does_not_round_for_is_named() -> No
     v = verify(dump_of(w, "cpu int8", TOKENS, mistakes={("ffn_gate", 1): other_layer}), w)
     (f,) = (f for f in v.findings if f.verdict == UNEXPLAINED)
     assert (v.recipe.name, f.layer, f.stage) == ("ggml int8, 32-bit KV", 1, "ffn_gate")
-    assert [h["name"] for h in f.hypotheses] == ["weight-other-layer"]
+    assert [h.name for h in f.hypotheses] == ["weight-other-layer"]
 
 
 @pytest.mark.parametrize("name", NIBBLES)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qwenref.engine.weights import Weights
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import EXACT, REPRODUCED, VERDICTS
+from qwenref.trace.verify.finding import EXACT, REPRODUCED, VERDICTS
+from qwenref.trace.verify.verify import verify
 
 from .engines import ENGINES, dump_of
 from .tiny import tiny_weights

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from qwenref.engine.kernels import reference
 from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor
-from qwenref.trace import recipes_stages as stages
-from qwenref.trace.recipes import FLOAT32_RECIPE, OPERANDS, RECIPES, Recipe
-from qwenref.trace.recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Float, Span, plus, times
-from qwenref.trace.recipes_matrix import Matrix
-from qwenref.trace.recipes_products import SIGMAS, operand, product, summation
-from qwenref.trace.recipes_rope import Exact, Product, Repeated, fitted, rotations
-from qwenref.trace.verify_fit import compare
+from qwenref.trace.verify.fit import compare
+from qwenref.trace.verify.recipes import operations as stages
+from qwenref.trace.verify.recipes.matrix import Matrix
+from qwenref.trace.verify.recipes.products import SIGMAS, operand, product, summation
+from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, OPERANDS, RECIPES, Recipe
+from qwenref.trace.verify.recipes.rope import Exact, Product, Repeated, fitted, rotations
+from qwenref.trace.verify.span import BFLOAT16, FLOAT16, FLOAT32, Float, Span, plus, times
 
 from .tiny import tiny_tensor
 

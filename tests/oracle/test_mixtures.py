@@ -23,8 +23,8 @@ from qwenref.engine.files import open_checkpoint  # noqa: E402
 from qwenref.quant.ggml import NUMBERS, TYPES  # noqa: E402
 from qwenref.tools.load import open_tokenizer, open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
-from qwenref.trace.recipes import OPERANDS  # noqa: E402
-from qwenref.trace.verify_finding import EXACT, REPRODUCED, VERDICTS  # noqa: E402
+from qwenref.trace.verify.finding import EXACT, REPRODUCED, VERDICTS  # noqa: E402
+from qwenref.trace.verify.recipes.recipe import OPERANDS  # noqa: E402
 
 from .. import tiny  # noqa: E402
 
@@ -125,7 +125,7 @@ def test_type(
 
 
 def test_activations_are_ggmls_own_choice() -> None:
-    """trace/recipes.py's OPERANDS against ggml's table of what each type meets."""
+    """OPERANDS of trace/verify/recipes against ggml's table of what each type meets."""
 
     class Traits(ctypes.Structure):
         _fields_ = (

@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.kernels import reference
-from .recipes import Recipe
-from .recipes_floats import FLOAT32, Array, Span, joined, plus, times
-from .recipes_products import SIGMAS_ONE_SIGN, summation
+from ....engine.kernels import reference
+from ..span import FLOAT32, Array, Span, joined, plus, times
+from .products import SIGMAS_ONE_SIGN, summation
+from .recipe import Recipe
 
 U = FLOAT32.u
 Positions = NDArray[np.int32]

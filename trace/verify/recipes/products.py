@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant import q16
-from ..quant.tensor import format_module
-from .recipes import Recipe
-from .recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Array, Span
-from .recipes_matrix import GROUPS, Matrix, group_sums
+from ....quant import q16
+from ....quant.tensor import format_module
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span
+from .matrix import GROUPS, Matrix, group_sums
+from .recipe import Recipe
 
 SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import QTensor, dequantize, format_module
-from .recipes_floats import Array
+from ....quant.tensor import QTensor, dequantize, format_module
+from ..span import Array
 
 SLAB = 1 << 18  # weights decoded at a time
 

@@ -9,13 +9,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import format_module
-from .hypotheses import Several, Variants, hypothesis
-from .recipes_floats import BFLOAT16, FLOAT16, Span
-from .recipes_matrix import CODES, Matrix
-from .verify_bench import INPUTS, PRODUCTS
-from .verify_formulas import FORMULAS, flat, linear
-from .verify_site import Site
+from ....quant.tensor import format_module
+from ..evidence import INPUTS, PRODUCTS
+from ..formulas import FORMULAS, flat, linear
+from ..recipes.matrix import CODES, Matrix
+from ..site import Site
+from ..span import BFLOAT16, FLOAT16, Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
 
 IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
 MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
@@ -33,7 +37,7 @@ def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None
 def weight_other_layer(s: Site) -> Several:
     for layer in range(s.config.num_hidden_layers):
         if layer != s.layer:
-            yield str(layer), through(s, matrices=s.bench.matrices(layer, s.stage))
+            yield str(layer), through(s, matrices=s.evidence.matrices(layer, s.stage))
 
 
 @hypothesis("weight-transposed", "the weights are transposed: {}", *PRODUCTS)
@@ -61,7 +65,7 @@ def turned(m: Matrix) -> Matrix:
 
 @hypothesis("gate-up-swapped", "the weights of gate and up are swapped", "ffn_gate", "ffn_up")
 def gate_up_swapped(s: Site) -> Variants:
-    return through(s, matrices=s.bench.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
+    return through(s, matrices=s.evidence.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
 
 
 @hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul")
@@ -78,7 +82,7 @@ def qkv_order(s: Site) -> Several:
 
 @hypothesis("head-embedding", "the output head is the embedding (tied), not its own matrix", "lm_head")
 def head_embedding(s: Site) -> Variants:
-    return None if s.config.tie_word_embeddings else through(s, matrices=[Matrix(s.bench.weights.embed)])
+    return None if s.config.tie_word_embeddings else through(s, matrices=[Matrix(s.evidence.weights.embed)])
 
 
 @hypothesis("head-position", "the logits are those of position {}", "lm_head")
@@ -189,7 +193,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
 
 
 def swapped_scales(b: Bytes) -> Bytes:
-    from ..quant.q4_k import pack_scales, unpack_scales
+    from ....quant.q4_k import pack_scales, unpack_scales
 
     scale, minimum = unpack_scales(b[..., 4:16].reshape(-1, 12))
     b[..., 4:16] = pack_scales(minimum, scale).reshape(b[..., 4:16].shape)
