@@ -219,6 +219,19 @@ def test_silu_of_float32_lies_in_its_span(value: float) -> None:
     assert compare(wrong, stages.silu(FLOAT32_RECIPE, Span.point(x))).outside or abs(y[0]) < 1e-27
 
 
+@given(st.integers(0, 2**31))
+def test_operands_held_wider_than_the_dump_has_them_stay_inside(seed: int) -> None:
+    """An engine in float64 stores float32: a score of 100 moves by 4e-6, which the exponential makes relative."""
+    rng = RNG(seed)
+    x = rng.uniform(-75, 75, (3, 1, 40))
+    for formula, exact, *pos in (
+        (stages.silu, reference.silu),
+        (stages.softmax, reference.softmax, np.array([39], np.int32)),
+    ):
+        span = formula(FLOAT32_RECIPE, Span.point(x.astype(f32)), *pos)
+        assert compare(exact(x, *pos).astype(f32), span).good, formula.__name__
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(0, 30000))
 def test_rope_of_float32_lies_in_its_span(seed: int, position: int) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..engine.kernels import reference
 from ..quant import q16
 from .recipes_floats import BFLOAT16, FLOAT16, Array
-from .recipes_matrix import Matrix
+from .recipes_matrix import Matrix, group_sums
 from .verify_bench import INPUTS, PRODUCTS
 from .verify_fit import over, rms
 from .verify_formulas import ATTENTION, flat
@@ -101,9 +101,9 @@ def both_sums(m: Matrix, activations: list[Array], square_TI: Array) -> tuple[li
     for _, slab in m.slabs():
         w_OI = slab.astype(np.float64)
         if levels:
-            g = w_OI.reshape(len(w_OI), -1, group)
-            steps = (g.max(-1) - g.min(-1)) / (levels - 1)
-            weights.append(square_TI.reshape(len(square_TI), -1, group).sum(-1) @ (np.square(steps) / 12).T)
+            starts = np.arange(0, w_OI.shape[1], group)
+            spans = np.maximum.reduceat(w_OI, starts, axis=1) - np.minimum.reduceat(w_OI, starts, axis=1)
+            weights.append(group_sums(square_TI, group) @ (np.square(spans / (levels - 1)) / 12).T)
         np.square(w_OI, out=w_OI)
         for into, v in zip(sums, activations, strict=True):
             into.append(v @ w_OI.T)

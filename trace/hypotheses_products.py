@@ -125,10 +125,12 @@ def operands_rounded(s: Site) -> Several:
 
 # -- decoders ---------------------------------------------------------------------------------------------------------
 
-# Bytes of a block whose two nibbles are two codes, and those that hold the codes' high bits.
+# Bytes of a block whose two nibbles are two codes, and how many values a run of them holds: the low nibbles are its
+# first half, the high ones its second. Below, the bytes that hold the codes' high bits.
 NIBBLES = {
-    "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (6, 22), "Q5_1": (8, 24),
-    "Q4_K": (16, 144), "Q5_K": (48, 176), "Q6_K": (0, 128),
+    "Q4_0": (2, 18, 32), "Q4_1": (4, 20, 32), "Q5_0": (6, 22, 32), "Q5_1": (8, 24, 32),
+    "Q4_K": (16, 144, 64), "Q5_K": (48, 176, 64), "Q6_K": (0, 128, 128),
+    "IQ4_NL": (2, 18, 32), "IQ4_XS": (8, 136, 32), "MXFP4": (1, 17, 32),
 }  # fmt: skip
 HIGH_BITS = {"Q5_0": (2, 6), "Q5_1": (4, 8), "Q5_K": (16, 48), "Q6_K": (128, 192), "Q3_K": (0, 32)}
 
@@ -162,11 +164,12 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     if block == 1:
         return
     if fmt in NIBBLES:
-        yield "the nibbles of a byte are swapped", rebuilt(m, lambda b: swapped_nibbles(b, *NIBBLES[fmt]))
-        group = 64 if block == 256 else 32
-        order = np.arange(group).reshape(2, -1).T.reshape(-1)
-        pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, group)[..., order].reshape(w.shape))
-        yield "the two nibbles of a byte are taken for neighbours", pairs
+        first, stop, run = NIBBLES[fmt]
+        yield "the nibbles of a byte are swapped", rebuilt(m, lambda b: swapped_nibbles(b, first, stop))
+        if m.shape[1] % run == 0:
+            order = np.arange(run).reshape(2, -1).T.reshape(-1)
+            pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, run)[..., order].reshape(w.shape))
+            yield "the two nibbles of a byte are taken for neighbours", pairs
     if fmt in CODES:
         yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
