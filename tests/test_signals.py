@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwenref.engine.files import open_checkpoint
 from qwenref.engine.kernels.cpu import team
 from qwenref.engine.kernels.cpu.simd import set_i32
 from qwenref.engine.kernels.cpu.team import _read
@@ -341,6 +342,17 @@ def test_a_file_that_is_written_to_is_told(files: Path, tmp_path: Path) -> None:
     out, err = p.process.communicate(timeout=60)
     assert (p.process.returncode, out) == (2, b"")
     assert err.decode() == (f"engine run: {file}: was changed while it was being read; nothing of the result is kept\n")
+
+
+def test_a_file_that_is_replaced_or_deleted_is_the_same_to_who_has_it_open(files: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    for f in (file, other):
+        f.write_bytes((files / "tiny.gguf").read_bytes())
+    opened = open_checkpoint(file)
+    other.replace(file)
+    opened.check_unchanged()
+    file.unlink()
+    opened.check_unchanged()
 
 
 # ---- a region of kernels that is told to stop
