@@ -141,7 +141,7 @@ class Process:
         return found
 
     def end(self, number: int) -> bytes:
-        """Sends the signal; all processes must end within seconds, long before they would. Returns what stderr said since it was heard."""
+        """Sends the signal; all processes must end long before they would by themselves. What stderr said since."""
         self.process.send_signal(number)
         _, said = self.process.communicate(timeout=20)
         assert self.process.returncode == -number
