@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
-from ..quant.tensor import QTensor
+from ..quant.tensor import QTensor, format_of
 from .config import Config
 from .weights import Layer, Weights
 
@@ -61,7 +61,8 @@ def shapes(c: Config) -> dict[str, tuple[int, ...]]:
 
 
 def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
-    """Weights of a checkpoint. Raises BadInput for a tensor that is missing, has not its role's shape, or has no role.
+    """Weights of a checkpoint. Raises BadInput for a tensor that is missing, has not its role's shape, has no role, or
+    is of a format that nobody decodes here.
 
     A tensor that nothing here reads (a query norm, a rotary table, a layer too many) would be a model computed wrong.
     """
@@ -72,11 +73,13 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         spelled = [n.format(i) for n in names]
         name = next((n for n in spelled if n in tensors), None)
         if name is None:
-            raise BadInput(f"tensor {' or '.join(spelled)} is missing")
+            has = f"; there is {next(iter(tensors))!r:.80}" if tensors else ", and there is no other"
+            raise BadInput(f"tensor {' or '.join(spelled)} is missing{has}")
         used.add(name)
         w = tensors[name]
         if w.shape != want[role]:
             raise BadInput(f"tensor {w.name or spelled[0]} has shape {w.shape}; as {role} it must have {want[role]}")
+        format_of(w)
         return w
 
     def layer(i: int) -> Layer:

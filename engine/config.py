@@ -1,25 +1,32 @@
-"""Config: the hyper-parameters by Hugging Face's names. Every value comes from the model's file; no defaults."""
+"""Config: the hyper-parameters by Hugging Face's names. Every value comes from the model's file; no defaults.
+
+Here a file's untrusted values become typed ones: from_gguf, from_hf (config.json, and APR's metadata under its names).
+"""
 
 from __future__ import annotations
 
-import struct
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import isfinite
-from reprlib import repr as brief
 from typing import Any, NoReturn
+
+import numpy as np
 
 from ..quant.errors import BadInput
 from ..quant.tensor import QTensor
+from .config_keys import GGUF, GGUF_BY_LAYER, GGUF_KEYS, HF, ROPE_NEUTRAL, brief
 
 ARCHITECTURES = {"qwen2": "Qwen2, Qwen2.5, Qwen2.5-Coder, DeepSeek-R1-Distill-Qwen"}
+SMALLEST, LARGEST = 2.0**-126, 3.4e38  # of normal float32 numbers
 
 
 def check_architecture(name: object) -> None:
     """Raises BadInput that says what is supported, unless that architecture is."""
     if not isinstance(name, str) or name not in ARCHITECTURES:
         supported = "; ".join(f"{known} is ({models})" for known, models in ARCHITECTURES.items())
-        raise BadInput(f"architecture {brief(name)} is not supported; {supported}")
+        raise BadInput(
+            f"architecture {brief(name)} is not supported; {supported}; llama.cpp and Transformers run others"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,8 @@ class Config:
             # Positions and ids are int32; whether sizes fit the file shows when each tensor's shape is checked (bind).
             if field.type == "int" and not (type(value) is int and 0 < value < 1 << 31):
                 raise BadInput(f"{field.name} is {brief(value)}; it must be a whole number from 1 to 2^31 - 1")
-            if field.type == "float" and not (type(value) is float and isfinite(value) and value > 0):
-                raise BadInput(f"{field.name} is {brief(value)}; it must be a finite positive number")
+            if field.type == "float" and not (type(value) is float and SMALLEST <= value <= LARGEST):
+                raise BadInput(f"{field.name} is {brief(value)}; it must be a positive number that float32 holds")
             if field.type == "bool" and type(value) is not bool:
                 raise BadInput(f"{field.name} is {brief(value)}; it must be true or false")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -60,6 +67,8 @@ class Config:
             raise BadInput(f"num_key_value_heads is {self.num_key_value_heads}, which does not divide {heads}")
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
+        if self.max_position_embeddings / self.rope_theta > LARGEST:
+            raise BadInput(f"rope_theta is {self.rope_theta}; the angles of the last position overflow")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -69,180 +78,228 @@ class Config:
         return {"D": D, "N": N, "K": K, "H": H, "E": (N + 2 * K) * H, "F": F, "V": V}
 
 
-# Config's fields and their GGUF keys, which follow the architecture's name.
-GGUF_KEYS: dict[str, tuple[str, type]] = {
-    "hidden_size": ("embedding_length", int),
-    "num_hidden_layers": ("block_count", int),
-    "num_attention_heads": ("attention.head_count", int),
-    "num_key_value_heads": ("attention.head_count_kv", int),
-    "intermediate_size": ("feed_forward_length", int),
-    "max_position_embeddings": ("context_length", int),
-    "rope_theta": ("rope.freq_base", float),
-    "rms_norm_eps": ("attention.layer_norm_rms_epsilon", float),
-}
-# GGUF keys that would change the forward pass, and the values with which they do not; {} is the architecture.
-INERT: dict[str, tuple[Any, ...]] = {
-    "general.quantization_version": (2,),
-    "{}.rope.scaling.type": ("none",),
-    "{}.rope.scaling.factor": (1, 0),
-    "{}.rope.scaling.attn_factor": (1,),
-    "{}.rope.scale_linear": (1,),
-    "{}.attention.causal": (True,),
-    "{}.attention.scale": (0,),
-    "{}.attention.clamp_kqv": (0,),
-    "{}.attention.max_alibi_bias": (0,),
-    "{}.attn_logit_softcapping": (0,),
-    "{}.final_logit_softcapping": (0,),
-    "{}.logit_scale": (1, 0),
-    "{}.residual_scale": (1, 0),
-    "{}.embedding_scale": (1, 0),
-    "{}.expert_count": (0,),
-    "{}.use_parallel_residual": (False,),
-}
-CHECKED = (
-    "attention.key_length",
-    "attention.value_length",
-    "attention.sliding_window",
-    "rope.dimension_count",
-    "vocab_size",
-)
-
-
-def unknown_gguf_keys(metadata: Mapping[str, Any]) -> list[str]:
-    """Keys about the architecture that nothing here reads: perhaps a variant of it that is not computed right."""
-    prefix = f"{metadata['general.architecture']}."
-    known = {prefix + name for name in (*CHECKED, *(name for name, _ in GGUF_KEYS.values()))}
-    known |= {key.format(prefix[:-1]) for key in INERT}
-    return [key for key in metadata if key.startswith(prefix) and key not in known]
-
-
-def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> Config:
+def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tuple[Config, list[str]]:
     """From a GGUF file's key/value pairs; its tensors tell the vocabulary's size, and whether the head is tied.
 
-    Raises BadInput that names the key for one that is missing or that asks for what is not computed here.
+    Also notes on keys that nothing here knows. Raises BadInput that names the key for one that is missing or that asks
+    for what is not computed here.
     """
     architecture = metadata.get("general.architecture")
     check_architecture(architecture)
+    prefix = f"{architecture}."
+    version = metadata.get("general.quantization_version", 2)
+    if type(version) is not int or version != 2:
+        raise BadInput(f"key general.quantization_version is {brief(version)}; that is not supported, only 2 is")
+    said = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
+    notes = GGUF.look(said, f"{prefix}{{}}")
 
     def need(name: str, kind: type) -> Any:
-        key = f"{architecture}.{name}"
-        if key not in metadata:
-            raise BadInput(f"key {key} is missing, and nothing may be guessed for it")
-        value = metadata[key]
+        if name not in said:
+            raise BadInput(f"key {prefix}{name} is missing, and nothing may be guessed for it")
+        value = said[name]
+        if name in GGUF_BY_LAYER and isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            value = value[0].item()
         if type(value) is not kind:
-            raise BadInput(f"key {key} is {brief(value)}; it must be {'an integer' if kind is int else 'a float'}")
-        return value
+            raise BadInput(
+                f"key {prefix}{name} is {brief(value)}; it must be {'an integer' if kind is int else 'a float'}"
+            )
+        return _float32(value) if isinstance(value, float) else value
 
-    for pattern, harmless in INERT.items():
-        key = pattern.format(architecture)
-        value = metadata.get(key, harmless[0])
-        if not isinstance(value, str | int | float) or value not in harmless:
-            raise BadInput(f"key {key} is {brief(value)}; that is not supported, only {harmless[0]!r} is")
     if "token_embd.weight" not in tensors:
         raise BadInput("tensor token_embd.weight is missing")
-
     found = {field: need(name, kind) for field, (name, kind) in GGUF_KEYS.items()}
     width, heads, V = found["hidden_size"], found["num_attention_heads"], tensors["token_embd.weight"].shape[0]
-    if f"{architecture}.attention.key_length" in metadata:
+    if "attention.key_length" in said:
         head_dim = need("attention.key_length", int)
     elif heads and width % heads == 0:
         head_dim = width // heads
     else:
-        raise BadInput(f"key {architecture}.attention.head_count is {heads}, which does not divide {width}")
+        raise BadInput(f"key {prefix}attention.head_count is {heads}, which does not divide {width}")
     same = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "vocab_size": V}
-    for name, value in same.items():
-        if f"{architecture}.{name}" in metadata and need(name, int) != value:
-            raise BadInput(f"key {architecture}.{name} is {need(name, int)}; in this model it must be {value}")
-    if f"{architecture}.attention.sliding_window" in metadata:
+    for name, value in (same | {"embedding_length_out": width}).items():
+        if name in said and need(name, int) != value:
+            raise BadInput(f"key {prefix}{name} is {need(name, int)}; in this model it must be {value}")
+    if "attention.sliding_window" in said:
         window = need("attention.sliding_window", int)
         if 0 < window < found["max_position_embeddings"]:
-            raise BadInput(f"key {architecture}.attention.sliding_window is {window}; that is not supported")
-    return Config(
+            raise BadInput(f"key {prefix}attention.sliding_window is {window}; that is not supported")
+    c = Config(
         model_type=str(architecture),
         head_dim=head_dim,
         vocab_size=V,
         tie_word_embeddings="output.weight" not in tensors,
         **found,
     )
+    return c, notes
 
 
-# config.json's fields that would change the forward pass, and the values with which they do not.
-HF_INERT: dict[str, tuple[Any, ...]] = {
-    "hidden_act": (None, "silu"),
-    "use_sliding_window": (None, False),
-    "quantization_config": (None,),
-    "tie_word_embeddings": (None, True, False),
-    "partial_rotary_factor": (None, 1.0),
-}
+def _float32(value: float) -> float:
+    """Rounded as the other containers hold it; what is too large becomes an infinity, which Config refuses."""
+    return ctypes.c_float(value).value
 
 
-def from_hf(data: Mapping[str, Any], own_head: bool) -> Config:
-    """From a config.json's content; transformers 4 and 5 put RoPE's parameters in different places, and both are read.
+def check_hf(data: Mapping[str, Any]) -> list[str]:
+    """Notes on the fields of a config.json. Raises BadInput for one that asks for what is not computed here."""
+    check_quantization(data)
+    architectures = data.get("architectures")
+    if architectures and architectures not in (["Qwen2ForCausalLM"], ["Qwen2Model"]):
+        _refuse("architectures", f"is {brief(architectures)}; only Qwen2ForCausalLM is supported")
+    check_architecture(data.get("model_type"))
+    return HF.look(data)
+
+
+def check_quantization(data: Mapping[str, Any]) -> None:
+    """Raises BadInput that names the method if the weights are in none of the formats of quant/."""
+    for field in ("quantization_config", "compression_config", "quantization"):
+        if (asked := data.get(field)) is not None:
+            told = asked if isinstance(asked, dict) else {}
+            method = told.get("quant_method", told.get("mode", "MLX" if "group_size" in told else asked))
+            way_out = "give the model as it was before, or a GGUF file of it"
+            _refuse(field, f"says that the weights are quantised ({brief(method)}), which is not supported; {way_out}")
+
+
+def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]:
+    """From a config.json's content; Transformers 4 and 5 put RoPE's parameters in different places, and both are read.
 
     own_head: the file has an output matrix that is not the embedding. eps and theta are rounded to float32, as the
-    other containers hold them. Raises BadInput that names the field for one that is missing or that asks for what is
-    not computed here.
+    other containers hold them. Also notes for the user. Raises BadInput that names the field for one that is missing or
+    that asks for what is not computed here.
     """
-
-    def refuse(field: str, why: str) -> NoReturn:
-        raise BadInput(f"{field} {why}")
-
-    def need(field: str) -> Any:
-        if data.get(field) is None:
-            refuse(field, "is missing, and nothing may be guessed for it")
-        return data[field]
-
-    def real(field: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
-            refuse(field, f"is {brief(value)}; it must be a finite positive number")
-        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
-        return rounded
-
-    architectures = data.get("architectures")
-    if architectures and architectures != ["Qwen2ForCausalLM"]:
-        refuse("architectures", f"is {brief(architectures)}; only Qwen2ForCausalLM is supported")
-    check_architecture(data.get("model_type"))
-    for field, harmless in HF_INERT.items():
-        if data.get(field) not in harmless:
-            refuse(field, f"is {brief(data[field])}; that is not supported, only {brief(harmless[-1])} is")
-    layer_types = data.get("layer_types") or []
-    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
-        refuse("layer_types", "names another type of attention than full_attention; that is not supported")
-
-    rope, scaling = (data.get(field) or {} for field in ("rope_parameters", "rope_scaling"))
-    for field, value in (("rope_parameters", rope), ("rope_scaling", scaling)):
-        if not isinstance(value, dict):
-            refuse(field, f"is {brief(value)}; it must be an object")
-        kind = value.get("rope_type", value.get("type", "default"))
-        if kind != "default" or value.keys() - {"rope_type", "type", "rope_theta"}:
-            asked = f"RoPE scaling of type {brief(kind)}" if kind != "default" else f"{brief(sorted(value))}"
-            refuse(field, f"asks for {asked}; that is not supported, only the default is")
-    places = [place["rope_theta"] for place in (rope, scaling, data) if place.get("rope_theta") is not None]
-    thetas = {real("rope_theta", theta) for theta in places}
-    if len(thetas) > 1:
-        refuse("rope_theta", f"has two values, {sorted(thetas)}")
-
-    width, heads = need("hidden_size"), need("num_attention_heads")
+    notes = check_hf(data)
+    width, heads, layers = (_need(data, f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_dim = data.get("head_dim")
     if head_dim is None:
         if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
-            refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")
+            _refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")
         head_dim = width // heads
+    positions = _whole("max_position_embeddings", _need(data, "max_position_embeddings"))
+    _check_windows(data, _whole("num_hidden_layers", layers), positions)
+    if (limit := _before_second_chunk(data)) < positions:
+        positions = limit
+        notes.append(f"dual_chunk_attention_config is not computed; the context ends where it begins, at {limit}")
     tied = data.get("tie_word_embeddings")
-    if tied is own_head:
-        has = "another output matrix than the embedding" if own_head else "no output matrix"
-        refuse("tie_word_embeddings", f"is {str(tied).lower()}, but the tensors hold {has}")
-    return Config(
+    if tied is not None and type(tied) is not bool:
+        _refuse("tie_word_embeddings", f"is {brief(tied)}; it must be true or false")
+    if tied and own_head:
+        notes.append(
+            "tie_word_embeddings is true, but lm_head.weight is another matrix than the embedding; it is used, as "
+            "Transformers 5 does (4 takes the embedding)"
+        )
+    if not tied and not own_head:
+        _refuse("tie_word_embeddings", f"is {brief(tied)}, but there is no lm_head.weight: an embedding model has none")
+    c = Config(
         model_type=data["model_type"],
         hidden_size=width,
-        num_hidden_layers=need("num_hidden_layers"),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=need("num_key_value_heads"),
+        num_key_value_heads=_need(data, "num_key_value_heads"),
         head_dim=head_dim,
-        intermediate_size=need("intermediate_size"),
-        vocab_size=need("vocab_size"),
-        max_position_embeddings=need("max_position_embeddings"),
-        rope_theta=thetas.pop() if thetas else need("rope_theta"),
-        rms_norm_eps=real("rms_norm_eps", need("rms_norm_eps")),
+        intermediate_size=_need(data, "intermediate_size"),
+        vocab_size=_need(data, "vocab_size"),
+        max_position_embeddings=positions,
+        rope_theta=_rope_theta(data),
+        rms_norm_eps=_real("rms_norm_eps", _need(data, "rms_norm_eps")),
         tie_word_embeddings=not own_head,
     )
+    return c, notes
+
+
+def _refuse(field: str, why: str) -> NoReturn:
+    raise BadInput(f"{field} {why}")
+
+
+def _need(data: Mapping[str, Any], field: str) -> Any:
+    if data.get(field) is None:
+        _refuse(field, "is missing, and nothing may be guessed for it")
+    return data[field]
+
+
+def _whole(field: str, value: Any) -> int:
+    if type(value) is not int or not 0 < value < 1 << 31:
+        _refuse(field, f"is {brief(value)}; it must be a whole number from 1 to 2^31 - 1")
+    return int(value)
+
+
+def _real(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not SMALLEST <= value <= LARGEST:
+        _refuse(field, f"is {brief(value)}; it must be a positive number that float32 holds")
+    return _float32(float(value))
+
+
+def _rope_theta(data: Mapping[str, Any]) -> float:
+    """RoPE's base, from wherever it stands, where Transformers of every version finds the same one."""
+    rope, scaling = (data.get(field) or {} for field in ("rope_parameters", "rope_scaling"))
+    for field, place in (("rope_parameters", rope), ("rope_scaling", scaling), ("", data)):
+        if not isinstance(place, dict):
+            _refuse(field, f"is {brief(place)}; it must be an object")
+        if place.get("partial_rotary_factor", 1) not in (None, 1):
+            _refuse("partial_rotary_factor", f"is {brief(place['partial_rotary_factor'])}; that is not supported")
+        if place is not data:
+            _check_rope(field, place)
+    places = [place["rope_theta"] for place in (rope, scaling, data) if place.get("rope_theta") is not None]
+    thetas = {_real("rope_theta", theta) for theta in places}
+    if len(thetas) > 1:
+        _refuse("rope_theta", f"has two values, {sorted(thetas)}")
+    if thetas and rope and scaling and scaling.get("rope_theta") is data.get("rope_theta") is None:
+        _refuse(
+            "rope_scaling", "stands beside rope_parameters, whose rope_theta Transformers 5 then ignores; remove it"
+        )
+    return thetas.pop() if thetas else _real("rope_theta", _need(data, "rope_theta"))
+
+
+def _check_rope(field: str, place: Mapping[str, Any]) -> None:
+    """Raises BadInput unless it asks for RoPE without scaling, or with one that changes nothing."""
+    kind = place.get("rope_type", place.get("type", "default"))
+    known = ROPE_NEUTRAL.get(kind) if isinstance(kind, str) else None
+    if known is None:
+        _refuse(field, f"asks for RoPE scaling of type {brief(kind)}; that is not supported, only the default is")
+    must_be_one, more = known
+    factor = place.get("factor", 1 if kind == "default" else None)
+    if type(factor) not in (int, float) or (must_be_one and factor != 1) or not 1 <= factor <= LARGEST:
+        _refuse(field, f"asks for RoPE scaling of type {kind} by factor {brief(factor)}; that is not supported")
+    if place.get("attention_factor") not in (None, 1):
+        _refuse(field, f"asks for attention_factor {brief(place['attention_factor'])}; that is not supported")
+    read = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "attention_factor", *more}
+    if strange := [name for name in place if name not in read]:
+        _refuse(field, f"holds {brief(strange)}, which RoPE of type {kind} has not; that is not supported")
+
+
+def _check_windows(data: Mapping[str, Any], layers: int, positions: int) -> None:
+    """Raises BadInput if a layer's attention is other than full, as Transformers' Qwen2Config works that out."""
+    on, window, full = (data.get(f) for f in ("use_sliding_window", "sliding_window", "max_window_layers"))
+    if on is not None and type(on) is not bool:
+        _refuse("use_sliding_window", f"is {brief(on)}; it must be true or false")
+    kinds = data.get("layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            _refuse("layer_types", f"is {brief(kinds)}; it must be a list of {layers} types of attention")
+        other = [kind for kind in kinds if kind not in ("full_attention", "attention")]
+        if other and not (on and window and other == ["sliding_attention"] * len(other)):
+            _refuse("layer_types", f"holds {brief(other[0])}; that is not supported, only full_attention is")
+    if not on or window is None:
+        return
+    _whole("sliding_window", window)
+    first = 28 if full is None else full  # Qwen2Config's own default
+    if type(first) is not int:
+        _refuse("max_window_layers", f"is {brief(first)}; it must be a whole number")
+    windowed = first < layers if kinds is None else "sliding_attention" in kinds
+    if windowed and window < positions:
+        _refuse("use_sliding_window", f"is true, with a window of {window} in some layers; that is not supported")
+
+
+def _before_second_chunk(data: Mapping[str, Any]) -> int:
+    """How many positions dual chunk attention leaves as they are (vLLM's dual_chunk_flash_attn: the first chunk)."""
+    asked = data.get("dual_chunk_attention_config")
+    if asked is None:
+        return 1 << 31
+    if not isinstance(asked, dict):
+        _refuse("dual_chunk_attention_config", f"is {brief(asked)}; it must be an object")
+    where = "dual_chunk_attention_config."
+    chunk, local = (_whole(f"{where}{name}", asked.get(name)) for name in ("chunk_size", "local_size"))
+    limits = [_whole(f"{where}chunk_size less local_size", chunk - local)]
+    if asked.get("original_max_position_embeddings"):  # behind it, scores are scaled
+        name = "original_max_position_embeddings"
+        limits.append(_whole(f"{where}{name}", asked[name]))
+    if asked.get("sparse_attention_config") or asked.get("sparse_attention_enabled"):
+        limits.append(_whole(f"{where}sparse_attention_threshold", asked.get("sparse_attention_threshold", 32768)))
+    return min(limits)

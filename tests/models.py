@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 
-def vocabulary(rows: int) -> Vocabulary:
+def vocabulary(rows: int, **changes: Any) -> Vocabulary:
     """All bytes, five merges, three control tokens, a user-defined one; the other rows of the embedding are padding."""
     tokens = [*BYTES, *(m.replace(" ", "") for m in MERGES), *SPECIAL, "<tool_call>"]
     types = [1] * (len(tokens) - 4) + [3, 3, 3, 4]
     end = tokens.index("<|endoftext|>")
     pads = range(len(tokens), rows)
-    return Vocabulary(
+    whole = Vocabulary(
         tokens=tokens + [f"[PAD{i}]" for i in pads],
         merges=MERGES,
         types=types + [5] * len(pads),
@@ -40,9 +41,9 @@ def vocabulary(rows: int) -> Vocabulary:
         bos_id=end,
         eos_ids=(end + 2, end),
         pad_id=end,
-        add_bos=False,
         chat_template=TEMPLATE,
     )
+    return replace(whole, **changes)
 
 
 def leaves(w: Weights) -> Iterator[tuple[str, QTensor]]:

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenref.engine.bind import HF
+from qwenref.engine.config_keys import APR_ALIASES as ALIASES
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.files.apr import _read_file
-from qwenref.engine.files.apr_metadata import ALIASES
 from qwenref.engine.files.apr_writer import write_apr
 from qwenref.engine.files.writing import Planned
 from qwenref.engine.tokenizer import Tokenizer
@@ -501,7 +501,7 @@ def test_tokenizer_of_flat_keys(tmp_path: Path) -> None:
         read = open_checkpoint(save(tmp_path, build(metadata_of(m) | said | more, entries(m)))).vocabulary()
         assert read is not None
         types = [3 if t == 4 else t for t in v.types] if "tokenizer.token_type" not in more else v.types
-        assert read == replace(v, eos_ids=v.eos_ids[:1], types=types)
+        assert read == replace(v, types=types, eos_from=("eos_token_id", "its text"))
         text = "low the <tool_call> 日本<|im_end|>"
         ours, theirs = (Tokenizer.from_vocabulary(x).encode(text, special=True) for x in (read, v))
         assert ours == theirs
@@ -518,7 +518,13 @@ def test_tokenizer_of_flat_keys(tmp_path: Path) -> None:
         ({"tokenizer.merges": 3}, "tokenizer.merges"),
         ({"tokenizer.token_type": [1]}, "tokenizer.token_type"),
         ({"tokenizer.eos_token_id": 272}, "tokenizer.eos_token_id 272"),
-        ({"tokenizer.bos_token_id": -1}, "tokenizer.bos_token_id -1"),
+        ({"tokenizer.bos_token_id": 1.0}, "bos_token_id is 1.0"),
+        ({"tokenizer.bos_token_id": [1]}, "bos_token_id is [1]"),
+        ({"tokenizer.eos_token_ids": ["x"]}, "eos_token_ids is ['x']"),
+        ({"tokenizer.eos_token_ids": [1, 272]}, "tokenizer.eos_token_ids 272"),
+        ({"tokenizer.add_bos_token": 1}, "add_bos_token is 1"),
+        ({"tokenizer.add_eos_token": True}, "add_eos_token is true"),
+        ({"chat_template": ["x"]}, "chat_template is ['x']"),
         ({"tokenizer.model": "llama"}, "'llama'"),
     ],
 )

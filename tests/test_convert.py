@@ -23,9 +23,10 @@ from qwenref.engine.tokenizer import Tokenizer
 from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize
 from qwenref.tools import convert_write
-from qwenref.tools.convert import convert, whole_vocabulary
+from qwenref.tools.convert import carried, convert
 from qwenref.tools.main import main
 
+from .gguf_builder import F32, KEYS, Gguf
 from .models import logits, model, vocabulary
 
 NAMES = ("model.gguf", "model.apr", "model")  # what becomes GGUF, APR, safetensors
@@ -147,7 +148,7 @@ def test_the_tokenizer_survives(tmp_path: Path, names: Sequence[str]) -> None:
     want = vocabulary(source.config.vocab_size)
     text = "low  the\n日本 e\u0301 <|im_start|>user<tool_call>"
     for m in chain(source, tmp_path, names)[1:]:
-        v = whole_vocabulary(m, "safetensors")
+        v, _ = carried(m, "safetensors")
         assert v is not None
         used = len([t for t in want.types if t != 5])
         assert (v.tokens[:used], v.types[:used], v.merges) == (want.tokens[:used], want.types[:used], want.merges)
@@ -156,25 +157,24 @@ def test_the_tokenizer_survives(tmp_path: Path, names: Sequence[str]) -> None:
             set(want.eos_ids),
             want.eos_ids[0],
         )
-        assert (v.bos_id, v.pad_id, v.add_bos) == (want.bos_id, want.pad_id, False)
+        assert (v.bos_id, v.pad_id, v.prefix, v.suffix) == (want.bos_id, want.pad_id, (), ())
         for special in (True, False):
             ours, theirs = (Tokenizer.from_vocabulary(x).encode(text, special=special) for x in (v, want))
             assert ours == theirs
 
 
 def test_a_models_own_tokenizer_json_survives(tmp_path: Path) -> None:
-    """One without NFC: GGUF carries the file itself, so nothing about it is lost."""
+    """As it is written, through GGUF, which has a key for the whole file; another pre-tokenizer is refused."""
     convert(model(), tmp_path / "first")
-    own = json.loads((tmp_path / "first" / "tokenizer.json").read_text()) | {"normalizer": None}
+    own = json.loads((tmp_path / "first" / "tokenizer.json").read_text()) | {"normalizer": None, "ours": 1}
     (tmp_path / "first" / "tokenizer.json").write_text(json.dumps(own))
     convert(open_checkpoint(tmp_path / "first"), tmp_path / "m.gguf")
     convert(open_checkpoint(tmp_path / "m.gguf"), tmp_path / "last")
     assert json.loads((tmp_path / "last" / "tokenizer.json").read_text()) == own
-    with pytest.raises(BadInput, match="NFC, which APR cannot say"):
-        convert(open_checkpoint(tmp_path / "last"), tmp_path / "m.apr")
+    convert(open_checkpoint(tmp_path / "last"), tmp_path / "m.apr")
     own["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}
     (tmp_path / "first" / "tokenizer.json").write_text(json.dumps(own))
-    with pytest.raises(BadInput, match="pre-tokenizer that gguf has no name for"):
+    with pytest.raises(BadInput, match="pre-tokenizer is not supported"):
         convert(open_checkpoint(tmp_path / "first"), tmp_path / "n.gguf")
 
 
@@ -446,3 +446,55 @@ def test_the_real_tokenizer_in_transformers(tmp_path: Path, model_path: Path) ->
     wrong = [t for t, ids in zip(golden["texts"], golden["ids"], strict=True) if theirs(t).input_ids != ids]
     assert not wrong
     assert v is not None and theirs.chat_template == v.chat_template
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    """Sampling that the model's makers advise, and fields that nobody knows, have no place in every container."""
+    convert(model("F16"), tmp_path / "m")
+    edit = {"generation_config.json": {"do_sample": True, "temperature": 0.7}, "config.json": {"something_new": 7}}
+    for name, more in edit.items():
+        path = tmp_path / "m" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    source = open_checkpoint(tmp_path / "m")
+    for name, kind in (("a.gguf", "gguf"), ("a.apr", "apr")):
+        said = f"left out, with no place in {kind}: generation_config.json's do_sample, generation_config.json's "
+        assert f"{said}temperature, config.json's something_new" in convert(source, tmp_path / name)
+    assert not any("left out" in line for line in convert(source, tmp_path / "b"))
+    again = json.loads((tmp_path / "b" / "generation_config.json").read_text())
+    assert again["temperature"] == 0.7 and open_checkpoint(tmp_path / "b").metadata["config"]["something_new"] == 7
+
+    path = tmp_path / "c.gguf"
+    g = Gguf().drop(*(key for key in KEYS if key.startswith("tokenizer.")))
+    path.write_bytes(g.put("general.sampling.temp", F32, 0.7).put("qwen2.something_new", F32, 2.0).build())
+    lines = convert(open_checkpoint(path), tmp_path / "c")
+    assert "left out, with no place in safetensors: qwen2.something_new, general.sampling.temp" in lines
+    assert not any("left out" in line for line in convert(open_checkpoint(path), tmp_path / "d.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (1, "u32"),
+        (1 << 40, "u64"),
+        (-1, "i64"),
+        (0.5, "f32"),
+        (0.1, "f64"),
+        (1e300, "f64"),
+        (True, "bool"),
+        ("x", "str"),
+    ],
+)
+def test_numbers_of_an_apr_file_in_gguf(tmp_path: Path, value: object, kind: str) -> None:
+    """source_metadata is JSON, whose numbers have no type: the smallest that holds them."""
+    source = replace(model("F16"), container="APR v2", metadata={"source_metadata": {"general.x": value}})
+    convert(source, tmp_path / "m.gguf")
+    m: Any = open_checkpoint(tmp_path / "m.gguf").metadata
+    assert (m["general.x"], m.kind("general.x")) == (value, kind)
+
+
+def test_a_number_that_no_type_holds(tmp_path: Path) -> None:
+    for wrong in (1 << 70, -(1 << 70)):
+        source = replace(model("F16"), container="APR v2", metadata={"source_metadata": {"general.x": wrong}})
+        with pytest.raises(BadInput, match=r"key general.x is -?\d+\.*\d*, which is no i64 as GGUF holds it"):
+            convert(source, tmp_path / "m.gguf")
+        assert list(tmp_path.iterdir()) == []

@@ -52,7 +52,7 @@ def test_config_and_vocabulary(tmp_path: Path) -> None:
     v = c.vocabulary()
     assert v is not None
     assert (v.tokens, v.merges, v.types) == (TOKENS, ["a b"], [1, 1, 1, 1, 1, 3, 3, 5])
-    assert (v.bos_id, v.eos_ids, v.pad_id, v.add_bos, v.pre) == (5, (6, 5), 5, False, "qwen2")
+    assert (v.bos_id, v.eos_ids, v.pad_id, v.prefix, v.suffix, v.pre) == (5, (6, 5), 5, (), (), "qwen2")
     assert v.chat_template == "{{ messages }}"
 
 
@@ -63,7 +63,7 @@ def test_tied_head(tmp_path: Path) -> None:
 
 
 def test_ends_of_an_answer(tmp_path: Path) -> None:
-    """The file's own eos and eot, and Qwen's two by name only where they are control tokens."""
+    """The file's own eos and eot, and Qwen's two by name whatever their type; test_vocabularies has llama.cpp's."""
 
     def ends(file: Gguf) -> tuple[int, ...]:
         v = open_checkpoint(written(tmp_path / "m.gguf", file)).vocabulary()
@@ -71,10 +71,11 @@ def test_ends_of_an_answer(tmp_path: Path) -> None:
         return v.eos_ids
 
     plain = GOOD.put("tokenizer.ggml.token_type", ARR, array(I32, [1] * 8))
-    assert ends(plain) == (6,)
-    assert ends(plain.put("tokenizer.ggml.eot_token_id", U32, 2)) == (6, 2)
+    assert ends(plain) == (6, 5)
+    assert ends(plain.put("tokenizer.ggml.eot_token_id", U32, 2)) == (6, 2, 5)
     assert ends(GOOD.drop("tokenizer.ggml.eos_token_id")) == (5, 6)
-    assert ends(plain.drop("tokenizer.ggml.eos_token_id")) == ()
+    for none in (U32, 2**32 - 1), (I32, -1):
+        assert ends(GOOD.put("tokenizer.ggml.eos_token_id", *none)) == (5, 6)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

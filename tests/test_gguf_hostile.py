@@ -24,6 +24,7 @@ from qwenref.tests.gguf_builder import (
     ARR,
     BOOL,
     F32,
+    F64,
     I32,
     I64,
     KEYS,
@@ -215,7 +216,11 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         *((put(Q + "rope.freq_base", F32, x), f"rope_theta is {x}") for x in (0.0, NAN, INF, -1.0)),
         (put(Q + "rope.dimension_count", U32, 3), "rope.dimension_count is 3"),
         (put(Q + "rope.dimension_count", U32, 8), "rope.dimension_count is 8"),
-        (put(Q + "rope.scaling.type", STR, "yarn"), "rope.scaling.type is 'yarn'"),
+        (put(Q + "rope.scaling.type", STR, "longrope"), "rope.scaling.type is 'longrope'"),
+        (put(Q + "rope.scaling.type", ARR, array(F32, [1.0])), "rope.scaling.type is array"),
+        (put(Q + "rope.scaling.type", STR, "yarn").put(Q + "rope.scaling.factor", F32, 4.0), "factor is 4.0"),
+        (put(Q + "rope.freq_base", F64, 1e300), "rope_theta is inf"),
+        (put(Q + "rope.freq_base", F64, 1e-300), "rope_theta is 0.0"),
         (put(Q + "rope.scaling.factor", F32, 4.0), "rope.scaling.factor is 4.0"),
     ],
     "G44 what would change the forward pass": [
@@ -227,6 +232,7 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
                 "rope.scale_linear",
                 "attention.causal",
                 "attention.scale",
+                "attention.temperature_scale",
                 "attention.clamp_kqv",
                 "attention.max_alibi_bias",
                 "attn_logit_softcapping",
@@ -256,15 +262,22 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         (put(T + "tokens", ARR, array(STR, [])), "token_type has 8 elements for 0 tokens"),
         (put(T + "tokens", ARR, array(STR, TOKENS, 1000)), "string 10 of 1000 lies past the end"),
         (put(T + "model", STR, "llama"), "is 'llama'; only gpt2"),
-        *((GOOD.drop(T + name), f"{name} is missing") for name in ("tokens", "token_type", "merges", "pre")),
+        *((GOOD.drop(T + name), f"{name} is missing") for name in ("tokens", "merges", "pre")),
+        *((put(T + name, ARR, array(STR, [])), f"{name} is of type [str]") for name in ("model", "pre", "token_type")),
+        (put(T + "model", ARR, array(U8, [0, 1])), "model is of type [u8]"),
+        (put(T + "merges", STR, "a b"), "merges is of type str"),
+        (put("tokenizer.chat_template", ARR, array(STR, ["a"])), "chat_template is of type [str]"),
     ],
     "G47 ids": [
-        *((put(T + "eos_token_id", U32, n), f"eos_token_id is {n};") for n in (V, 2**32 - 1)),
-        (put(T + "eos_token_id", I32, -1), "eos_token_id is -1"),
-        (put(T + "bos_token_id", I64, -1), "bos_token_id is -1"),
+        *((put(T + "eos_token_id", U32, n), f"eos_token_id is {n};") for n in (V, 2**32 - 2)),
+        (put(T + "eos_token_id", I32, -2), "eos_token_id is -2"),
+        (put(T + "bos_token_id", I64, -1 - 2**32), "bos_token_id is -4294967297"),
+        (put(T + "bos_token_id", ARR, array(I32, [1])), "bos_token_id is array"),
         (put(T + "padding_token_id", STR, "x"), "padding_token_id is 'x'"),
         (put(T + "eot_token_id", U32, V), "eot_token_id is 8"),
         (put(T + "add_bos_token", BOOL, 1).drop(T + "bos_token_id"), "add_bos_token is true"),
+        (put(T + "add_eos_token", BOOL, 1).drop(T + "eos_token_id"), "add_eos_token is true"),
+        (put(T + "add_eos_token", U32, 1), "add_eos_token is of type u32"),
     ],
 }
 
@@ -312,8 +325,10 @@ def test_g37_bytes_behind_the_last_tensor(tmp_path: Path) -> None:
 
 def test_key_nobody_reads_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    path.write_bytes(GOOD.put("qwen2.attention.temperature_scale", F32, 2.0).build())
-    assert use(path).notes == (f"{path}: key qwen2.attention.temperature_scale is not known here and was not used",)
+    path.write_bytes(GOOD.put("qwen2.something_new", F32, 2.0).build())
+    assert use(path).notes == (f"{path}: key qwen2.something_new is not known here and was not used",)
+    path.write_bytes(GOOD.put("qwen2.attention.new", F32, 2.0).build())
+    refused(path, "key qwen2.attention.new is 2.0; it is not known here and sounds as if it changed the result")
 
 
 def test_sparse_header_is_not_walked_for_ever(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenref.engine.bind import bind
+from qwenref.engine.config_keys import GGUF
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.tokenizer import Tokenizer
 from qwenref.quant.errors import BadInput
 from qwenref.tools.convert import convert
 
+from .gguf_builder import ARR, BOOL, F32, F64, I8, I32, I64, KEYS, STR, U8, U32, U64, Gguf, array
 from .models import model
 
 SMALL = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 32}
-QUICK = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=150, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+MORE_OF_APR = ("model_config", "format", "sharding", "d_model", "rope_scaling", "is_causal", "quantization_config",
+               "source_metadata", "layer_types", "sliding_window", "use_sliding_window", "tied_embeddings")  # fmt: skip
 
 # What stands in JSON where something else should.
 ODD = st.sampled_from(
@@ -41,7 +47,13 @@ ODD = st.sampled_from(
         [[]],
         {},
         {"a": []},
-        float("1e308"),
+        {"general.name": 1 << 70, "general.x": -1, "general.y": 1e300, "general.z": [1]},
+        1e308,
+        1e-310,
+        -0.0,
+        (1 << 31) - 1,
+        {"rope_type": "dynamic", "factor": 1e308},
+        [[[[[[0]]]]]],
         "x" * 9000,
     ]
 )
@@ -55,16 +67,28 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def open_all(path: Path) -> None:
-    """Everything that a command would read of a model. A message is one line."""
-    try:
-        m = open_checkpoint(path)
-        bind(m.config, m.tensors)
-        v = m.vocabulary()
-        if v is not None:
-            Tokenizer.from_vocabulary(v, m.config.vocab_size)
-    except BadInput as error:
-        assert str(error) and "\n" not in str(error) and len(str(error)) < 1000
+def open_all(path: Path, *to: Path) -> None:
+    """Everything that a command would read of a model, and conversions. A message is one line, and no one warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            m = open_checkpoint(path)
+            bind(m.config, m.tensors)
+            v = m.vocabulary()
+            if v is not None:
+                Tokenizer.from_vocabulary(v, m.config.vocab_size)
+        except BadInput as error:
+            one_line(error)
+            return
+        for destination in to:
+            try:
+                convert(m, destination)
+            except BadInput as error:
+                one_line(error)
+
+
+def one_line(error: BadInput) -> None:
+    assert str(error) and "\n" not in str(error) and len(str(error)) < 1000
 
 
 @QUICK
@@ -106,8 +130,10 @@ def test_values_of_the_folders_json(tmp_path: Path, whole: Path, file: str, data
     place[key] = data.draw(ODD)
     (folder / file).unlink()
     (folder / file).write_text(json.dumps(content))
+    # What a tokenizer's own files say in other words is looked at in test_tokenizer.py.
+    to = [tmp_path / name for name in ("to.gguf", "to.apr", "to")] if file.endswith("config.json") else []
     try:
-        open_all(folder)
+        open_all(folder, *to)
     finally:
         (folder / file).unlink()
 
@@ -120,7 +146,7 @@ def test_values_of_aprs_json(tmp_path: Path, whole: Path, data: st.DataObject) -
     content: Any = json.loads(raw[64 : 64 + size])
     place, key = (
         content,
-        data.draw(st.sampled_from([*sorted(content), "model_config", "format", "sharding", "d_model"])),
+        data.draw(st.sampled_from([*sorted(content), *MORE_OF_APR])),
     )
     if isinstance(content.get(key), list) and content[key] and data.draw(st.booleans()):
         place, key = content[key], data.draw(st.integers(0, len(content[key]) - 1))
@@ -135,4 +161,40 @@ def test_values_of_aprs_json(tmp_path: Path, whole: Path, data: st.DataObject) -
     struct.pack_into("<I", head, 40, zlib.crc32(head[:40] + head[44:64]))
     path = tmp_path / "model-00001-of-00002.apr"
     path.write_bytes(bytes(head) + text + raw[index_at:-4])
-    open_all(path)
+    open_all(path, tmp_path / "to.gguf", tmp_path / "to")
+
+
+# A key's value: its type, and a number in or out of any range.
+NUMBER = st.one_of(
+    st.tuples(st.just(U8), st.integers(0, 255)),
+    st.tuples(st.sampled_from([U32, U64]), st.sampled_from([0, 1, 2, 4, 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])),
+    st.tuples(st.sampled_from([I8, I32, I64]), st.integers(-2, 2)),
+    st.tuples(st.just(U64), st.sampled_from([1 << 63, (1 << 64) - 1])),
+    st.tuples(st.sampled_from([F32, F64]), st.sampled_from([0.0, -0.0, 1.0, 1e-38, 3e38, float("nan"), float("inf")])),
+    st.tuples(st.just(F64), st.sampled_from([1e300, 1e-300, -1e300, 5e-324])),
+    st.tuples(st.just(BOOL), st.integers(0, 1)),
+)
+ARRAY = st.lists(st.integers(0, 3), max_size=3).flatmap(
+    lambda values: st.sampled_from([U8, I32, U32, F32, BOOL]).map(
+        lambda kind: (ARR, array(kind, [v % 2 if kind == BOOL else v for v in values]))
+    )
+)
+TEXT = st.sampled_from(["", "qwen2", "none", "yarn", "x" * 3000, "\0", "adapter"]).map(lambda text: (STR, text))
+TEXTS = st.sampled_from([[], ["qwen2"], ["a"] * 3]).map(lambda texts: (ARR, array(STR, texts)))
+
+
+@settings(QUICK, max_examples=400)
+@given(data=st.data())
+def test_values_of_ggufs_keys(tmp_path: Path, data: st.DataObject) -> None:
+    """Any key about the model, known, new or of a split, with a value of any type."""
+    known = [key for key in KEYS if not key.startswith("tokenizer.")]
+    more = [f"qwen2.{name}" for name in sorted({*GGUF.known(), "new", "attention.new"})]
+    other = ["general.type", "general.name", "general.alignment", "general.quantization_version", "adapter.type"]
+    split = ["split.no", "split.count", "split.tensors.count"]
+    g = Gguf().drop(*(key for key in KEYS if key.startswith("tokenizer.")))
+    for _ in range(data.draw(st.integers(1, 2))):
+        key = data.draw(st.one_of(*map(st.sampled_from, (known, more, other, split))))
+        g = g.put(key, *data.draw(st.one_of(NUMBER, ARRAY, TEXT, TEXTS)))
+    path = tmp_path / "m.gguf"
+    path.write_bytes(g.build())
+    open_all(path, tmp_path / "to.gguf", tmp_path / "to.apr")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from ..engine.bind import GGML, HARMLESS, HF, renamed
 from ..engine.files import Checkpoint, Vocabulary
 from ..engine.files.apr_writer import CODES, RAW_GGML
+from ..engine.files.end_of_generation import by_text, told, with_control
+from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
-from ..engine.tokenizer import PRE_TOKENIZERS, vocabulary_of_json
+from ..engine.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
 from ..quant.errors import BadInput
 from ..quant.ggml import NUMBERS
 from ..quant.tensor import QTensor, can_encode, dequantize, format_module, quantize
@@ -37,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = """Writes a model in another container. The name of DST tells which: NAME.gguf, NAME.apr,
 or a folder (NAME, NAME/) of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes
 where the container has their format, else they become F32, or F16 where that is exact; the tokenizer and the chat
-template come along. The result is written beside DST, read back, compared, and only then renamed."""
+template come along, and what of them can not is said on stderr. The result is written beside DST, read back,
+compared, and only then renamed."""
     parser.epilog = """examples:
   engine convert model.gguf model.apr
   engine convert model.gguf model-hf/
@@ -75,8 +79,9 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
 
     Raises BadInput if the container cannot hold what is asked for, or the disk the file.
     """
-    from .convert_write import write
+    from .convert_write import left_out, write
     from .progress import progress
+    from .terminal import one_line
 
     kind = kind_of(destination)
     if raw and kind != "apr":
@@ -92,10 +97,13 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
     planned = [step.planned for step in steps]
     total = sum(t.size for t in planned)
     check_space(destination, total)
+    v, lost = carried(source, kind)
+    for line in lost:
+        print(one_line(f"not in {destination.name}: {line}"), file=sys.stderr)
     with progress(destination.name, 2 * total, "bytes") as show:
-        write(source, whole_vocabulary(source, kind), destination, kind, planned, show, wanted)
+        write(source, v, destination, kind, planned, show, wanted)
     done = f"{destination}: {kind}, {len(planned)} tensors, {total / 1e6:.1f} MB of weights, read back and compared"
-    return [*report(steps), done]
+    return [*report(steps), *left_out(source, kind), done]
 
 
 def destination_of(name: str) -> Path:
@@ -143,20 +151,60 @@ def check_space(path: Path, size: int) -> None:
         raise BadInput(f"{path}: takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
 
 
-def whole_vocabulary(source: Checkpoint, kind: str) -> Vocabulary | None:
-    """The Vocabulary with its tokens, merges and types, also where they were left to tokenizer.json.
-
-    Raises BadInput for a tokenizer.json that says more than a container of that kind can.
-    """
+def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]]:
+    """The Vocabulary as a container of that kind can say it, and a line on each thing that it can not."""
     v = source.vocabulary()
-    if v is None or v.tokenizer_json is None:
-        return v
-    v, nfc = vocabulary_of_json(v, v.tokenizer_json)
-    if kind != "safetensors" and v.pre not in PRE_TOKENIZERS:
-        raise BadInput(f"{source.path}: tokenizer.json has a pre-tokenizer that {kind} has no name for")
-    if kind == "apr" and not nfc:
-        raise BadInput(f"{source.path}: tokenizer.json leaves out NFC, which APR cannot say; GGUF can")
-    return v
+    if v is None:
+        return None, ["the source has no tokenizer, and so the result has none"]
+    if kind == "gguf" and source.container.startswith("GGUF"):
+        return v, []  # its keys are copied as they are
+    lost = list(v.notes)
+    if v.other_templates:
+        lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
+    if kind == "safetensors":
+        return _for_safetensors(v, lost), lost
+    generation = source.metadata["generation_config"] if source.container == "safetensors" else {}
+    if said := [key for key in generation if not key.endswith(("_token_id", "version"))]:
+        lost.append(f"generation_config.json's {', '.join(said)}")
+
+    # Two switches say what is put round a prompt; the ids are BOS and EOS.
+    bos = v.prefix[0] if len(v.prefix) == 1 and v.bos_id is None else v.bos_id
+    eos = v.eos_ids[0] if v.eos_ids else None
+    prefix, suffix = v.prefix if v.prefix == (bos,) else (), v.suffix if v.suffix == (eos,) else ()
+    for where, ids, kept, name, one in (
+        ("before", v.prefix, prefix, "BOS", bos),
+        ("behind", v.suffix, suffix, "EOS", eos),
+    ):
+        if ids != kept:
+            lost.append(f"ids {', '.join(map(str, ids))} {where} a prompt: {kind} can say {name} ({one}), or nothing")
+    whole = (prefix, suffix) == (v.prefix, v.suffix)
+    v = replace(v, bos_id=bos, prefix=prefix, suffix=suffix)
+    types = with_control(v.types, by_text(v.tokens), v.merges)
+    if types != v.types:
+        changed = [v.tokens[i] for i, t in enumerate(types) if t != v.types[i]]
+        lost.append(f"that {', '.join(changed)} is ordinary text: readers of {kind} take it for a control token")
+        v = replace(v, types=types)
+    if v.flags and (kind == "apr" or not whole):
+        lost.append(f"how added tokens are found ({', '.join(sorted(set().union(*v.flags.values())))})")
+        v = replace(v, flags={})
+    if kind == "apr":
+        return replace(v, tokenizer_json=None), lost
+    # The whole tokenizer.json goes along where it agrees with the other keys.
+    v = replace(v, tokenizer_json=None if not whole else spell(v) if v.flags else v.tokenizer_json)
+    if v.flags:
+        lost.append("for llama.cpp, how added tokens are found: only tokenizer.huggingface.json says it")
+    if over := told(v)[3:]:
+        lost.append(f"that answers end at {', '.join(map(str, over))}: GGUF has keys for three ids")
+    return replace(v, eos_ids=tuple(i for i in v.eos_ids if i not in over)), lost
+
+
+def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
+    """tokenizer.json knows added tokens, special or not, and ordinary ones."""
+    used = last_used(v) + 1
+    if v.types[:used].count(BYTE):
+        lost.append(f"{v.types.count(BYTE)} tokens stand for single bytes in GGUF alone, and become ordinary text")
+    kinds = {UNKNOWN: CONTROL, BYTE: NORMAL, UNUSED: NORMAL}
+    return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
 
 
 def wanted_tensors(source: Checkpoint) -> Iterator[QTensor]:

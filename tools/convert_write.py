@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import zlib
 from collections import Counter
@@ -14,14 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.config import GGUF_KEYS, Config
+from ..engine.config import Config
+from ..engine.config_keys import GGUF, GGUF_KEYS, HF
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
+from ..engine.files.end_of_generation import stops, told
+from ..engine.files.fields import Fields
 from ..engine.files.gguf_writer import Pair, write_gguf
-from ..engine.files.hf_tokenizer import last_used, tokenizer_json
 from ..engine.files.safetensors_writer import write_safetensors
+from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
-from ..engine.tokenizer import vocabulary_of_json
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
 from .leftovers import written_down
@@ -33,6 +36,7 @@ FILE_TYPES = {
 }  # fmt: skip
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STEP = 1 << 24
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
 def write(
@@ -94,10 +98,10 @@ def compare(
     if written.config != c:
         raise BadInput(f"{written.path}: read back, the configuration differs: {written.config} is not {c}")
     again = written.vocabulary()
-    if again is not None and again.tokenizer_json is not None:
-        again, _ = vocabulary_of_json(again, again.tokenizer_json)
-    for field in ("tokens", "merges", "types", "chat_template", "add_bos"):
+    for field in ("tokens", "merges", "types", "chat_template", "prefix", "suffix", "flags", "eos_ids"):
         a, b = (getattr(x, field, None) for x in (again, v))
+        if field == "eos_ids" and again and v:
+            a, b = set(again.eos_ids), set(v.eos_ids)
         if field in ("tokens", "types") and again and v:
             a, b = (getattr(x, field)[: last_used(x) + 1] for x in (again, v))
         if a != b:
@@ -129,16 +133,44 @@ def most_common_format(tensors: list[Planned]) -> str:
 
 def general(source: Checkpoint) -> dict[str, Any]:
     """What the source says of itself (general.name, general.license, ...), from GGUF or by way of APR."""
-    kept = source.metadata.get("source_metadata") or {} if source.container == "APR v2" else source.metadata
+    kept = source.metadata.get("source_metadata") if source.container == "APR v2" else source.metadata
     plain = (str, int, float, bool)
     return {
         key: value
-        for key, value in kept.items()
+        for key, value in (kept.items() if isinstance(kept, Mapping) else ())
         if key.startswith("general.")
         and key
         not in ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
         and (isinstance(value, plain) or (isinstance(value, list) and all(isinstance(x, str) for x in value)))
     }
+
+
+def left_out(source: Checkpoint, kind: str) -> list[str]:
+    """A line on what somebody may miss in the new file: fields that nothing here knows, and how to sample."""
+    m = source.metadata
+    if source.container == "safetensors":
+        if kind == "safetensors":
+            return []
+        said = [f"generation_config.json's {k}" for k, x in m["generation_config"].items() if k in SAMPLING and x]
+        said += [f"config.json's {k}" for k, x in m["config"].items() if k not in HF.known() and x is not None]
+    elif source.container.startswith("GGUF"):
+        prefix = f"{source.config.model_type}."
+        strange = [k for k in m if k.startswith(prefix) and k.removeprefix(prefix) not in GGUF.known()]
+        sampling = [k for k in m if k.startswith("general.sampling.") and kind == "safetensors"]
+        said = [] if kind == "gguf" else strange + sampling
+    else:
+        said = []
+    names = said[:8] + (["..."] if len(said) > 8 else [])
+    return [f"left out, with no place in {kind}: {', '.join(names)}"] if said else []
+
+
+def gguf_kind(value: Any) -> str:
+    """The type that a key of GGUF has for a value of JSON."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return next((kind for kind, most in (("u32", 32), ("u64", 64)) if 0 <= value < 1 << most), "i64")
+    if isinstance(value, float):  # f32 is what llama.cpp reads, and what GGUF's own came from
+        return "f32" if ctypes.c_float(value).value == value else "f64"
+    return {bool: "bool", str: "str", list: "[str]"}[type(value)]
 
 
 def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None) -> list[Pair]:
@@ -149,10 +181,9 @@ def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned],
         dropped = ("split.", "general.alignment") + (("general.file_type",) if recoded else ())
         pairs = [(key, m.kind(key), m[key]) for key in m if not key.startswith(dropped)]
         return [*pairs, file_type] if recoded else pairs
-    kinds = {bool: "bool", str: "str", int: "u32", float: "f32", list: "[str]"}
     c = source.config
     pairs = [("general.architecture", "str", "qwen2"), ("general.type", "str", "model")]
-    pairs += [(k, kinds[type(x)], x) for k, x in general(source).items() if k != "general.type"]
+    pairs += [(k, gguf_kind(x), x) for k, x in general(source).items() if k != "general.type"]
     pairs += [(f"qwen2.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         pairs += [(f"qwen2.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
@@ -166,9 +197,10 @@ def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned],
         ("tokenizer.ggml.tokens", "[str]", v.tokens),
         ("tokenizer.ggml.token_type", "[i32]", v.types),
         ("tokenizer.ggml.merges", "[str]", v.merges),
-        ("tokenizer.ggml.add_bos_token", "bool", v.add_bos),
+        ("tokenizer.ggml.add_bos_token", "bool", bool(v.prefix)),
+        ("tokenizer.ggml.add_eos_token", "bool", bool(v.suffix)),
     ]
-    ids = {"bos": v.bos_id, "padding": v.pad_id} | dict(zip(("eos", "eot", "eom"), v.eos_ids, strict=False))
+    ids = {"bos": v.bos_id, "padding": v.pad_id} | dict(zip(("eos", "eot", "eom"), told(v), strict=False))
     pairs += [(f"tokenizer.ggml.{name}_token_id", "u32", i) for name, i in ids.items() if i is not None]
     if v.chat_template is not None:
         pairs.append(("tokenizer.chat_template", "str", v.chat_template))
@@ -221,7 +253,8 @@ def apr_metadata(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned
             "tokenizer.eos_token_id": v.eos_ids[0] if v.eos_ids else None,
             "tokenizer.eos_token_ids": list(v.eos_ids),
             "tokenizer.padding_token_id": v.pad_id,
-            "tokenizer.add_bos_token": v.add_bos,
+            "tokenizer.add_bos_token": bool(v.prefix),
+            "tokenizer.add_eos_token": bool(v.suffix),
         }
     explicit = ("license", "data_source", "data_license")  # aprender wants to see these, be they null
     return {key: value for key, value in said.items() if value is not None or key in explicit}
@@ -236,27 +269,31 @@ def write_folder(source: Checkpoint, v: Vocabulary | None, folder: Path, tensors
     """config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors."""
     c = source.config
     config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
-    config.pop("torch_dtype", None)
+    for said_anew in ("torch_dtype", "rope_scaling", "partial_rotary_factor", "layer_types", "sliding_window"):
+        config.pop(said_anew, None)
     config |= {"architectures": ["Qwen2ForCausalLM"], "dtype": DTYPES[most_common_format(tensors)]}
     config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
     config |= {"hidden_act": "silu", "use_sliding_window": False}
     if v is not None:
-        eos = list(v.eos_ids)
+        eos = stops(v)
         ids = {"bos_token_id": v.bos_id, "eos_token_id": eos[0] if eos else None, "pad_token_id": v.pad_id}
         config |= ids
-        generation = source.metadata["generation_config"] if source.container == "safetensors" else {}
-        save(folder / "generation_config.json", generation | ids | {"eos_token_id": eos})
-        (folder / "tokenizer.json").write_text(tokenizer_json(v), encoding="utf-8")
+        generation = dict(source.metadata["generation_config"]) if source.container == "safetensors" else {}
+        if not Fields(generation, "generation_config.json").ids("eos_token_id"):
+            generation.pop("eos_token_id", None)
+        save(folder / "generation_config.json", ids | {"eos_token_id": eos} | generation)
+        (folder / "tokenizer.json").write_text(spell(v), encoding="utf-8")
 
         def spelled(i: int | None) -> str | None:
-            return None if i is None else v.tokens[i]
+            return None if i is None or i >= len(v.tokens) else v.tokens[i]
 
         settings = {
             "tokenizer_class": "Qwen2Tokenizer",
-            "add_bos_token": v.add_bos,
+            "add_bos_token": bool(v.prefix),
+            "add_eos_token": bool(v.suffix),
             "add_prefix_space": False,
-            "bos_token": spelled(v.bos_id) if v.add_bos else None,
+            "bos_token": spelled(v.bos_id) if v.prefix else None,
             "eos_token": spelled(eos[0]) if eos else None,
             "pad_token": spelled(v.pad_id),
             "unk_token": None,

@@ -102,9 +102,15 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
         raise BadInput(f"{path} is of type {config.model_type}; only qwen2 can be dumped")
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=first, attn_implementation="eager", local_files_only=True, trust_remote_code=False, **where
-    )
+    auto: Any = AutoModelForCausalLM
+    how: dict[str, Any] = {"attn_implementation": "eager", "local_files_only": True, "trust_remote_code": False}
+    model, info = auto.from_pretrained(folder, dtype=first, output_loading_info=True, **how, **where)
+    if info["missing_keys"]:
+        name = min(map(str, info["missing_keys"]))
+        raise BadInput(
+            f"{path}: Transformers finds no {name} in it and takes random numbers; engine convert writes the names "
+            "that it knows"
+        )
     return cast_weights(model, dtype).eval().to(device)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
-from ..engine.tokenizer import Tokenizer
+from ..engine.tokenizer import Tokens
 from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.stages import by_name
@@ -22,11 +22,11 @@ from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
 from .leftovers import written_down
 from .load import open_weights
+from .prompt import given_tokens
 from .record import (
     add_prompt_arguments,
     best,
     check_room,
-    given_tokens,
     print_files,
     print_tokens,
     prompt_of,
@@ -44,7 +44,7 @@ class Job:
     """A dump to make; all that can be known to be wrong before the engine loads the model has been refused."""
 
     checkpoint: Checkpoint
-    tokenizer: Tokenizer | None
+    tokenizer: Tokens | None
     ids: list[int]
     plan: Plan
     target: Path

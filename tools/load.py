@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..engine.bind import bind
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
-from ..engine.tokenizer import Tokenizer
+from ..engine.nonfinite import NotFinite
+from ..engine.tokenizer import Tokenizer, Tokens
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
 from .terminal import one_line
+
+NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,10 @@ def set_threads(count: int | None) -> None:
 def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
-    for note in checkpoint.notes:
+    for note in checkpoint.notes[:NOTES]:
         print(one_line(f"note: {note}"), file=sys.stderr)
+    if (more := len(checkpoint.notes) - NOTES) > 0:
+        print(f"note: and {more} more of these", file=sys.stderr)
     return checkpoint
 
 
@@ -107,6 +112,14 @@ def load(
     return Loaded(checkpoint, prepared, k, args.backend, args.precision)
 
 
+def blaming(tokens: Iterator[int], checkpoint: Checkpoint, weights: Weights) -> Iterator[int]:
+    """The tokens that are generated. Raises BadInput that names the weight where the numbers leave the finite."""
+    try:
+        yield from tokens
+    except NotFinite as error:
+        raise BadInput(f"{checkpoint.path}: {error.traced_to(weights)}") from None
+
+
 def show_compiling(done: int, total: int) -> None:
     """The line that says why the first run takes longer."""
     start, end = ("\r", "" if done + 1 < total else "\n") if sys.stderr.isatty() else ("", "\n")
@@ -114,11 +127,24 @@ def show_compiling(done: int, total: int) -> None:
         print(f"{start}compiling kernels (first run) {done + 1}/{total}", end=end, file=sys.stderr, flush=True)
 
 
+def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
+    """What spells ids out, for a prompt that came as ids; None, with a line on stderr, where nothing can."""
+    try:
+        v = checkpoint.vocabulary()
+    except BadInput as error:
+        print(one_line(f"note: the tokenizer can not be read, ids are not spelled out: {error}"), file=sys.stderr)
+        return None
+    return None if v is None else Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
+
+
 def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = checkpoint.vocabulary()
     if vocabulary is None:
-        raise BadInput(f"{checkpoint.path} has no tokenizer; give token ids instead of text")
+        files = " (tokenizer.json, or vocab.json and merges.txt)" if checkpoint.container == "safetensors" else ""
+        raise BadInput(f"{checkpoint.path} has no tokenizer{files}; give token ids, as --tokens 1,2,3, instead of text")
+    for note in vocabulary.notes:
+        print(one_line(f"note: {checkpoint.path}: {note}"), file=sys.stderr)
     try:
         return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size), vocabulary.chat_template
     except BadInput as error:

@@ -11,6 +11,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 import argparse
 import io
 import signal
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (what there is: {self.prog} --help)\n")
+        self.exit(2, one_line(f"{self.prog}: {message} (what there is: {self.prog} --help)") + "\n")
 
 
 def parser_for(command: str | None) -> argparse.ArgumentParser:
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             signals.Ending()
             signals.end_at_a_cut_file(lambda line: say(command, line))
+        if not sys.warnoptions:  # they are for who wrote the code that warns; what a user must know is said
+            warnings.simplefilter("ignore")
         args = parser_for(command).parse_args(argv)
         status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The prompt: its text from where the user has it, and its ids, which a process of its own can find.
+"""The prompt: its text or its chat from where the user has it, and its ids, which a process of its own can find.
 
 A vocabulary of 150,000 tokens and their merges takes 0.4 s of Python and 90 MB. With `TokenizerProcess` they pass while
 the first process imports Numba and packs the weights, instead of taking turns with it at one interpreter lock.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..engine.chat import Chat, Renderer, chat_ids
 from ..quant.errors import BadInput
 from .child import end_with_parent, own_process
 from .signals import end_at_a_cut_file
@@ -22,12 +25,104 @@ from .signals import end_at_a_cut_file
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
     from ..engine.tokenizer import Tokenizer, Tokens
 
+# What --chat needs to have any meaning: destination, flag.
+CHAT_FLAGS = {
+    "system": "--system",
+    "messages": "--messages",
+    "tools": "--tools",
+    "documents": "--documents",
+    "template_arg": "--template-arg",
+    "date": "--date",
+}
 
-def read_prompt(args: argparse.Namespace) -> str:
-    """The prompt's text. Raises BadInput where there is none, or where it is not UTF-8.
 
-    A file and a pipe end in a newline that nobody means (`echo hi |`): one is dropped, as llama.cpp's -f drops it.
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    """--chat, and what else its template is given."""
+    chat = parser.add_argument_group("chat")
+    chat.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
+    chat.add_argument("--system", metavar="TEXT", help="system message")
+    chat.add_argument(
+        "--messages", metavar="FILE", help="JSON list of the chat's messages, in place of a prompt: role, content ..."
+    )
+    chat.add_argument("--tools", metavar="FILE", help="JSON list of tools that the model may call, as JSON schemas")
+    chat.add_argument("--documents", metavar="FILE", help="JSON list of documents to answer from: title, text")
+    chat.add_argument(
+        "--template-arg",
+        action="append",
+        metavar="KEY=JSON",
+        help="a variable of the template, as in enable_thinking=false; once for each",
+    )
+    chat.add_argument(
+        "--date", metavar="DATE", help="what the template takes for today, as in 2026-01-31 (default: now)"
+    )
+
+
+def check_chat(args: argparse.Namespace) -> None:
+    """Raises BadInput for arguments that exclude each other."""
+    if not args.chat:
+        for name, flag in CHAT_FLAGS.items():
+            if getattr(args, name) is not None:
+                raise BadInput(f"{flag} is part of a chat; give --chat too")
+    if args.messages is not None:
+        for name in ("prompt", "file", "system"):
+            if getattr(args, name) is not None:
+                raise BadInput(f"--messages is the whole chat; put --{name}'s text into it, or leave one of them away")
+
+
+def read_prompt(args: argparse.Namespace, default: str | None = None) -> str | Chat:
+    """The prompt's text, with --chat the chat. Raises BadInput where there is none, or where it is not what it must be.
+
+    default: the text where neither argument nor pipe gives one.
     """
+    if not args.chat:
+        return _read_text(args, default)
+    if args.messages is not None:
+        messages = _read_json(args.messages, "--messages")
+    else:
+        messages = [] if args.system is None else [{"role": "system", "content": args.system}]
+        messages.append({"role": "user", "content": _read_text(args, default)})
+    try:
+        now = None if args.date is None else datetime.fromisoformat(args.date)
+    except ValueError:
+        raise BadInput(f"--date {args.date!r} is no date; write it as 2026-01-31 or 2026-01-31T12:00") from None
+    tools, documents = (
+        None if getattr(args, name) is None else _read_json(getattr(args, name), f"--{name}")
+        for name in ("tools", "documents")
+    )
+    arguments: dict[str, Any] = {}
+    for said in args.template_arg or []:
+        key, value = _template_arg(said)
+        if key in arguments:
+            raise BadInput(f"--template-arg {key} is given twice")
+        arguments[key] = value
+    return Chat(messages, tools, documents, arguments, now=now)
+
+
+def _template_arg(said: str) -> tuple[str, Any]:
+    from ..engine.files.strict_json import parse
+
+    key, equals, value = said.partition("=")
+    if not (equals and key.isidentifier()):
+        raise BadInput(f"--template-arg {said!r:.80}: write KEY=JSON, as in enable_thinking=false")
+    if key in ("messages", "tools", "documents"):
+        raise BadInput(f"--template-arg {key}: give --{key} FILE")
+    try:
+        return key, parse(value.encode("utf-8", "surrogateescape"), f"--template-arg {key}")
+    except BadInput as error:
+        raise BadInput(f"{error} (a text needs its quotes: {key}='\"text\"')") from None
+
+
+def _read_json(name: str, flag: str) -> Any:
+    from ..engine.files.strict_json import parse
+
+    try:
+        return parse(Path(name).read_bytes(), f"{flag} {name}")
+    except OSError as error:
+        raise BadInput(f"{flag} {name}: {error.strerror}") from None
+
+
+def _read_text(args: argparse.Namespace, default: str | None) -> str:
+    """The newline that ends a file or a pipe means nothing (`echo hi |`): it is dropped, as by llama.cpp's -f."""
     if args.prompt is not None and args.prompt != "-":
         text: str = args.prompt
     elif args.file is not None:
@@ -35,6 +130,8 @@ def read_prompt(args: argparse.Namespace) -> str:
             text = _utf8(Path(args.file).read_bytes(), args.file).removesuffix("\n")
         except OSError as error:
             raise BadInput(f"prompt file {args.file}: {error.strerror}") from None
+    elif args.prompt is None and default is not None:
+        return default
     elif args.prompt == "-" or not sys.stdin.isatty():
         text = _utf8(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
     else:
@@ -46,6 +143,33 @@ def read_prompt(args: argparse.Namespace) -> str:
     return text
 
 
+def add_tokens_argument(group: argparse._MutuallyExclusiveGroup) -> None:
+    """--tokens, beside the other ways to give a prompt."""
+    what = "the prompt as token ids: '1 2 3' or 1,2,3, or @FILE with such a list; needs no tokenizer"
+    group.add_argument("--tokens", metavar="IDS", help=what)
+
+
+def given_tokens(args: argparse.Namespace) -> list[int] | None:
+    """The ids of --tokens, None where a text is the prompt. Raises BadInput for arguments that exclude each other."""
+    if args.tokens is not None and args.chat:
+        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
+    check_chat(args)
+    return None if args.tokens is None else parse_tokens(args.tokens)
+
+
+def parse_tokens(text: str) -> list[int]:
+    """Token ids between commas or white space, or in the file behind an @. Raises BadInput that names what is none."""
+    if text.startswith("@"):
+        try:
+            text = _utf8(Path(text[1:]).read_bytes(), text[1:])
+        except (OSError, ValueError) as error:
+            raise BadInput(f"--tokens {text}: {getattr(error, 'strerror', None) or error}") from None
+    words = [w for part in text.split(",") for w in part.split() or [""]]
+    if bad := [w for w in words if not re.fullmatch(r"\d{1,9}", w, re.ASCII)]:
+        raise BadInput(f"--tokens {text!r:.60}: {bad[0]!r:.40} is no token id; give numbers, as in 3838,374,220")
+    return [int(w) for w in words]
+
+
 def _utf8(data: bytes, name: str) -> str:
     try:
         return data.decode()
@@ -53,31 +177,27 @@ def _utf8(data: bytes, name: str) -> str:
         raise BadInput(f"prompt from {name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
 
 
-def prompt_ids(tokenizer: Tokenizer, template: str | None, text: str, args: argparse.Namespace) -> list[int]:
-    """The ids of the text, or of the chat that holds it. Control tokens count in a raw prompt, not in a message."""
-    if not args.chat:
-        return tokenizer.prompt_ids(text)
-    from ..engine.chat import chat_ids
-
-    messages = [{"role": "user", "content": text}]
-    if args.system is not None:
-        messages.insert(0, {"role": "system", "content": args.system})
-    return chat_ids(tokenizer, template, messages)
+def prompt_ids(
+    tokenizer: Tokenizer, template: str | None, prompt: str | Chat, renderer: Renderer | None = None
+) -> list[int]:
+    """The ids of a prompt. Control tokens count in a raw one, not in a message."""
+    if isinstance(prompt, str):
+        return tokenizer.prompt_ids(prompt)
+    return chat_ids(tokenizer, template, prompt, renderer)
 
 
 class TokenizerProcess:
     """Finds the ids of a prompt while the caller does something else. A context: the process ends with it, and with the
     caller, whose end of a pipe it watches.
 
-    args: as of `engine run`: model, chat, system.
+    model: path or alias.
     """
 
-    def __init__(self, text: str, args: argparse.Namespace) -> None:
+    def __init__(self, prompt: str | Chat, model: str | None) -> None:
         self._result: tuple[list[int], Tokens] | None = None
-        request = argparse.Namespace(model=args.model, chat=args.chat, system=args.system)
         self._process = subprocess.Popen(own_process(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
-        pickle.dump((text, request), self._process.stdin)
+        pickle.dump((prompt, model), self._process.stdin)
         self._process.stdin.flush()
 
     def result(self) -> tuple[list[int], Tokens]:
@@ -107,28 +227,29 @@ class TokenizerProcess:
 
 def serve() -> None:
     """The process's side: a request on stdin, an answer on stdout."""
-    for gone in (signal.SIGINT, signal.SIGPIPE):  # the caller says what an interruption means
-        signal.signal(gone, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the caller says what an interruption means
     try:
-        text, args = pickle.load(sys.stdin.buffer)
+        prompt, model = pickle.load(sys.stdin.buffer)
     except (EOFError, pickle.UnpicklingError):  # the caller is gone
         return
     end_with_parent()
 
     def answer_with(answer: object) -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody may wait for the answer any more
         pickle.dump(answer, sys.stdout.buffer)
         sys.stdout.flush()
 
     end_at_a_cut_file(lambda line: answer_with(BadInput(line)))
 
-    from ..engine.files import open_checkpoint
-    from .load import open_tokenizer
-    from .models import resolve
-
     answer: BadInput | tuple[list[int], Tokens]
     try:
-        tokenizer, template = open_tokenizer(open_checkpoint(resolve(args.model)))
-        answer = prompt_ids(tokenizer, template, text, args), tokenizer.spelling()
+        with Renderer() if isinstance(prompt, Chat) else nullcontext() as renderer:  # gets ready beside the vocabulary
+            from ..engine.files import open_checkpoint
+            from .load import open_tokenizer
+            from .models import resolve
+
+            tokenizer, template = open_tokenizer(open_checkpoint(resolve(model)))
+            answer = prompt_ids(tokenizer, template, prompt, renderer), tokenizer.spelling()
     except BadInput as error:
         answer = error
     answer_with(answer)

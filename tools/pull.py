@@ -26,6 +26,7 @@ from .child import run_to_the_end
 from .leftovers import written_down
 from .models import DEFAULT, MODELS, Model, directory
 from .progress import progress
+from .terminal import one_line
 
 CHUNK = 1 << 20
 TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
@@ -80,7 +81,7 @@ def pull(model: Model, folder: Path) -> Path:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _right(path: Path, model: Model) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import prod
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..engine.forward import forward
-from ..engine.generate import check_prompt
-from ..engine.tokenizer import Tokenizer
+from ..engine.generate import CHUNK, check_prompt
+from ..engine.nonfinite import NotFinite, first_place
+from ..engine.tokenizer import Tokens
+from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.recorder import Both, Recorder, Summary
@@ -29,10 +31,11 @@ from ..trace.store import DumpWriter, check_target, phase_name
 from ..trace.tap import SILENT, Tap
 from .facts import model_facts, run_facts
 from .leftovers import written_down
-from .load import Loaded, add_model_arguments, load, open_tokenizer, open_weights
+from .load import Loaded, add_model_arguments, load, open_spelling, open_tokenizer, open_weights
 from .models import resolve
 from .payload import as_json, as_text
-from .prompt import prompt_ids, read_prompt
+from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, prompt_ids, read_prompt
+from .terminal import one_line
 
 PROMPT = "What is 2+2?"
 
@@ -80,32 +83,14 @@ examples:
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """-p/--prompt, -f/--file or --tokens; --chat and --system."""
+    """-p/--prompt, -f/--file or --tokens; --chat and what belongs to it."""
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
     prompt.add_argument(
         "-f", "--file", metavar="FILE", help="a UTF-8 file with the prompt; one newline at its end is dropped"
     )
-    prompt.add_argument("--tokens", metavar="IDS", help="the prompt as token ids, a comma list")
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
-
-
-def given_tokens(args: argparse.Namespace) -> list[int] | None:
-    """The ids of --tokens, None where a text is the prompt. Raises BadInput for arguments that exclude each other."""
-    if args.tokens is not None and args.chat:
-        raise BadInput("--chat wraps text, --tokens are ids; give one of them")
-    if args.system is not None and not args.chat:
-        raise BadInput("--system is part of a chat; give --chat too")
-    return None if args.tokens is None else parse_tokens(args.tokens)
-
-
-def parse_tokens(text: str) -> list[int]:
-    """Token ids of a comma list. Raises BadInput that names the word which is none."""
-    words = [w.strip() for w in text.split(",")]
-    if bad := [w for w in words if not re.fullmatch(r"\d{1,9}", w, re.ASCII)]:
-        raise BadInput(f"--tokens {text!r}: {bad[0]!r} is no token id; give numbers, as in 3838,374,220")
-    return [int(w) for w in words]
+    add_tokens_argument(prompt)
+    add_chat_arguments(parser)
 
 
 def default_directory(model: Path) -> Path:
@@ -128,7 +113,7 @@ def check_room(p: Plan, c: Config, prompt: int, target: Path) -> None:
         )
 
 
-def best(logits_V: NDArray[np.floating], tokenizer: Tokenizer | None, count: int = 5) -> list[dict[str, Any]]:
+def best(logits_V: NDArray[np.floating], tokenizer: Tokens | None, count: int = 5) -> list[dict[str, Any]]:
     """The likeliest next tokens; equal logits in order of id."""
     order = np.argsort(-logits_V, kind="stable")[:count]
     return [
@@ -144,14 +129,12 @@ def number(x: float) -> float | None:
 
 def prompt_of(
     args: argparse.Namespace, ids: list[int] | None, checkpoint: Checkpoint
-) -> tuple[list[int], Tokenizer | None]:
-    """The prompt's ids, from the text unless --tokens gave them, and the model's tokenizer, if it has one."""
+) -> tuple[list[int], Tokens | None]:
+    """The prompt's ids, from the text unless --tokens gave them, and what spells ids out, if the model has that."""
     if ids is not None:
-        return ids, None if checkpoint.vocabulary() is None else open_tokenizer(checkpoint)[0]
+        return ids, open_spelling(checkpoint)
     tokenizer, template = open_tokenizer(checkpoint)
-    if args.prompt is None and args.file is None:
-        args.prompt = PROMPT
-    return prompt_ids(tokenizer, template, read_prompt(args), args), tokenizer
+    return prompt_ids(tokenizer, template, read_prompt(args, PROMPT)), tokenizer
 
 
 def trace(
@@ -179,6 +162,16 @@ def trace(
         if phase < steps:
             made.append(int(np.argmax(logits[-1])))
     return made, logits, summaries
+
+
+def origin(ids: list[int], logits: list[NDArray[np.floating]], model: Loaded, bound: Weights) -> str | None:
+    """Where the first value came from that is not finite, if one reached the logits of a pass. ids: all that were fed,
+    and the prompt before them."""
+    passes = next((n for n, x in enumerate(logits) if not np.isfinite(x).all()), None)
+    if passes is None:
+        return None
+    fed = ids[: len(ids) - (len(logits) - 1) + passes]
+    return NotFinite(fed, first_place(fed, model.weights, model.kernels, model.precision, CHUNK)).traced_to(bound)
 
 
 def require_all(p: Plan, layers: int, writer: DumpWriter) -> None:
@@ -232,6 +225,9 @@ def main(args: argparse.Namespace) -> int:
             checkpoint.check_unchanged()
         files = writer.files
 
+    broken = origin(ids + made, logits, model, bound)
+    if broken is not None:
+        print(one_line(f"note: {broken}"), file=sys.stderr)
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
         "backend": args.backend,
@@ -239,6 +235,7 @@ def main(args: argparse.Namespace) -> int:
         "tokens": ids,
         "generated": made,
         "next": [best(x, tokenizer) for x in logits],
+        "not_finite": broken,
     }
     if saved is not None:
         report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in files]}
@@ -274,13 +271,13 @@ def file_bytes(f: Mapping[str, Any]) -> int:
 
 def print_files(report: Mapping[str, Any]) -> None:
     for f in report.get("files", []):
-        print(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}")
+        print(one_line(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}"))
     if files := report.get("files"):
         count = f"{len(files)} file{'s' * (len(files) > 1)}"
-        print(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}")
+        print(one_line(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}"))
 
 
-def print_tokens(report: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
+def print_tokens(report: Mapping[str, Any], tokenizer: Tokens | None) -> None:
     ids, made = report["tokens"], report["generated"]
     print(f"tokens: {' '.join(map(str, ids))}" + (f", then {' '.join(map(str, made))}" if made else ""))
     for phase, choices in enumerate(report["next"]):

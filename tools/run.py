@@ -6,13 +6,16 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..quant.errors import BadInput
-from .prompt import TokenizerProcess, read_prompt
+from .prompt import TokenizerProcess, add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
 
 if TYPE_CHECKING:
+    from ..engine.files import Checkpoint
     from ..engine.tokenizer import Tokens
 
 MAX_TOKENS = 256
@@ -25,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 figures to stderr. A file or a pipe gets the model's text exactly; a terminal gets no control characters of it."""
     parser.epilog = """examples:
   engine run -p 'What is 2+2?' --chat
+  engine run --chat --messages chat.json --tools tools.json
   engine run -p 'def fibonacci(n):' -n 48
-  engine run -f prompt.txt --json"""
+  engine run -f prompt.txt --json
+  engine run --tokens 3838,374,220,17,10,17,30"""
     add_model_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
@@ -41,6 +46,7 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
         metavar="FILE",
         help="a UTF-8 file with the prompt; one newline at its end, or at stdin's, is dropped",
     )
+    add_tokens_argument(prompt)
     parser.add_argument(
         "-n",
         "--max-tokens",
@@ -48,8 +54,6 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
         metavar="N",
         help=f"stop after N new tokens (default: {MAX_TOKENS}, or as many as the context still holds)",
     )
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's own chat template")
-    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     parser.add_argument("--temp", type=float, default=0.0, metavar="X", help="temperature; 0, the default, is greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (0: all)")
     parser.add_argument(
@@ -59,6 +63,12 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
     parser.add_argument(
         "--json", action="store_true", help="one JSON object with ids, text and figures instead of streaming"
     )
+    add_chat_arguments(parser)
+
+
+def ids_apart() -> Callable[[int | None], str]:
+    """Spells ids as numbers, where nothing knows their text."""
+    return lambda id: "" if id is None else f"{id} "
 
 
 def describe(f: dict[str, Any]) -> str:
@@ -74,19 +84,37 @@ def describe(f: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    if args.system is not None and not args.chat:
-        raise BadInput("--system is part of a chat; give --chat too")
+    given = given_tokens(args)
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
-    text = read_prompt(args)
-    with TokenizerProcess(text, args) as tokenizer:
-        return answer(text, tokenizer, args, started)
+    if given is not None:
+        return answer(len(given), lambda c: (given, spelling_of(c)), args, started)
+    prompt = read_prompt(args)
+    with TokenizerProcess(prompt, args.model) as tokenizer:
+        size = len(prompt) if isinstance(prompt, str) else len(repr(prompt))
+        return answer(size, lambda _: tokenizer.result(), args, started)
 
 
-def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, started: float) -> int:
+def spelling_of(checkpoint: Checkpoint) -> Tokens:
+    """What spells ids out, or what only knows which ids end an answer: then ids are the answer."""
+    from ..engine.files.hf_tokenizer import stop_ids
+    from ..engine.tokenizer import Tokens
+    from .load import open_spelling
+
+    if (found := open_spelling(checkpoint)) is not None:
+        return found
+    m = checkpoint.metadata
+    ends = stop_ids(m["config"], m["generation_config"]) if checkpoint.container == "safetensors" else []
+    return Tokens([], [], checkpoint.config.vocab_size, tuple(i for _, i in ends))
+
+
+def answer(
+    size: int, tokenizer: Callable[[Checkpoint], tuple[list[int], Tokens]], args: argparse.Namespace, started: float
+) -> int:
+    """size: of the prompt, in characters or ids; tokenizer: its ids and what spells them, asked for once."""
     from ..engine.generate import check_prompt, generate
     from ..engine.sample import Sampling
-    from .load import load, open_weights
+    from .load import blaming, load, open_weights
     from .progress import progress
     from .terminal import for_stdout
 
@@ -96,35 +124,40 @@ def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, sta
     if args.max_tokens is not None and args.max_tokens >= context:
         raise BadInput(f"-n {args.max_tokens} and a prompt do not fit the context of {context}")
 
+    @cache
     def tokenized() -> tuple[Tokens, list[int], int]:
         """What spells ids out, the prompt's ids and how many new ones: known to fit the context."""
-        ids, spelling = tokenizer.result()
+        ids, spelling = tokenizer(checkpoint)
         new = args.max_tokens or max(1, min(MAX_TOKENS, context - len(ids)))
         check_prompt(ids, checkpoint.config, new)
         return spelling, ids, new
 
-    if len(text) + (args.max_tokens or 1) > context // 2:  # a prompt that may be too long is known to fit before
+    if size + (args.max_tokens or 1) > context // 2:  # a prompt that may be too long is known to fit before
         tokenized()  # the weights are packed,
     model = load(args, checkpoint, bound, tokenized)  # and any before a kernel is compiled
     spelling, ids, max_tokens = tokenized()
     loaded = time.perf_counter()
 
-    text_of, out, made = spelling.stream(), list[str](), list[int]()
+    text_of = spelling.stream() if spelling.spells else ids_apart()
+    out, made = list[str](), list[int]()
     with progress("prompt", len(ids)) as advance:
-        tokens = generate(
-            ids, model.weights, model.kernels, args.precision, max_tokens, spelling.eos_ids, sampling, advance
-        )
+        made_of = (ids, model.weights, model.kernels, args.precision)
+        tokens = blaming(generate(*made_of, max_tokens, spelling.eos_ids, sampling, advance), checkpoint, bound)
         first_id = next(tokens)
     first = time.perf_counter()
     told: KeyboardInterrupt | None = None
     try:
         for id in chain((first_id,), tokens):
             made.append(id)
-            out.append("" if id in spelling.eos_ids else text_of(id))
+            out.append("" if id in spelling.eos_ids and spelling.spells else text_of(id))
             if not args.json:
                 print(for_stdout(out[-1]), end="", flush=True)
     except KeyboardInterrupt as interrupt:
         told = interrupt
+    except BadInput:
+        if not args.json:  # what was said ends in a line of its own
+            print()
+        raise
     checkpoint.check_unchanged()
     out.append(text_of(None))
     done = time.perf_counter()
@@ -138,8 +171,9 @@ def answer(text: str, tokenizer: TokenizerProcess, args: argparse.Namespace, sta
         "generated_tokens_per_s": round((len(made) - 1) / (done - first), 2) if len(made) > 1 else None,
     }
     if args.json:
+        text = "".join(out) if spelling.spells else None
         result: dict[str, Any] = {"model": str(checkpoint.path), "backend": args.backend, "precision": args.precision}
-        print(json.dumps(result | {"prompt_ids": ids, "ids": made, "text": "".join(out), "figures": figures}))
+        print(json.dumps(result | {"prompt_ids": ids, "ids": made, "text": text, "figures": figures}))
     else:
         print(for_stdout(out[-1]))
         print(describe(figures), file=sys.stderr)

@@ -95,12 +95,23 @@ def describe_vocabulary(v: Vocabulary | None) -> dict[str, Any] | None:
         "tokens": len(v.tokens),
         "merges": len(v.merges),
         "bos_id": v.bos_id,
-        "add_bos": v.add_bos,
+        "prefix": list(v.prefix),
+        "suffix": list(v.suffix),
         "eos_ids": list(v.eos_ids),
+        "eos_from": list(v.eos_from),
         "pad_id": v.pad_id,
-        "special": {token: i for i, token in enumerate(v.tokens) if v.types[i] in (3, 4)},
+        "special": {token: i for i, token in enumerate(v.tokens) if v.types[i] in (2, 3, 4)},
         "chat_template": v.chat_template is not None,
+        "notes": list(v.notes),
     }
+
+
+def answer_ends(tokenizer: dict[str, Any]) -> list[str]:
+    """A line for each id that ends an answer: its spelling, and who says so."""
+    names = {i: f" {token}" for token, i in tokenizer["special"].items()}
+    return [
+        f"{i}{names.get(i, '')}, by {how}" for i, how in zip(tokenizer["eos_ids"], tokenizer["eos_from"], strict=True)
+    ]
 
 
 def plain(value: Any) -> Any:
@@ -124,14 +135,19 @@ def check(c: Checkpoint) -> None:
 
     try:
         bind(c.config, c.tensors)
-        for t in c.tensors.values():
-            for start, values in decoded(t):
-                bad = [i for i, finite in enumerate(values) if not finite]
-                if bad:
-                    raise BadInput(f"tensor {t.name}: row {start + bad[0]} holds a NaN or an infinity")
+        broken = {t.name: bad for t in c.tensors.values() if (bad := unusable_row(t)) is not None}
+        if broken:
+            name, row = next(iter(broken.items()))
+            more = f", and so do {len(broken) - 1} tensors more: {', '.join(list(broken)[1:6])}" * (len(broken) > 1)
+            raise BadInput(f"tensor {name}: row {row} holds a NaN or an infinity{more}")
     except BadInput as error:
         raise BadInput(f"{c.path}: {error}") from None
     c.check_unchanged()
+
+
+def unusable_row(t: QTensor) -> int | None:
+    """The first row that holds a NaN or an infinity."""
+    return next((start + i for start, rows in decoded(t) for i, finite in enumerate(rows) if not finite), None)
 
 
 def decoded(t: QTensor) -> Iterator[tuple[int, Any]]:
@@ -169,7 +185,7 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
 
     size = sum(f["bytes"] for f in report["files"])
     parts = f" in {len(report['files'])} files" if len(report["files"]) > 1 else ""
-    console.print(report["path"], style="bold")
+    console.print(one_line(report["path"]), style="bold")
     console.print(f"  {report['container']}, {size:,} bytes{parts}, {report['parameters']:,} parameters")
     section("configuration", [(name, str(value)) for name, value in report["config"].items()])
     weights = [
@@ -185,11 +201,13 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
         lines = [
             ("model", f"{tokenizer['model']}, pre-tokenizer {tokenizer['pre']}"),
             ("sizes", f"{tokenizer['tokens']:,} tokens, {tokenizer['merges']:,} merges"),
-            ("begins with", str(tokenizer["bos_id"]) if tokenizer["add_bos"] else "nothing (add_bos is false)"),
-            ("ends with", ", ".join(map(str, tokenizer["eos_ids"])) or "nothing"),
+            ("begins with", " ".join(map(str, tokenizer["prefix"])) or "nothing"),
+            ("ends with", " ".join(map(str, tokenizer["suffix"])) or "nothing"),
+            *(("answers end at", line) for line in answer_ends(tokenizer) or ["nothing"]),
             ("padding", str(tokenizer["pad_id"])),
             ("special", special or "none"),
             ("chat template", "yes" if tokenizer["chat_template"] else "no"),
+            *(("note", note) for note in tokenizer["notes"]),
         ]
         section("tokenizer", lines)
     if tensors:

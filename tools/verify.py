@@ -9,12 +9,13 @@ from pathlib import Path
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
 from ..trace.dump import open_dump
-from ..trace.report import as_json, text
-from ..trace.report_html import page
-from ..trace.verify import verify
+from ..trace.verify.report.html import page
+from ..trace.verify.report.text import as_json, lines_of
+from ..trace.verify.verify import verify
 from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress
+from .terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,10 @@ def main(args: argparse.Namespace) -> int:
         opened.check_unchanged()
     if args.html is not None:
         write(args.html, page(result, dump.path.absolute().name, checkpoint.path.name))
-    print(json.dumps(as_json(result), allow_nan=False, indent=1) if args.json else text(result))
+    if args.json:
+        print(json.dumps(as_json(result), allow_nan=False, indent=1))
+    else:
+        print("\n".join(map(one_line, lines_of(result))))
     return result.status
 
 
@@ -55,7 +59,7 @@ def write(path: Path, text: str) -> None:
     """Beside its place, then moved there: whole or not at all."""
     try:
         with written_down(path), Beside(path, folder=False) as beside:
-            beside.path.write_text(text, "utf-8")
+            beside.path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
             beside.move()
     except OSError as error:
         raise BadInput(f"{path}: cannot write the report: {error.strerror}") from None

@@ -11,9 +11,12 @@ from os.path import samestat
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from ...quant.errors import BadInput
-from ...quant.tensor import QTensor
+from ...quant.tensor import QTensor, dequantize
 from ..config import Config
+from .foreign import file_kind, folder_kind, model_inside
 from .mapped import read_head
 
 
@@ -21,11 +24,14 @@ from .mapped import read_head
 class Vocabulary:
     """What a file says about text: a byte-level BPE.
 
-    tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first;
-    types: ggml's token types by id (1 normal, 3 control, 4 user-defined, 5 unused, 6 byte);
+    tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first, none twice;
+    types: ggml's token types by id (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte);
     model, pre: ggml's names of the algorithm ("gpt2") and of the pre-tokenizer ("qwen2");
-    eos_ids: every id that ends an answer;
-    tokenizer_json: Hugging Face's own file, where the model has one; then it rules.
+    eos_ids: every id that ends an answer, the tokenizer's own first; eos_from: how each came;
+    prefix, suffix: the ids that a raw prompt has before and behind those of its text;
+    flags: of added tokens, by id: which of Hugging Face's lstrip, rstrip, single_word, normalized are true;
+    tokenizer_json: Hugging Face's own file, where the model has one, as it is written: all that it says is above;
+    other_templates: the names of chat templates besides the default; notes: a line each on what was not used.
     """
 
     tokens: list[str]
@@ -36,9 +42,14 @@ class Vocabulary:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     pad_id: int | None
-    add_bos: bool
     chat_template: str | None
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    eos_from: tuple[str, ...] = ()
+    flags: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     tokenizer_json: str | None = None
+    other_templates: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +94,12 @@ MAX_TENSORS = 1 << 16  # in a file; bounds what a hostile header costs; the larg
 # of the file (nothing for a folder), and open(path) -> Checkpoint. The first that recognises the path opens it.
 CONTAINERS = ("gguf", "apr", "safetensors")
 
-# What users take for a model: its first bytes, and the way out.
-PICKLE = "Python pickles can run code and are never opened; convert it to safetensors"
-OLD = "a GGML file from before GGUF; convert the original weights again"
-FOREIGN = (
-    (b"PK\x03\x04", f"a zip archive, as PyTorch's .bin and .pt are; {PICKLE}"),
-    (b"\x80", f"a pickle; {PICKLE}"),
-    (b"FUGG", "GGUF with swapped bytes; convert the original weights again"),
-    (b"lmgg", OLD),
-    (b"fmgg", OLD),
-    (b"tjgg", OLD),
-    (b"\x89HDF", "an HDF5 file (Keras), which is not supported"),
-    (b"\x1f\x8b", "compressed by gzip; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard; unpack it first"),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the model itself; get that with `git lfs pull`"),
-    (b"<", "a web page, perhaps of a failed download, not a model"),
-)
-
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a model of any known container. Raises BadInput that names the file and what is wrong with it."""
     path = Path(path)
+    if path.is_dir():
+        path = model_inside(path)
     folder = path.is_dir()
     head = b"" if folder else read_head(path, 64)
     for name in CONTAINERS:
@@ -112,8 +108,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             return cast(Checkpoint, container.open(path))
     known = f"it must be one of {', '.join(CONTAINERS)}"
     if folder:
-        raise BadInput(f"{path}: a folder with no model in it that can be opened; {known}")
+        raise BadInput(f"{path}: a folder with no model in it that can be opened ({folder_kind(path) or known})")
     if not head:
         raise BadInput(f"{path}: the file is empty")
-    what = next((what for magic, what in FOREIGN if head.startswith(magic)), f"no known model file; {known}")
-    raise BadInput(f"{path}: {what} (it begins with {head[:8]!r})")
+    raise BadInput(f"{path}: {file_kind(path, head) or f'no known model file; {known}'} (it begins with {head[:8]!r})")
+
+
+def same_values(a: QTensor, b: QTensor) -> bool:
+    """Whether two matrices hold the same values, in whatever formats."""
+    if a.shape != b.shape or len(a.shape) != 2:
+        return False
+    if 0 in a.shape or (a.format == b.format and np.array_equal(a.data, b.data)):
+        return True
+    step = max(1, (1 << 20) // a.shape[1])
+    ranges = ((start, min(start + step, a.shape[0])) for start in range(0, a.shape[0], step))
+    return all(np.array_equal(dequantize(a, *rows), dequantize(b, *rows)) for rows in ranges)

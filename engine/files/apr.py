@@ -25,7 +25,7 @@ from ...quant.errors import BadInput
 from ...quant.label import mislabelled
 from ...quant.tensor import QTensor, dequantize, format_module
 from ..config import Config
-from . import MAX_TENSORS, Checkpoint
+from . import MAX_TENSORS, Checkpoint, same_values
 from .apr_metadata import read_config, read_vocabulary
 from .mapped import map_file
 from .strict_json import parse_object
@@ -73,7 +73,7 @@ def open(path: Path) -> Checkpoint:
             tensors, notes = tensors | more, notes + said
             metadata = first | metadata
     try:
-        c = read_config(metadata, _own_head(tensors, metadata))
+        c, more_notes = read_config(metadata, _own_head(tensors, metadata))
     except BadInput as error:
         raise BadInput(f"{path}: metadata: {error}") from None
     tensors = _named_as_one_layer_each(tensors, c)
@@ -87,7 +87,7 @@ def open(path: Path) -> Checkpoint:
         tensors=tensors,
         metadata=metadata,
         vocabulary=lambda: read_vocabulary(metadata, str(path), c),
-        notes=tuple(notes),
+        notes=(*notes, *(f"{path}: metadata: {note}" for note in more_notes)),
     )
 
 
@@ -253,7 +253,7 @@ def _own_head(tensors: dict[str, QTensor], metadata: dict[str, Any]) -> bool:
     ]
     tied = metadata.get("tied_embeddings") is True or metadata.get("tie_word_embeddings") is True
     a, b = heads[0], (embeds or heads)[0]
-    return not (tied and embeds and (a.format, a.shape) == (b.format, b.shape) and np.array_equal(a.data, b.data))
+    return not (tied and embeds and same_values(a, b))
 
 
 def _named_as_one_layer_each(tensors: dict[str, QTensor], c: Config) -> dict[str, QTensor]:

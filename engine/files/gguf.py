@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,21 @@ from numpy.typing import NDArray
 from ...quant.errors import BadInput
 from ...quant.ggml import TYPES
 from ...quant.tensor import QTensor
-from ..config import from_gguf, unknown_gguf_keys
+from ..config import from_gguf
+from ..config_keys import brief
 from . import Checkpoint, Vocabulary
+from .end_of_generation import FILL_IN, NORMAL, by_text, ends, with_control
+from .foreign import gguf_kind
 from .gguf_header import Header, Metadata, read_header
 from .mapped import map_file
+from .tokenizer_json import last_used, parse
 
 # What llama.cpp's `gguf-split` calls part i of n; nothing inside a file names another file.
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
-CONTROL, LAST_TYPE = 3, 6  # llama_token_type: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+LAST_TYPE = 6  # llama_token_type: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
+NAMED_TEMPLATE = "tokenizer.chat_template."
+NO_ID = (-1, 0xFFFFFFFF)  # LLAMA_TOKEN_NULL, and the same as a u32
 
 
 def recognises(path: Path, head: bytes) -> bool:
@@ -48,14 +54,16 @@ def open(path: Path) -> Checkpoint:
         headers.append(header)
 
     first, metadata = paths[0], headers[0].metadata
-    total = metadata.get("split.tensors.count", len(tensors))
-    if total != len(tensors):
-        raise BadInput(f"{first}: split.tensors.count is {total!r}, but the parts hold {len(tensors)} tensors")
+    total = metadata.get("split.tensors.count", 0)  # 0 is unsaid
+    if type(total) is not int or total not in (0, len(tensors)):
+        raise BadInput(f"{first}: split.tensors.count is {brief(total)}, but the parts hold {len(tensors)} tensors")
+    if kind := gguf_kind(metadata, len(tensors)):
+        raise BadInput(f"{first}: {kind}")
     try:
-        config = from_gguf(metadata, tensors)
+        config, more_notes = from_gguf(metadata, tensors)
     except BadInput as error:
         raise BadInput(f"{first}: {error}") from None
-    notes += [f"{first}: key {key} is not known here and was not used" for key in unknown_gguf_keys(metadata)]
+    notes += [f"{first}: {note}" for note in more_notes]
     return Checkpoint(
         path=first,
         container=f"GGUF v{headers[0].version}",
@@ -80,10 +88,13 @@ def parts(path: Path) -> list[Path]:
 
 
 def check_part(path: Path, header: Header, number: int, count: int) -> None:
-    """Raises BadInput unless the file says what its name says: that it is part `number`, from 0, of `count`."""
-    for key, by_name, unsaid in (("split.count", count, 1), ("split.no", number, 0)):
-        said = header.metadata.get(key, unsaid)
-        if type(said) is not int or said != by_name:
+    """Raises BadInput unless the file says what its name says: that it is part `number`, from 0, of `count`.
+
+    A count of 0 is what llama.cpp's `gguf-split --merge` leaves in a whole file.
+    """
+    for key, by_name, whole in (("split.count", count, (0, 1)), ("split.no", number, (0,))):
+        said = header.metadata.get(key, whole[0])
+        if type(said) is not int or (said != by_name and not (count == 1 and said in whole)):
             rule = "parts are named NAME-00001-of-0000N.gguf and lie in one folder"
             raise header.metadata.bad(key, f"is {brief(said)}, but by the file's name it is {by_name}; {rule}")
 
@@ -116,21 +127,23 @@ def tensors_of(path: Path, header: Header, file: NDArray[np.uint8], notes: list[
 def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
     """The tokenizer.ggml.* keys, None where the file has no tokenizer. rows: of the embedding; no id may reach it.
 
-    An answer ends at the ids that the file names as end of sequence and of turn, and at <|endoftext|> and <|im_end|>
-    where they are control tokens: Qwen's generation_config.json lists both, and a GGUF file has room for one.
+    They rule, as for llama.cpp: tokenizer.huggingface.json, which llama.cpp does not read, only adds what they have no
+    field for, and only where it describes the same tokenizer. A prompt begins with BOS and ends with EOS where
+    add_bos_token and add_eos_token say so, and not where they are absent (llama-vocab.cpp, for byte-level BPE).
     Raises BadInput that names the key.
     """
-    model = metadata.get("tokenizer.ggml.model", "no_vocab")
-    if model in ("no_vocab", "none"):
-        return None
-    if model != "gpt2":
-        raise metadata.bad("tokenizer.ggml.model", f"is {brief(model)}; only gpt2, byte-level BPE, is supported")
 
     def get(name: str, kind: str) -> Any:
         key = f"tokenizer.{name}"
         if key in metadata and metadata.kind(key) != kind:
             raise metadata.bad(key, f"is of type {metadata.kind(key)}; it must be {kind}")
         return metadata.get(key)
+
+    model = get("ggml.model", "str") or "no_vocab"
+    if model in ("no_vocab", "none"):
+        return None
+    if model != "gpt2":
+        raise metadata.bad("tokenizer.ggml.model", f"is {brief(model)}; only gpt2, byte-level BPE, is supported")
 
     def need(name: str, kind: str) -> Any:
         value = get(name, kind)
@@ -139,7 +152,9 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         return value
 
     tokens = need("ggml.tokens", "[str]")
-    types = need("ggml.token_type", "[i32]")
+    types = get("ggml.token_type", "[i32]")
+    if types is None:
+        types = np.full(len(tokens), NORMAL, np.int32)  # as in llama.cpp, which then goes by the tokens' texts
     scores = get("ggml.scores", "[f32]")
     for name, array in (("token_type", types), ("scores", scores)):
         if array is not None and len(array) != len(tokens):
@@ -152,26 +167,56 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
     def token_id(name: str) -> int | None:
         key = f"tokenizer.ggml.{name}_token_id"
         value = metadata.get(key)
-        if value is not None and not (type(value) is int and 0 <= value < len(tokens)):
+        if value is None or (type(value) is int and value in NO_ID):
+            return None
+        if type(value) is not int or not 0 <= value < len(tokens):
             raise metadata.bad(key, f"is {brief(value)}; the file has tokens 0 to {len(tokens) - 1}")
         return value
 
-    bos, pad = token_id("bos"), token_id("padding")
-    ends = [end for end in (token_id("eos"), token_id("eot")) if end is not None]  # the file's own come first
-    ends += [i for i in np.flatnonzero(types == CONTROL).tolist() if tokens[i] in ("<|endoftext|>", "<|im_end|>")]
-    add_bos = get("ggml.add_bos_token", "bool") or False  # absent is false, as in ggml for a BPE model
-    if add_bos and bos is None:
-        raise metadata.bad("tokenizer.ggml.add_bos_token", "is true, but there is no tokenizer.ggml.bos_token_id")
-    return Vocabulary(
+    def asked(option: str, name: str) -> tuple[int, ...]:
+        if not get(f"ggml.{option}", "bool"):
+            return ()
+        if (i := token_id(name)) is None:
+            raise metadata.bad(f"tokenizer.ggml.{option}", f"is true, but there is no tokenizer.ggml.{name}_token_id")
+        return (i,)
+
+    # Of a merge that stands twice, llama.cpp takes the first.
+    merges = list(dict.fromkeys(need("ggml.merges", "[str]")))
+    found = by_text(tokens)
+    named = [(f"{name}_token_id", i) for name in ("eos", "eot", "eom") if (i := token_id(name)) is not None]
+    end = ends(named, found, {key: i for key in FILL_IN if (i := token_id(key)) is not None})
+    v = Vocabulary(
         tokens=tokens,
-        merges=need("ggml.merges", "[str]"),
-        types=types.tolist(),
+        merges=merges,
+        types=with_control(types.tolist(), found, merges),
         model=model,
         pre=need("ggml.pre", "str"),
-        bos_id=bos,
-        eos_ids=tuple(dict.fromkeys(ends)),
-        pad_id=pad,
-        add_bos=add_bos,
+        bos_id=token_id("bos"),
+        eos_ids=tuple(end),
+        eos_from=tuple(end.values()),
+        pad_id=token_id("padding"),
+        prefix=asked("add_bos_token", "bos"),
+        suffix=asked("add_eos_token", "eos"),
         chat_template=get("chat_template", "str"),
-        tokenizer_json=get("huggingface.json", "str"),
+        other_templates=tuple(key.removeprefix(NAMED_TEMPLATE) for key in metadata if key.startswith(NAMED_TEMPLATE)),
     )
+    text = get("huggingface.json", "str")
+    return v if text is None else _with_json(v, text)
+
+
+def _with_json(v: Vocabulary, text: str) -> Vocabulary:
+    """The Vocabulary with what tokenizer.huggingface.json says beyond the keys, or a note why it was not used."""
+    key = "tokenizer.huggingface.json"
+    try:
+        said = parse(text, key)
+    except BadInput as error:
+        return replace(v, notes=(f"{error}; the other keys are used",))
+    used = last_used(v) + 1
+    for field, a, b in (
+        ("tokens", said.tokens, v.tokens[:used]),
+        ("merges", said.merges, v.merges),
+        ("post-processor", (said.prefix, said.suffix), (v.prefix, v.suffix)),
+    ):
+        if a != b:
+            return replace(v, notes=(f"{key} has other {field} than the tokenizer.ggml keys; those are used",))
+    return replace(v, flags=said.flags, tokenizer_json=text)

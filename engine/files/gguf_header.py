@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 from struct import Struct
 from typing import Any
 
@@ -231,7 +232,9 @@ def read_header(path: Path, file: memoryview) -> Header:
     alignment = values.get("general.alignment", 32)  # the specification's default
     power_of_two = kinds.get("general.alignment", "u32") == "u32" and alignment.bit_count() == 1
     if not (power_of_two and 8 <= alignment <= MAX_ALIGNMENT):
-        raise c.bad(f"general.alignment is {alignment!r}; it must be a u32, a power of two from 8 to {MAX_ALIGNMENT}")
+        raise c.bad(
+            f"general.alignment is {brief(alignment)}; it must be a u32, a power of two from 8 to {MAX_ALIGNMENT}"
+        )
 
     tensors: list[TensorInfo] = []
     names: set[str] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from reprlib import repr as brief
 from typing import IO, Any
 
 import numpy as np
@@ -20,11 +21,14 @@ Pair = tuple[str, str, Any]  # key, kind as Metadata.kind spells it ("u32", "str
 
 
 def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned], told: Told) -> None:
-    """Keys and tensors in their order. Raises BadInput for a tensor name that ggml does not hold."""
+    """Keys and tensors in their order. Raises BadInput for what GGUF does not hold: a value, a tensor's name."""
     pairs = list(pairs)
     file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(pairs)))
     for key, kind, value in pairs:
-        file.write(_text(key) + _value(kind, value))
+        try:
+            file.write(_text(key) + _value(kind, value))
+        except (struct.error, OverflowError, TypeError, ValueError):
+            raise BadInput(f"key {key:.80} is {brief(value)}, which is no {kind} as GGUF holds it") from None
     sizes = [t.size + padding(t.size, ALIGNMENT) for t in tensors]
     for t, offset in zip(tensors, accumulate(sizes, initial=0), strict=False):
         if len(t.name.encode()) > MAX_NAME:

@@ -1,23 +1,24 @@
-"""The tokenizer beside Hugging Face weights: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
+"""The tokenizer beside Hugging Face weights: tokenizer.json, or vocab.json and merges.txt; what lies beside them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...quant.errors import BadInput
 from . import Vocabulary
+from .end_of_generation import CONTROL, by_text, ends
+from .fields import Fields, one
 from .mapped import read_head
 from .strict_json import parse_object
+from .tokenizer_json import Added, Parts, added_token, assemble, parse, with_added
 
 MAX_BYTES = 100_000_000  # Qwen's tokenizer.json has 7 to 11 million
-
-# The Split pattern of Qwen2's tokenizer.json, which ggml calls the pre-tokenizer "qwen2".
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -25,102 +26,173 @@ def read_object(path: Path) -> dict[str, Any]:
     return parse_object(_read(path), str(path)) if path.exists() else {}
 
 
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json; {} where it is not there or has no byte, which Transformers takes for the same."""
+    path = folder / GENERATION
+    return parse_object(raw, str(path)) if path.exists() and (raw := _read(path)) else {}
+
+
 def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocabulary | None:
-    """The Vocabulary of a folder, None without tokenizer.json. config: config.json's content; rows: of the embedding.
+    """The Vocabulary of a folder, None without a tokenizer. config: config.json's content; rows: of the embedding.
 
-    tokenizer_json rules (engine/tokenizer.py reads it): tokens, merges and types stay empty. An answer ends where
-    transformers' `generate` ends it: at generation_config's eos ids, else config's, else the tokenizer's eos token.
+    What AutoTokenizer of Transformers 5 makes of the files: with tokenizer.json, its post-processor alone says what is
+    put round a prompt; without, add_bos_token and add_eos_token do. An answer ends where `generate` or llama.cpp ends
+    it. Raises BadInput that names the file.
     """
-    path = folder / "tokenizer.json"
-    if not path.exists():
+    settings = Fields(read_object(folder / SETTINGS), str(folder / SETTINGS))
+    named = _named(folder, settings)
+    own, text = None, _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+    if text is not None:
+        own = parse(text, str(folder / TOKENIZER))
+        parts = with_added(own, _decoder(settings), settings.where)
+    elif (folder / VOCAB).exists() and (folder / MERGES).exists():
+        parts = _read_parts(folder, settings, named.values())
+    else:
         return None
-    text, settings = _text(path), read_object(folder / "tokenizer_config.json")
+    for option in ("add_prefix_space", "split_special_tokens"):
+        if settings.flag(option):
+            raise BadInput(f"{settings.where}: {option} is true, which is not supported")
+    parts, tokenizer_ids = _with_special(parts, named)
+    c = Fields(config, str(folder / "config.json"))
+    generation = Fields(read_generation_config(folder), str(folder / GENERATION))
 
-    def check(field: str, i: Any) -> int:
-        if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < rows:
-            raise BadInput(f"{folder}: {field} {i!r:.40} is no token id; the embedding has rows 0 to {rows - 1}")
-        return i
+    def checked(ids: list[int], what: str) -> list[int]:
+        for i in ids:
+            if i >= rows:
+                raise BadInput(f"{what}: {i} is no token id; the embedding has rows 0 to {rows - 1}")
+        return ids
 
     def token_id(name: str) -> int | None:
-        """By the id in config.json, else by the spelling in tokenizer_config.json."""
-        if config.get(f"{name}_token_id") is not None:
-            return check(f"{name}_token_id", config[f"{name}_token_id"])
-        spelled = settings.get(f"{name}_token")
-        spelled = spelled.get("content") if isinstance(spelled, dict) else spelled
-        added = parse_object(text.encode(), str(path)).get("added_tokens") if spelled is not None else None
-        ids = [a.get("id") for a in added or [] if isinstance(a, dict) and a.get("content") == spelled]
-        return check(f"{name}_token", ids[0]) if ids else None
+        """The tokenizer's own, else config.json's."""
+        said = checked(c.ids(f"{name}_token_id"), f"{c.where}: {name}_token_id")
+        own = tokenizer_ids.get(f"{name}_token")
+        return own if own is not None else said[0] if said else None
 
-    said = read_object(folder / "generation_config.json").get("eos_token_id") or config.get("eos_token_id")
-    ends = said if isinstance(said, list) else [token_id("eos") if said is None else said]
+    eos = tokenizer_ids.get("eos_token")
+    ending = [("tokenizer_config.json's eos_token", eos)] if eos is not None else []
+    stops = stop_ids(config, generation.values)
+    checked([i for _, i in stops], str(folder))
+    end = ends([*ending, *stops], by_text(parts.tokens), {})
+    prefix, suffix = parts.prefix, parts.suffix
+    templates = _chat_templates(folder, settings)
+    if text is None:
+        prefix = _asked(settings, "add_bos_token", tokenizer_ids.get("bos_token"))
+        suffix = _asked(settings, "add_eos_token", eos)
     return Vocabulary(
-        tokens=[],
-        merges=[],
-        types=[],
+        tokens=parts.tokens,
+        merges=parts.merges,
+        types=parts.types,
         model="gpt2",
-        pre="",
+        pre="qwen2",
         bos_id=token_id("bos"),
-        eos_ids=tuple(check("eos_token_id", i) for i in ends if i is not None),
+        eos_ids=tuple(end),
+        eos_from=tuple(end.values()),
         pad_id=token_id("pad"),
-        add_bos=settings.get("add_bos_token") is True,
-        chat_template=_chat_template(folder, settings),
-        tokenizer_json=text,
+        prefix=prefix,
+        suffix=suffix,
+        flags=parts.flags,
+        chat_template=templates.pop("default", None),
+        other_templates=tuple(templates),
+        tokenizer_json=text if parts == own else None,
     )
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The file of its own rules, as in transformers; of a list of named templates, the one named default."""
-    if (folder / "chat_template.jinja").exists():
-        return _text(folder / "chat_template.jinja")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
-    if template is not None and not isinstance(template, str):
-        raise BadInput(f"{folder / 'tokenizer_config.json'}: chat_template must be text")
-    return template
+def stop_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(file, id) where `generate` ends: the ids of generation_config.json, or else config.json's."""
+    for name, values in ((GENERATION, generation), ("config.json", config)):
+        if ids := Fields(values, name).ids("eos_token_id"):
+            return [(f"{name}'s eos_token_id", i) for i in ids]
+    return []
 
 
-def last_used(v: Vocabulary) -> int:
-    """The last id that is a token; rows behind it are padding, which has no name of its own."""
-    return max((i for i, kind in enumerate(v.types) if kind != 5), default=-1)
+def _asked(settings: Fields, option: str, i: int | None) -> tuple[int, ...]:
+    """The id where the option asks for it; as in Transformers, nothing where there is no such token."""
+    return (i,) if settings.flag(option) and i is not None else ()
 
 
-def tokenizer_json(v: Vocabulary) -> str:
-    """A tokenizer.json for a byte-level BPE of Qwen2's kind: the model's own, or one made from its parts."""
-    if v.tokenizer_json is not None:
-        return v.tokenizer_json
-    used = last_used(v) + 1
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
-    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return json.dumps(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {"id": i, "content": v.tokens[i], **added, "special": v.types[i] == 3}
-                for i in range(used)
-                if v.types[i] in (3, 4)
-            ],
-            "normalizer": {"type": "NFC"},
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": byte_level,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "vocab": {v.tokens[i]: i for i in range(used) if v.types[i] not in (3, 4)},
-                "merges": v.merges,
-            },
-        },
-        ensure_ascii=False,
-    )
+def _named(folder: Path, settings: Fields) -> dict[str, str]:
+    """What the special tokens are spelled as, by the names of their fields, those in lists too.
+
+    special_tokens_map.json is read where tokenizer_config.json has no added_tokens_decoder, as Transformers does.
+    """
+    sources = [settings]
+    if settings.values.get("added_tokens_decoder") is None:
+        sources.append(Fields(read_object(folder / "special_tokens_map.json"), str(folder / "special_tokens_map.json")))
+    found: dict[str, str] = {}
+    for source in sources:
+        for name in NAMED:
+            value = source.values.get(name)
+            if value is not None:
+                found[name] = _special(value, f"{source.where}: {name}")
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            value = source.values.get(name)
+            listed = list(value.values()) if isinstance(value, dict) else source.array(name) or []
+            found |= {f"{name}[{n}]": _special(v, f"{source.where}: {name}[{n}]") for n, v in enumerate(listed)}
+    for name in ("eos_token", "pad_token", "unk_token"):  # Qwen2Tokenizer's defaults
+        if name not in settings.values:
+            found.setdefault(name, "<|endoftext|>")
+    return found
+
+
+def _special(value: Any, where: str) -> str:
+    return value if isinstance(value, str) else added_token(one(value, where)).content
+
+
+def _decoder(settings: Fields) -> dict[int, Added]:
+    """tokenizer_config.json's added_tokens_decoder."""
+    said = settings.object("added_tokens_decoder")
+    if said is None:
+        return {}
+    found = {}
+    for key, value in said.values.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise BadInput(f"{said.where}: {key!r:.40} is no token id")
+        found[int(key)] = added_token(one(value, f"{said.where}[{key}]"))
+    return found
+
+
+def _with_special(parts: Parts, named: Mapping[str, str]) -> tuple[Parts, dict[str, int]]:
+    """The named tokens that are in the vocabulary become control tokens; their ids by the names of their fields.
+
+    Transformers adds them once more at the end, as plain ones, whatever else says of the space round them.
+    """
+    wanted = set(named.values())
+    where = {token: i for i, token in enumerate(parts.tokens) if token in wanted}
+    types = list(parts.types)
+    for i in where.values():
+        types[i] = CONTROL
+    flags = {i: said for i, said in parts.flags.items() if parts.tokens[i] not in wanted}
+    return replace(parts, types=types, flags=flags), {n: where[token] for n, token in named.items() if token in where}
+
+
+def _read_parts(folder: Path, settings: Fields, special: Collection[str]) -> Parts:
+    """vocab.json, merges.txt, and the added tokens of tokenizer_config.json or added_tokens.json."""
+    lines = _text(folder / MERGES).removesuffix("\n").split("\n")
+    merges = [line.removesuffix("\r") for line in lines if line and not line.startswith("#version")]
+    for n, merge in enumerate(merges):
+        if len(merge.split(" ")) != 2:
+            raise BadInput(f"{folder / MERGES}: merge {n} {merge!r:.80} is not a pair of tokens")
+    added = _decoder(settings)
+    if not added:
+        said = Fields(read_object(folder / "added_tokens.json"), str(folder / "added_tokens.json"))
+        for content in said.values:
+            i = said.id(content)
+            if i is None:
+                raise said.bad(content, "a token id")
+            is_special = content in special
+            added[i] = Added(content, is_special, () if is_special else ("normalized",))
+    return assemble(read_object(folder / VOCAB), merges, added, str(folder / VOCAB))
+
+
+def _chat_templates(folder: Path, settings: Fields) -> dict[str, str | None]:
+    """By name; a file of their own goes before tokenizer_config.json, as in Transformers."""
+    if isinstance(settings.values.get("chat_template"), list):
+        found = {t.text("name") or "": t.text("template") for t in settings.objects("chat_template")}
+    else:
+        found = {"default": settings.text("chat_template")}
+    if (folder / TEMPLATE).exists():
+        found["default"] = _text(folder / TEMPLATE)
+    return found | {path.stem: None for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
 
 
 def _text(path: Path) -> str:

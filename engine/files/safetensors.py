@@ -7,21 +7,24 @@ BF16, takes a tensor named twice, and copies. Every tensor is a view of its file
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...quant.errors import BadInput
 from ...quant.tensor import QTensor
-from ..config import from_hf
-from . import MAX_TENSORS, Checkpoint
-from .hf_tokenizer import read_object, read_vocabulary
+from ..config import check_hf, from_hf
+from . import MAX_TENSORS, Checkpoint, same_values
+from .foreign import check_adapter, file_kind, folder_kind
+from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
 from .mapped import map_file, read_head
 from .strict_json import parse_object
 
 MAX_HEADER = 100_000_000  # the format's own limit
+# What torch.compile, FSDP and activation checkpointing put into a name, wherever the module was that they wrapped.
+WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 
@@ -36,83 +39,137 @@ def recognises(path: Path, head: bytes) -> bool:
 def open(path: Path) -> Checkpoint:
     """A Checkpoint of the folder or file. Raises BadInput that names the file and what is wrong with it."""
     folder = path if path.is_dir() else path.parent
-    if path.is_dir() or path.name == INDEX:
-        tensors, about, files = _read_folder(folder)
+    whole = path.is_dir() or path.name == INDEX
+    check_adapter(folder, read_object)
+    shards: dict[Path, set[str] | None] = _shards(folder) if whole else {path: None}
+    config = _read_config(folder) if (folder / CONFIG).exists() else None
+    if whole:
+        tensors, about = _read_shards(folder, shards)
     else:
-        (tensors, about), files = _read_file(path), [path]
+        tensors, about = _read_file(path)
         if re.search(r"-\d{5}-of-\d{5}$", path.stem) and (folder / INDEX).exists():
             raise BadInput(f"{path}: one shard of several; give the folder {folder}")
-    if not (folder / CONFIG).exists():
+    if config is None:
         raise BadInput(
             f"{folder / CONFIG}: no such file; safetensors hold no hyper-parameters, so it must lie beside them"
         )
-    config = read_object(folder / CONFIG)
+    tensors, notes = _plain_names(tensors, path)
+    if HEAD in tensors and EMBED not in tensors and config.get("tie_word_embeddings") is True:
+        tensors[EMBED] = replace(tensors.pop(HEAD), name=EMBED)  # Transformers 5 ties them in either direction
     # A tied model may have been saved with a copy of the embedding as its head; it is tied if the copy is one.
-    head, embed = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    own_head = head is not None and not (
-        config.get("tie_word_embeddings") is True
-        and embed is not None
-        and (head.format, head.shape) == (embed.format, embed.shape)
-        and np.array_equal(head.data, embed.data)
-    )
+    tied = config.get("tie_word_embeddings") is True and EMBED in tensors and HEAD in tensors
+    own_head = HEAD in tensors and not (tied and same_values(tensors[HEAD], tensors[EMBED]))
     try:
-        c = from_hf(config, own_head)
+        c, more = from_hf(config, own_head)
     except BadInput as error:
         raise BadInput(f"{folder / CONFIG}: {error}") from None
     metadata = {
         "config": config,
-        "generation_config": read_object(folder / "generation_config.json"),
+        "generation_config": read_generation_config(folder),
         "metadata": about,
     }
     return Checkpoint(
         path=path,
-        files=tuple(files),
+        files=tuple(shards),
         container="safetensors",
         config=c,
         tensors=tensors,
         metadata=metadata,
         vocabulary=lambda: read_vocabulary(folder, config, c.vocab_size),
+        notes=(*notes, *(f"{folder / CONFIG}: {note}" for note in more)),
     )
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, QTensor], dict[str, str], list[Path]]:
-    """The tensors of model.safetensors, or of the shards that the index names, as transformers looks for them."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json, with nothing in it that is not computed; what it says of weights explains what they look like."""
+    path = folder / CONFIG
+    config = read_object(path)
+    try:
+        check_hf(config)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    return config
+
+
+def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTensor], list[str]]:
+    """Names as Qwen2ForCausalLM has them, where the file's differ by wrappers or by one prefix; and a note if so.
+
+    Transformers reads the names of a bare Qwen2Model, which lack "model."; it makes up weights for the other ones.
+    """
+    named = {WRAPPER.sub("", name): name for name in tensors}
+    if len(named) != len(tensors):
+        raise BadInput(f"{path}: two tensors have the same name but for what torch.compile or FSDP puts into it")
+    if peft := next((name for name in named if ".lora_A." in name or ".base_layer." in name), None):
+        raise BadInput(
+            f"{path}: tensor {peft!r:.80} is of a LoRA adapter (PEFT) that is not merged; merge_and_unload()"
+        )
+    anchors = [name for name in named if name == EMBED[6:] or name.endswith("." + EMBED[6:])]
+    outer = anchors[0][: -len(EMBED[6:])] if len(anchors) == 1 else "model."
+    if outer == "":  # a bare Qwen2Model
+        named = {name if name == HEAD else f"model.{name}": old for name, old in named.items()}
+    elif outer != "model." and outer.endswith("model.") and all(name.startswith(outer[:-6]) for name in named):
+        named = {name[len(outer) - 6 :]: old for name, old in named.items()}
+    if all(name == old for name, old in named.items()):
+        return tensors, []
+    name, old = next((name, old) for name, old in named.items() if name != old)
+    found = {name: replace(tensors[old], name=name) for name, old in named.items()}
+    return found, [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The files that hold the weights, as Transformers looks for them, and the tensors of each by the index.
+
+    All of them are there. Raises BadInput that says what the folder is, if it holds no weights.
+    """
     if (folder / SINGLE).exists():
-        return *_read_file(folder / SINGLE), [folder / SINGLE]
+        return {folder / SINGLE: None}
     path = folder / INDEX
     if not path.exists():
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl"})
-        if pickled:
-            raise BadInput(
-                f"{folder / pickled[0]}: PyTorch's pickles can run code and are never opened; convert it to safetensors"
-            )
+        found = sorted(p.name for p in folder.glob("*.safetensors"))
+        if len(found) == 1:
+            raise BadInput(f"{folder}: {SINGLE} is not there; give the file itself: {folder / found[0]}")
+        if found:
+            raise BadInput(f"{folder}: {found[0]} and {len(found) - 1} more, but no {INDEX}; download it too")
+        if kind := folder_kind(folder):
+            raise BadInput(f"{folder}/{kind}")
         raise BadInput(f"{folder}: neither {SINGLE} nor {INDEX} is there")
     weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput(f"{path}: weight_map must be an object that names a file for each tensor")
+    shards: dict[Path, set[str] | None] = {}
     for name, file in weight_map.items():
         # A plain name only. The file itself may be a link: the hub's cache consists of them.
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", file):
             raise BadInput(
                 f"{path}: weight_map[{name!r:.80}] is {file!r:.80}; it must be a .safetensors file of this folder"
             )
+        names = shards.setdefault(folder / file, set())
+        assert names is not None
+        names.add(name)
+    for number, shard in enumerate(sorted(shards)):
+        try:
+            read_head(shard, 0)  # a missing shard is to be named before the first is read
+        except BadInput as error:
+            raise BadInput(f"{error}; it is {number + 1} of {len(shards)} shards; is the download complete?") from None
+    return {shard: shards[shard] for shard in sorted(shards)}
+
+
+def _read_shards(folder: Path, shards: dict[Path, set[str] | None]) -> tuple[dict[str, QTensor], dict[str, str]]:
+    """Tensors and metadata of all shards. Raises BadInput unless each holds what the index says."""
     tensors: dict[str, QTensor] = {}
     about: dict[str, str] = {}
-    shards = sorted(set(weight_map.values()))
-    for file in shards:
-        read_head(folder / file, 0)  # a missing shard is to be named before the first is read
-    for file in shards:
-        found, said = _read_file(folder / file)
+    home = {name: shard.name for shard, names in shards.items() for name in names or ()}
+    for shard, names in shards.items():
+        found, said = _read_file(shard)
         about |= said
-        for name, tensor in found.items():
-            if weight_map.get(name) != file:
-                says = f"in {weight_map[name]!r:.80}" if name in weight_map else "nowhere"
-                raise BadInput(f"{folder / file}: holds tensor {name!r:.80}, which {INDEX} says is {says}")
-            tensors[name] = tensor
-    if lost := weight_map.keys() - tensors.keys():
-        name = min(lost)
-        raise BadInput(f"{folder / weight_map[name]}: has no tensor {name!r:.80}, which {INDEX} says is there")
-    return tensors, about, [folder / file for file in shards]
+        for name in found if names is not None else ():
+            if home.get(name) != shard.name:
+                says = f"in {home[name]!r:.80}" if name in home else "nowhere"
+                raise BadInput(f"{shard}: holds tensor {name!r:.80}, which {INDEX} says is {says}")
+        if lost := (names or set()) - found.keys():
+            raise BadInput(f"{shard}: has no tensor {min(lost)!r:.80}, which {INDEX} says is there")
+        tensors |= found
+    return tensors, about
 
 
 def _read_file(path: Path) -> tuple[dict[str, QTensor], dict[str, str]]:
@@ -123,6 +180,9 @@ def _read_file(path: Path) -> tuple[dict[str, QTensor], dict[str, str]]:
             f"{path}: {raw.size} bytes; a safetensors file begins with 8 bytes that give its header's length"
         )
     length = int.from_bytes(raw[:8].tobytes(), "little")
+    # A length may begin as a pickle or a page does, so only what is no safetensors is called by its first bytes.
+    if raw[8:9].tobytes() != b"{" and (kind := file_kind(Path("-"), raw[:64].tobytes())):
+        raise BadInput(f"{path}: {kind}")
     if not 2 <= length <= min(MAX_HEADER, raw.size - 8):
         limit = f"the file has {raw.size} bytes, and the format allows {MAX_HEADER}"
         raise BadInput(f"{path}: header length {length} at offset 0; {limit}")

@@ -14,7 +14,15 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # one that never
 
 
 def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, Any]:
-    """The JSON object in `raw`, UTF-8, nothing but white space behind it.
+    """The JSON object in `raw`; otherwise as `parse`."""
+    value = parse(raw, where, repeats=repeats)
+    if not isinstance(value, dict):
+        raise BadInput(f"{where}: a JSON object is needed, not {type(value).__name__}")
+    return value
+
+
+def parse(raw: bytes, where: str, *, repeats: bool = False) -> Any:
+    """The JSON in `raw`, UTF-8, nothing but white space behind it.
 
     A key that stands twice is an error, because two readers then see two files; with `repeats` the last value wins.
     NaN and Infinity, which Python's json takes, are no JSON. Raises BadInput that begins with `where`.
@@ -31,6 +39,11 @@ def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, 
     def refuse(constant: str) -> NoReturn:
         raise BadInput(f"{where}: {constant} is no JSON number")
 
+    def real(digits: str) -> float:
+        if abs(value := float(digits)) == float("inf"):
+            raise BadInput(f"{where}: {digits:.20} is larger than any float64")
+        return value
+
     count = raw.count(b"{") + raw.count(b"[")
     if count > MAX_CONTAINERS:  # brackets inside strings do not count
         count = sum(part.count(b"{") + part.count(b"[") for part in _STRING.split(raw))
@@ -41,7 +54,7 @@ def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, 
     except UnicodeDecodeError as error:
         raise BadInput(f"{where}: not UTF-8 at byte {error.start}") from None
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=real)
     except RecursionError:
         raise BadInput(f"{where}: JSON nested too deep") from None
     except ValueError as error:  # also an integer of more digits than Python converts
@@ -51,6 +64,4 @@ def parse_object(raw: bytes, where: str, *, repeats: bool = False) -> dict[str, 
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise BadInput(f"{where}: an escape stands for half of a surrogate pair, which is no text") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{where}: a JSON object is needed, not {type(value).__name__}")
     return value

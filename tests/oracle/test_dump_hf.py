@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from qwenref.quant.errors import BadInput  # noqa: E402
 from qwenref.tools.convert import convert  # noqa: E402
 from qwenref.tools.dump_hf import DTYPES, capture, load  # noqa: E402
+from qwenref.tools.golden_config import write_case  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump, open_dump  # noqa: E402
@@ -165,6 +166,16 @@ def test_a_gguf_is_dumped_as_the_golden_has_it(model_path: Path, tmp_path: Path)
             x = found.pop(str(stage))
             assert rms(signed_sums(x) - sums) / (size * np.sqrt(x.size)) < 3 * error + 1e-12, stage
     assert not found
+
+
+def test_weights_that_transformers_makes_up(tmp_path: Path) -> None:
+    """Names under torch.compile's prefix are read here and not by Transformers, whose model is then random."""
+    write_case(tmp_path, "prefix _orig_mod.")
+    with pytest.raises(BadInput, match=r"finds no lm_head.weight in it and takes random numbers; engine convert"):
+        load(tmp_path)
+    (tmp_path / "as-it-is").mkdir()
+    write_case(tmp_path / "as-it-is", "as it is")
+    load(tmp_path / "as-it-is")
 
 
 def test_a_file_of_that_name_in_the_working_directory_is_another(

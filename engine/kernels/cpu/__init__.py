@@ -64,7 +64,7 @@ def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], N
     seconds. progress(done, total) is called between kernels from the first that was not in the cache.
     """
     stacks = [p for v in w.layers for p in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
-    forms = (form_of(name) for name in sorted({p.format for p in stacks}))
+    forms = dict.fromkeys(map(form_of, stacks))
     needed = [interleave, *attention.KERNELS, *rows.KERNELS, *(k for f in forms for k in kernels_for(f, precision))]
     needed = list(dict.fromkeys(needed))
     missed = False

@@ -1,0 +1,130 @@
+"""Budgets: where no recipe reproduces a stage, how much error a source of noise would make, predicted before it is
+looked at.
+
+A weaker word than a recipe, so it is believed of a kind of stage only, never of one stage among many: if the dump's
+other products are reproduced to rounding, no budget excuses the one that is not. docs/budgets.md derives the
+predictions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.kernels import reference
+from ...quant import q16
+from .evidence import INPUTS, PRODUCTS
+from .finding import Budget
+from .fit import over, rms
+from .formulas import ATTENTION, flat
+from .recipes.matrix import Matrix, group_sums
+from .site import Site
+from .span import BFLOAT16, FLOAT16, Array
+
+RATIO = (0.5, 1.5)  # observed over predicted RMS
+ELEMENT = 8.0  # standard deviations that one element may be off
+SHARE = 2 / 3  # of a kind that must be in want of a budget
+
+# Codes of a format: 2^bits steps span a group of so many weights.
+STEPS = {"Q2_K": (4, 16), "Q3_K": (8, 16), "Q4_0": (16, 32), "Q4_1": (16, 32), "Q4_K": (16, 32), "IQ4_NL": (16, 32),
+         "Q5_0": (32, 32), "Q5_1": (32, 32), "Q5_K": (32, 32), "Q6_K": (64, 16), "Q8_0": (255, 32)}  # fmt: skip
+
+
+def kind(stage: str) -> str:
+    """Stages that share their noise."""
+    return "products" if stage in PRODUCTS else stage
+
+
+def budgets(site: Site, got: NDArray[np.float32], mid: Array) -> list[Budget]:
+    """Every source whose prediction fits the error of the stage, in RMS and element by element."""
+    error = np.asarray(got, np.float64) - mid
+    if not np.isfinite(error).all():
+        return []
+    found = []
+    for source, variance in sources(site, mid):
+        sigma = np.sqrt(variance).reshape(mid.shape)
+        ratio = over(rms(error), rms(sigma))
+        if RATIO[0] <= ratio <= RATIO[1] and (np.abs(error) <= ELEMENT * sigma + 1e-30).all():
+            found.append(Budget(source, over(rms(sigma), rms(mid)), ratio))
+    return found
+
+
+def commonest(found: Iterable[list[Budget]]) -> dict[str, int]:
+    """How many stages each source explains: one source is likelier than several."""
+    return Counter(b.source for fits in found for b in fits)
+
+
+def sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
+    """(name, variance of each element) of every source of noise that a stage may have."""
+    if site.stage in PRODUCTS:
+        yield from product_sources(site, mid)
+    elif site.stage in ATTENTION:
+        yield from attention_sources(site)
+
+
+def product_sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
+    x_TI = flat(site.input(INPUTS[site.stage])).mid
+    square_TI, size = np.square(x_TI), x_TI.shape[1]
+    eights = {f"8-bit activations, blocks of {b}": np.square(step(x_TI, b)) / 12 for b in (32, 256) if size % b == 0}
+    eights["8-bit activations, one step per position"] = np.square(step(x_TI, size)) / 12
+    matrices = site.matrices()
+    through = [both_sums(m, [*eights.values(), square_TI], square_TI) for m in matrices]
+    for i, name in enumerate(eights):
+        eight_TO = np.concatenate([sums[i] for sums, _ in through], 1)
+        yield name, eight_TO
+        yield name.replace("8-bit", "16-bit"), eight_TO * (127 / q16.LARGEST) ** 2
+    terms_TO = np.concatenate([sums[len(eights)] for sums, _ in through], 1)
+    for f in (FLOAT16, BFLOAT16):
+        yield f"operands and result in {f.name}", f.u**2 / 3 * (2 * terms_TO + np.square(mid).reshape(terms_TO.shape))
+    if all(m.format in STEPS for m in matrices):
+        yield "other weights than this model's, within half a step", np.concatenate([w for _, w in through], 1)
+
+
+def both_sums(m: Matrix, activations: list[Array], square_TI: Array) -> tuple[list[Array], Array]:
+    """sum_i v_i w_i^2 for each variance v of activations; sum_i x_i^2 step_i^2 / 12 for steps of the weights."""
+    sums: list[list[Array]] = [[] for _ in activations]
+    weights = []
+    levels, group = STEPS.get(m.format, (0, 0))
+    for _, slab in m.slabs():
+        w_OI = slab.astype(np.float64)
+        if levels:
+            starts = np.arange(0, w_OI.shape[1], group)
+            spans = np.maximum.reduceat(w_OI, starts, axis=1) - np.minimum.reduceat(w_OI, starts, axis=1)
+            weights.append(group_sums(square_TI, group) @ (np.square(spans / (levels - 1)) / 12).T)
+        np.square(w_OI, out=w_OI)
+        for into, v in zip(sums, activations, strict=True):
+            into.append(v @ w_OI.T)
+    return [np.concatenate(s, 1) for s in sums], np.concatenate(weights, 1) if weights else np.zeros(0)
+
+
+def step(x_TI: Array, block: int) -> Array:
+    """amax / 127 of each block, repeated for its elements."""
+    amax = np.abs(x_TI.reshape(len(x_TI), -1, block)).max(-1)
+    return np.repeat(amax / 127, block, axis=1)
+
+
+def attention_sources(site: Site) -> Iterator[tuple[str, Array]]:
+    pos_T = site.pos_T
+    if site.stage == "attn_scores":
+        a, b = site.input("q_post_rope").mid, site.so_far("k_post_rope").mid
+
+        def variance(va: Array, vb: Array) -> Array:
+            H = a.shape[-1]
+            both = reference.attn_scores(va, np.square(b), pos_T) + reference.attn_scores(np.square(a), vb, pos_T)
+            return both / np.sqrt(H)
+    else:
+        a, b = site.input("attn_softmax").mid, site.so_far("qkv_bias").mid
+        a = a[:, :, : len(b)]
+
+        def variance(va: Array, vb: Array) -> Array:
+            return reference.attn_mix(va, np.square(b), pos_T) + reference.attn_mix(np.square(a), vb, pos_T)
+
+    for f in (FLOAT16, BFLOAT16):
+        yield f"keys, values and their partners in {f.name}", variance(*(f.u**2 / 3 * np.square(x) for x in (a, b)))
+        yield f"keys or values in {f.name}", variance(np.zeros_like(a), f.u**2 / 3 * np.square(b))
+    if b.shape[-1] % 32 == 0:
+        rows = np.square(step(b.reshape(-1, b.shape[-1]), 32)).reshape(b.shape) / 12
+        yield "keys or values in 8 bits, blocks of 32", variance(np.zeros_like(a), rows)

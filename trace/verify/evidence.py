@@ -1,0 +1,105 @@
+"""Evidence: a dump, the model that judges it, and where each file's rows stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...engine.config import Config
+from ...engine.weights import Weights
+from ...quant.tensor import QTensor, dequantize
+from ..dump import Dump, Entry
+from .facts import Key
+from .recipes.matrix import Matrix
+from .recipes.rope import Rotation, rotations
+from .span import Array
+
+ROPE = ("q_post_rope", "k_post_rope")
+
+# stage: (the field of Layer or Weights, which of its parts; None for all side by side)
+PRODUCTS: dict[str, tuple[str, int | None]] = {
+    "qkv_matmul": ("qkv", None),
+    "attn_out": ("attn_out", None),
+    "ffn_gate": ("gate_up", 0),
+    "ffn_up": ("gate_up", 1),
+    "ffn_out": ("ffn_down", None),
+    "lm_head": ("lm_head", None),
+}
+INPUTS = {
+    "qkv_matmul": "attn_norm",
+    "attn_out": "attention",
+    "ffn_gate": "ffn_norm",
+    "ffn_up": "ffn_norm",
+    "ffn_out": "ffn_swigl",
+    "lm_head": "final_norm",
+}
+
+
+@dataclass
+class Evidence:
+    """A dump, and the model that it is judged by.
+
+    tokens: ids by absolute position, None where neither manifest nor embedding told them.
+    rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes.
+    rows: the positions of each phase.
+    distrusted: files that a later stage was found not to have been computed from; they count as missing.
+    """
+
+    dump: Dump
+    weights: Weights
+    tokens: tuple[int, ...] | None = None
+    distrusted: set[Key] = field(default_factory=set)
+    rotations: dict[str, Rotation] = field(default_factory=dict)
+    codes: dict[Any, int | str] = field(default_factory=dict)
+    rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.rotations:
+            self.rotations = rotations(self.config.rope_theta, np.asarray(self.weights.inv_freq_h, np.float32))
+        for phase in self.phases:
+            self.rows[phase] = self._rows([e for e in self.dump.entries if e.phase == phase])
+
+    def _rows(self, entries: list[Entry]) -> tuple[int, ...]:
+        """The positions of a phase: as the manifest has them, or else from the shapes, behind the phase before."""
+        told = [e.positions for e in entries if e.positions is not None]
+        if told:
+            return max(told, key=len)
+        T = max((e.shape[e.stage.letters.index("T")] for e in entries if "T" in e.stage.letters), default=1)
+        past = max((rows[-1] + 1 for rows in self.rows.values()), default=0)
+        S = max((e.shape[2] for e in entries if "S" in e.stage.letters), default=past + T)
+        return tuple(range(S - T, S))
+
+    @property
+    def config(self) -> Config:
+        return self.weights.config
+
+    @property
+    def phases(self) -> list[int]:
+        return sorted({e.phase for e in self.dump.entries})
+
+    def positions(self, e: Entry) -> tuple[int, ...]:
+        """Absolute positions of an entry's rows. Without a manifest: a phase follows the one before it, and a file with
+        fewer rows than its phase has the last ones (llama.cpp's last layer computes only the output row)."""
+        if e.positions is not None:
+            return e.positions
+        rows = self.rows[e.phase]
+        return rows[-e.shape[e.stage.letters.index("T")] :] if "T" in e.stage.letters else rows[-1:]
+
+    def stored(self, key: Key) -> Entry | None:
+        phase, layer, name = key
+        return None if key in self.distrusted else self.dump.get(name, layer, phase)
+
+    def gain(self, layer: int | None, name: str) -> Array:
+        """A norm's gain or the QKV bias, as the file decodes."""
+        leaf = getattr(self.weights if layer is None else self.weights.layers[layer], name)
+        parts = leaf if isinstance(leaf, tuple) else (leaf,)
+        return np.concatenate([dequantize(p) for p in parts]).astype(np.float64)
+
+    def matrices(self, layer: int | None, name: str) -> list[Matrix]:
+        """The matrices of a product stage, in the order of its columns."""
+        role, part = PRODUCTS[name]
+        leaf = getattr(self.weights if layer is None else self.weights.layers[layer], role)
+        parts: tuple[QTensor, ...] = leaf if isinstance(leaf, tuple) else (leaf,)
+        return [Matrix(p) for p in (parts if part is None else parts[part : part + 1])]

@@ -1,0 +1,96 @@
+"""Mistakes of the dump rather than the engine: the wrong capture point, layer, position or layout; simple factors."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from ...stages import NAMES, by_name, layer_name
+from ..facts import Unjudgeable
+from ..site import Site
+from ..span import Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
+
+@hypothesis("other-file", "the file is the same, bit for bit, as {}")
+def other_file(s: Site) -> Several:
+    mine = s.evidence.dump.get(s.stage, s.layer, s.phase)
+    if mine is None:
+        return
+    values = mine.values().reshape(-1)
+    head = values[:16].tobytes()
+    if values.size < 2 or not values.any():
+        return
+    for e in s.evidence.dump.entries:
+        if e.key != mine.key:
+            other = e.values().reshape(-1)
+            if other.size == values.size and other[:16].tobytes() == head and np.array_equal(other, values):
+                phase = "" if e.phase == s.phase else f" of phase {e.phase}"
+                yield f"{e.stage.name} of {layer_name(e.layer)}{phase}", Span.point(mine.values())
+
+
+@hypothesis("other-stage", "the file holds {}, not what it is named after")
+def other_stage(s: Site) -> Several:
+    try:
+        mine = s.having(**{s.stage: s.compute()})
+    except Unjudgeable:
+        return
+    for name in NAMES:
+        if (
+            name != s.stage
+            and by_name(name).letters == by_name(s.stage).letters
+            and by_name(name).scope == by_name(s.stage).scope
+        ):
+            try:
+                yield name, mine.at(name).compute()
+            except Unjudgeable:
+                continue
+
+
+@hypothesis("zeros", "every value is 0")
+def zeros(s: Site) -> Variants:
+    return Span.point(np.zeros_like(s.compute().mid))
+
+
+@hypothesis("factor", "every value is {} times what it should be")
+def factor(s: Site) -> Several:
+    mine = s.evidence.dump.get(s.stage, s.layer, s.phase)
+    span = s.compute()
+    if mine is None or mine.shape != span.mid.shape:
+        return
+    got, mid = np.asarray(mine.values(), np.float64), span.mid
+    norm = float(np.square(mid).sum())
+    alpha = float((got * mid).sum()) / norm if norm else 1.0
+    if np.isfinite(alpha) and abs(alpha) > 1e-12 and abs(alpha - 1) > 1e-3:
+        slack = 8 * s.recipe.result.u * np.abs(alpha * mid)
+        ends = sorted((span.lo * alpha, span.hi * alpha), key=lambda v: float(v.sum()))
+        lo, hi = np.minimum(*ends), np.maximum(*ends)
+        yield f"{alpha:.6g}", Span(alpha * mid, lo - slack, hi + slack)
+
+
+@hypothesis("positions-shifted", "the rows are those of {} positions on")
+def positions_shifted(s: Site) -> Several:
+    letters = by_name(s.stage).letters
+    if "T" in letters and len(s.pos) > 2:
+        span, axis = s.compute(), letters.index("T")
+        for n in range(-3, 4):
+            if n and abs(n) < len(s.pos) - 1:
+                yield f"{-n:+d}", span.shaped(partial(np.roll, shift=n, axis=axis))
+
+
+@hypothesis(
+    "layout",
+    "the values are laid out {}, not position by position",
+    "q_post_rope",
+    "k_post_rope",
+    "attention",
+)
+def layout(s: Site) -> Several:
+    span = s.compute()
+    shape = span.mid.shape
+    yield "head by head [N, T, H]", span.shaped(lambda v: v.swapaxes(0, 1).reshape(shape))
+    yield "[T, H, N]", span.shaped(lambda v: v.swapaxes(1, 2).reshape(shape))

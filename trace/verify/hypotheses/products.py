@@ -1,0 +1,228 @@
+"""Mistakes in matrix products: the wrong weights, weights read or decoded wrongly, the wrong input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....quant.tensor import format_module
+from ..evidence import INPUTS, PRODUCTS
+from ..formulas import FORMULAS, flat, linear
+from ..recipes.matrix import CODES, Matrix
+from ..site import Site
+from ..span import BFLOAT16, FLOAT16, Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
+
+IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
+MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
+Bytes = NDArray[np.uint8]
+
+
+def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None) -> Span:
+    """The stage's product with another input or other weights, in the stage's shape."""
+    x = flat(s.input(INPUTS[s.stage])) if x is None else x
+    y = linear(s, x, matrices)
+    return y.shaped(lambda v: v[0]) if s.stage == "lm_head" else y
+
+
+@hypothesis("weight-other-layer", "the weights are those of layer {}", *IN_LAYER)
+def weight_other_layer(s: Site) -> Several:
+    for layer in range(s.config.num_hidden_layers):
+        if layer != s.layer:
+            yield str(layer), through(s, matrices=s.evidence.matrices(layer, s.stage))
+
+
+@hypothesis("weight-transposed", "the weights are transposed: {}", *PRODUCTS)
+def weight_transposed(s: Site) -> Several:
+    matrices = s.matrices()
+    if sum(m.shape[0] * m.shape[1] for m in matrices) <= MOST:
+        yield "[out, in] in memory, read as [in, out]", through(s, matrices=[reread(m) for m in matrices])
+        if any(m.shape[0] != m.shape[1] for m in matrices):
+            yield "[in, out] in memory, read as [out, in]", through(s, matrices=[turned(m) for m in matrices])
+
+
+def reread(m: Matrix) -> Matrix:
+    """The same numbers in the same order, taken for [I, O]."""
+    O, I = m.shape
+    values = m.rows(0, O).reshape(I, O).T
+    return replace(m, change=lambda start, w: values[start : start + len(w)])
+
+
+def turned(m: Matrix) -> Matrix:
+    """The transposed matrix's numbers in their order, taken for [O, I]."""
+    O, I = m.shape
+    values = m.rows(0, O).T.reshape(O, I)
+    return replace(m, change=lambda start, w: values[start : start + len(w)])
+
+
+@hypothesis("gate-up-swapped", "the weights of gate and up are swapped", "ffn_gate", "ffn_up")
+def gate_up_swapped(s: Site) -> Variants:
+    return through(s, matrices=s.evidence.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
+
+
+@hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul")
+def qkv_order(s: Site) -> Several:
+    q, k, v = s.matrices()
+    yield "Q V K", through(s, matrices=[q, v, k])
+    yield "K V Q", through(s, matrices=[k, v, q])
+    K, H = s.config.num_key_value_heads, s.config.head_dim
+    N = s.config.num_attention_heads
+    order = [part for g in range(K) for part in (range(g * N // K, (g + 1) * N // K), [N + g], [N + K + g])]
+    rows = np.concatenate([np.arange(n * H, (n + 1) * H) for part in order for n in part])
+    yield "one group of heads after the other", s.compute().shaped(lambda v: v[:, rows])
+
+
+@hypothesis("head-embedding", "the output head is the embedding (tied), not its own matrix", "lm_head")
+def head_embedding(s: Site) -> Variants:
+    return None if s.config.tie_word_embeddings else through(s, matrices=[Matrix(s.evidence.weights.embed)])
+
+
+@hypothesis("head-position", "the logits are those of position {}", "lm_head")
+def head_position(s: Site) -> Several:
+    last = s.pos[-1]
+    for p in range(max(0, last - 40), last):
+        yield f"{p}, not {last}", replace(s, pos=(p,), used={}, recomputed={}).compute()
+
+
+@hypothesis("product-wrong-input", "the product is of {}", *PRODUCTS)
+def product_wrong_input(s: Site) -> Several:
+    if s.stage == "lm_head":
+        yield "the residual before the final norm", through(s, s.before())
+    elif s.stage == "qkv_matmul":
+        yield "the residual before the norm", through(s, s.before())
+    elif s.stage in ("ffn_gate", "ffn_up"):
+        yield "the residual before the norm", through(s, s.input("post_attn_residual"))
+        yield "attn_norm", through(s, s.input("attn_norm"))
+        yield "attn_out", through(s, s.input("attn_out"))
+    elif s.stage == "ffn_out":
+        for name in ("ffn_silu", "ffn_up", "ffn_gate"):
+            yield name, through(s, s.input(name))
+    else:
+        x = s.input("attention")
+        T, N, H = x.mid.shape
+        yield "heads laid out [H, N]", through(s, x.shaped(lambda v: v.swapaxes(1, 2).reshape(T, N * H)))
+        yield "heads in reverse order", through(s, x.shaped(lambda v: v[:, ::-1].reshape(T, N * H)))
+        yield "heads laid out [N, T]", through(s, x.shaped(lambda v: v.swapaxes(0, 1).reshape(T, N * H)))
+
+
+@hypothesis("bias-included", "the stage already holds the bias", "qkv_matmul")
+def bias_included(s: Site) -> Variants:
+    return FORMULAS["qkv_bias"](s.at("qkv_bias").having(qkv_matmul=s.compute()))
+
+
+@hypothesis("operands-rounded", "activations and weights are rounded to {} first", *PRODUCTS)
+def operands_rounded(s: Site) -> Several:
+    for f in (BFLOAT16, FLOAT16):
+        site = s.under(replace(s.recipe, weights=f, quantiser=None))
+        x = flat(s.input(INPUTS[s.stage])).map(f.round)
+        yield f.name, through(site, x)
+        yield f"{f.name} (activations only)", through(s.under(replace(s.recipe, quantiser=None)), x)
+
+
+# -- decoders ---------------------------------------------------------------------------------------------------------
+
+# Bytes of a block whose two nibbles are two codes, and how many values a run of them holds: the low nibbles are its
+# first half, the high ones its second. Below, the bytes that hold the codes' high bits.
+NIBBLES = {
+    "Q4_0": (2, 18, 32), "Q4_1": (4, 20, 32), "Q5_0": (6, 22, 32), "Q5_1": (8, 24, 32),
+    "Q4_K": (16, 144, 64), "Q5_K": (48, 176, 64), "Q6_K": (0, 128, 128),
+    "IQ4_NL": (2, 18, 32), "IQ4_XS": (8, 136, 32), "MXFP4": (1, 17, 32),
+}  # fmt: skip
+HIGH_BITS = {"Q5_0": (2, 6), "Q5_1": (4, 8), "Q5_K": (16, 48), "Q6_K": (128, 192), "Q3_K": (0, 32)}
+
+
+def rebuilt(m: Matrix, f: Callable[[Bytes], Bytes]) -> Matrix:
+    """The matrix with each block's bytes changed: f takes and gives uint8 [rows, blocks, bytes]."""
+    size = format_module(m.format).BYTES
+    blocks = f(m.tensor.data.reshape(m.shape[0], -1, size).copy())
+    return Matrix(replace(m.tensor, data=np.ascontiguousarray(blocks).reshape(-1)))
+
+
+def constant_times(m: Matrix, factor: float) -> Matrix:
+    """The matrix whose groups' constants count `factor` times."""
+    more = np.float32(factor - 1)
+    return replace(m, change=lambda start, w: w + more * m.constants(start, start + len(w)))
+
+
+def swapped_nibbles(b: Bytes, first: int, stop: int) -> Bytes:
+    b[..., first:stop] = b[..., first:stop] >> 4 | b[..., first:stop] << 4
+    return b
+
+
+def cleared(b: Bytes, first: int, stop: int) -> Bytes:
+    b[..., first:stop] = 0
+    return b
+
+
+def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
+    """Each way to decode the matrix's format wrongly that is known: name, matrix."""
+    fmt, block = m.format, format_module(m.format).BLOCK
+    if block == 1:
+        return
+    if fmt in NIBBLES:
+        first, stop, run = NIBBLES[fmt]
+        yield "the nibbles of a byte are swapped", rebuilt(m, lambda b: swapped_nibbles(b, first, stop))
+        if m.shape[1] % run == 0:
+            order = np.arange(run).reshape(2, -1).T.reshape(-1)
+            pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, run)[..., order].reshape(w.shape))
+            yield "the two nibbles of a byte are taken for neighbours", pairs
+    if fmt in CODES:
+        yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
+        yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
+    if fmt in HIGH_BITS:
+        yield "the high bits are left out", rebuilt(m, lambda b: cleared(b, *HIGH_BITS[fmt]))
+    if fmt in ("Q4_K", "Q5_K"):
+        yield "d and dmin are swapped", rebuilt(m, lambda b: b[..., np.r_[2, 3, 0, 1, 4 : b.shape[-1]]])
+
+        def low_bits(b: Bytes) -> Bytes:
+            b[..., 4:12] &= 63
+            return b
+
+        yield "the upper two bits of the scales and minima of groups 4 to 7 are left out", rebuilt(m, low_bits)
+        yield "the 6-bit scales and minima are swapped", rebuilt(m, swapped_scales)
+    yield "blocks are read one too far", rebuilt(m, lambda b: np.roll(b.reshape(-1, b.shape[-1]), -1, 0))
+    yield "blocks are read one too early", rebuilt(m, lambda b: np.roll(b.reshape(-1, b.shape[-1]), 1, 0))
+
+
+def swapped_scales(b: Bytes) -> Bytes:
+    from ....quant.q4_k import pack_scales, unpack_scales
+
+    scale, minimum = unpack_scales(b[..., 4:16].reshape(-1, 12))
+    b[..., 4:16] = pack_scales(minimum, scale).reshape(b[..., 4:16].shape)
+    return b
+
+
+@hypothesis("decoder", "the {}", *PRODUCTS)
+def decoder(s: Site) -> Several:
+    matrices = s.matrices()
+    ways: dict[str, list[Matrix]] = {}
+    for i, m in enumerate(matrices):
+        if m.shape[0] * m.shape[1] > MOST:
+            return
+        for name, wrong in wrong_decoders(m):
+            full = f"{m.format} decoder is wrong: {name}"
+            ways.setdefault(full, list(matrices))[i] = wrong
+    for name, wrong_matrices in ways.items():
+        yield name, through(s, matrices=wrong_matrices)
+
+
+@hypothesis("rows-shifted", "the rows of the weights are shifted by {}", *PRODUCTS)
+def rows_shifted(s: Site) -> Several:
+    span = s.compute()
+    for n in (-1, 1):
+        yield f"{n:+d}", span.shaped(partial(np.roll, shift=n, axis=-1))
+
+
+@hypothesis("result-rounded", "the result is rounded to {}, alone in this dump", *PRODUCTS)
+def result_rounded(s: Site) -> Several:
+    for f in (BFLOAT16, FLOAT16):
+        if f is not s.recipe.result:
+            yield f.name, s.compute().map(f.round)

@@ -1,0 +1,137 @@
+"""Every stage but the matrix products, under a recipe: float64 from the operands that the engine used, then its
+roundings.
+
+Each function returns the Span in which the engine's float32 number must lie; what each radius is made of is derived in
+docs/budgets.md. Values come from the reference backend's own functions, in float64. u is float32's unit roundoff
+throughout: 16-bit engines compute inside in float32 and round what they store.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....engine.kernels import reference
+from ..span import FLOAT32, Array, Span, joined, plus, times
+from .products import SIGMAS_ONE_SIGN, summation
+from .recipe import Recipe
+
+U = FLOAT32.u
+Positions = NDArray[np.int32]
+
+
+def weight(r: Recipe, values: NDArray[np.floating]) -> Array:
+    """A gain, bias or embedding row as the recipe holds it."""
+    wide = np.asarray(values, np.float64)
+    return wide if r.weights is None else r.weights.round(wide)
+
+
+def rounded(r: Recipe, x: Span) -> Span:
+    """The result as it is stored."""
+    return x.map(r.result.round)
+
+
+def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
+    """x / sqrt(mean(x^2) + eps), rounded, times the gain, rounded (HF's order; float32 engines with another stay
+    inside)."""
+    squares_T1 = np.square(x.mid).sum(-1, keepdims=True)
+    fourths_T1 = np.square(np.square(x.mid)).sum(-1, keepdims=True)
+    safe_T1 = np.maximum(squares_T1, FLOAT32.least)
+    sum_error_T1 = summation(x.mid.shape[-1], np.square(squares_T1), fourths_T1, SIGMAS_ONE_SIGN) / safe_T1
+    rel_T1 = np.minimum(x.mid.shape[-1] * U, sum_error_T1) / 2 + 4 * U
+    y = reference.rms_norm(x.mid, np.ones(1), eps)
+    radius = np.abs(y) * rel_T1
+    if not x.exact:
+        scale_T1 = 1 / np.sqrt(squares_T1 / x.mid.shape[-1] + eps)
+        radius = radius + x.radius * scale_T1 + np.abs(y) * (np.abs(x.mid) * x.radius).sum(-1, keepdims=True) / safe_T1
+    gain = weight(r, gain_D)
+    return Span.around(y, radius).map(lambda v: r.result.round(r.result.round(v) * gain))
+
+
+def add(r: Recipe, x: Span, y: Span) -> Span:
+    slack = r.slack * (np.abs(x.mid) + np.abs(y.mid))
+    both = plus(x, y)
+    return rounded(r, Span(both.mid, both.lo - slack, both.hi + slack))
+
+
+def mul(r: Recipe, x: Span, y: Span) -> Span:
+    both = times(x, y)
+    slack = 2 * r.slack * np.abs(both.mid) + (FLOAT32.least if r.slack else 0.0)
+    return rounded(r, Span(both.mid, both.lo - slack, both.hi + slack))
+
+
+def silu(r: Recipe, x: Span) -> Span:
+    """x / (1 + exp(-x)): exp to 2u, three more roundings; below -87 float32's exp overflows or its result is flushed
+    to 0."""
+    y = reference.silu(x.mid)
+    wider = r.slack * (1 + np.maximum(-x.mid, 0.3))  # silu'(x) x / silu(x) = 1 + x / (1 + exp(x))
+    radius = (6 * U + wider) * np.abs(y) + np.where(x.mid < -80, np.abs(y), 0) + FLOAT32.least
+    if not x.exact:
+        radius = radius + 1.1 * x.radius  # the steepest slope of silu is 1.0998
+    return rounded(r, Span.around(y, radius))
+
+
+def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
+    """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
+    sum rounded."""
+    cos, sin = (
+        Span.around(f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), 2 * U)).map(r.result.round)
+        for f in (np.cos, np.sin)
+    )
+    h = x.mid.shape[-1] // 2
+    a, b = x.shaped(lambda v: v[..., :h]), x.shaped(lambda v: v[..., h:])
+
+    def term(part: Span, factor: Span, sign: float) -> Span:
+        t = times(part, factor)
+        slack = 2 * r.slack * np.abs(t.mid)
+        return Span(t.mid, t.lo - slack, t.hi + slack).map(r.result.round).map(lambda v: sign * v)
+
+    first, second = plus(term(a, cos, 1), term(b, sin, -1)), plus(term(b, cos, 1), term(a, sin, 1))
+    return rounded(r, joined([first, second], -1))
+
+
+def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = None) -> Span:
+    """q.k rounded, times the scale (1/sqrt(H)), rounded: [N, T, S]; 0 after the query."""
+    H = q.mid.shape[-1]
+    root = np.sqrt(H)
+
+    def dot(a: Array, b: Array) -> Array:
+        return reference.attn_scores(a, b, pos_T) * root
+
+    q_TNH, k_SKH = r.attention.round(q.mid), r.attention.round(k.mid)
+    y = dot(q_TNH, k_SKH)
+    radius = summation(H, np.square(y), dot(np.square(q_TNH), np.square(k_SKH))) + r.slack * np.abs(y)
+    if not (q.exact and k.exact):
+        dq, dk = (s.map(r.attention.round).radius for s in (q, k))
+        radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
+    dots = rounded(r, Span.around(y, radius)).map(lambda v: v * (1 / root if scale is None else scale))
+    slack = 2 * U * np.abs(dots.mid)
+    return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
+
+
+def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
+    """exp(s - max) / sum: the difference rounds by u of its size, exp by 2u, the sum by its S additions."""
+    p = reference.softmax(s.mid, pos_T)
+    seen = p > 0
+    below = np.where(seen, s.mid, -np.inf).max(-1, keepdims=True) - s.mid
+    rel = np.where(seen, np.abs(below) * U + r.slack * np.abs(s.mid), 0)
+    if not s.exact:
+        rel = rel + np.where(seen, s.radius, 0)
+    S = s.mid.shape[-1]
+    total = np.minimum(S * U, summation(S, np.ones(1), np.square(p).sum(-1, keepdims=True), SIGMAS_ONE_SIGN))
+    rel = rel + (p * rel).sum(-1, keepdims=True) + total + 6 * U
+    after = np.arange(S) > pos_T[:, None]
+    radius = np.where(after, 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)
+    return rounded(r, Span.around(p, radius).map(lambda v: np.maximum(v, 0)))
+
+
+def mix(r: Recipe, p: Span, v: Span, pos_T: Positions) -> Span:
+    """Probabilities times values: [T, N, H]."""
+    p_NTS, v_SKH = r.attention.round(p.mid), r.attention.round(v.mid)
+    y = reference.attn_mix(p_NTS, v_SKH, pos_T)
+    squares = reference.attn_mix(np.square(p_NTS), np.square(v_SKH), pos_T)
+    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares)
+    if not (p.exact and v.exact):
+        dp, dv = (s.map(r.attention.round).radius for s in (p, v))
+        radius = radius + reference.attn_mix(p_NTS, dv, pos_T) + reference.attn_mix(dp, np.abs(v_SKH) + dv, pos_T)
+    return rounded(r, Span.around(y, radius))

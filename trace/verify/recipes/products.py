@@ -1,0 +1,112 @@
+"""A matrix product under a recipe: its value in float64 from the operands that the engine used, and how far the order
+of summation can move it.
+
+Adding K terms in float32 in an order nobody told: each addition rounds a partial sum s by at most u |s|, on average
+(uniform in the last place) by u |s| / sqrt(3). Terms t_k of mixed sign make s a random walk of size sqrt(sum t_k^2) to
+the sum y: the error's standard deviation is about sigma = u sqrt(K/3) sqrt(y^2 + sum t_k^2) for a walk of ordinary
+size. It is a normal number times the size of a walk, so SIGMAS must cover both tails: 13 is passed with a chance of
+1e-9 per element (docs/budgets.md). Sums of one sign cannot wander, and SIGMAS_ONE_SIGN is the normal number's alone.
+Higham (Accuracy and Stability, 2nd ed.) has the worst case gamma_K sum |t_k| in section 3.1, the sqrt(K) of independent
+roundings in 2.8.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....quant import q16
+from ....quant.tensor import format_module
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span
+from .matrix import GROUPS, Matrix, group_sums
+from .recipe import Recipe
+
+SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
+
+
+def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIGMAS) -> Array:
+    """How far a sum of K terms may be off, whose square is `size` and whose terms' squares sum to `squares`."""
+    return sigmas * FLOAT32.u * np.sqrt(K / 3) * np.sqrt(size + squares)
+
+
+def product(r: Recipe, x: Span, w: Matrix) -> Span:
+    """x W^T, [T, O], for x [T, I], before the result is rounded.
+
+    Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
+    and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
+    """
+    x_TI, extra_TB = operand(r, x.mid, w.format)
+    radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
+    square_TI = np.square(x_TI)
+    rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
+    y, radius = [], []
+    for start, slab in w.slabs():
+        w_OI: Array = slab.astype(np.float64)
+        if r.weights is not None:
+            w_OI = r.weights.round(w_OI)
+        y_TO = x_TI @ w_OI.T
+        square_OI = np.square(slab)
+        squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
+        m_OB = w.minima(start, start + len(slab))
+        if m_OB is not None:
+            apart_TO = group_sums(x_TI, GROUPS[w.format]) @ m_OB.T
+            size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
+            squares_TO = 2 * squares_TO + 3 * (group_sums(square_TI, GROUPS[w.format]) @ np.square(m_OB).T)
+            if extra_TB is not None:
+                y_TO += extra_TB @ m_OB.T
+        radius_TO = summation(w.shape[1], size_TO, squares_TO)
+        if radius_TI is not None:
+            radius_TO += 3 * np.sqrt(np.square(radius_TI) @ square_OI.T)
+        y.append(y_TO)
+        radius.append(radius_TO)
+    return Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
+
+
+def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | None]:
+    """The activations as the product uses them; for Q8_1 also what its separately rounded block sums add, per block."""
+    kind = r.operand(weight_format)
+    if kind in ("F16", "BF16"):
+        return (FLOAT16 if kind == "F16" else BFLOAT16).round(x_TI), None
+    if kind == "F32":
+        return x_TI, None
+    T, I = x_TI.shape
+    if kind in ("Q16_0", "Q16_K"):
+        return q16.rounded(_in_blocks(x_TI, 32 if kind == "Q16_0" else 256)).reshape(T, -1)[:, :I], None
+    f = format_module(kind)
+    x = _in_blocks(x_TI, f.BLOCK)
+    blocks = f.encode(x)
+    b = blocks.view(f.STRUCT)[:, 0]
+    if kind != "Q8_K" and r.quantiser != "reference":
+        _requantise(b, x, r.quantiser == "x86")
+    values = f.decode(blocks).astype(np.float64).reshape(T, -1)[:, :I]
+    if kind != "Q8_1":
+        return values, None
+    sums = b["s"].astype(np.float64) - b["d"].astype(np.float64) * b["qs"].sum(axis=1, dtype=np.int64)
+    return values, sums.reshape(T, -1)
+
+
+def _in_blocks(x_TI: Array, block: int) -> NDArray[np.float32]:
+    """[T * blocks, block]: each row padded with zeros to whole blocks, as APR pads those of weights."""
+    x = np.pad(x_TI, ((0, 0), (0, -x_TI.shape[1] % block)))
+    return np.ascontiguousarray(x, np.float32).reshape(-1, block)
+
+
+def _requantise(b: NDArray[np.void], v: NDArray[np.float32], x86: bool) -> None:
+    """ggml's vector routines (arch/x86/quants.c, arch/arm/quants.c) where they part from its reference: see Recipe.
+
+    v: the activations [blocks, values of one].
+    """
+    amax = np.abs(v).max(axis=1)
+    d = amax / np.float32(127)
+    top, bottom = (np.float32(127), amax) if x86 else (np.float32(1), d)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        factor = np.where(bottom > 0, top / bottom, np.float32(0))
+        b["qs"] = np.clip(np.rint(v * factor[:, None]), -127, 127)
+    if "s" in (b.dtype.names or ()):
+        b["s"] = d * b["qs"].sum(axis=1, dtype=np.int64).astype(np.float32)
+
+
+def _moved(r: Recipe, x: Span, x_TI: Array, weight_format: str) -> Array:
+    """How far the operand moves if x moves within its span; a quantiser's code jumps by a whole step."""
+    ends = (operand(r, end, weight_format)[0] for end in (x.lo, x.hi))
+    return np.maximum.reduce([np.abs(end - x_TI) for end in ends])

@@ -1,0 +1,317 @@
+"""A verification in words, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...stages import STAGES
+from ..facts import NotFinite
+from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification, Where, WrongRow
+from ..recipes.recipe import Recipe
+from .places import surely, where_words
+from .words import words
+
+SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
+SHOWN = 12  # unexplained stages that are told one by one
+WORST_FIRST = (UNEXPLAINED, UNJUDGED, BUDGET, REPRODUCED, EXACT)
+ANGLES = {
+    "product": "RoPE's angle as one float32 product",
+    "repeated": "RoPE's angle by repeated multiplication in float32, as ggml",
+    "exact": "RoPE's angle unrounded",
+}
+
+
+def named(f: Finding) -> str:
+    """`layer 7 k_post_rope`, `decode step 2, lm_head`."""
+    step = f"decode step {f.phase}, " if f.phase else ""
+    return step + (f"layer {f.layer} {f.stage}" if f.layer is not None else f.stage)
+
+
+def number(x: float | None) -> str:
+    return "-" if x is None else "0" if x == 0 else f"{x:.1e}"
+
+
+def sentence(v: Verification) -> str:
+    """The whole verification in one sentence, after those that must come first."""
+    return " ".join([*map(words, v.first), _verdict(v)])
+
+
+def _verdict(v: Verification) -> str:
+    count = Counter(f.verdict for f in v.findings)
+    bad, unjudged = count[UNEXPLAINED], count[UNJUDGED]
+    judged = sum(count.values()) - unjudged
+    tail = f"; {plural(unjudged, 'stage')} could not be judged" if unjudged else ""
+    if not judged:
+        why = f"{named(v.findings[0])}: {reason(v.findings[0])}" if v.findings else "the dump is empty"
+        return f"Nothing could be judged: {why}; dump the stages before it, too."
+    if not bad:
+        weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
+        return f"All {judged} stages that were judged are explained{weak}{tail}."
+    cause, found = (mistakes(v) or [("", [])])[0]
+    if bad > 1 and len(found) == bad:
+        return f"{bad} of {judged} stages are not explained, all by one mistake: {cause}{_files(v)}{tail}."
+    first = by_size(v.findings)[0]
+    many = f"{bad} of {judged} stages are not explained; the worst is" if bad > 1 else "One stage is not explained:"
+    return f"{many} {named(first)}{_guess(first, bool(v.first))}{_files(v)}{tail}."
+
+
+def _guess(f: Finding, told: bool) -> str:
+    """The likeliest cause of an unexplained stage. told: something was said before that may be it."""
+    if f.hypotheses:
+        return f": {f.hypotheses[0].sentence}"
+    if broken := [n for n in f.notes if isinstance(n, NotFinite)]:
+        return f": {words(broken[0])}, and its inputs are not"
+    if f.where is not None and f.where.rows:
+        spots = ", ".join(f"row {r.row} of {r.matrix}{surely(r)}" for r in f.where.rows)
+        return f": {spots} {'is' if len(f.where.rows) == 1 else 'are'} not the model's"
+    return "" if told else ", and no mistake that is known here explains it"
+
+
+def _files(v: Verification) -> str:
+    """Whether the unexplained are wrong files of an engine that is right."""
+    blamed = {f.blames for f in v.findings}
+    bad = {f.key for f in v.findings if f.verdict == UNEXPLAINED}
+    if not bad <= blamed:
+        return ""
+    return "; what follows was computed from right values, so the files are wrong, not the engine"
+
+
+def mistakes(v: Verification) -> list[tuple[str, list[Finding]]]:
+    """The named mistakes, each with the stages that it explains; the one that explains most comes first."""
+    found: dict[str, list[Finding]] = {}
+    for f in v.findings:
+        for said in dict.fromkeys(h.sentence for h in f.hypotheses):
+            found.setdefault(said, []).append(f)
+    ranked = sorted(found.items(), key=lambda item: -len(item[1]))
+    return [(said, fs) for said, fs in ranked if len(fs) > 1]
+
+
+def places_of(findings: Sequence[Finding]) -> str:
+    """`q_post_rope and k_post_rope of layers 0 to 23`."""
+    stages = " and ".join(dict.fromkeys(f.stage for f in findings))
+    layers = sorted({f.layer for f in findings if f.layer is not None})
+    return f"{stages} of layer{'s' * (len(layers) > 1)} {_runs(layers)}" if layers else stages
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: `0 to 23`, `3`, `0 to 2, 5`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    stops = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in zip(starts, stops, strict=True))
+
+
+def by_size(findings: Sequence[Finding]) -> list[Finding]:
+    """The unexplained ones, largest first: by what is left over what rounding allows."""
+
+    def size(f: Finding) -> float:
+        return (f.left or 0) / max(f.predicted or 0, 1e-12)
+
+    return sorted((f for f in findings if f.verdict == UNEXPLAINED), key=size, reverse=True)
+
+
+def apart(v: Verification) -> list[Finding]:
+    """The unexplained ones to tell one by one, largest first: of a mistake that runs through a stage of many layers,
+    the largest stands for all."""
+    first: dict[tuple[str, str, bool], Finding] = {}
+    for f in by_size(v.findings):
+        for h in f.hypotheses:
+            first.setdefault((h.sentence, f.stage, bool(f.phase)), f)
+    heard = {id(f) for f in first.values()}
+    return [f for f in by_size(v.findings) if not f.hypotheses or id(f) in heard]
+
+
+def plural(n: int, word: str) -> str:
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
+def engine_words(v: Verification) -> str:
+    """What the engine seems to compute with, and where it does not."""
+    words = describe(v.recipe, v.operands)
+    if v.turned:
+        words += f"; {ANGLES[v.recipe.angle]}"
+    others = Counter((f.recipe, f.stage) for f in v.findings if f.explained and f.recipe != v.recipe.name)
+    for (recipe, stage), n in others.most_common(4):
+        words += f"; but {stage} in {plural(n, 'place')}: {recipe}"
+    return words
+
+
+def describe(r: Recipe, operands: Sequence[str]) -> str:
+    if r.result.name != "float32":
+        return f"Hugging Face in {r.result.name}: weights and every result rounded, norm and soft-max inside in float32"
+    kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
+    if r.quantiser == "int16":
+        return f"qwenref's int16: {' and '.join(operands) or 'unrounded'} activations, the rest float32"
+    if r.quantiser:
+        return f"ggml: {' and '.join(operands) or 'unrounded'} activations, {kv}, the rest float32"
+    return "float32 throughout" if kv == "32-bit KV" else f"float32, {kv}"
+
+
+def statement(f: Finding) -> list[str]:
+    """What is to be said about one finding: a line of verdict, then what is known of it."""
+    lines, notes = [f"{named(f)}: {f.verdict}"], [words(n) for n in f.notes]
+    if f.verdict == UNJUDGED:
+        return [f"{lines[0]}: {reason(f)}", *notes]
+    if f.budget is not None:
+        lines[0] += f": {f.budget.source} ({number(f.observed)}, {f.budget.ratio:.2f} of what that predicts)"
+    elif f.verdict == UNEXPLAINED and f.fit is not None:
+        lines[0] += (
+            f" ({number(f.left)}; rounding allows {number(f.predicted)}; {f.outside} of {f.fit.size} values outside)"
+        )
+        lines += [f"{_exactly(h)} by: {h.sentence}{_at(f, h)}" for h in f.hypotheses]
+        lines += [] if f.where is None else where_words(f.where)
+    else:
+        lines[0] += f" by {f.recipe} (left {number(f.left)}, rounding allows {number(f.predicted)})"
+    return lines + notes
+
+
+def reason(f: Finding) -> str:
+    return "" if f.reason is None else words(f.reason)
+
+
+def _exactly(h: Named) -> str:
+    return "reproduced exactly" if h.left == 0 else f"reproduced to {number(h.left)}"
+
+
+def _at(f: Finding, h: Named) -> str:
+    return "" if h.at == f.stage else f" (in {h.at}, which the dump does not hold)"
+
+
+def text(v: Verification) -> str:
+    """The report for a terminal."""
+    return "\n".join(lines_of(v))
+
+
+def lines_of(v: Verification) -> list[str]:
+    """The report line by line. Names of files and tensors are as they are: whoever prints them makes them safe."""
+    lines = [sentence(v)]
+    if any(f.explained for f in v.findings):
+        lines.append(f"The engine computes with: {engine_words(v)}.")
+    lines += [f"Note: {words(r)}." for r in v.remarks]
+    for title, findings in sections(v):
+        lines += ["", *grid(title, findings)]
+    bad = by_size(v.findings)
+    if common := mistakes(v):
+        lines += ["", *(f"{plural(len(fs), 'stage')} explained by: {said} ({places_of(fs)})" for said, fs in common)]
+    if bad:
+        told = apart(v)[:SHOWN]
+        few = f"; {len(told)} of {len(bad)}, for the others see --json or --html" if len(told) < len(bad) else ""
+        lines += ["", f"Unexplained, largest first{few}:"]
+        for f in told:
+            first, *rest = statement(f)
+            lines += [first, *(f"    {line}" for line in rest)]
+    weak = Counter((f.stage, f.budget.source) for f in v.findings if f.budget is not None)
+    lines += [""] * bool(weak) + [f"Within budget: {s} in {plural(n, 'place')}: {why}" for (s, why), n in weak.items()]
+    unjudged = Counter((f.stage, reason(f)) for f in v.findings if f.verdict == UNJUDGED)
+    lines += [""] * bool(unjudged) + [
+        f"Not judged: {s} in {plural(n, 'place')}: {why}" for (s, why), n in unjudged.items()
+    ]
+    heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict not in (UNEXPLAINED, UNJUDGED)]
+    lines += [""] * bool(heads) + [f"{named(f)}: {words(note)}" for f in heads for note in f.notes]
+    said = Counter((f.stage, words(n)) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
+    return lines + [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]
+
+
+def sections(v: Verification) -> Iterator[tuple[str, list[Finding]]]:
+    """The prompt's findings, and those of all decode steps together."""
+    prompt, steps = ([f for f in v.findings if bool(f.phase) == late] for late in (False, True))
+    if prompt:
+        yield "Prompt", prompt
+    if steps:
+        yield plural(len({f.phase for f in steps}), "decode step"), steps
+
+
+def grid(title: str, findings: Sequence[Finding]) -> list[str]:
+    """Layers x stages, one sign each: the worst verdict of that place."""
+    cell = worst_of(findings)
+    names = [s.name for s in STAGES if s.scope == "layer" and any((layer, s.name) in cell for layer, _ in cell)]
+    layers = sorted({layer for layer, _ in cell if layer is not None})
+    lines = [f"{title}: = bit-equal, + reproduced, ~ within budget, X unexplained, ? not judged"]
+    for i, name in enumerate(names):
+        lines.append("      " + "| " * i + f"{name}")
+    for layer in layers:
+        signs = (SIGNS[cell[layer, n].verdict] if (layer, n) in cell else " " for n in names)
+        lines.append(f"{layer:4d}  {' '.join(signs)}".rstrip())
+    whole = [(layer, name) for layer, name in cell if layer is None or name == "embedding"]
+    return lines + [f"      {name} {SIGNS[cell[layer, name].verdict]}" for layer, name in whole]
+
+
+def worst_of(findings: Sequence[Finding]) -> dict[tuple[int | None, str], Finding]:
+    """The finding to show for each layer and stage, of all phases given."""
+    cell: dict[tuple[int | None, str], Finding] = {}
+    for f in findings:
+        key = (f.layer, f.stage)
+        if key not in cell or _rank(f) < _rank(cell[key]):
+            cell[key] = f
+    return cell
+
+
+def _rank(f: Finding) -> tuple[int, float]:
+    return WORST_FIRST.index(f.verdict), -(f.worst or 0)
+
+
+def as_json(v: Verification) -> dict[str, Any]:
+    """What `--json` prints; numbers that JSON does not know are null."""
+    return {
+        "sentence": sentence(v),
+        "status": v.status,
+        "recipe": v.recipe.name,
+        "recipe_words": engine_words(v),
+        "tokens": None if v.tokens is None else list(v.tokens),
+        "remarks": [words(r) for r in v.remarks],
+        "counts": dict(Counter(f.verdict for f in v.findings)),
+        "stages": [_stage(f) for f in v.findings],
+    }
+
+
+def _stage(f: Finding) -> dict[str, Any]:
+    return {
+        "phase": f.phase,
+        "layer": f.layer,
+        "stage": f.stage,
+        "verdict": f.verdict,
+        "recipe": f.recipe,
+        "observed": finite(f.observed),
+        "left": finite(f.left),
+        "predicted": finite(f.predicted),
+        "worst": finite(f.worst),
+        "outside": f.outside,
+        "equal": 0 if f.fit is None else f.fit.equal,
+        "size": 0 if f.fit is None else f.fit.size,
+        "budget": None if f.budget is None else {"source": f.budget.source, "ratio": f.budget.ratio},
+        "reason": reason(f) or None,
+        "notes": [words(n) for n in f.notes],
+        "where": {} if f.where is None else _where(f.where),
+        "hypotheses": [
+            {
+                "name": h.name,
+                "sentence": h.sentence,
+                "stage": h.at,
+                "left": finite(h.left),
+                "predicted": finite(h.allowed),
+            }
+            for h in f.hypotheses
+        ],
+    }
+
+
+def _where(w: Where) -> dict[str, Any]:
+    said: dict[str, Any] = {"outside": w.outside, "of": w.of, "worst": dict(w.worst)}
+    said |= {name: {"count": a.count, "of": a.of, "which": list(a.which)} for name, a in w.axes.items()}
+    return said if w.rows is None else said | {"blocks": [_row(r) for r in w.rows]}
+
+
+def _row(r: WrongRow) -> dict[str, Any]:
+    said: dict[str, Any] = {"row": r.row, "matrix": r.matrix, "format": r.format, "size": r.size}
+    said |= {"block": r.block, "confidence": r.confidence, "likely": list(r.likely)}
+    if r.number is not None:
+        amount = {"change": r.number.change} if r.number.factor is None else {"factor": r.number.factor}
+        said |= {"what": r.number.what, "columns": list(r.number.columns), **amount}
+    return said
+
+
+def finite(x: float | None) -> float | None:
+    return None if x is None or not np.isfinite(x) else float(x)

@@ -1,0 +1,142 @@
+"""Site: one stage of one layer in one phase of a dump, and what it is recomputed from.
+
+Every stage is a formula of other stages' values. A value is taken from the dump where the dump has it; where it has
+not, it is recomputed in its turn, from the nearest values that are there, and the site remembers so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.config import Config
+from .evidence import Evidence
+from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
+from .formulas import FORMULAS, heads_of
+from .recipes.matrix import Matrix
+from .recipes.recipe import Recipe
+from .span import Array, Span, joined
+
+LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bound grows with each
+
+
+@dataclass(frozen=True)
+class Site:
+    """A stage to recompute. pos: absolute positions of its rows. given: inputs to use instead of the dump's.
+
+    used, recomputed: what `compute` read from the dump, and what it had to make up for (filled as it goes).
+    """
+
+    evidence: Evidence
+    phase: int
+    layer: int | None
+    stage: str
+    pos: tuple[int, ...]
+    recipe: Recipe
+    given: Mapping[str, Span] = field(default_factory=dict)
+    missing_layers: int = 0
+    used: dict[Key, None] = field(default_factory=dict)
+    recomputed: dict[tuple[int, int | None, str, tuple[int, ...]], Span] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.evidence.config
+
+    @property
+    def pos_T(self) -> NDArray[np.int32]:  # noqa: N802
+        return np.array(self.pos, np.int32)
+
+    def under(self, recipe: Recipe) -> Site:
+        return replace(self, recipe=recipe, used={}, recomputed={})
+
+    def having(self, **given: Span) -> Site:
+        """The same stage with other inputs."""
+        return replace(self, given={**self.given, **given}, used={}, recomputed={})
+
+    def at(
+        self, stage: str, layer: int | None = -1, pos: tuple[int, ...] | None = None, phase: int | None = None
+    ) -> Site:
+        """Another stage, of the same layer, positions and phase where not said. What is given holds for this layer
+        and phase."""
+        layer = self.layer if layer == -1 else layer
+        phase = self.phase if phase is None else phase
+        given = self.given if (layer, phase) == (self.layer, self.phase) else {}
+        return replace(self, stage=stage, layer=layer, pos=self.pos if pos is None else pos, phase=phase, given=given)
+
+    def compute(self) -> Span:
+        """The stage under the recipe. Raises Unjudgeable."""
+        return FORMULAS[self.stage](self)
+
+    def value(self) -> Span:
+        """The stage's own value at `pos`: the dump's, or recomputed. Raises Unjudgeable."""
+        key = (self.phase, self.layer, self.stage)
+        entry = self.evidence.stored(key)
+        if entry is not None:
+            rows = {p: i for i, p in enumerate(self.evidence.positions(entry))}
+            if all(p in rows for p in self.pos):
+                self.used[key] = None
+                index = [rows[p] for p in self.pos]
+                axis = entry.stage.letters.index("T") if "T" in entry.stage.letters else 0
+                values = entry.values()
+                if "S" in entry.stage.letters:
+                    values = values[:, :, : self.keys(values.shape[2])]
+                return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
+        if self.missing_layers > LAYERS:
+            raise Unjudgeable(TooMuchMissing((self.layer, self.stage)))
+        again = (*key, self.pos)
+        if again not in self.recomputed:
+            self.recomputed[again] = self.compute()
+        return self.recomputed[again]
+
+    def keys(self, held: int) -> int:
+        """How many keys the last of these positions has, of those that a file holds: a wider one is filled up."""
+        if held <= max(self.pos):
+            raise Unjudgeable(KeysMissing((self.layer, self.stage), held, max(self.pos)))
+        return max(self.pos) + 1
+
+    def input(self, stage: str) -> Span:
+        """Another stage of this layer, at these positions."""
+        if stage in self.given:
+            return self.given[stage]
+        return self.at(stage).value()
+
+    def before(self) -> Span:
+        """The residual that enters this layer (or the final norm)."""
+        if "before" in self.given:
+            return self.given["before"]
+        if self.layer == 0:
+            return self.at("embedding").value()
+        last = self.config.num_hidden_layers - 1 if self.layer is None else self.layer - 1
+        return replace(self.at("post_ffn_residual", layer=last), missing_layers=self.missing_layers + 1).value()
+
+    def qkv(self, part: int) -> Span:
+        """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
+        return heads_of(self.config, self.input("qkv_bias"), part)
+
+    def so_far(self, stage: str) -> Span:
+        """Keys (k_post_rope) or values (qkv_bias) of every position up to the last of `pos`: [S, K, H]."""
+        if f"all {stage}" in self.given:
+            return self.given[f"all {stage}"]
+        S, rows, reached = max(self.pos) + 1, [], 0
+        for phase in (p for p in self.evidence.phases if p <= self.phase):
+            pos = tuple(p for p in self.evidence.rows[phase] if reached <= p < S)
+            if pos and pos == tuple(range(reached, reached + len(pos))):
+                site = self.at(stage, pos=pos, phase=phase)
+                span = site.input(stage) if phase == self.phase else site.value()
+                rows.append(span if stage == "k_post_rope" else heads_of(self.config, span, 2))
+                reached = pos[-1] + 1
+        if reached < S:
+            what = "keys" if stage == "k_post_rope" else "values"
+            own = self.evidence.rows[self.phase][0]
+            last = own - 1 if own > reached else S - 1
+            raise Unjudgeable(PositionsMissing(what, stage, reached, last))
+        return joined(rows, 0)
+
+    def matrices(self) -> list[Matrix]:
+        return self.evidence.matrices(self.layer, self.stage)
+
+    def gain(self, name: str) -> Array:
+        return self.evidence.gain(self.layer, name)

@@ -1,0 +1,47 @@
+"""Which tokens a dump was made of: from its manifest, or from its embedding, whose rows are the model's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...quant.tensor import dequantize
+from .evidence import Evidence
+from .facts import IdsFromEmbedding, IdsUnknown, Remark
+
+SLAB = 1 << 22
+
+
+def known_tokens(evidence: Evidence) -> tuple[tuple[int, ...] | None, Remark | None]:
+    """Ids by absolute position (None if unknown), and what is to be said about them."""
+    told = [t for name in ("tokens", "generated") for t in evidence.dump.run.get(name) or ()]
+    if told and all(type(t) is int for t in told):
+        return tuple(told), None
+    found: dict[int, int] = {}
+    for phase in evidence.phases:
+        e = evidence.dump.get("embedding", 0, phase)
+        if e is None:
+            continue
+        for p, row in zip(evidence.positions(e), nearest(evidence, e.values()), strict=True):
+            found[p] = row
+    if not found:
+        return None, IdsUnknown(partial=False)
+    if sorted(found) != list(range(len(found))):
+        return None, IdsUnknown(partial=True)
+    return tuple(found[p] for p in range(len(found))), IdsFromEmbedding()
+
+
+def nearest(evidence: Evidence, x_TD: np.ndarray) -> list[int]:
+    """The row of the embedding nearest to each of x, a slab of rows at a time. Of equal rows, the first."""
+    w = evidence.weights.embed
+    V, D = w.shape
+    step = max(1, SLAB // D)
+    x = np.nan_to_num(np.asarray(x_TD, np.float64))
+    best, which = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
+    for start in range(0, V, step):
+        rows = dequantize(w, start, min(start + step, V)).astype(np.float64)
+        distance = np.square(rows).sum(1) - 2 * x @ rows.T
+        i = distance.argmin(1)
+        d = distance[np.arange(len(x)), i]
+        which = np.where(d < best, start + i, which)
+        best = np.minimum(best, d)
+    return which.tolist()
