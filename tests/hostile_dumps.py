@@ -171,7 +171,9 @@ def resized(r: Random, f: Stagefile) -> Stagefile:
     both = tuple(slice(0, min(a, b)) for a, b in zip(shape, f.values.shape, strict=True))
     values[both] = f.values[both]
     T = shape[letters.index("T")] if "T" in letters else 1
-    return replace(f, values=values, positions=tuple(range(T) if not f.positions else range(f.positions[0], f.positions[0] + T)))
+    return replace(
+        f, values=values, positions=tuple(range(T) if not f.positions else range(f.positions[0], f.positions[0] + T))
+    )
 
 
 def moved(r: Random, positions: tuple[int, ...]) -> tuple[int, ...]:
@@ -179,15 +181,16 @@ def moved(r: Random, positions: tuple[int, ...]) -> tuple[int, ...]:
     return r.choice((tuple(p + by for p in positions), positions[::-1], positions[:1] * len(positions), ()))
 
 
-def hostile_stagefile(r: Random, path: Path) -> Path:
-    """Writes one stage file, by itself."""
-    _, _, files = healthy_dump()
+def hostile_stagefile(r: Random, path: Path) -> tuple[Path, Path]:
+    """Writes one stage file, by itself; and the healthy one."""
+    folder, _, files = healthy_dump()
     f = r.choice(files)
+    good = folder / f.path
     f = replace(f, values=in_values(r, f.values)) if r.random() < 0.6 else resized(r, f)
-    path = path / r.choice((f"{f.stage}.bin", "x.bin", "\x7f.bin", "lm_head.bin", "a\nFORGED.bin"))
+    path = path / r.choice((f"{f.stage}.bin", f"{f.stage}.bin", "x.bin", "\x7f.bin", "lm_head.bin", "a\nFORGED.bin"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(in_bytes(r, f.packed()) if r.random() < 0.3 else f.packed())
-    return path
+    return path, good
 
 
 # -- arrays of other tools --------------------------------------------------------------------------------------------

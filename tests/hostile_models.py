@@ -318,7 +318,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = Fals
             return
         n = r.randrange(len(tensors))
         t = tensors[n]
-        _, block, size = TYPES[t.type]
+        _, block, size = TYPES.get(t.type, TYPES[0])
         tensors[n] = replace(t, data=in_weights(r, t.data, block, size, PLAIN.get(t.type)))
 
     some(r, (values,) if opens else (key, key, vocabulary, tensor, tensor, values, head))
@@ -441,11 +441,11 @@ def built_apr(
     head = struct.pack("<4sBBHIQIQQI20s", b"APR\0", told["major"] & 255, 0, flags & 0xFFFF, told["count"] & 0xFFFFFFFF,
                        told["meta_at"], told["meta_size"] & 0xFFFFFFFF, told["index_at"], told["data_at"], 0, b"")  # fmt: skip
     body = padded + index + data
-    body = compressed(body, flags)
     raw = checked_apr(head + body + bytes(4))
     if "checksum" in lies:
         raw = raw[:40] + struct.pack("<I", lies["checksum"] & 0xFFFFFFFF) + raw[44:]
-    return raw[:-4] + struct.pack("<I", lies["footer"] & 0xFFFFFFFF) if "footer" in lies else raw
+    raw = raw[:-4] + struct.pack("<I", lies["footer"] & 0xFFFFFFFF) if "footer" in lies else raw
+    return raw[:64] + compressed(raw[64:], flags)
 
 
 def compressed(body: bytes, flags: int) -> bytes:

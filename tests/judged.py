@@ -39,6 +39,7 @@ WIDE = 4000  # characters of such a line
 
 # C0 but line feed and tab, DEL, C1; what turns the direction of text, or breaks a line where a terminal does not.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+NOTHING = b": nothing could be judged; the report says why\n"  # of engine verify, with status 2 and a report
 # Hostile names hold this behind a line feed, or in a tag: no line and no element may be a file's.
 FORGED = "FORGED"
 
@@ -220,9 +221,8 @@ def of_stderr(done: Done) -> Iterator[str]:
         yield f"stderr: control character {odd[0]!a} in {err[max(0, odd.start() - 40) : odd.end() + 40]!r}"
     if not done.crash and any(word in err for word in ("Traceback (", "Warning:", "Exception ignored", "Error: ")):
         yield f"stderr: Python's own words: {err!r:.300}"
-    command = f"engine {done.argv[0]}: " if done.argv else "engine"
-    said = [line for line in lines if line.startswith(command)]
-    if done.status == 2 and (len(said) != 1 or lines[-1] != said[0] or not said[0].removeprefix(command).strip()):
+    said = [line for line in lines if re.match(r"engine( [a-z-]+)?: .", line)]
+    if done.status == 2 and (len(said) != 1 or lines[-1] != said[0]):
         yield f"stderr: status 2, and not one line at its end that says why: {err!r:.300}"
     if any(line.lstrip().startswith(FORGED) for line in lines):
         yield f"stderr: a line that a file made up: {err!r:.300}"
@@ -231,7 +231,7 @@ def of_stderr(done: Done) -> Iterator[str]:
 def of_stdout(done: Done, json_out: bool, own_text: bool) -> Iterator[str]:
     if own_text:
         return
-    if done.status == 2 and done.out:
+    if done.status == 2 and done.out and NOTHING not in done.err:
         yield f"stdout: an answer, though the status is 2: {done.out!r:.200}"
     try:
         out = done.out.decode()

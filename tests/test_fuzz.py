@@ -10,6 +10,7 @@ It goes on after a fault, and in the end names each kind that it has found once,
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -26,11 +27,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenref.tools.convert import QUANTIZE
+from qwenref.tools.main import parser_for
 from qwenref.trace.stages import NAMES as STAGES
 
 from . import hostile_dumps as dumps
 from . import hostile_models as models
-from .judged import FORGED, faults, run, tree
+from .judged import FORGED, NOTHING, faults, run, tree
 from .mutations import NAMES, WHOLE, in_bytes, json_file, not_utf8
 
 SECONDS = float(os.environ.get("QWENREF_FUZZ_SECONDS", "0"))
@@ -117,36 +119,24 @@ def convert(r: Random, at: Path, kind: str) -> Case:
 
 @target(30, *MODELS)
 def run_ids(r: Random, at: Path, kind: str) -> Case:
-    argv = [
-        "run",
-        str(any_model(r, at, kind, 0.6)),
-        "--backend",
-        r.choice(("reference", "reference", "cpu")),
-        "-n",
-        "3",
-    ]
-    ids = r.choice(
-        ("1,2,3", "1,2,3", "", "271", "272", "-1", "9" * 20, "1 2\t3", "@ids", "@", "x", "\u0661", "1," * 300)
-    )
-    (at / "ids").write_bytes(in_bytes(r, b"1,2,3\n"))
-    argv += [f"--tokens={ids}"]
+    argv = ["run", str(any_model(r, at, kind, 0.6)), "-n", "3"]
+    argv += ["--backend", r.choice(("reference", "reference", "cpu"))]
+    if r.random() < 0.1:
+        (at / "ids").write_bytes(in_bytes(r, b"1,2,3\n"))
+    argv.append(f"--tokens=@{at / 'ids'}" if (at / "ids").exists() else "--tokens=1,2,3")
     return sampled(r, argv)
 
 
 def sampled(r: Random, argv: list[str]) -> Case:
-    """With options of engine run, odd ones among them."""
-    numbers = ("0", "1", "0.5", "nan", "inf", "-inf", "1e-320", "1e308", "-1", "", "x", "\x7f", "1e400", "9" * 400)
-    for flag in ("--temp", "--top-p"):
-        if r.random() < 0.4:
-            argv.append(f"{flag}={r.choice(numbers if r.random() < 0.4 else ('0.7', '1', '5', '1e-9'))}")
-    for flag in ("--top-k", "--seed", "-n", "-t"):
-        if r.random() < 0.08:
-            argv.append(
-                f"{flag}={r.choice((1, *WHOLE[:-1], 'nan', ''))}"
-                if flag[1] == "-"
-                else f"{flag}{r.choice((1, 2, *WHOLE[:-1]))}"
-            )
-    argv += flags(r, "--json") + (["--precision", r.choice(("f32", "int8", "f64"))] if r.random() < 0.2 else [])
+    """With options of engine run."""
+    for flag, values in (
+        ("--temp", ("0.7", "1e-9", "1e-320", "1e308")),
+        ("--top-p", ("0.9", "1e-9")),
+        ("--top-k", "18"),
+    ):
+        if r.random() < 0.3:
+            argv.append(f"{flag}={r.choice(values)}")
+    argv += flags(r, "--json")
     return Case(argv, json="--json" in argv, own_text="--json" not in argv)
 
 
@@ -250,8 +240,8 @@ def compared(r: Random, two: list[Path]) -> Case:
 
 @target(60)
 def diff_files(r: Random, at: Path) -> Case:
-    other = dumps.healthy_dump()[0] / "layer-0" / f"{r.choice(STAGES[1:18])}.bin"
-    return compared(r, [dumps.hostile_stagefile(r, at / "a"), r.choice((other, dumps.hostile_stagefile(r, at / "b")))])
+    bad, good = dumps.hostile_stagefile(r, at / "a")
+    return compared(r, [bad, good if r.random() < 0.8 else dumps.hostile_stagefile(r, at / "b")[0]])
 
 
 @target(35, *MODELS)
@@ -307,6 +297,82 @@ def bench(r: Random, at: Path, kind: str) -> Case:
     return Case(argv + flags(r, "--json"), (2,))
 
 
+ODD_NUMBERS = (
+    "0",
+    "1",
+    "2",
+    "0.5",
+    "-1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e-320",
+    "1e400",
+    "",
+    "x",
+    "\x7f",
+    "9" * 30,
+    "9" * 5000,
+)
+ODD_TEXTS = tuple(name for name in NAMES if "\0" not in name)
+# What is written is named so that it stays where it is.
+ODD_PATHS = tuple(name for name in ODD_TEXTS if "/" not in name and name != "CON")
+WRITTEN = ("directory", "destination", "html", "save_tensor_dir")
+
+
+def actions_of(command: str) -> list[argparse.Action]:
+    """What a command's parser takes."""
+    commands = next(a for a in parser_for(command)._actions if isinstance(a, argparse._SubParsersAction))
+    return list(commands.choices[command]._actions)
+
+
+@target(250)
+def options(r: Random, at: Path) -> Case:
+    """Every option of every command with odd values, on files that are well."""
+    model, dump, out = str(models.healthy(r)), str(dumps.healthy_dump()[0]), "out"
+    command, argv = r.choice(
+        (
+            ("run", ["-m", model, "--tokens=1,2,3", "-n2", "--backend=reference"]),
+            (
+                "trace",
+                [
+                    "-m",
+                    model,
+                    "--tokens=1,2,3",
+                    "--save-tensor=attn_norm",
+                    f"--save-tensor-dir={out}",
+                    "--backend=reference",
+                ],
+            ),
+            ("trace", ["-m", model, "--tokens=1,2,3", "--payload", "--backend=reference"]),
+            ("inspect", [model]),
+            ("convert", [model, f"{out}.gguf"]),
+            ("diff", [dump, dump]),
+            ("diff", [model, str(models.healthy(r)), "--weights"]),
+            ("verify", [f"{dump}/layer-0", "-m", model]),
+            ("import", [dump, out, "-m", model]),
+            ("bench", ["-m", model, "-p0"]),
+            ("pull", []),
+        )
+    )
+    actions = [a for a in actions_of(command) if a.dest not in ("help", "model", "threads")]
+    for action in r.choice((1, 1, 2, 3)) * [None]:
+        action = r.choice(actions)
+        value = r.choice(
+            ODD_PATHS if action.dest in WRITTEN else (*ODD_TEXTS, *ODD_NUMBERS, "all", "last", "0..1", dump, model)
+        )
+        if not action.option_strings:
+            argv = [value if n == 0 else word for n, word in enumerate(argv)] if command != "pull" else [value]
+        else:
+            flag = r.choice(action.option_strings)
+            argv.append(flag if action.nargs == 0 else f"{flag}={value}" if flag.startswith("--") else f"{flag}{value}")
+    if r.random() < 0.05:
+        argv.append(r.choice(("--new", "-", "--", "x", "-m", "--json=1", "\x1b[2J", "--\u202e")))
+    if any(word.startswith(("-h", "--h")) for word in argv) and "--html" not in " ".join(argv):
+        argv = ["--new"]
+    return Case([command, *argv], (0, 1, 2), at / "here", "--json" in argv, command == "run" and "--json" not in argv)
+
+
 # -- what each case must come to --------------------------------------------------------------------------------------
 
 
@@ -319,7 +385,7 @@ def judge(name: str, r: Random) -> None:
             before = tree(at)
             done = run(case.argv, case.stdin)
             found = faults(done, case.statuses, json_out=case.json, own_text=case.own_text)
-            found += changes(before, tree(at), at, case, done.status)
+            found += changes(before, tree(at), at, case, done.status != 2 or NOTHING in done.err)
         assert not found, f"{name}: engine {' '.join(map(ascii, case.argv))}\n" + "\n".join(found)
     finally:
         shutil.rmtree(at, ignore_errors=True)
@@ -337,15 +403,14 @@ def standing_in(folder: Path):
         os.chdir(here)
 
 
-def changes(before: dict[str, str], after: dict[str, str], at: Path, case: Case, status: int | None) -> list[str]:
-    """What may not have changed: nothing after status 2; else nothing but what the command was to write."""
+def changes(before: dict[str, str], after: dict[str, str], at: Path, case: Case, answered: bool) -> list[str]:
+    """What may not have changed: nothing where there was no answer; else nothing but what the command was to write."""
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    if case.output is not None and status in (0, 1):
+    if case.output is not None and answered:
         own = case.output.relative_to(at).as_posix()
         changed = {name for name in changed if name != own and not name.startswith(f"{own}/")}
-    found = [
-        f"status {status}, and {name!a} was {'written' if name in after else 'removed'}" for name in sorted(changed)
-    ]
+    found = [f"{name!a} was {'written' if name in after else 'removed'}" for name in sorted(changed)]
+    found += [f"{name!a} was left behind" for name in after if "qwenref-" in Path(name).name]
     if case.output is not None and case.output.suffix == ".html" and case.output.is_file():
         page = case.output.read_text("utf-8")
         if f"<b>{FORGED}" in page or "<script>alert" in page:

@@ -16,7 +16,7 @@ from ..engine.tokenizer import Tokenizer, Tokens
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
-from .terminal import one_line
+from .terminal import on_stderr
 
 NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 
@@ -76,7 +76,7 @@ def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
     for note in checkpoint.notes[:NOTES]:
-        print(one_line(f"note: {note}"), file=sys.stderr)
+        on_stderr(f"note: {note}")
     if (more := len(checkpoint.notes) - NOTES) > 0:
         print(f"note: and {more} more of these", file=sys.stderr)
     return checkpoint
@@ -132,7 +132,7 @@ def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
     try:
         v = checkpoint.vocabulary()
     except BadInput as error:
-        print(one_line(f"note: the tokenizer can not be read, ids are not spelled out: {error}"), file=sys.stderr)
+        on_stderr(f"note: the tokenizer can not be read, ids are not spelled out: {error}")
         return None
     return None if v is None else Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
 
@@ -144,7 +144,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
         files = " (tokenizer.json, or vocab.json and merges.txt)" if checkpoint.container == "safetensors" else ""
         raise BadInput(f"{checkpoint.path} has no tokenizer{files}; give token ids, as --tokens 1,2,3, instead of text")
     for note in vocabulary.notes:
-        print(one_line(f"note: {checkpoint.path}: {note}"), file=sys.stderr)
+        on_stderr(f"note: {checkpoint.path}: {note}")
     try:
         return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size), vocabulary.chat_template
     except BadInput as error:

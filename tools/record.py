@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import prod
@@ -34,7 +33,7 @@ from .load import Loaded, add_model_arguments, load, open_spelling, open_tokeniz
 from .models import resolve
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, prompt_ids, read_prompt
-from .terminal import json_text, one_line
+from .terminal import json_text, on_stderr, one_line
 
 PROMPT = "What is 2+2?"
 
@@ -226,7 +225,7 @@ def main(args: argparse.Namespace) -> int:
 
     broken = origin(ids + made, logits, model, bound)
     if broken is not None:
-        print(one_line(f"note: {broken}"), file=sys.stderr)
+        on_stderr(f"note: {broken}")
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
         "backend": args.backend,

@@ -18,6 +18,17 @@ def one_line(text: str) -> str:
     return text.translate(SHOWN | dict.fromkeys(BENDS, "\N{REPLACEMENT CHARACTER}"))
 
 
+LONGEST = 2000  # characters of a line on stderr: what is odd in a file is told, not printed
+
+
+def on_stderr(text: str) -> None:
+    """Says something on stderr, on one line that ends."""
+    line = one_line(text)
+    if (more := len(line) - LONGEST) > 0:
+        line = f"{line[:LONGEST]} ... ({more} more characters)"
+    print(line, file=sys.stderr, flush=True)
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """One JSON document as RFC 8259 has it (no NaN); its escapes leave a terminal nothing to obey."""
     return json.dumps(value, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..quant.errors import BadInput
@@ -15,7 +14,7 @@ from ..trace.verify.verify import verify
 from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress
-from .terminal import json_text, one_line
+from .terminal import json_text, on_stderr, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         print("\n".join(map(one_line, lines_of(result))))
     if result.status == 2:
-        print(one_line(f"engine verify: {args.dump}: nothing could be judged; the report says why"), file=sys.stderr)
+        on_stderr(f"engine verify: {args.dump}: nothing could be judged; the report says why")
     return result.status
 
 

@@ -73,7 +73,7 @@ def parse(raw: bytes, where: str, *, repeats: bool = False) -> Any:
 def too_deep(value: Any) -> bool:
     """Whether more than MAX_DEPTH objects and lists stand one in another."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         inside = (x.values() if isinstance(x, dict) else x for x in level)
         level = [v for values in inside for v in values if type(v) in (dict, list)]
     return bool(level)
