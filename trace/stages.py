@@ -90,7 +90,7 @@ class Stage:
 
     @property
     def positions(self) -> Literal["all", "last"]:
-        return "all" if "T" in self.letters else "last"
+        return "last" if self.letters and "T" not in self.letters else "all"
 
 
 def _modules(text: str) -> tuple[Module, ...]:
