@@ -15,7 +15,7 @@ from qwenref.engine.config import Config
 from qwenref.engine.kernels import Cache, backend
 from qwenref.engine.weights import Layer, Weights
 from qwenref.quant.tensor import QTensor, dequantize
-from qwenref.tools.gpu_sections import rounded_as_ggml
+from qwenref.tools.dev.gpu_sections import rounded_as_ggml
 
 U = 2.0**-24
 CUDA: Any = backend("cuda")

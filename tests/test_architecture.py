@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from qwenref.tools.dev.docs_map import files, first_sentence, render
+
 ROOT = Path(__file__).parents[1]
 CODE = ("engine", "quant", "trace", "tools")
 FOREIGN = {"torch", "transformers", "llama_cpp"}
@@ -196,9 +198,11 @@ def test_the_page_stays_a_page() -> None:
     assert not any(isinstance(n, ast.If | ast.IfExp | ast.ClassDef) for n in ast.walk(tree))
 
 
-def test_the_readme_knows_every_file() -> None:
-    """Its tree has a line for each file of code, but for the packed forms and the borrowed formats, which share one."""
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1]
-    shared = {p.stem for p in (ROOT / "quant").glob("*.py")}
-    missing = [p for p in sources() if f"  {p.name} " not in tree and p.stem not in shared]
-    assert missing == []
+def test_the_map_of_files_is_true() -> None:
+    """python -m qwenref.tools.dev.docs_map docs/map.md"""
+    assert (ROOT / "docs" / "map.md").read_text("utf-8") == render()
+    assert [p for p in files() if not first_sentence(p) and p.parts[-2:] != ("tests", "__init__.py")] == []
+
+
+def test_the_readme_is_a_page() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 130

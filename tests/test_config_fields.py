@@ -1,6 +1,6 @@
 """Fields of config.json and names of tensors, one changed at a time: computed as Transformers does, or refused by name.
 
-tests/golden/config.json has Transformers' logits; tools/golden_config.py has the cases, and made it.
+tests/golden/config.json has Transformers' logits; tools/dev/golden_config.py has the cases, and made it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qwenref.engine.config_keys import GGUF, HF, Keys
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.quant.errors import BadInput
 from qwenref.tools.convert import convert
-from qwenref.tools.golden_config import CASES, CONFIG, IDS, write_case
+from qwenref.tools.dev.golden_config import CASES, CONFIG, IDS, write_case
 
 from .models import logits
 

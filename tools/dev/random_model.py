@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.bind import PER_LAYER, WHOLE, shapes
-from ..engine.config import Config
-from ..quant.ggml import NUMBERS
-from ..quant.tensor import QTensor, format_module, row_bytes
+from ...engine.bind import PER_LAYER, WHOLE, shapes
+from ...engine.config import Config
+from ...quant.ggml import NUMBERS
+from ...quant.tensor import QTensor, format_module, row_bytes
 
 # Qwen2.5's: layers, hidden size, heads, kv heads, head size, mlp, vocabulary, tied head.
 SHAPES = {"0.5B": (24, 896, 14, 2, 64, 4864, 151936, True), "7B": (28, 3584, 28, 4, 128, 18944, 152064, False)}
