@@ -32,7 +32,7 @@ def read_weights(w: Weights) -> int:
     """Reads what one token's forward pass reads of prepared weights; the bytes read (what fills no piece is left
     out).
     """
-    stacks = [s for v in w.layers for s in (v.qkv, v.attn_out, v.gate_up, v.ffn_down)] + [w.lm_head]
+    stacks = [s for _, s in w.matrices()]
     parts = [p.data for s in stacks if isinstance(s, Stack) for p in s.parts if len(p.data) >= PIECE]
     out = np.empty((max(len(p) for p in parts) // PIECE, 32), np.int32)
     run_now(
