@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := qwen2.5-coder-0.5b-instruct-q4_k_m
 
+ifneq ($(lastword $(MAKEFILE_LIST)),Makefile)
+$(error this runs what lies in its own folder; from elsewhere say make -C FOLDER)
+endif
+
 .PHONY: run test lint pull oracle gpu clean
 
 run: pull            ## ask the model a question
@@ -23,11 +27,11 @@ oracle: .venv/oracle pull   ## the slow comparisons with transformers (and llama
 	$(BIN)/pytest -q -m oracle
 
 gpu: .venv/cuda   ## parity and throughput on an NVIDIA card (docs/gpu.md)
-	$(BIN)/python -m qwenref.tools.gpu
+	$(BIN)/python -P -m qwenref.tools.gpu
 
 .venv/run: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --upgrade pip
+	$(PYTHON) -I -m venv .venv
+	$(BIN)/python -I -m pip install -q --upgrade pip
 	$(BIN)/pip install -q -e .
 	touch $@
 

@@ -13,6 +13,7 @@ from ..trace.tap import SILENT
 from .config import Config
 from .forward import forward
 from .kernels import Cache, Kernels
+from .nonfinite import NotFinite, first_place
 from .sample import Sampling, sample
 from .weights import Weights
 
@@ -56,7 +57,8 @@ def generate(
     sampling: Sampling | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[int]:
-    """Yields up to max_tokens new ids; a stop id is yielded too, and ends it. Raises BadInput as check_prompt does.
+    """Yields up to max_tokens new ids; a stop id is yielded too, and ends it. Raises BadInput as check_prompt does, and
+    NotFinite, which says where from, if a logit is NaN or infinite: nothing in the page masks one, so none may be.
 
     The cache holds no more positions than the prompt and the new tokens need. The last id is never fed back.
     """
@@ -66,7 +68,15 @@ def generate(
         return
     generator = np.random.default_rng(sampling.seed)
     cache = k.new_cache(w.config, len(ids) + max_tokens, precision)
-    token = sample(prefill(ids, w, cache, k, progress), sampling, generator)
+    seen = list(ids)
+
+    def choose(logits_V: NDArray[np.floating]) -> int:
+        if not np.isfinite(logits_V).all():
+            raise NotFinite(seen, first_place(seen, w, k, precision, CHUNK))
+        seen.append(sample(logits_V, sampling, generator))
+        return seen[-1]
+
+    token = choose(prefill(ids, w, cache, k, progress))
     yield token
     if max_tokens == 1:
         return
@@ -74,5 +84,5 @@ def generate(
     for _ in range(max_tokens - 1):
         if token in stop:
             return
-        token = sample(k.to_host(step(np.array([token], np.int32))), sampling, generator)
+        token = choose(k.to_host(step(np.array([token], np.int32))))
         yield token

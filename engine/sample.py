@@ -36,13 +36,18 @@ def greedy(logits_V: NDArray[np.floating]) -> int:
 
 
 def sample(logits_V: NDArray[np.floating], s: Sampling, generator: np.random.Generator) -> int:
-    """Draws from softmax(logits / temperature) cut to the top k, then to the nucleus top_p (Holtzman et al. 2020)."""
+    """Draws from softmax(logits / temperature) cut to the top k, then to the nucleus top_p (Holtzman et al. 2020).
+
+    logits_V: finite, of any size; the temperature may be the smallest float. Of the nucleus, the token that reaches
+    the mass is the last.
+    """
     if s.temperature == 0:
         return greedy(logits_V)
     order = np.argsort(-logits_V, kind="stable")[: s.top_k or None]
-    scaled = logits_V[order].astype(np.float64) / s.temperature
-    p = np.exp(scaled - scaled[0])
-    p /= p.sum()
-    kept = int(np.searchsorted(np.cumsum(p), s.top_p)) + 1  # the token that crosses the mass is kept
-    p = p[:kept] / p[:kept].sum()
-    return int(order[generator.choice(len(p), p=p)])
+    below = logits_V[order].astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):  # so far below the first that its probability is 0
+        p = np.exp((below - below[0]) / s.temperature)
+    if s.top_p < 1:
+        mass = np.cumsum(p)
+        p = p[: int(np.searchsorted(mass, s.top_p * mass[-1])) + 1]
+    return int(order[generator.choice(len(p), p=p / p.sum())])

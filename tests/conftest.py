@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import qwenref.engine.kernels  # noqa: F401  Numba's settings, before any test imports Numba
+
 settings.register_profile("untimed", deadline=None)  # how long an example takes says more of the machine's load
 settings.load_profile("untimed")
 

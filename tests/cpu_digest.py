@@ -1,4 +1,5 @@
-"""Prints one JSON line: a digest of every stage of a small model on the CPU backend of this process, per precision.
+"""Prints one JSON line: a digest of every stage of a small model on the CPU backend of this process, per precision, and
+what engine doctor's self-test finds.
 
 test_cpu_paths.py runs it under other instruction sets and thread counts; by hand, it says what this machine computes.
 """
@@ -15,6 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import collect, tiny_weights
 
+from qwenref.engine import selftest
 from qwenref.engine.kernels import cpu
 
 FORMATS = {"q": "Q4_K", "k": "Q5_0", "v": "Q6_K", "attn_out": "Q8_0", "ffn_gate": "Q4_K", "ffn_up": "Q5_0"}
@@ -33,7 +35,7 @@ def main() -> None:
         digests[precision] = h.hexdigest()
     from qwenref.engine.kernels.cpu.simd import PATH
 
-    print(json.dumps({"path": PATH, "digests": digests}))
+    print(json.dumps({"path": PATH, "digests": digests, "self-test": dict(selftest.found(lambda done, total: None))}))
 
 
 if __name__ == "__main__":

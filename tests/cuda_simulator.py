@@ -17,6 +17,7 @@ from qwenref.engine.kernels.cuda import attention, memory, nibbles, packed, prod
 from qwenref.engine.kernels.cuda import cache as cache_module
 from qwenref.engine.kernels.cuda import product8 as p8
 from qwenref.engine.kernels.cuda import rows as rows_module
+from qwenref.engine.nonfinite import NotFinite
 from qwenref.engine.weights import Weights
 from qwenref.quant import q8_0, q8_k
 from qwenref.quant.errors import BadInput
@@ -298,6 +299,15 @@ def test_generation_is_the_reference_s() -> None:
     prompt = ids(6).tolist()
     got = list(generate(prompt, CUDA.prepare(w, "f32"), CUDA, "f32", 4))
     assert got == list(generate(prompt, REFERENCE.prepare(w, "f64"), REFERENCE, "f64", 4))
+
+
+def test_where_the_numbers_leave_the_finite() -> None:
+    w = tiny_weights(vocab=40, layers=1)
+    w.layers[0].ffn_down.data.view("<f4")[9 * 96 + 95] = np.nan
+    says = "a NaN in ffn_out of layer 0, position 0, index 9"
+    with pytest.raises(NotFinite, match=says) as error:
+        list(generate(ids(6).tolist(), CUDA.prepare(w, "f32"), CUDA, "f32", 4))
+    assert error.value.traced_to(w).endswith("tensor blk.0.ffn_down.weight has a NaN at row 9, column 95")
 
 
 def test_a_full_cache_is_refused() -> None:

@@ -108,6 +108,15 @@ def test_a_broken_arrow_is_seen(inside: str, statement: str, tmp_path: Path, mon
     assert broken_arrows(tmp_path / inside)
 
 
+def test_numba_is_never_imported_before_its_settings() -> None:
+    """engine/kernels sets it up, so whoever imports it outside imports that first, at the head of the file."""
+    users = [p for p in sources() if any(name.split(".")[0] == "numba" for name, _ in imports(p))]
+    outside = [p for p in users if not p.is_relative_to(ROOT / "engine" / "kernels")]
+    sets_up = {p for p in outside for name, top in imports(p) if top and name.startswith("./engine/kernels")}
+    assert set(outside) - sets_up == set()
+    assert len(outside) < len(users)
+
+
 def test_every_package_ships() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {"qwenref." + p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in sources()}

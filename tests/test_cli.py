@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwenref.engine import generate
@@ -19,7 +20,10 @@ from qwenref.engine.tokenizer import Tokens
 from qwenref.tools import run
 from qwenref.tools.convert import convert
 from qwenref.tools.main import COMMANDS, main
+from qwenref.tools.progress import progress
+from qwenref.trace import aprt
 
+from .gguf_builder import U32, Gguf
 from .models import model
 
 ENGINE = [sys.executable, "-m", "qwenref.tools.main"]
@@ -266,6 +270,87 @@ def test_a_name_cannot_break_the_line_or_move_the_cursor() -> None:
     assert "/no/\ufffd[2J\ufffd\ufffdengine: all is well.gguf" in line
 
 
+EVIL = "e\x1b[2J\x7f\x9b\u202ex"
+
+
+def test_names_on_stdout_and_stderr_hold_no_control_characters(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of folders, of files in them, of what a progress bar is called; in every command that prints such a name."""
+    source = tmp_path / EVIL
+    (source / "layer-0").mkdir(parents=True)
+    aprt.write(source / "layer-0" / "attn_norm.bin", 0, np.ones((2, 64), np.float32))
+    for name in (f"{EVIL}\n.bin", "embedding.bin"):
+        aprt.write(source / "layer-0" / name, 0, np.ones((2, 64), np.float32))
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    for name in (f"{EVIL}.npy", "lm_head.npy"):
+        np.save(arrays / name, np.ones(272, np.float32))
+    model_of = ["-m", str(tiny)]
+    traced = ["trace", str(tiny), "--tokens", "1", "--backend", "reference", "--save-tensor", "lm_head"]
+    commands = {
+        0: [
+            ["diff", str(source), str(source)],
+            ["diff", str(source / "layer-0" / f"{EVIL}\n.bin"), str(source / "layer-0" / f"{EVIL}\n.bin")],
+            ["import", str(arrays), str(tmp_path / f"{EVIL}d"), *model_of],
+            [*traced, "--save-tensor-dir", str(tmp_path / f"{EVIL}t")],
+            ["convert", str(tiny), str(tmp_path / f"{EVIL}.apr")],
+            ["inspect", str(tmp_path / f"{EVIL}.apr")],
+            ["diff", "--weights", str(tiny), str(tmp_path / f"{EVIL}.apr")],
+        ],
+        1: [["verify", str(source), *model_of]],
+        2: [["verify", str(tmp_path / EVIL / EVIL), *model_of], ["run", f"--{EVIL}"]],
+    }
+    for status, each in commands.items():
+        for words in each:
+            try:
+                assert main(words) == status, words
+            except SystemExit as done:  # argparse's
+                assert done.code == status
+            out, err = capfd.readouterr()
+            assert not {c for c in out + err if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e")}, (
+                words
+            )
+            assert "\ufffd" in out + err or words[0] in ("diff",), words
+
+
+def test_a_progress_bar_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress(f"[/]{EVIL}", 3) as show:
+        show(2)
+    assert "\x9b" not in capsys.readouterr().err
+
+
+def test_a_report_of_a_dump_whose_name_is_no_text(tiny: Path, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are half a surrogate pair in Python: the HTML is written all the same."""
+    dump = tmp_path / os.fsdecode(b"d\xff")
+    (dump / "layer-0").mkdir(parents=True)
+    aprt.write(dump / "layer-0" / os.fsdecode(b"\xfe.bin"), 0, np.ones(3, np.float32))
+    aprt.write(dump / "layer-0" / "embedding.bin", 0, np.ones((2, 64), np.float32))
+    assert main(["verify", str(dump), "-m", str(tiny), "--html", str(tmp_path / "report.html")]) == 1
+    assert "d\\udcff" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_of_60000_notes_ten_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Gguf()
+    file = replace(file, keys=[*file.keys, *((f"qwen2.odd.{i}", U32, i) for i in range(60_000))])
+    (tmp_path / "m.gguf").write_bytes(file.build())
+    main(["inspect", str(tmp_path / "m.gguf")])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and lines[-1] == "note: and 59990 more of these" and "qwen2.odd.0 " in lines[0]
+
+
+def test_no_warning_of_a_library_reaches_the_user(tmp_path: Path) -> None:
+    """Signalling NaNs, infinities and the largest numbers in a dump: figures on stdout, silence on stderr."""
+    values = np.array([0x7F800001, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0], np.uint32).view(np.float32)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        aprt.write(tmp_path / name / "lm_head.bin", None, values)
+        values = values[::-1].copy()
+    done = engine("diff", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_json_of_an_interrupted_run_holds_what_was_said(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +372,7 @@ class TestWithTheModel:
         assert process.stdout is not None and len(process.stdout.read(20)) == 20
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 130 and b"Traceback" not in err
+        assert process.returncode == -signal.SIGINT and b"Traceback" not in err  # 130 in a shell
         assert out.endswith(b"\n") and b"tokens" in err.splitlines()[-1]
 
     def test_json_is_one_object(self, model_path: Path) -> None:

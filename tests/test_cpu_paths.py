@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from qwenref.engine import selftest
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import cpu
 from qwenref.engine.kernels.cpu import compiled
@@ -69,6 +71,11 @@ def results() -> dict[str, Any]:
 @pytest.mark.parametrize("name", RUNS)
 def test_every_stage_has_the_same_bits(name: str, results: dict[str, Any]) -> None:
     assert results[name]["digests"] == results["1 thread"]["digests"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_self_test_is_right_everywhere(name: str, results: dict[str, Any]) -> None:
+    assert results[name]["self-test"] == selftest.DIGESTS
 
 
 def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:
@@ -142,35 +149,58 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
         ).stdout
 
     assert run().strip() == "[True, True, True]"
-    (folder,) = (tmp_path / "qwenref").iterdir()
-    assert folder.stat().st_mode & 0o777 == 0o700
+    kernels = tmp_path / "qwenref" / "kernels"
+    assert [p.name for p in (tmp_path / "qwenref").iterdir()] == ["kernels"]
+    assert {p.stat().st_mode & 0o777 for p in (kernels, *kernels.iterdir()) if p.is_dir()} == {0o700}
     assert run().strip() == "[False, False, False]"
 
 
-def test_a_cache_that_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled.config, "CACHE_DIR", str(tmp_path))
-    folder = compiled.folder()
-    assert folder.parent == tmp_path
-    folder.chmod(0o777)
+@pytest.fixture
+def fresh_store() -> Iterator[Callable[[], compiled.Store | None]]:
+    """What a new process would find."""
+
+    def find() -> compiled.Store | None:
+        compiled.store.cache_clear()
+        return compiled.store()
+
+    yield find
+    compiled.store.cache_clear()
+
+
+def test_a_cache_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_store: Callable[[], compiled.Store | None]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()
-    second = compiled.folder()
-    assert second.parent == tmp_path / "t" and second == compiled.folder()
-    second.rename(tmp_path / "elsewhere")
-    second.symlink_to(tmp_path / "elsewhere")  # planted by whoever else writes there
-    assert compiled.folder() not in (folder, second)
+    store = fresh_store()
+    assert store is not None and store.folder.parent == tmp_path
+    store.folder.chmod(0o777)
+    second = fresh_store()
+    assert second is not None and second.folder == tmp_path / "x" / "qwenref" / "kernels" / store.folder.name
+    (tmp_path / "x" / "qwenref" / "kernels").chmod(0o777)
+    third = fresh_store()
+    assert third is not None and third.folder.parent == tmp_path / "t" / f"qwenref-{os.getuid()}"
+    third.folder.parent.rename(tmp_path / "elsewhere")
+    third.folder.parent.symlink_to(tmp_path / "elsewhere")  # planted by whoever else writes there
+    assert fresh_store() is None
 
 
-def test_a_user_without_a_home_keeps_kernels_in_a_private_temporary_folder(tmp_path: Path) -> None:
-    """Nobody's process in a container: no $HOME, no entry in the passwd file; the second process compiles nothing."""
-    program = (
-        "from pathlib import Path; Path.home = lambda: (_ for _ in ()).throw(RuntimeError('no home'));"
-        "from qwenref.engine.kernels.cpu import compiled; print(compiled.config.CACHE_DIR)"
-    )
-    environment = os.environ | {"XDG_CACHE_HOME": "", "NUMBA_CACHE_DIR": "", "TMPDIR": str(tmp_path)}
-    run = [sys.executable, "-c", program]
-    first, second = (
-        subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
-    )
-    assert first == second and Path(first.strip()).parent == tmp_path
-    assert Path(first.strip()).stat().st_mode & 0o777 == 0o700
+def test_a_user_without_a_home_keeps_kernels_in_a_private_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_store: Callable[[], compiled.Store | None]
+) -> None:
+    """Nobody's process in a container: no $HOME, no entry in the passwd file; the second process finds the same."""
+
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = fresh_store()
+    assert store is not None and store == fresh_store()
+    assert store.folder.parent.parent == tmp_path and store.folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.chdir(tmp_path)  # what is unpacked here is the user's own too
+    assert fresh_store() is None

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qwenref.engine.bind import HF, renamed
+from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.engine.files import Checkpoint
 from qwenref.quant.tensor import QTensor, dequantize, quantize
 from qwenref.tools.convert import convert
-from qwenref.tools.diff_weights import compare_tensor
+from qwenref.tools.diff_weights import compare, compare_tensor
 from qwenref.tools.main import main
 
 from .models import model
@@ -57,7 +57,7 @@ def test_healthy_files_of_one_model(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_how_far_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures against NumPy's own; the rest stays identical."""
-    source = model(spell=HF)
+    source = model(spell="hf")
     x = dequantize(source.tensors[Q])
     y = x + np.float32(0.25) * (np.arange(x.size).reshape(x.shape) == 7)
     convert(source, tmp_path / "a.gguf")
@@ -76,7 +76,7 @@ def test_slabs_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x, y = (quantize(rng.standard_normal((37, 32)).astype(np.float32), f) for f in ("F32", "Q8_0"))
     whole = compare_tensor("w", x, y)
-    monkeypatch.setattr("qwenref.tools.diff_weights.SLAB", 64)
+    monkeypatch.setattr("qwenref.tools.diff_causes.SLAB", 64)
     parts = compare_tensor("w", x, y)
     assert (parts.max_abs, parts.unlike) == (whole.max_abs, whole.unlike)
     assert parts.relative_rms == pytest.approx(whole.relative_rms, rel=1e-12)
@@ -101,7 +101,7 @@ def test_nan_and_infinity(a: list[float], b: list[float], verdict: str, unlike: 
 
 
 def test_nan_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = model(spell=HF)
+    source = model(spell="hf")
     convert(source, tmp_path / "a")
     x = dequantize(source.tensors[NORM]).copy()
     x[3] = np.nan
@@ -134,7 +134,7 @@ def test_missing_and_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_tied_head_is_the_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One file repeats the embedding as its head, the other does not: the same model."""
-    tied = model(spell=HF, tied=True)
+    tied = model(spell="hf", tied=True)
     head = replace(tied.tensors["model.embed_tokens.weight"], name="lm_head.weight")
     untied = replace(
         tied, tensors=tied.tensors | {head.name: head}, config=replace(tied.config, tie_word_embeddings=False)
@@ -148,7 +148,7 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path, capsys: pytest.CaptureFixt
 def folder_of(path: Path, tensors: dict[str, np.ndarray]) -> Path:
     """A folder of safetensors that holds these tensors alone, and says that it is tied."""
     m = model()
-    tied = {n: w for n, w in m.tensors.items() if renamed(n, HF) != "lm_head.weight"}
+    tied = {n: w for n, w in m.tensors.items() if QWEN2.renamed(n, "hf") != "lm_head.weight"}
     convert(replace(m, tensors=tied, config=replace(m.config, tie_word_embeddings=True)), path)
     save_file(tensors, path / "model.safetensors")
     return path
@@ -184,3 +184,142 @@ def test_wrong_label_is_suspected() -> None:
     right = quantize(values, "BF16")
     row = compare_tensor("w", right, replace(right, format="F16"))
     assert row.verdict == "differ" and "B looks like BF16 labelled F16" in row.note
+
+
+# -- what a difference is: planted by NumPy, named by the command ----------------------------------------------------
+
+ZERO = "model.layers.0."
+K_BIAS, GATE, UP = ZERO + "self_attn.k_proj.bias", ZERO + "mlp.gate_proj.weight", ZERO + "mlp.up_proj.weight"
+O, DOWN = ZERO + "self_attn.o_proj.weight", ZERO + "mlp.down_proj.weight"
+
+
+def llama_permute(x: np.ndarray, heads: int) -> np.ndarray:
+    """As llama.cpp's convert_hf_to_gguf.py (LlamaModel.permute) reorders Q and K for RoPE of adjacent pairs."""
+    return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def llama_unpermute(x: np.ndarray, heads: int) -> np.ndarray:
+    return x.reshape(heads, x.shape[0] // heads // 2, 2, *x.shape[1:]).swapaxes(2, 1).reshape(x.shape)
+
+
+def shuffled(x: np.ndarray, axis: int = 0) -> np.ndarray:
+    return np.take(x, np.random.default_rng(3).permutation(x.shape[axis]), axis)
+
+
+def swapped(x: np.ndarray, a: int, b: int) -> np.ndarray:
+    order = np.arange(len(x))
+    order[[a, b]] = b, a
+    return x[order]
+
+
+def heads_moved(x: np.ndarray, axis: int) -> np.ndarray:
+    """Four heads of 16, rows or columns, in the order 2 0 1 3."""
+    return np.take(x, np.arange(64).reshape(4, 16)[[2, 0, 1, 3]].reshape(-1), axis)
+
+
+CAUSES = {
+    "negated": (Q, lambda x: -x, "A's negated, exactly"),
+    "twice": (Q, lambda x: 2 * x, "A's times 2, exactly"),
+    "a little larger": (DOWN, lambda x: x * np.float32(1.001), "A's times 1.001"),
+    "a norm of twice": (NORM, lambda x: x * 2, "A's times 2, exactly"),
+    "by row": (UP, lambda x: x * 2.0 ** (np.arange(96) % 3)[:, None], "each row times a factor of its own, 1 to 4, ex"),
+    "transposed": (Q, lambda x: x.T, "the transpose of A's, exactly"),
+    "transposed shape": (DOWN, lambda x: x.T, "the transpose of A's, exactly"),
+    "interleaved": (Q, lambda x: llama_permute(x, 4), "halves of each head interleaved, as Llama's RoPE has them, exa"),
+    "interleaved bias": (K_BIAS, lambda x: llama_permute(x, 2), "halves of each head interleaved"),
+    "taken apart": (Q, lambda x: llama_unpermute(x, 4), "A is interleaved, as Llama's RoPE has it, exactly"),
+    "rows": (UP, shuffled, "its rows in another order ("),
+    "two rows": (UP, lambda x: swapped(x, 3, 90), "rows 3 and 90 exchanged, exactly"),
+    "two values of a bias": (K_BIAS, lambda x: swapped(x, 0, 1), "rows 0 and 1 exchanged, exactly"),
+    "reversed": (GATE, lambda x: x[::-1], "its rows in reverse, exactly"),
+    "halves": (GATE, lambda x: np.roll(x, 48, 0), "the two halves of its rows exchanged, exactly"),
+    "heads": (Q, lambda x: heads_moved(x, 0), "its heads of 16 rows in the order 2 0 1 3, exactly"),
+    "heads of o": (O, lambda x: heads_moved(x, 1), "its heads of 16 columns in the order 2 0 1 3, exactly"),
+    "columns": (DOWN, lambda x: shuffled(x, 1), "its columns in another order ("),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_causes(cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In safetensors, written plainly: they may hold what no Qwen2 is."""
+    name, make, says = CAUSES[cause]
+    a = model(spell="hf")
+    for folder in ("a", "b"):
+        convert(a, tmp_path / folder)
+    held = {n: dequantize(w) for n, w in a.tensors.items()}
+    save_file(held | {name: np.ascontiguousarray(make(held[name]), np.float32)}, tmp_path / "b" / "model.safetensors")
+    status, found = diff(capsys, tmp_path / "a", tmp_path / "b")
+    (row,) = [r for r in found["tensors"] if not r["verdict"].startswith("identical")]
+    assert status == 1 and row["name"] == name
+    assert row["note"].startswith("B holds ") and says in row["note"], row["note"]
+    assert row["note"].endswith(", exactly") or "but for a relative RMS of" in row["note"]
+
+
+def with_tensors(a: Checkpoint, of: dict[str, str], format: str = "F32") -> Checkpoint:
+    """Each named tensor holds the values of the other."""
+    held = {
+        n: quantize(dequantize(a.tensors[other]), format if len(a.tensors[n].shape) > 1 else "F32", n)
+        for n, other in of.items()
+    }
+    return replace(a, tensors=a.tensors | held)
+
+
+@pytest.mark.parametrize(("format", "left"), [("F32", ", exactly"), ("Q8_0", ", but for a relative RMS of")])
+def test_gate_and_up_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str, left: str) -> None:
+    """Also where B is a quantised file of the same values."""
+    a = model(spell="hf")
+    convert(a, tmp_path / "a.gguf")
+    convert(with_tensors(a, {GATE: UP, UP: GATE}, format), tmp_path / "b.gguf")
+    found = diff(capsys, tmp_path / "a.gguf", tmp_path / "b.gguf")[1]
+    notes = {r["name"]: r["note"] for r in found["tensors"] if r["verdict"] == "differ"}
+    assert notes.keys() == {GATE, UP}
+    assert notes[GATE].startswith(f"B holds A's {UP}{left}") and notes[GATE].endswith(": the two are exchanged")
+    assert notes[UP].startswith(f"B holds A's {GATE}{left}")
+
+
+@pytest.mark.parametrize("format", ["F32", "Q8_0"])
+@pytest.mark.parametrize("moved", [{0: 1, 1: 2}, {0: 2, 2: 0}], ids=["shifted", "exchanged"])
+def test_layers_that_stand_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], moved: dict[int, int], format: str
+) -> None:
+    a = model(spell="hf", layers=3)
+    inside = [n.removeprefix(ZERO) for n in a.tensors if n.startswith(ZERO)]
+    of = {f"model.layers.{i}.{n}": f"model.layers.{j}.{n}" for i, j in moved.items() for n in inside}
+    convert(a, tmp_path / "a.gguf")
+    convert(with_tensors(a, of, format), tmp_path / "b.gguf")
+    found = diff(capsys, tmp_path / "a.gguf", tmp_path / "b.gguf")[1]
+    assert found["layers_of_a"] == {str(i): j for i, j in moved.items()}
+    assert main(["diff", "--weights", str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf")]) == 1
+    first, *_ = capsys.readouterr().out.splitlines()
+    said = ", ".join(f"{i} is A's {j}" for i, j in moved.items())
+    assert first == f"layers of B that are other layers of A: {said}"
+
+
+@pytest.mark.parametrize("seed", range(7, 10))  # 0 made the weights: its noise would be their own
+@pytest.mark.parametrize("format", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_no_cause_is_claimed_of_noise_or_of_other_weights(format: str, seed: int) -> None:
+    """A quantised file is no scaled one, a fine-tuned tensor no permuted one, another model's no other tensor."""
+    a = model(spell="hf")
+    rng = np.random.default_rng(seed)
+
+    def rounded(w: QTensor) -> QTensor:
+        return replace(quantize(dequantize(w), format if len(w.shape) > 1 else "F32"), name=w.name)
+
+    def tuned(w: QTensor) -> QTensor:
+        x = dequantize(w)
+        return quantize(x + np.float32(0.02) * rng.standard_normal(x.shape).astype(np.float32), "F32", w.name)
+
+    def random(w: QTensor) -> QTensor:
+        return quantize(rng.standard_normal(w.shape).astype(np.float32), "F32", w.name)
+
+    for change in (rounded, tuned, random):
+        b = replace(a, tensors={n: change(w) for n, w in a.tensors.items()})
+        assert [r.note for r, _ in compare(a, b) if r.note] == []
+
+
+def test_the_same_memory_is_only_said_of_the_same_values() -> None:
+    x = quantize(np.arange(12, dtype=np.float32).reshape(3, 4), "F32")
+    row = compare_tensor("w", x, quantize(dequantize(x).T.copy(), "F32"))
+    assert row.verdict == "shapes differ" and row.note == "B holds the transpose of A's, exactly"
+    other = compare_tensor("w", x, quantize(np.random.default_rng(0).standard_normal((4, 3)).astype("f4"), "F32"))
+    assert (other.verdict, other.note) == ("shapes differ", "")

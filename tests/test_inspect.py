@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from qwenref.engine.files import open_checkpoint
+from qwenref.quant.errors import BadInput
 from qwenref.tools.main import main
+from qwenref.tools.show import check
 
 from .gguf_builder import ARR, I32, STR, TENSORS, Gguf, Tensor, array
+from .tiny import tiny_weights, write_gguf
 
 GOOD = Gguf()
 
@@ -98,6 +102,20 @@ def test_g48_scales_that_are_no_numbers(
     status, out, err = inspect(capsys, path, "--check")
     assert (status, out) == (2, "")
     assert err == f"engine inspect: {path}: tensor blk.0.ffn_down.weight: row 1 holds a NaN or an infinity\n"
+
+
+def test_check_names_every_tensor_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    w = tiny_weights()
+    for t in (w.layers[0].ffn_down, w.layers[1].attn_norm_D, w.final_norm_D):
+        t.data.view("<f4")[3] = NAN
+    path = write_gguf(tmp_path / "m.gguf", w)
+    assert inspect(capsys, path, "--check")[0] == 2
+    with pytest.raises(BadInput) as error:
+        check(open_checkpoint(path))
+    assert str(error.value) == (
+        f"{path}: tensor output_norm.weight: row 3 holds a NaN or an infinity, and so do 2 tensors more: "
+        "blk.0.ffn_down.weight, blk.1.attn_norm.weight"
+    )
 
 
 def test_check_passes_and_finds_misfits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenref.engine.bind import HF
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.safetensors import _read_file
 from qwenref.engine.tokenizer import Tokenizer
@@ -313,6 +312,15 @@ def test_pickles_are_refused_by_name(tmp_path: Path) -> None:
         refused(path, "ickle", "convert it to safetensors")
 
 
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x0480, ord("<")])
+def test_a_headers_length_may_begin_as_another_kind_of_file_does(length: int, tmp_path: Path) -> None:
+    """0x80 is a pickle's first byte, and the first byte of one length in 32 that the library writes."""
+    path = file(tmp_path, json.dumps({"w": GOOD}, separators=(",", ":")).encode().ljust(length))
+    assert path.read_bytes()[0] == length & 0xFF
+    tensors, _ = _read_file(path)
+    assert [*tensors] == ["w"]
+
+
 def test_one_shard_alone(tmp_path: Path) -> None:
     folder = small_folder(tmp_path, 2)
     refused(folder / "model-00001-of-00002.safetensors", "one shard of several", str(folder))
@@ -407,4 +415,4 @@ def test_save_pretrained_opens_as_it_is(tmp_path: Path, tied: bool, dtype: str) 
 
 
 def test_hf_names(tmp_path: Path) -> None:
-    assert open_checkpoint(small_folder(tmp_path)).tensors.keys() == model(spell=HF).tensors.keys()
+    assert open_checkpoint(small_folder(tmp_path)).tensors.keys() == model(spell="hf").tensors.keys()

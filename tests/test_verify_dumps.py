@@ -3,6 +3,7 @@ statement, never a pass by default."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ import pytest
 
 from qwenref.quant.errors import BadInput
 from qwenref.trace.dump import Dump, Entry
-from qwenref.trace.report import sentence
+from qwenref.trace.report import as_json, sentence, text
+from qwenref.trace.report_html import page
 from qwenref.trace.verify import verify
 from qwenref.trace.verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 
@@ -261,3 +263,80 @@ def test_a_quantiser_that_no_recipe_has() -> None:
 
     alone = verify(dump_of(w, "HF float32", list(range(20)), mistakes={("ffn_gate", 1): one}), w)
     assert [(f.layer, f.stage) for f in alone.findings if f.verdict == UNEXPLAINED] == [(1, "ffn_gate")]
+
+
+# -- every subset of a dump ------------------------------------------------------------------------------------------
+
+FOREIGN = ("HF float32", "ggml, 16-bit KV")
+CORRUPTED: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "scaled": lambda x, rng: x * np.float32(1.25),
+    "negated": lambda x, rng: -x,
+    "zeros": lambda x, rng: 0 * x,
+    "noisy": lambda x, rng: x + np.float32(0.1) * rng.standard_normal(x.shape).astype(np.float32),
+    "random": lambda x, rng: rng.standard_normal(x.shape).astype(np.float32),
+    "rolled": lambda x, rng: np.roll(x, 1),
+    "a NaN": lambda x, rng: np.where(np.arange(x.size).reshape(x.shape) == x.size // 2, np.float32(np.nan), x),
+    "infinite": lambda x, rng: np.full_like(x, np.inf),
+    "huge": lambda x, rng: np.clip(x, -1, 1) * np.float32(3e38),
+}
+
+
+def subset(dump: Dump, rng: np.random.Generator) -> Dump:
+    """Some stages of some layers, or files by chance."""
+    if rng.random() < 0.5:
+        names = set(rng.choice(sorted({e.stage.name for e in dump.entries}), rng.integers(1, 5), replace=False))
+        layers = {None if n == 3 else n for n in rng.choice(4, rng.integers(1, 5), replace=False)}
+        return only(dump, lambda e: e.stage.name in names and e.layer in layers)
+    part = rng.choice([0.03, 0.1, 0.3, 0.7, 0.95])
+    return only(dump, lambda e: rng.random() < part)
+
+
+def judged(dump: Dump) -> Verification:
+    """A verdict or a reason for every file, and every report can be written."""
+    v = verify(dump, W)
+    assert len(v.findings) == len(dump.entries)
+    assert all(f.reason for f in v.findings if f.verdict == UNJUDGED)
+    json.dumps(as_json(v), allow_nan=False)
+    assert text(v) and page(v, "dump", "model")
+    return v
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("engine", FOREIGN)
+def test_each_stage_alone_and_any_subset_of_a_healthy_dump(engine: str, manifest: bool) -> None:
+    dump = healthy(engine, steps=[5, 7], manifest=manifest)
+    names = sorted({e.stage.name for e in dump.entries})
+    rng = np.random.default_rng(FOREIGN.index(engine))
+    groups = [{name} for name in names] + [set(rng.choice(names, 2)) for _ in range(10)]
+    cases = [only(dump, lambda e, names=group: e.stage.name in names) for group in groups]  # type: ignore[misc]
+    cases += [subset(dump, rng) for _ in range(8)]
+    for case in cases:
+        wrong = [f.key for f in judged(case).findings if f.verdict == UNEXPLAINED]
+        assert not wrong, (wrong, [e.key for e in case.entries])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("manifest", [True, False])
+@pytest.mark.parametrize("kind", CORRUPTED)
+def test_one_wrong_file_in_any_subset(kind: str, manifest: bool) -> None:
+    """Whatever is there and whatever is wrong with it: findings, no traceback, no warning of NumPy's."""
+    dump = healthy(steps=[5, 7], manifest=manifest)
+    rng = np.random.default_rng(list(CORRUPTED).index(kind))
+    for _ in range(6):
+        case = subset(dump, rng)
+        if not case.entries:
+            continue
+        bad = case.entries[rng.integers(len(case.entries))].key
+        judged(changed(case, lambda e, b=bad: with_values(e, CORRUPTED[kind](e.values(), rng)) if e.key == b else e))  # type: ignore[misc]
+
+
+def test_probabilities_of_more_keys_than_the_last_position_has() -> None:
+    """The residual before, the soft-max, and logits that are wrong: one position of the soft-max is looked at, too."""
+    kept = {(0, 1, "post_ffn_residual"), (0, 2, "attn_softmax"), (0, None, "lm_head")}
+    for manifest in (True, False):
+        dump = only(healthy(manifest=manifest), lambda e: e.key in kept)
+        v = judged(changed(dump, lambda e: with_values(e, -e.values()) if e.stage.name == "lm_head" else e))
+        assert at(v, "lm_head", None).verdict == UNEXPLAINED
+        assert "factor" in {h["name"] for h in at(v, "lm_head", None).hypotheses}
+        assert at(v, "attn_softmax", 2).verdict in (EXACT, REPRODUCED)

@@ -104,8 +104,8 @@ def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **s
     """
     c = tiny_config(**sizes)
     rng = np.random.default_rng(seed)
-    a = c.architecture
-    shapes = {t.role: t.shape(c.sizes) for t in a.tensors}
+    tensors = list(c.architecture.tensors_of(c.num_hidden_layers))
+    shapes = {t.role: t.shape(c.sizes) for t, _ in tensors}
     of_role = {r: formats for r in shapes if r not in NORMS + BIASES} if isinstance(formats, str) else formats
 
     assert of_role.keys() <= shapes.keys(), f"no roles: {of_role.keys() - shapes.keys()}"
@@ -119,10 +119,8 @@ def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **s
             return tiny_tensor(name, fmt, shape, std=0.5, mean=0.0, rng=rng)
         return tiny_tensor(name, fmt, shape, std=1.0 if role == "embed" else shape[-1] ** -0.5, mean=0.0, rng=rng)
 
-    tensors = [tensor(t.role, t.ggml) for t in a.whole.values() if t.role != "lm_head" or not c.tie_word_embeddings]
-    for i in range(c.num_hidden_layers):
-        tensors += [tensor(t.role, t.ggml.format(i)) for stacked in a.layer.values() for t in stacked]
-    return bind(c, {t.name: t for t in tensors})
+    wanted = [(t, i) for t, i in tensors if not (t.role == "lm_head" and c.tie_word_embeddings)]
+    return bind(c, {t.ggml.format(i): tensor(t.role, t.ggml.format(i)) for t, i in wanted})
 
 
 def backends() -> list[Any]:

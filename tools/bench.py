@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +17,8 @@ from statistics import median
 from typing import Any
 
 from ..quant.errors import BadInput
+from .child import end_with_parent, own_process, run_to_the_end
+from .signals import end_at_a_cut_file
 
 READS = 8  # of all weights, before a round and after it: what the machine reads moves from second to second
 WARM_UP = 8  # tokens that nobody counts
@@ -49,8 +53,6 @@ def prompt_ids(count: int, vocab_size: int) -> list[int]:
 
 
 def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
-    import numba
-
     from ..engine.generate import generate
     from ..engine.kernels import backend
     from ..engine.kernels.cpu.bandwidth import read_weights
@@ -86,7 +88,7 @@ def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated
         return {"prompt_s": prompt_s, "generate_s": generate_s, "read_bytes_per_s": median(before + reading())}
 
     run(WARM_UP, 2)
-    return {"threads": numba.get_num_threads(), "bytes_per_token": read_weights(w)}, round_
+    return {"threads": threads, "bytes_per_token": read_weights(w)}, round_
 
 
 def open_llama_cpp(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
@@ -135,7 +137,10 @@ def peak_memory() -> int:
 
 
 def work(pipe: Connection, engine: str, *arguments: Any) -> None:
-    """A process: loads, says so, then runs a round for every message, until it gets None."""
+    """A process: loads, says so, then runs a round for every message, until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what an interruption means
+    end_with_parent()
+    end_at_a_cut_file(lambda line: pipe.send(BadInput(line)))
     try:
         facts, round_ = ENGINES[engine](*arguments)
         pipe.send(facts)
@@ -143,7 +148,7 @@ def work(pipe: Connection, engine: str, *arguments: Any) -> None:
             pipe.send(round_() | {"peak_bytes": peak_memory()})
     except BadInput as error:
         pipe.send(error)
-    except EOFError:
+    except (EOFError, ConnectionError):
         pass
 
 
@@ -154,13 +159,13 @@ class Bench:
     """One configuration's process, and what it has measured."""
 
     def __init__(self, engine: str, path: str, precision: str, threads: int, prompt: int, generated: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
+        self.pipe, there = multiprocessing.Pipe()
         self.engine, self.precision, self.prompt, self.generated = engine, precision, prompt, generated
-        arguments = (there, engine, path, precision, threads, prompt, generated)
-        self.process = context.Process(target=work, args=arguments, daemon=True)
+        counts = map(str, (there.fileno(), threads, prompt, generated))
         started = time.perf_counter()
-        self.process.start()
+        self.process = subprocess.Popen(
+            own_process(__name__, engine, path, precision, *counts), stdin=subprocess.PIPE, pass_fds=[there.fileno()]
+        )
         there.close()
         self.facts = self.hear()
         self.load_s = time.perf_counter() - started
@@ -181,7 +186,7 @@ class Bench:
 
     def close(self) -> None:
         self.pipe.close()
-        self.process.join(10)
+        self.process.communicate()
 
     def speeds(self, phase: str) -> list[float]:
         count = self.prompt if phase == "prompt" else self.generated
@@ -219,16 +224,14 @@ def first_token_s(path: str, precision: str, threads: int) -> float:
     """Seconds from the command to the first token of a short prompt, as a user has it the second time: the median of
     three, after one that warms the caches up.
     """
-    import subprocess
-
-    command = [sys.executable, "-m", f"{__package__}.main", "run", "-m", path, "-p", "What is 2+2?", "-n", "1"]
+    command = [f"{__package__}.main", "run", "-m", path, "-p", "What is 2+2?", "-n", "1"]
     command += ["--precision", precision, "-t", str(threads)]
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BadInput(done.stderr.splitlines()[-1] if done.stderr else f"engine run ended with {done.returncode}")
+        status, said = run_to_the_end(*command)
+        if status:
+            raise BadInput(said.splitlines()[-1] if said else f"engine run ended with {status}")
         seconds.append(time.perf_counter() - started)
     return median(seconds[1:])
 
@@ -304,3 +307,8 @@ def main(args: argparse.Namespace) -> int:
             bench.close()
     print(json.dumps(rows) if args.json else table(rows))
     return 0
+
+
+if __name__ == "__main__":
+    engine, path, precision, pipe, *counts = sys.argv[1:]
+    work(Connection(int(pipe)), engine, path, precision, *map(int, counts))

@@ -27,6 +27,7 @@ from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
+from .leftovers import written_down
 
 # llama.cpp's llama_ftype by the format that most weights have; for readers' eyes only.
 FILE_TYPES = {
@@ -73,8 +74,7 @@ def write(
 
     tensors = [counted(t) for t in tensors]
     try:
-        beside = Beside(destination, folder=kind == "safetensors")
-        try:
+        with written_down(destination), Beside(destination, folder=kind == "safetensors") as beside:
             if kind == "safetensors":
                 write_folder(source, v, beside.path, tensors, told)
             else:
@@ -84,10 +84,10 @@ def write(
                     else:
                         write_apr(file, apr_metadata(source, v, tensors), tensors, told)
             compare(open_checkpoint(beside.path), source.config, v, tensors, crc, told)
+            source.check_unchanged()
             beside.move()
-        finally:
-            beside.discard()
     except OSError as error:
+        source.check_unchanged()  # a system call that finds no memory behind a cut file fails as if the disk had
         raise BadInput(f"{destination}: cannot be written: {error.strerror or error}") from None
 
 

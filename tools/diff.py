@@ -16,6 +16,7 @@ from ..quant.errors import BadInput
 from ..trace.compare import Choice, Comparison, choice, compare, place
 from ..trace.dump import Entry
 from ..trace.pair import Pairs, pair_dumps, pair_files
+from .terminal import one_line
 
 TOLERANCE, TOP = 1e-3, 10
 
@@ -145,7 +146,7 @@ def write_csv(pairs: Pairs, rows: list[Row], tolerance: float) -> None:
 def print_text(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> None:
     first = first_beyond(rows, args.tolerance)
     width = max(len(r.a.label) for r in rows)
-    print(f"A {args.a}\nB {args.b}\nrelative = RMS(A - B) / RMS(A)\n")
+    print(f"A {one_line(args.a)}\nB {one_line(args.b)}\nrelative = RMS(A - B) / RMS(A)\n")
     print(f"{'stage':<{width}} {'elements':>10} {'cosine':>13} {'RMS(A-B)':>10} {'relative':>10} {'max |A-B|':>10}  at")
     for r in rows:
         f = r.figures
@@ -155,7 +156,7 @@ def print_text(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> None:
         line = (
             f"{r.a.label:<{width}} {f.elements:>10} {cosine:>13} {f.rms_diff:>10.3e} {relative:>10} {f.max_abs:>10.3e}"
         )
-        print(f"{line}  {at}{'  <-- first beyond the tolerance' if r is first else ''}")
+        print(one_line(f"{line}  {at}{'  <-- first beyond the tolerance' if r is first else ''}"))
         if f.first_mismatch is not None:
             where = place(r.a, f.first_mismatch, pairs.sizes)
             print(f"{'':<{width}} {f.mismatched} elements are NaN or Inf on one side only, the first at {where}")
@@ -170,13 +171,14 @@ def print_text(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> None:
             )
     shown = first or (rows[0] if len(rows) == 1 else None)
     if shown and shown.figures.top:
-        print(f"\nlargest differences of {shown.a.label}:")
+        print(f"\nlargest differences of {one_line(shown.a.label)}:")
         for d in shown.figures.top:
             print(f"  {place(shown.a, d.index, pairs.sizes):<40} A {d.a:< 16.9g} B {d.b:< 16.9g} |A-B| {d.size:.6e}")
     print()
     for name, labels in (("only in A", pairs.only_a), ("only in B", pairs.only_b), ("no stage", pairs.ignored)):
         if labels:
-            print(f"not compared, {name}: {len(labels)} ({', '.join(labels[:4])}{', ...' if len(labels) > 4 else ''})")
+            few = f"{', '.join(labels[:4])}{', ...' if len(labels) > 4 else ''}"
+            print(one_line(f"not compared, {name}: {len(labels)} ({few})"))
     if pairs.apart:
         print(f"not compared, fed another token: {len(pairs.apart)}, from {pairs.apart[0]} on")
     needed = max(r.figures.relative for r in rows)

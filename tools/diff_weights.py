@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..quant.errors import BadInput
 from ..quant.label import mislabelled
-from ..quant.tensor import QTensor, dequantize
+from ..quant.tensor import QTensor, format_module
+from .diff_causes import NOISE, WHOLE, Others, cause_of, distance, rows_of, transposed
 from .load import open_model
 from .models import resolve
 from .terminal import one_line
 
-SLAB = 1 << 22  # values compared at a time
+LAYER = re.compile(r"\.layers\.(\d+)\.")
 ORDER = ("identical bytes", "identical values", "differ", "shapes differ", "only in A", "only in B")
 
 
@@ -36,6 +39,7 @@ class Row:
     relative_rms: float | None = None
     unlike: int = 0  # values that differ
     note: str = ""
+    holds: str | None = None  # the tensor of A that B's is
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,6 +60,10 @@ def main(args: argparse.Namespace) -> int:
             rows.append(row)
             done += size
             show(done)
+    for opened in (one, two):
+        opened.check_unchanged()
+    rows = exchanged(rows)
+    moved = layers_moved(rows)
     if not any(row.a and row.b for row in rows):
         raise BadInput(f"{a} and {b} have no tensor in common")
     counts = {verdict: n for verdict in ORDER if (n := Counter(row.verdict for row in rows)[verdict])}
@@ -65,13 +73,10 @@ def main(args: argparse.Namespace) -> int:
         if (other := getattr(two.config, field)) != value and field != "tie_word_embeddings"
     }
     if args.json:
-        print(
-            json.dumps(
-                {"a": str(a), "b": str(b), "counts": counts, "config": settings, "tensors": list(map(plain, rows))}
-            )
-        )
+        found = {"a": str(a), "b": str(b), "counts": counts, "config": settings, "layers_of_a": moved}
+        print(json.dumps(found | {"tensors": list(map(plain, rows))}))
     else:
-        for line in describe(rows, counts, settings):
+        for line in describe(rows, counts, settings, moved):
             print(one_line(line))
     return 0 if set(counts) <= {"identical bytes", "identical values"} else 1
 
@@ -79,13 +84,14 @@ def main(args: argparse.Namespace) -> int:
 def compare(one: Checkpoint, two: Checkpoint) -> Iterator[tuple[Row, int]]:
     """A row for each tensor of either file, matched by its role, with the bytes of A that it took."""
     a, b = by_role(one), by_role(two)
+    others = Others(a)
     for name in (*a, *(name for name in b if name not in a)):
         if name not in b or name not in a:
             verdict, x = ("only in A", a[name]) if name in a else ("only in B", b[name])
             said = label(x)
             yield Row(name, verdict, *((said, None) if name in a else (None, said))), x.data.size if name in a else 0
         else:
-            yield compare_tensor(name, a[name], b[name]), a[name].data.size
+            yield compare_tensor(name, a[name], b[name], one.config, others), a[name].data.size
 
 
 def by_role(model: Checkpoint) -> dict[str, QTensor]:
@@ -102,44 +108,71 @@ def label(w: QTensor) -> str:
     return f"{w.format} {list(w.shape)}"
 
 
-def compare_tensor(name: str, x: QTensor, y: QTensor) -> Row:
-    """Bytes first; then values, a slab at a time, in float64 where they differ."""
+def compare_tensor(name: str, x: QTensor, y: QTensor, c: Config | None = None, others: Others | None = None) -> Row:
+    """Bytes first; then values, in float64 where they differ; then, with the rest of A to look at, why they do."""
     a, b, notes = label(x), label(y), []
     for which, w in (("A", x), ("B", y)):
         if likely := mislabelled(w):
             notes.append(f"{which} looks like {likely} labelled {w.format}")
-    if x.shape != y.shape and x.shape == y.shape[::-1] and x.format == y.format and x.data.size == y.data.size:
-        notes.append("the same memory, labelled [out, in] and [in, out]")
-        y = replace(y, shape=x.shape)
-    if x.shape != y.shape:
-        return Row(name, "shapes differ", a, b, note="; ".join(notes))
-    if x.format == y.format and np.array_equal(x.data, y.data):
-        return Row(name, "identical bytes", a, b, 0.0, 0.0, note="; ".join(notes))
-    if not math.prod(x.shape):
+    if not math.prod(x.shape) and x.shape == y.shape:
         return Row(name, "identical values", a, b, 0.0, 0.0, note="no values")
     x, y = (replace(w, shape=w.shape or (1,)) for w in (x, y))  # a single value is a row of one
-    largest, square, scale, unlike, incomparable = 0.0, 0.0, 0.0, 0, 0
-    step = max(1, SLAB * x.shape[0] // math.prod(x.shape))
-    for start in range(0, x.shape[0], step):
-        stop = min(start + step, x.shape[0])
-        u, v = dequantize(x, start, stop), dequantize(y, start, stop)
-        other = ~((u == v) | (np.isnan(u) & np.isnan(v)))
-        scale += float(np.sum(np.square(u[np.isfinite(u)], dtype=np.float64)))
-        if other.any():
-            unlike += int(np.count_nonzero(other))
-            p, q = u[other].astype(np.float64), v[other].astype(np.float64)
-            finite = np.isfinite(p) & np.isfinite(q)
-            incomparable += int(np.count_nonzero(~finite))
-            gap = np.abs(p - q)[finite]
-            largest = max(largest, float(gap.max(initial=0)))
-            square += float(np.sum(np.square(gap)))
-    if not unlike:
-        return Row(name, "identical values", a, b, 0.0, 0.0, note="; ".join(notes))
-    if incomparable:
-        notes.append(f"{incomparable} NaN or infinite against another value")
-        return Row(name, "differ", a, b, math.nan, math.nan, unlike, "; ".join(notes))
-    relative = math.sqrt(square / scale) if scale else math.inf
-    return Row(name, "differ", a, b, largest, relative, unlike, "; ".join(notes))
+    with np.errstate(all="ignore"):  # NaN, infinities and what overflows are counted
+        if x.shape != y.shape:
+            if x.shape != y.shape[::-1]:
+                return Row(name, "shapes differ", a, b, note="; ".join(notes))
+            y, turned = turn(x, y)
+            notes.append(turned)
+            if x.shape != y.shape:
+                return Row(name, "shapes differ", a, b, note="; ".join(filter(None, notes)))
+        if x.format == y.format and np.array_equal(x.data, y.data):
+            return Row(name, "identical bytes", a, b, 0.0, 0.0, note="; ".join(notes))
+        raw = distance(rows_of(x), y)
+        if not raw.unlike:
+            return Row(name, "identical values", a, b, 0.0, 0.0, note="; ".join(notes))
+        if raw.incomparable:
+            notes.append(f"{raw.incomparable} NaN or infinite against another value")
+            return Row(name, "differ", a, b, math.nan, math.nan, raw.unlike, "; ".join(notes))
+        found = cause_of(name, x, y, raw, c, others) if c and others else None
+        if found:
+            notes.append(f"B holds {found[0].sentence}{nearly(found[1])}")
+        other = found[0].other if found else None
+        return Row(name, "differ", a, b, raw.largest, raw.relative, raw.unlike, "; ".join(notes), other)
+
+
+def turn(x: QTensor, y: QTensor) -> tuple[QTensor, str]:
+    """B of swapped axes: with A's shape if it is the same memory under another label, and what is to be said of it."""
+    fits = y.shape[0] % format_module(y.format).BLOCK == 0
+    same = replace(y, shape=x.shape)
+    if fits and distance(rows_of(x), same).relative <= NOISE:
+        return same, "the same memory, labelled [out, in] and [in, out]"
+    left = distance(transposed(x), y, WHOLE)
+    if not left.incomparable and left.relative <= NOISE:
+        return y, f"B holds the transpose of A's{nearly(left.relative if left.unlike else 0)}"
+    return y, ""
+
+
+def nearly(left: float) -> str:
+    return ", exactly" if not left else f", but for a relative RMS of {left:.2e}"
+
+
+def exchanged(rows: list[Row]) -> list[Row]:
+    """The rows, with a word where two tensors of A stand in each other's place."""
+    holds = {row.name: row.holds for row in rows}
+    mutual = {name for name, other in holds.items() if other and holds.get(other) == name}
+    return [replace(row, note=f"{row.note}: the two are exchanged") if row.name in mutual else row for row in rows]
+
+
+def layers_moved(rows: list[Row]) -> dict[int, int]:
+    """layer of B: the layer of A that it is, where all that differs in it says so."""
+    told: dict[int, set[int | None]] = {}
+    for row in rows:
+        at = LAYER.search(row.name)
+        if at and not row.verdict.startswith("identical"):
+            of = LAYER.search(row.holds or "")
+            same = of and row.holds == row.name[: at.start(1)] + of[1] + row.name[at.end(1) :]
+            told.setdefault(int(at[1]), set()).add(int(of[1]) if of and same else None)
+    return {b: a for b, (a, *more) in ((b, tuple(s)) for b, s in told.items()) if a is not None and not more}
 
 
 def plain(row: Row) -> dict[str, object]:
@@ -147,16 +180,23 @@ def plain(row: Row) -> dict[str, object]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row).items()}
 
 
-def describe(rows: list[Row], counts: dict[str, int], settings: dict[str, list[object]]) -> Iterator[str]:
-    """What is not identical, a line each, worst verdict last; then the sums."""
+def describe(
+    rows: list[Row], counts: dict[str, int], settings: dict[str, list[object]], moved: dict[int, int]
+) -> Iterator[str]:
+    """What is not identical, a line each, worst verdict last; layers that stand elsewhere in one; then the sums."""
     for row in sorted(rows, key=lambda row: (ORDER.index(row.verdict), row.relative_rms or 0)):
         if row.verdict.startswith("identical"):
             if row.note:
                 yield f"{row.name}: {row.note}"
             continue
+        if (at := LAYER.search(row.name)) and int(at[1]) in moved:
+            continue
         said = " against ".join(filter(None, (row.a, row.b)))
         size = f": max |a-b| {row.max_abs:.3e}, relative RMS {row.relative_rms:.3e}" if row.max_abs is not None else ""
         yield f"{row.name} ({said}) {row.verdict}{size}{'; ' + row.note if row.note else ''}"
+    if moved:
+        said = ", ".join(f"{b} is A's {a}" for b, a in sorted(moved.items()))
+        yield f"layers of B that are other layers of A: {said}"
     for field, (x, y) in settings.items():
         yield f"config: {field} is {x} in A, {y} in B"
     yield ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + f" ({len(rows)} tensors)"

@@ -87,14 +87,15 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    where = {"gguf_file": path.name} if path.is_file() else {}
+    # Absolute: Transformers looks for a bare name in the working directory first.
+    where = {"gguf_file": str(path.absolute())} if path.is_file() else {}
     folder = path.parent if where else path
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device {device}: {str(error).splitlines()[0]}") from None
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **where)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: Transformers cannot open it: {str(error).splitlines()[0]}") from None
     if config.model_type != "qwen2":
@@ -102,9 +103,8 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
     auto: Any = AutoModelForCausalLM
-    model, info = auto.from_pretrained(
-        folder, dtype=first, attn_implementation="eager", local_files_only=True, output_loading_info=True, **where
-    )
+    how: dict[str, Any] = {"attn_implementation": "eager", "local_files_only": True, "trust_remote_code": False}
+    model, info = auto.from_pretrained(folder, dtype=first, output_loading_info=True, **how, **where)
     if info["missing_keys"]:
         name = min(map(str, info["missing_keys"]))
         raise BadInput(

@@ -20,6 +20,7 @@ from ..trace.plan import Plan, plan
 from ..trace.stages import by_name
 from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
+from .leftovers import written_down
 from .load import open_weights
 from .prompt import given_tokens
 from .record import (
@@ -89,7 +90,7 @@ def write_dump(
     did not come.
     """
     c, made, logits = j.checkpoint.config, list[int](), list[NDArray[np.floating[Any]]]()
-    with DumpWriter(j.target, {}, c.sizes) as writer, engine as forward:
+    with written_down(j.target), DumpWriter(j.target, {}, c.sizes) as writer, engine as forward:
         for phase in range(j.plan.decode_steps + 1):
             tokens = made[-1:] if phase else j.ids
             past = len(j.ids) + phase - 1 if phase else 0
@@ -109,6 +110,7 @@ def write_dump(
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)
         writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(absent))
+        j.checkpoint.check_unchanged()
     report = {
         "tokens": j.ids,
         "generated": made,

@@ -136,7 +136,7 @@ def main() -> None:
     import transformers
 
     source, target = (Path(word) for word in sys.argv[1:])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=str(source.absolute()))
     prompts: list[dict[str, Any]] = [
         {"name": name, "text": text, "prompt_ids": tokenizer(text).input_ids}
         for name, text in (TEXTS | long_texts()).items()

@@ -59,7 +59,7 @@ def main() -> None:
     import transformers
 
     source, target = (Path(word) for word in sys.argv[1:])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=str(source.absolute()))
     ids = {name: tokenizer(text).input_ids for name, text in PROMPTS.items()}
     model = load(source)
 

@@ -243,7 +243,7 @@ def main() -> None:
     import tokenizers
     import transformers
 
-    hf = transformers.AutoTokenizer.from_pretrained(args.model.parent, gguf_file=args.model.name)
+    hf = transformers.AutoTokenizer.from_pretrained(args.model.parent, gguf_file=str(args.model.absolute()))
     texts = corpus()
     without_nfc = [hf(t).input_ids for t in texts]
     if hf.backend_tokenizer.normalizer is None:

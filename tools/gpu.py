@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .child import own_process
+
 SECTIONS = ("card", "products", "speed", "parity", "verify")
 
 # Section -> its table's title and columns.
@@ -56,7 +58,7 @@ def main() -> int:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="qwenref-gpu-") as folder:
         for section in sections:
-            command = [sys.executable, "-u", "-m", f"{__package__}.gpu_sections", section, "--folder", folder]
+            command = own_process(f"{__package__}.gpu_sections", section, "--folder", folder)
             for name in ("models", "layers", "steps", "prompt", "against"):
                 if getattr(args, name) is not None:
                     command += [f"--{name}", str(getattr(args, name))]

@@ -28,6 +28,7 @@ from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from ..quant.tensor import QTensor, dequantize, format_module
 from ..trace.tap import SILENT
+from .child import own_process
 from .load import open_weights
 from .random_model import SHAPES, random_tensor, write_model
 
@@ -337,8 +338,8 @@ def verify(name: str, path: Path, folder: Path, found: Found) -> None:
 
 def engine(*arguments: str) -> tuple[int, str]:
     """Exit status and last line of a command of this package."""
-    code = f"import sys; from {__package__}.main import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    command = own_process(f"{__package__}.main", *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines() or [""]
     if done.returncode:
         print("\n".join(lines[-12:]), flush=True)

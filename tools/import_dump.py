@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engine.config import Config
-from ..engine.files.strict_json import parse_object
 from ..quant.errors import BadInput
 from ..quant.tensor import format_module
-from ..trace.stages import NAMES, STAGES, by_name, shape_of_count
+from ..trace import npy
+from ..trace.axes import Array, arranged, lengths
+from ..trace.stages import NAMES, STAGES, by_name
 from ..trace.store import DumpWriter, check_target
 from .facts import model_facts, run_facts
+from .import_map import PARTS, Rule, letters_of, read_map, rule
+from .leftovers import written_down
 from .load import open_weights
 from .prompt import parse_tokens
+from .terminal import one_line
 
-Array = NDArray[np.floating[Any]]
-PARTS = ("q_proj", "k_proj", "v_proj")  # in a map: a third of qkv_bias each
 SHOWN = 10  # names in a message
 
 # What model_addition_debugger_context(use_repr=False) writes, a safetensors file for each input and output of a module.
@@ -58,16 +57,6 @@ ARRAYS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Files of this name hold that stage. axes: the stage's letters in the file's order; scale: times the values."""
-
-    name: re.Pattern[str]
-    stage: str
-    axes: tuple[str, ...] | None = None
-    scale: float = 1.0
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = """Writes an APRT dump from what another tool has left in a folder:
   - Hugging Face's model_addition_debugger_context(model, debug_path=..., use_repr=False): safetensors files
@@ -77,7 +66,8 @@ llama.cpp's eval-callback text is not read: it holds 4 decimals and 6 values of 
     parser.epilog = """a map is JSON, file name (without .npy) -> stage; * is anything, {layer} a number:
   {"blk{layer}_norm1": "attn_norm", "blk{layer}_kq": {"stage": "attn_scores", "axes": "N S T", "scale": 0.125},
    "blk{layer}_q": "q_proj", "blk{layer}_k": "k_proj", "blk{layer}_v": "v_proj"}
-q_proj, k_proj and v_proj, after the bias, make qkv_bias together.
+q_proj, k_proj and v_proj, after the bias, make qkv_bias together. Axes of length 1 are dropped. Another order of axes,
+[D, T] or [N, T, H], is told by the sizes; where these leave a choice it is asked for. Scores have queries before keys.
 examples:
   engine import debugger-output/ dump/ -m model.gguf
   engine import arrays/ dump/ -m model.gguf --map names.json --tokens 3838,374,220"""
@@ -101,14 +91,16 @@ def main(args: argparse.Namespace) -> int:
     ids = parse_tokens(args.tokens) if args.tokens else tokens_of(files) if debugger else []
     if not stages:
         raise BadInput(f"{args.source}: no file is named as a stage is ({listed(unmapped)}); say which are with --map")
-    with DumpWriter(args.directory, {}, c.sizes) as writer:
-        written = write(writer, stages, c)
+    with written_down(Path(args.directory)), DumpWriter(args.directory, {}, c.sizes) as writer:
+        written, turned = write(writer, stages, c)
         writer.run.update(run_facts(checkpoint, "imported", "unknown", ids, []), model=model_facts(checkpoint))
         writer.run.update(engine="Transformers" if debugger else "unknown", imported_from=str(args.source))
         writer.run["absent"] = {s.name: "not in what was imported" for s in STAGES if s.name not in written}
-    if unmapped:
-        print(f"not imported, {len(unmapped)} files: {listed(unmapped)}", file=sys.stderr)
-    print(f"{len(writer.files)} stage files in {args.directory}: {', '.join(n for n in NAMES if n in written)}")
+    for what, which in ((f"not imported, {len(unmapped)} files", unmapped), ("read by their axes", turned)):
+        if which:
+            print(one_line(f"{what}: {listed(which)}"), file=sys.stderr)
+    stages_said = ", ".join(n for n in NAMES if n in written)
+    print(one_line(f"{len(writer.files)} stage files in {args.directory}: {stages_said}"))
     return 0
 
 
@@ -131,36 +123,6 @@ def arrays_in(folder: Path) -> dict[str, Path]:
             raise BadInput(f"{folder}: its values are only printed, not saved; run the debugger with use_repr=False")
         raise BadInput(f"{folder}: no .npy and no .safetensors file in it")
     return {f.relative_to(folder).with_suffix("").as_posix(): f for f in files}
-
-
-def rule(name: str, stage: str, axes: tuple[str, ...] | None = None, scale: float = 1.0) -> Rule:
-    pattern = re.escape(name).replace(r"\*", ".*").replace(r"\{layer\}", r"(?P<layer>\d{1,9})")
-    return Rule(re.compile(pattern.replace(r"\{stage\}", f"(?P<stage>{'|'.join(NAMES)})")), stage, axes, scale)
-
-
-def read_map(path: Path) -> list[Rule]:
-    """The rules of a map. Raises BadInput that names the entry which cannot be understood."""
-    try:
-        told = parse_object(path.read_bytes(), str(path))
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from None
-    if not told:
-        raise BadInput(f"{path}: a map is a JSON object, file name -> stage")
-    rules = []
-    for name, what in told.items():
-        entry = {"stage": what} if isinstance(what, str) else what
-        stage, axes, scale = (
-            (entry.get(k) for k in ("stage", "axes", "scale")) if isinstance(entry, dict) else (0, 0, 0)
-        )
-        if stage not in (*NAMES, *PARTS):
-            raise BadInput(f"{path}: {name!r}: {stage!r} is no stage; the stages are {', '.join((*NAMES, *PARTS))}")
-        letters = None if axes is None else tuple(str(axes).split())
-        if letters and (stage in PARTS or sorted(letters) != sorted(by_name(stage).letters)):
-            raise BadInput(f"{path}: {name!r}: axes {axes!r} are not those of {stage} in another order")
-        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
-            raise BadInput(f"{path}: {name!r}: scale {scale!r} is no number")
-        rules.append(rule(name, stage, letters, 1.0 if scale is None else float(scale)))
-    return rules
 
 
 Found = dict[tuple[int | None, str], tuple[Path, Rule]]
@@ -193,72 +155,78 @@ def assign(files: Mapping[str, Path], rules: list[Rule], c: Config) -> tuple[Fou
     return found, unmapped
 
 
-def write(writer: DumpWriter, found: Found, c: Config) -> set[str]:
-    """Writes every stage; returns their names. Raises BadInput where sizes do not fit the model or one another."""
-    T: int | None = None
-    # First what tells the number of positions: scores may be N T S for several T and S, the head is of the last one.
-    order = sorted(found, key=lambda k: k[1] in ("attn_scores", "attn_softmax", "lm_head"))
-    written = set[str]()
-    for layer, name in order:
+def write(writer: DumpWriter, found: Found, c: Config) -> tuple[set[str], list[str]]:
+    """Writes every stage; returns their names, and what was read in another order of axes than the stage has.
+
+    Raises BadInput where sizes do not fit the model or one another.
+    """
+    T, told = positions_of(found, c.sizes)
+    written, turned = set[str](), list[str]()
+
+    def stage(layer: int | None, name: str) -> Array:
         path, r = found[layer, name]
+        values = load(path)
+        known = lengths(values.shape, letters_of(name), c.sizes, T)
+        if known is None or known["T"] not in ((1, T) if name == "lm_head" else (T,)):
+            why = f"; {told} has {T} positions" if told else ""
+            raise BadInput(f"{path}: shape {values.shape} does not fit {name} ({spelled(name, c.sizes)}){why}")
+        try:
+            ordered, axes = arranged(values, letters_of(name), {**c.sizes, **known}, r.axes)
+        except BadInput as error:
+            raise BadInput(f"{path}: as {name}: {error}") from None
+        if not r.axes and axes != letters_of(name):
+            turned.append(f"{path.name} ({' '.join(axes)})")
+        return ordered * r.scale if r.scale != 1 else ordered
+
+    for layer, name in found:
         if name in PARTS:
-            if name != "q_proj" and (layer, "q_proj") in found:
+            if name != next(p for p in PARTS if (layer, p) in found):
                 continue
-            missing = [p for p in PARTS if (layer, p) not in found]
-            if missing:
+            if missing := [p for p in PARTS if (layer, p) not in found]:
+                path = found[layer, name][0]
                 raise BadInput(f"{path}: {', '.join(missing)} of layer {layer} are missing; qkv_bias needs all three")
-            values = np.concatenate([rows(*found[layer, p]) for p in PARTS], axis=-1)
-            name = "qkv_bias"  # noqa: PLW2901
+            values = np.concatenate([stage(layer, p).reshape(T, -1) for p in PARTS], axis=1)
         else:
-            values = load(path) * r.scale if r.scale != 1 else load(path)
-        s = by_name(name)
-        if r.axes:
-            values = np.transpose(unbatched(values, len(r.axes), path), [r.axes.index(letter) for letter in s.letters])
-        if name == "lm_head":
-            values = values.reshape(-1)[-c.vocab_size :]
-        shape = shape_of_count(s, c.sizes, values.size, T)
-        if shape is None or ("T" in s.letters and T not in (None, shape[s.letters.index("T")])):
-            raise BadInput(f"{path}: shape {values.shape} does not fit {name} ({s.shape}, {c.sizes}, T = {T})")
-        if "T" in s.letters:
-            T = shape[s.letters.index("T")]
-        positions = range(T or 1) if "T" in s.letters else range((T or 1) - 1, T or 1)
-        writer.put(name, layer, values.reshape(shape), positions)
-        written.add(name)
-    return written
+            values = stage(layer, name)[-1] if name == "lm_head" else stage(layer, name)
+        kept = "qkv_bias" if name in PARTS else name
+        writer.put(kept, layer, values, range(T) if name != "lm_head" else [T - 1])
+        written.add(kept)
+    return written, turned
 
 
-def rows(path: Path, r: Rule) -> Array:
-    """Positions by values, whatever the batch and head axes are."""
-    values = load(path)
-    flat = values[0] if values.ndim > 2 and len(values) == 1 else values
-    return flat.reshape(len(flat), -1) * r.scale
+def spelled(name: str, sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters_of(name))
 
 
-def unbatched(values: Array, axes: int, path: Path) -> Array:
-    """Without the axis of a batch of one."""
-    if values.ndim == axes + 1 and len(values) == 1:
-        return values[0]
-    if values.ndim != axes:
-        raise BadInput(f"{path}: {values.ndim} axes; its map names {axes}")
-    return values
+def positions_of(found: Found, sizes: Mapping[str, int]) -> tuple[int, Path | None]:
+    """How many positions the arrays have, and the file that told it.
+
+    Scores are asked after the others, for they may be square; the logits last, for they may be of the last position.
+    """
+    for key in sorted(found, key=lambda key: (key[1] == "lm_head", "S" in letters_of(key[1]))):
+        path, name = found[key][0], key[1]
+        if known := lengths(load(path).shape, letters_of(name), sizes, None):
+            return known["T"], path
+    return 1, None
 
 
 def load(path: Path) -> Array:
     """The floats of a .npy or one-tensor safetensors file. Raises BadInput for anything else; nothing is unpickled."""
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            (tensor,) = tensors(path)
-            form = format_module(tensor["dtype"])
-            data = np.frombuffer(tensor["data"], np.uint8)
-            values = form.decode(data.reshape(-1, form.BYTES)).reshape(tensor["shape"])
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"{path}: not an array that can be read: {str(error).splitlines()[0][:200]}") from None
-    if values.dtype.kind != "f" or values.dtype.itemsize > 8 or not values.size:
-        raise BadInput(f"{path}: {values.size} values of {values.dtype}; floats of 16, 32 or 64 bits are wanted")
-    batch_free: Array = values[0] if values.ndim > 1 and len(values) == 1 and path.suffix != ".npy" else values
-    return batch_free if batch_free.dtype.itemsize > 2 else batch_free.astype(np.float32)
+    if path.suffix == ".npy":
+        values = npy.read(path)
+    else:
+        held = list(tensors(path))
+        if len(held) != 1:
+            raise BadInput(f"{path}: {len(held)} tensors, of which none says what it is; a file for each is read")
+        tensor = held[0]
+        if tensor["dtype"] not in ("F16", "BF16", "F32"):
+            raise BadInput(f"{path}: values of {tensor['dtype']}; F16, BF16 or F32 are wanted")
+        form = format_module(tensor["dtype"])
+        data = np.frombuffer(tensor["data"], np.uint8)
+        values = form.decode(data.reshape(-1, form.BYTES)).reshape(tensor["shape"])
+        if not values.size:
+            raise BadInput(f"{path}: an array of shape {values.shape} holds no value")
+    return values if values.dtype.itemsize > 2 else values.astype(np.float32)
 
 
 def tensors(path: Path) -> Iterator[dict[str, Any]]:
@@ -273,10 +241,12 @@ def tensors(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def tokens_of(files: Mapping[str, Path]) -> list[int]:
-    """The input ids that the debugger has saved; none if it has not."""
+    """The input ids that the debugger has saved; none if it has not, or if they are those of several prompts."""
     path = next((p for name, p in files.items() if name.endswith("_inputs_kwargs_input_ids")), None)
-    ids = [t for t in tensors(path) if t["dtype"] == "I64"] if path else []
-    return np.frombuffer(ids[0]["data"], "<i8").tolist() if ids else []
+    held = [t for t in tensors(path) if t["dtype"] == "I64"] if path else []
+    if len(held) != 1 or any(n != 1 for n in held[0]["shape"][:-1]):
+        return []
+    return np.frombuffer(held[0]["data"], "<i8").tolist()
 
 
 def listed(names: list[str]) -> str:

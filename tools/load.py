@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..engine.bind import bind
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
+from ..engine.nonfinite import NotFinite
 from ..engine.tokenizer import Tokenizer, Tokens
 from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from .models import resolve
 from .terminal import one_line
+
+NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +63,22 @@ def set_threads(count: int | None) -> None:
     """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
     if count is None:
         return
-    if not 1 <= count <= cores():
-        raise BadInput(f"{count} threads: this machine has {cores()} to give")
     import numba
 
+    if not 1 <= count <= cores():
+        raise BadInput(f"{count} threads: this machine has {cores()} to give")
+    if count > (most := numba.config.NUMBA_NUM_THREADS):  # type: ignore[attr-defined]
+        raise BadInput(f"{count} threads: NUMBA_NUM_THREADS={most} allows no more")
     numba.set_num_threads(count)
 
 
 def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
-    for note in checkpoint.notes:
+    for note in checkpoint.notes[:NOTES]:
         print(one_line(f"note: {note}"), file=sys.stderr)
+    if (more := len(checkpoint.notes) - NOTES) > 0:
+        print(f"note: and {more} more of these", file=sys.stderr)
     return checkpoint
 
 
@@ -97,13 +104,23 @@ def load(
 
     def compiling(done: int, total: int) -> None:
         first()
-        _compiling(done, total)
+        show_compiling(done, total)
 
     k.compile_kernels(weights, args.precision, compiling)
-    return Loaded(checkpoint, k.prepare(weights, args.precision), k, args.backend, args.precision)
+    prepared = k.prepare(weights, args.precision)
+    checkpoint.check_unchanged()
+    return Loaded(checkpoint, prepared, k, args.backend, args.precision)
 
 
-def _compiling(done: int, total: int) -> None:
+def blaming(tokens: Iterator[int], checkpoint: Checkpoint, weights: Weights) -> Iterator[int]:
+    """The tokens that are generated. Raises BadInput that names the weight where the numbers leave the finite."""
+    try:
+        yield from tokens
+    except NotFinite as error:
+        raise BadInput(f"{checkpoint.path}: {error.traced_to(weights)}") from None
+
+
+def show_compiling(done: int, total: int) -> None:
     """The line that says why the first run takes longer."""
     start, end = ("\r", "" if done + 1 < total else "\n") if sys.stderr.isatty() else ("", "\n")
     if sys.stderr.isatty() or done == 1:

@@ -1,11 +1,17 @@
 """The command `engine`: finds the command's file, and turns bad input into one line and exit status 2."""
 
-from __future__ import annotations
+import os
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` looks for modules in the working directory first. It found this one; it shall find no other there,
+    # not even __future__. (The two above are in memory when Python starts.)
+    del sys.path[0]
 
 import argparse
 import io
-import os
-import sys
+import signal
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -28,6 +34,7 @@ COMMANDS = {
     "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),
     "dump-llamacpp": ("dump_llamacpp", "write every stage of a llama.cpp run"),
     "import": ("import_dump", "take in a dump that another tool has made"),
+    "doctor": ("doctor", "what a bug report needs: versions, machine, a test of bits"),
     "bench": ("bench", "measure speed, against memory and against llama.cpp"),
 }
 
@@ -36,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (what there is: {self.prog} --help)\n")
+        self.exit(2, one_line(f"{self.prog}: {message} (what there is: {self.prog} --help)") + "\n")
 
 
 def parser_for(command: str | None) -> argparse.ArgumentParser:
@@ -77,19 +84,33 @@ def drop_output() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 differs or unexplained (diff, verify), 2 bad input, 130 interrupted, 141 nobody reads."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    """Exit status: 0 done, 1 differs or unexplained (diff, verify), 2 bad input, 141 nobody reads.
+
+    128 + n where a signal ended it; without argv, which means that the process is ours, it dies of the signal instead.
+    """
+    own = argv is None  # the command, and not a call from another program
+    if argv is None:
+        argv = sys.argv[1:]
+        os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
+    argv = list(argv)
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         check_streams()
+        if own:
+            from . import signals
+
+            signals.Ending()
+            signals.end_at_a_cut_file(lambda line: say(command, line))
+        if not sys.warnoptions:  # they are for who wrote the code that warns; what a user must know is said
+            warnings.simplefilter("ignore")
         args = parser_for(command).parse_args(argv)
         status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
         sys.stdout.flush()
         return int(status)
     except BadInput as error:
         line = str(error)
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as told:
+        return 128 + getattr(told, "number", signal.SIGINT)
     except BrokenPipeError:
         drop_output()
         return 141
@@ -99,8 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where no command knows more of it: stdout on a full disk, a folder without permission, too long a name.
         drop_output()
         line = f"{error.filename or 'a read or write failed'}: {error.strerror or error}"
-    print(one_line(f"engine {command}: {line}"), file=sys.stderr)
+    say(command, line)
     return 2
+
+
+def say(command: str | None, line: str) -> None:
+    """What is wrong, on one line of stderr."""
+    print(one_line(f"engine {command}: {line}"), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .terminal import one_line
+
 
 @contextmanager
 def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
@@ -24,7 +26,7 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
         if unit == "bytes"
         else [TextColumn("{task.completed:.0f}/{task.total:.0f}")]
     )
-    columns = [TextColumn("{task.description}"), BarColumn(), *numbers, TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), *numbers, TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
+        task = bar.add_task(one_line(label), total=total)
         yield lambda done: bar.update(task, completed=done)

@@ -7,19 +7,20 @@ the first process imports Numba and packs the weights, instead of taking turns w
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.chat import Chat, Renderer, chat_ids
 from ..quant.errors import BadInput
+from .child import end_with_parent, own_process
+from .signals import end_at_a_cut_file
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
     from ..engine.tokenizer import Tokenizer, Tokens
@@ -186,23 +187,18 @@ def prompt_ids(
 
 
 class TokenizerProcess:
-    """Finds the ids of a prompt while the caller does something else. A context: the process ends with it.
+    """Finds the ids of a prompt while the caller does something else. A context: the process ends with it, and with the
+    caller, whose end of a pipe it watches.
 
     model: path or alias.
     """
 
     def __init__(self, prompt: str | Chat, model: str | None) -> None:
         self._result: tuple[list[int], Tokens] | None = None
-        # -P: a file of the user's folder that is named like a module is not imported.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        self._process = subprocess.Popen(own_process(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
-            pickle.dump((prompt, model), pipe)
+        pickle.dump((prompt, model), self._process.stdin)
+        self._process.stdin.flush()
 
     def result(self) -> tuple[list[int], Tokens]:
         """The prompt's ids, and what spells ids out. Raises BadInput as the tokenizer and the chat template do."""
@@ -223,14 +219,27 @@ class TokenizerProcess:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what it never read
+                pipe.close()
 
 
 def serve() -> None:
     """The process's side: a request on stdin, an answer on stdout."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the caller says what an interruption means
-    prompt, model = pickle.load(sys.stdin.buffer)
+    try:
+        prompt, model = pickle.load(sys.stdin.buffer)
+    except (EOFError, pickle.UnpicklingError):  # the caller is gone
+        return
+    end_with_parent()
+
+    def answer_with(answer: object) -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody may wait for the answer any more
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.flush()
+
+    end_at_a_cut_file(lambda line: answer_with(BadInput(line)))
 
     answer: BadInput | tuple[list[int], Tokens]
     try:
@@ -243,8 +252,7 @@ def serve() -> None:
             answer = prompt_ids(tokenizer, template, prompt, renderer), tokenizer.spelling()
     except BadInput as error:
         answer = error
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody waits for the answer any more
-    pickle.dump(answer, sys.stdout.buffer)
+    answer_with(answer)
 
 
 if __name__ == "__main__":

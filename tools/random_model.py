@@ -53,12 +53,12 @@ def write_model(path: Path, name: str, layers: int | None) -> None:
     L = layers or L
     c = Config("qwen2", D, L, N, K, H, F, V, 32768, 1e6, float(np.float32(1e-6)), tied)
     a = c.architecture
-    size = {t.role: t.shape(c.sizes) for t in a.tensors}
-    of = {"embed": "Q8_0" if tied else "Q4_K", "final_norm": "F32", "lm_head": "Q6_K"}
-    plan = [(t.role, t.ggml, of[t.role]) for t in a.whole.values() if not (tied and t.role == "lm_head")]
-    for i in range(L):
-        of = formats_of(name, i, L)
-        for t in (t for stacked in a.layer.values() for t in stacked):
+    size = {t.role: t.shape(c.sizes) for t, _ in a.tensors_of(L)}
+    outer = {"embed": "Q8_0" if tied else "Q4_K", "lm_head": "Q6_K"}
+    plan = []
+    for t, i in a.tensors_of(L):
+        of = outer if i is None else formats_of(name, i, L)
+        if not (tied and t.role == "lm_head"):
             plan.append((t.role, t.ggml.format(i), of[t.role] if len(size[t.role]) > 1 else "F32"))
 
     def string(text: str) -> bytes:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from math import prod
 from pathlib import Path
 from shutil import disk_usage
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..engine.forward import forward
-from ..engine.generate import check_prompt
+from ..engine.generate import CHUNK, check_prompt
+from ..engine.nonfinite import NotFinite, first_place
 from ..engine.tokenizer import Tokens
+from ..engine.weights import Weights
 from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.recorder import Both, Recorder, Summary
@@ -26,10 +30,12 @@ from ..trace.stages import STAGES, shape_for
 from ..trace.store import DumpWriter, check_target, phase_name
 from ..trace.tap import SILENT, Tap
 from .facts import model_facts, run_facts
+from .leftovers import written_down
 from .load import Loaded, add_model_arguments, load, open_spelling, open_tokenizer, open_weights
 from .models import resolve
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, prompt_ids, read_prompt
+from .terminal import one_line
 
 PROMPT = "What is 2+2?"
 
@@ -158,6 +164,16 @@ def trace(
     return made, logits, summaries
 
 
+def origin(ids: list[int], logits: list[NDArray[np.floating]], model: Loaded, bound: Weights) -> str | None:
+    """Where the first value came from that is not finite, if one reached the logits of a pass. ids: all that were fed,
+    and the prompt before them."""
+    passes = next((n for n, x in enumerate(logits) if not np.isfinite(x).all()), None)
+    if passes is None:
+        return None
+    fed = ids[: len(ids) - (len(logits) - 1) + passes]
+    return NotFinite(fed, first_place(fed, model.weights, model.kernels, model.precision, CHUNK)).traced_to(bound)
+
+
 def require_all(p: Plan, layers: int, writer: DumpWriter) -> None:
     """Raises BadInput if a file that was asked for was not written: a missing stage is never success."""
     written = {(f["phase"], f["stage"], f["layer"]) for f in writer.files}
@@ -196,18 +212,22 @@ def main(args: argparse.Namespace) -> int:
         check_room(saved, c, len(ids), target)
 
     files: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(1) as pool:  # the file is hashed while the weights are packed and used
-        facts = pool.submit(model_facts, checkpoint) if saved is not None else None
-        model = load(args, checkpoint, bound)
-        if saved is None or facts is None:
-            made, logits, summaries = trace(None, shown, ids, model, None)
-        else:
-            with DumpWriter(target, {}, c.sizes) as writer:
-                made, logits, summaries = trace(saved, shown, ids, model, writer)
-                require_all(saved, c.num_hidden_layers, writer)
-                writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
-            files = writer.files
+    facts = beside(model_facts, checkpoint) if saved is not None else None  # hashes while weights are packed and used
+    model = load(args, checkpoint, bound)
+    if saved is None or facts is None:
+        made, logits, summaries = trace(None, shown, ids, model, None)
+        checkpoint.check_unchanged()
+    else:
+        with written_down(target), DumpWriter(target, {}, c.sizes) as writer:
+            made, logits, summaries = trace(saved, shown, ids, model, writer)
+            require_all(saved, c.num_hidden_layers, writer)
+            writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
+            checkpoint.check_unchanged()
+        files = writer.files
 
+    broken = origin(ids + made, logits, model, bound)
+    if broken is not None:
+        print(one_line(f"note: {broken}"), file=sys.stderr)
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
         "backend": args.backend,
@@ -215,6 +235,7 @@ def main(args: argparse.Namespace) -> int:
         "tokens": ids,
         "generated": made,
         "next": [best(x, tokenizer) for x in logits],
+        "not_finite": broken,
     }
     if saved is not None:
         report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in files]}
@@ -230,16 +251,30 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def beside(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """The function's result, from a thread that nobody waits for at the end of the process."""
+    result: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return result
+
+
 def file_bytes(f: Mapping[str, Any]) -> int:
     return 12 + 4 * prod(f["shape"])
 
 
 def print_files(report: Mapping[str, Any]) -> None:
     for f in report.get("files", []):
-        print(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}")
+        print(one_line(f"{f['bytes']:>12,}  {' x '.join(map(str, f['shape'])):<16}  {f['path']}"))
     if files := report.get("files"):
         count = f"{len(files)} file{'s' * (len(files) > 1)}"
-        print(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}")
+        print(one_line(f"{count}, {sum(f['bytes'] for f in files):,} bytes in {report['directory']}"))
 
 
 def print_tokens(report: Mapping[str, Any], tokenizer: Tokens | None) -> None:

@@ -114,7 +114,7 @@ def answer(
     """size: of the prompt, in characters or ids; tokenizer: its ids and what spells them, asked for once."""
     from ..engine.generate import check_prompt, generate
     from ..engine.sample import Sampling
-    from .load import load, open_weights
+    from .load import blaming, load, open_weights
     from .progress import progress
     from .terminal import for_stdout
 
@@ -141,20 +141,24 @@ def answer(
     text_of = spelling.stream() if spelling.spells else ids_apart()
     out, made = list[str](), list[int]()
     with progress("prompt", len(ids)) as advance:
-        tokens = generate(
-            ids, model.weights, model.kernels, args.precision, max_tokens, spelling.eos_ids, sampling, advance
-        )
+        made_of = (ids, model.weights, model.kernels, args.precision)
+        tokens = blaming(generate(*made_of, max_tokens, spelling.eos_ids, sampling, advance), checkpoint, bound)
         first_id = next(tokens)
     first = time.perf_counter()
-    interrupted = False
+    told: KeyboardInterrupt | None = None
     try:
         for id in chain((first_id,), tokens):
             made.append(id)
             out.append("" if id in spelling.eos_ids and spelling.spells else text_of(id))
             if not args.json:
                 print(for_stdout(out[-1]), end="", flush=True)
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as interrupt:
+        told = interrupt
+    except BadInput:
+        if not args.json:  # what was said ends in a line of its own
+            print()
+        raise
+    checkpoint.check_unchanged()
     out.append(text_of(None))
     done = time.perf_counter()
 
@@ -173,4 +177,6 @@ def answer(
     else:
         print(for_stdout(out[-1]))
         print(describe(figures), file=sys.stderr)
-    return 130 if interrupted else 0
+    if told is not None:
+        raise told
+    return 0

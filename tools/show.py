@@ -135,13 +135,19 @@ def check(c: Checkpoint) -> None:
 
     try:
         bind(c.config, c.tensors)
-        for t in c.tensors.values():
-            for start, values in decoded(t):
-                bad = [i for i, finite in enumerate(values) if not finite]
-                if bad:
-                    raise BadInput(f"tensor {t.name}: row {start + bad[0]} holds a NaN or an infinity")
+        broken = {t.name: bad for t in c.tensors.values() if (bad := unusable_row(t)) is not None}
+        if broken:
+            name, row = next(iter(broken.items()))
+            more = f", and so do {len(broken) - 1} tensors more: {', '.join(list(broken)[1:6])}" * (len(broken) > 1)
+            raise BadInput(f"tensor {name}: row {row} holds a NaN or an infinity{more}")
     except BadInput as error:
         raise BadInput(f"{c.path}: {error}") from None
+    c.check_unchanged()
+
+
+def unusable_row(t: QTensor) -> int | None:
+    """The first row that holds a NaN or an infinity."""
+    return next((start + i for start, rows in decoded(t) for i, finite in enumerate(rows) if not finite), None)
 
 
 def decoded(t: QTensor) -> Iterator[tuple[int, Any]]:
@@ -179,7 +185,7 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
 
     size = sum(f["bytes"] for f in report["files"])
     parts = f" in {len(report['files'])} files" if len(report["files"]) > 1 else ""
-    console.print(report["path"], style="bold")
+    console.print(one_line(report["path"]), style="bold")
     console.print(f"  {report['container']}, {size:,} bytes{parts}, {report['parameters']:,} parameters")
     section("configuration", [(name, str(value)) for name, value in report["config"].items()])
     weights = [

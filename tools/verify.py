@@ -9,11 +9,13 @@ from pathlib import Path
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
 from ..trace.dump import open_dump
-from ..trace.report import as_json, text
+from ..trace.report import as_json, lines_of
 from ..trace.report_html import page
 from ..trace.verify import verify
+from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress
+from .terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,23 +41,25 @@ def main(args: argparse.Namespace) -> int:
     checkpoint, weights = open_weights(args.model)
     dump = open_dump(args.dump, checkpoint.config.sizes, incomplete=True)
     dump.check_digests()
-    against = open_weights(args.against)[1] if args.against else None
+    against = open_weights(args.against) if args.against else None
     with progress("verify", len(dump.entries)) as done:
-        result = verify(dump, weights, against=against, done=done)
+        result = verify(dump, weights, against=against and against[1], done=done)
+    for opened in (checkpoint, *(against or ())[:1]):
+        opened.check_unchanged()
     if args.html is not None:
         write(args.html, page(result, dump.path.absolute().name, checkpoint.path.name))
-    print(json.dumps(as_json(result), allow_nan=False, indent=1) if args.json else text(result))
+    if args.json:
+        print(json.dumps(as_json(result), allow_nan=False, indent=1))
+    else:
+        print("\n".join(map(one_line, lines_of(result))))
     return result.status
 
 
 def write(path: Path, text: str) -> None:
     """Beside its place, then moved there: whole or not at all."""
     try:
-        beside = Beside(path, folder=False)
-        try:
-            beside.path.write_text(text, "utf-8")
+        with written_down(path), Beside(path, folder=False) as beside:
+            beside.path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
             beside.move()
-        finally:
-            beside.discard()
     except OSError as error:
         raise BadInput(f"{path}: cannot write the report: {error.strerror}") from None

@@ -1,94 +1,173 @@
 """A file or folder that appears whole or not at all: made beside its place, then moved there.
 
-    .<name>.partial-<pid>   in the making, locked by its maker
-    .<name>.older-<pid>     the folder that it replaces, between two renamings
+    .<name>.qwenref-partial-<mark>   in the making, locked by its maker
+    .<name>.qwenref-older-<mark>     the folder that it replaces, between two renamings
 
-A process that was killed leaves them. The next one to make the same thing removes the first, and puts the second back
-if nothing has taken its place.
+The mark is drawn at random, so nobody stands in another's way. A process that was killed leaves them; whoever next
+makes anything in that folder removes the first, and puts the second back if nothing has taken its place. That a maker
+is gone is known by its lock, and on a file system without locks by a day in which nothing of it was written: process
+numbers repeat, in a container at once.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
+import time
 from contextlib import suppress
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from shutil import rmtree
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows, where nobody removes what is open
+    fcntl = None  # type: ignore[assignment]
+
+HIDDEN = re.compile(r"\.(?P<name>.+)\.qwenref-(?:partial|older)-(?P<mark>[0-9a-f]{16})")
+FORGOTTEN_S = 86400.0  # without a change: its maker is taken for dead where there are no locks
+
 
 class Beside:
-    """Makes `path`, an empty folder or file, to be filled; `move` puts it in its place. `discard` at the end, always.
+    """Makes `path`, an empty folder or file, to be filled; `move` puts it in its place. `discard` at the end, always:
+    a context does it.
 
     All raise OSError where the disk refuses.
     """
 
     def __init__(self, place: Path, *, folder: bool) -> None:
-        sweep(place)
+        sweep(place.parent)
         self.place, self.folder = place, folder
-        self.path, self.older = (place.with_name(f".{place.name}.{x}-{os.getpid()}") for x in ("partial", "older"))
-        if folder:
-            self.path.mkdir(parents=True)
-        else:
-            self.path.touch(exist_ok=False)
-        self.lock = os.open(self.path, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks
-            flock(self.lock, LOCK_EX | LOCK_NB)
+        self.lock: int | None = None
+        while True:
+            self.path, self.older = hidden(place, secrets.token_hex(8))
+            try:
+                if folder:
+                    self.path.mkdir(parents=True)
+                else:
+                    self.path.touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            _making.add(self)
+            with suppress(BlockingIOError, FileNotFoundError):  # a sweep came between, and has it or has removed it
+                self.lock = lock(self.path)
+                if self.lock is None or os.path.samestat(os.fstat(self.lock), self.path.stat()):
+                    return
+            self.discard()
 
     def move(self) -> None:
-        """Into its place, over what is there; if that fails, what was there is there again."""
-        if self.folder and self.place.exists():
-            self.place.rename(self.older)
+        """Into its place, over what is there. Of two that move at once the later one stays.
+
+        If that fails, what was there is there again.
+        """
         try:
-            self.path.rename(self.place)
+            while True:
+                try:
+                    self.path.replace(self.place)
+                    break
+                except OSError:
+                    if not (self.folder and self.path.exists() and self.place.is_dir()):
+                        raise
+                remove(self.older)  # of a turn before this one: another maker's has replaced it
+                with suppress(FileNotFoundError):  # another maker's turn
+                    self.place.rename(self.older)
         except OSError:
-            if self.older.exists():
-                self.older.rename(self.place)
+            put_back(self.place, self.path, self.older)
             raise
         remove(self.older)
 
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
     def discard(self) -> None:
         """Removes what was not moved."""
+        put_back(self.place, self.path, self.older)
         remove(self.path)
-        os.close(self.lock)
+        _making.discard(self)
+        if self.lock is not None:
+            held, self.lock = self.lock, None
+            with suppress(OSError):
+                os.close(held)
 
 
-def sweep(place: Path) -> None:
-    """Removes what killed makers of the same thing have left beside its place."""
-    left = re.compile(rf"\.{re.escape(place.name)}\.(partial|older)-(\d+)")
-    with suppress(OSError):
-        found = [m for name in os.listdir(place.parent) if (m := left.fullmatch(name))]
-        for pid in {int(m[2]) for m in found if is_gone(int(m[2]), place.with_name(f".{place.name}.partial-{m[2]}"))}:
-            older = place.with_name(f".{place.name}.older-{pid}")
-            if older.exists() and not place.exists():
-                older.rename(place)
-            remove(older)
-            remove(place.with_name(f".{place.name}.partial-{pid}"))
+_making: set[Beside] = set()
 
 
-def is_gone(pid: int, partial: Path) -> bool:
-    """No such process here, nor one in another container or on another computer that holds the lock."""
+def discard_all() -> None:
+    """Removes all that this process has in the making: for who ends it from outside."""
+    for beside in list(_making):
+        beside.discard()
+
+
+def sweep(folder: Path) -> bool:
+    """Removes what killed makers have left in a folder; whether anything in the making is left there."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        found = {(m["name"], m["mark"]) for name in os.listdir(folder) if (m := HIDDEN.fullmatch(name))}
+        return sum(not swept(folder / name, mark) for name, mark in found) > 0
+    except OSError:
+        return False
+
+
+def swept(place: Path, mark: str) -> bool:
+    """Whether it was left, and is gone."""
+    partial, older = hidden(place, mark)
+    held = None
+    try:
+        held = lock(partial)
+        if held is None and time.time() - newest(partial) < FORGOTTEN_S:
+            return False
+        put_back(place, partial, older)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:  # moved: what it has replaced is what was left
         pass
-    except (OSError, OverflowError):  # not ours to signal
-        return False
     else:
-        return False
-    try:
-        lock = os.open(partial, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    try:
-        flock(lock, LOCK_EX | LOCK_NB)
-    except OSError:
-        return False
+        remove(partial)
     finally:
-        os.close(lock)
-    return True
+        if held is not None:
+            os.close(held)
+    remove(older)
+    return not (partial.exists() or older.exists())
+
+
+def hidden(place: Path, mark: str) -> tuple[Path, Path]:
+    """Where a maker with this mark makes it, and where it keeps what it replaces."""
+    partial, older = (place.with_name(f".{place.name}.qwenref-{kind}-{mark}") for kind in ("partial", "older"))
+    return partial, older
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds the lock; None where there are no locks. Raises BlockingIOError if another has it."""
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        # Network file systems lock a file only for who may write it.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        if descriptor is not None:
+            os.close(descriptor)
+        raise
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+
+
+def newest(path: Path) -> float:
+    """When anything in it was last written."""
+    return max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
+
+
+def put_back(place: Path, partial: Path, older: Path) -> None:
+    """What was to be replaced, where its maker came no further. Once it was, the older one may be gone in parts."""
+    if older.exists() and partial.exists() and not place.exists():
+        older.rename(place)
 
 
 def remove(path: Path) -> None:

@@ -63,6 +63,7 @@ class Comparison:
         return self.top[0].size if self.top else 0.0
 
 
+@np.errstate(all="ignore")  # a NaN, quiet or signalling, is counted
 def compare(a: Entry, b: Entry, top: int = 10) -> Comparison:
     """Compares two entries of one shape, without holding either in memory."""
     queries = _queries(a, b)
@@ -149,6 +150,7 @@ class Choice:
     kl: float | None
 
 
+@np.errstate(all="ignore")
 def choice(a: Entry, b: Entry) -> Choice:
     """Compares two lm_head entries as distributions of the next token."""
     x, y = (e.values().reshape(-1).astype(np.float64) for e in (a, b))

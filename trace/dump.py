@@ -7,7 +7,6 @@ and the files' counts. Headers are checked at once, values are mapped and not re
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import file_digest
@@ -24,9 +23,7 @@ from ..quant.errors import BadInput
 from . import aprt
 from .plan import parse_ranges
 from .stages import STAGES, Scope, Stage, by_name, execution_order, find, shape_of_count
-from .store import MANIFEST, PROMPT, file_name, files_of, phase_name, read_manifest
-
-_PATH = re.compile(r"(?:decode-(\d{4,9})/)?(?:layer-(0|[1-9]\d{0,9})/)?([^/]+)\.bin", re.ASCII)
+from .store import MANIFEST, PROMPT, STAGE_FILE, file_name, files_of, phase_name, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ def open_stage(path: str | os.PathLike[str]) -> tuple[Entry, Mapping[str, int] |
 
 def _checked(path: Path, inside: str) -> tuple[Stage | None, int | None, int, int]:
     """(stage, layer, phase, count) of a file by its path and header. Stage None: the name is no stage's."""
-    m = _PATH.fullmatch(inside)
+    m = STAGE_FILE.fullmatch(inside)
     s = find(m[3]) if m else None
     if m is None or s is None:
         return None, None, 0, 0
@@ -191,31 +188,35 @@ def _bare_entries(path: Path, sizes: Mapping[str, int] | None) -> tuple[list[Ent
 
 
 def _listed_entry(path: Path, f: dict[str, Any], sizes: Mapping[str, int]) -> Entry:
-    where = path / MANIFEST
-    inside, shape, spelled, capture, digest = (f.get(k) for k in ("path", "shape", "positions", "capture", "sha256"))
-    if not isinstance(inside, str) or not _PATH.fullmatch(inside):
-        raise BadInput(f"{where}: {inside!r} is no path of a stage file in a dump")
+    where, inside = path / MANIFEST, str(f["path"])
+    shape, spelled, capture, digest = (f.get(k) for k in ("shape", "positions", "capture", "sha256"))
     s, layer, phase, count = _checked(path, inside)
     if s is None:
         raise BadInput(
             f"{where}: {inside} is not the file of a stage; the stages are {', '.join(t.name for t in STAGES)}"
         )
     if (f.get("stage"), f.get("layer"), f.get("phase")) != (s.name, layer, phase_name(phase)):
-        raise BadInput(f"{where}: {inside} is listed as {f.get('stage')!r}, {f.get('layer')!r}, {f.get('phase')!r}")
+        told = ", ".join(f"{f.get(k)!r:.80}" for k in ("stage", "layer", "phase"))
+        raise BadInput(f"{where}: {inside} is listed as {told}")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) != len(s.letters):
-        raise BadInput(f"{where}: {inside} has shape {shape!r}, not {s.shape}")
+        raise BadInput(f"{where}: {inside} has shape {shape!r:.80}, not {s.shape}")
     if prod(shape) != count:
-        raise BadInput(f"{path / inside}: holds {count} values, {MANIFEST} says {shape}")
+        raise BadInput(f"{path / inside}: holds {count} values, {MANIFEST} says {shape!s:.80}")
     known = dict(zip(s.letters, shape, strict=True))
     if wrong := [letter for letter in known.keys() & sizes if known[letter] != sizes[letter]]:
         raise BadInput(f"{where}: {inside} has shape {shape}, but `sizes` says {wrong[0]} is {sizes[wrong[0]]}")
     if not isinstance(spelled, str) or not isinstance(capture, dict) or not isinstance(digest, str):
         raise BadInput(f"{where}: {inside} needs positions, capture and sha256")
+    facts = [*capture, *capture.values()]
+    if not all(isinstance(fact, str) and fact.isprintable() and len(fact) < 200 for fact in facts):
+        raise BadInput(f"{where}: the capture of {inside} must be short text by short names")
     ranges = parse_ranges(spelled, "positions")
     T = known.get("T", 1)
     if sum(len(r) for r in ranges) != T:
-        raise BadInput(f"{where}: {inside} has {T} positions, and names {spelled}")
+        raise BadInput(f"{where}: {inside} has {T} positions, and names {spelled:.80}")
     positions = tuple(p for r in ranges for p in r)
+    if max(positions) >= 1 << 31 or any(a >= b for a, b in pairwise(positions)):
+        raise BadInput(f"{where}: {inside} must have its positions in order, below 2^31")
     if known.get("S", 1 << 32) <= max(positions):
         raise BadInput(f"{where}: {inside} has {known['S']} keys, and names position {max(positions)}")
     return Entry(path / inside, s, layer, phase, tuple(shape), positions, MappingProxyType(capture), digest)

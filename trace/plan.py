@@ -86,14 +86,15 @@ def parse_ranges(text: str, what: str) -> Ranges:
         m = re.fullmatch(r"\s*(\d{1,10})\s*(?:\.\.\s*(\d{1,10})\s*)?", word, re.ASCII)
         if m is None:
             raise BadInput(
-                f"{what} {text!r}: {word.strip()!r} is neither a number nor START..END; give 0..4, 3, 0,5,27 or `all`"
+                f"{what} {text!r:.80}: {word.strip()!r:.80} is neither a number nor START..END; "
+                "give 0..4, 3, 0,5,27 or `all`"
             )
         start = int(m[1])
         end = start + 1 if m[2] is None else int(m[2])
         if end <= start:
-            raise BadInput(f"{what} {text!r}: {word.strip()} is empty; END is not included and must be above START")
+            raise BadInput(f"{what} {text!r:.80}: {word.strip()} is empty; END is not included and must be above START")
         if end > 0xFFFFFFFF:
-            raise BadInput(f"{what} {text!r}: {word.strip()} is past what an APRT file can number")
+            raise BadInput(f"{what} {text!r:.80}: {word.strip()} is past what an APRT file can number")
         ranges.append(range(start, end))
     return tuple(ranges)
 

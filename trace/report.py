@@ -176,6 +176,11 @@ def _at(f: Finding, h: dict[str, Any]) -> str:
 
 def text(v: Verification) -> str:
     """The report for a terminal."""
+    return "\n".join(lines_of(v))
+
+
+def lines_of(v: Verification) -> list[str]:
+    """The report line by line. Names of files and tensors are as they are: whoever prints them makes them safe."""
     lines = [sentence(v)]
     if any(f.explained for f in v.findings):
         lines.append(f"The engine computes with: {engine_words(v)}.")
@@ -201,8 +206,7 @@ def text(v: Verification) -> str:
     heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict not in (UNEXPLAINED, UNJUDGED)]
     lines += [""] * bool(heads) + [f"{named(f)}: {note}" for f in heads for note in f.notes]
     said = Counter((f.stage, n) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
-    lines += [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]
-    return "\n".join(lines)
+    return lines + [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]
 
 
 def sections(v: Verification) -> Iterator[tuple[str, list[Finding]]]:

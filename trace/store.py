@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ FORMAT, VERSION = "qwenref-trace", 1
 MANIFEST = "manifest.json"
 PROMPT = 0
 SIZES = "DNKHEFV"  # the letters that a manifest gives; T and S are each file's own
+STAGE_FILE = re.compile(r"(?:decode-(\d{4,9})/)?(?:layer-(0|[1-9]\d{0,9})/)?([^/\0]{1,200})\.bin", re.ASCII)
 
 
 def phase_name(phase: int) -> str:
@@ -168,18 +170,25 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: not JSON: {error}") from None
+        raise BadInput(f"{file}: not JSON: {error!s:.200}") from None
     except OSError as error:
         raise BadInput(f"{file}: {error.strerror}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
     if manifest.get("version") != VERSION:
-        raise BadInput(f"{file}: version {manifest.get('version')!r}; this engine reads version {VERSION}")
+        raise BadInput(f"{file}: version {manifest.get('version')!r:.40}; this engine reads version {VERSION}")
     files, run, sizes = (manifest.get(k) for k in ("files", "run", "sizes"))
     if not isinstance(run, dict):
         raise BadInput(f"{file}: `run` must be an object")
+    for name in ("tokens", "generated"):
+        if not isinstance(ids := run.get(name, []), list) or not all(type(t) is int and 0 <= t < 1 << 31 for t in ids):
+            raise BadInput(f"{file}: `run` must give {name} as a list of token ids, or not at all")
     if not isinstance(files, list) or not all(isinstance(f, dict) and isinstance(f.get("path"), str) for f in files):
         raise BadInput(f"{file}: `files` must be a list of objects with a path")
-    if not isinstance(sizes, dict) or not all(type(sizes.get(letter)) is int and sizes[letter] > 0 for letter in SIZES):
-        raise BadInput(f"{file}: `sizes` must give a whole number for each of {', '.join(SIZES)}")
+    if bad := next((f["path"] for f in files if not STAGE_FILE.fullmatch(f["path"])), None):
+        raise BadInput(f"{file}: {bad!r:.80} is no path of a stage file in a dump")
+    if not isinstance(sizes, dict) or not all(type(n) is int and 0 < n < 1 << 31 for n in sizes.values()):
+        raise BadInput(f"{file}: `sizes` must be whole numbers above 0")
+    if missing := [letter for letter in SIZES if letter not in sizes]:
+        raise BadInput(f"{file}: `sizes` does not give {', '.join(missing)}")
     return cast(dict[str, Any], manifest)

@@ -24,6 +24,7 @@ from .verify_review import review
 from .verify_tokens import known_tokens, nearest
 
 
+@np.errstate(all="ignore")  # overflow is an answer here: what is not finite is judged as such
 def verify(
     dump: Dump, weights: Weights, *, against: Weights | None = None, done: Callable[[int], None] = lambda n: None
 ) -> Verification:
@@ -46,13 +47,12 @@ def verify(
     bench.rotations, told = fitted(bench.rotations, list(rotations_seen(bench)))
     judge = Judge(bench)
     findings = []
-    with np.errstate(all="ignore"):  # overflow is an answer here: what is not finite is judged as such
-        for n, e in enumerate(dump.entries):
-            findings.append(judge.judge(e))
-            done(n + 1)
-        judge.name_recipes(findings)
-        second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
-        review(judge, findings, second)
+    for n, e in enumerate(dump.entries):
+        findings.append(judge.judge(e))
+        done(n + 1)
+    judge.name_recipes(findings)
+    second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
+    review(judge, findings, second)
     recipe = judge.recipe
     inner = (t for field, t in weights.matrices() if field in ("qkv", "ffn_down"))
     operands = sorted({recipe.operand(t.format) for t in inner} - {"F32"})

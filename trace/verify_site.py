@@ -80,6 +80,8 @@ class Site:
                 index = [rows[p] for p in self.pos]
                 axis = entry.stage.letters.index("T") if "T" in entry.stage.letters else 0
                 values = entry.values()
+                if "S" in entry.stage.letters:
+                    values = values[:, :, : self.keys(values.shape[2])]
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
         if self.missing_layers > LAYERS:
             raise Unjudgeable(f"too much is missing: {self.stage} of {place(self.layer)} and of the layer after it")
@@ -87,6 +89,12 @@ class Site:
         if again not in self.recomputed:
             self.recomputed[again] = self.compute()
         return self.recomputed[again]
+
+    def keys(self, held: int) -> int:
+        """How many keys the last of these positions has, of those that a file holds: a wider one is filled up."""
+        if held <= max(self.pos):
+            raise Unjudgeable(f"{self.stage} of {place(self.layer)} has {held} keys, and position {max(self.pos)} more")
+        return max(self.pos) + 1
 
     def input(self, stage: str) -> Span:
         """Another stage of this layer, at these positions."""
@@ -121,9 +129,9 @@ class Site:
                 reached = pos[-1] + 1
         if reached < S:
             what = "keys" if stage == "k_post_rope" else "values"
-            known = {p for phase in self.bench.phases for p in self.bench.rows[phase]}
-            lost = [p for p in range(reached, S) if p not in known]
-            raise Unjudgeable(f"the {what} of positions {lost[0]} to {lost[-1]} are not in the dump ({stage})")
+            own = self.bench.rows[self.phase][0]
+            last = own - 1 if own > reached else S - 1
+            raise Unjudgeable(f"the {what} of positions {reached} to {last} are not in the dump ({stage})")
         return joined(rows, 0)
 
     def matrices(self) -> list[Matrix]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from os.path import samestat
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +71,21 @@ class Checkpoint:
     vocabulary: Callable[[], Vocabulary | None]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    _stamps: tuple[os.stat_result, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_stamps", tuple(p.stat() for p in self.files))
+
+    def check_unchanged(self) -> None:
+        """Raises BadInput if a file was written to since it was opened: what was read of it may be of no model.
+
+        Replacing or deleting it does no harm: what is mapped is what was opened.
+        """
+        for path, then in zip(self.files, self._stamps, strict=True):
+            with suppress(FileNotFoundError):
+                now = path.stat()
+                if samestat(now, then) and (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+                    raise BadInput(f"{path}: was changed while it was being read; nothing of the result is kept")
 
 
 MAX_TENSORS = 1 << 16  # in a file; bounds what a hostile header costs; the largest Qwen2 has 963

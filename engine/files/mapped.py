@@ -37,7 +37,8 @@ def map_file(path: Path) -> NDArray[np.uint8]:
     """The whole file, read-only and memory-mapped; as large as it is now. Raises BadInput as read_head does.
 
     The map holds on to the file itself: replacing or deleting its name does no harm. Cutting it in place does: the
-    system answers a read behind the new end with SIGBUS, which ends the process. Readers check all offsets by the size.
+    system answers a read behind the new end with SIGBUS, which ends a command with one line (tools/signals.py).
+    Readers check all offsets by the size.
     """
     descriptor, size = _open(path)
     try:

@@ -180,9 +180,10 @@ def _read_file(path: Path) -> tuple[dict[str, QTensor], dict[str, str]]:
         raise BadInput(
             f"{path}: {raw.size} bytes; a safetensors file begins with 8 bytes that give its header's length"
         )
-    if kind := file_kind(Path("-"), raw[:64].tobytes()):
-        raise BadInput(f"{path}: {kind}")
     length = int.from_bytes(raw[:8].tobytes(), "little")
+    # A length may begin as a pickle or a page does, so only what is no safetensors is called by its first bytes.
+    if raw[8:9].tobytes() != b"{" and (kind := file_kind(Path("-"), raw[:64].tobytes())):
+        raise BadInput(f"{path}: {kind}")
     if not 2 <= length <= min(MAX_HEADER, raw.size - 8):
         limit = f"the file has {raw.size} bytes, and the format allows {MAX_HEADER}"
         raise BadInput(f"{path}: header length {length} at offset 0; {limit}")

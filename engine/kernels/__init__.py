@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from ...quant.errors import BadInput
 from ..config import Config
 from ..weights import Weights
+from . import numba_settings
+
+numba_settings.install()
 
 BACKENDS = ("cpu", "reference", "cuda")
 

@@ -62,12 +62,11 @@ class Architecture:
         """Transformers' class of the model with its head."""
         return f"{self.title}ForCausalLM"
 
-    @property
-    def tensors(self) -> Iterator[Tensor]:
-        """Those of the whole model, then those of a layer."""
-        yield from self.whole.values()
-        for stacked in self.layer.values():
-            yield from stacked
+    def tensors_of(self, layers: int) -> Iterator[tuple[Tensor, int | None]]:
+        """Every tensor of a model of so many layers, with its layer; the whole model's come first."""
+        yield from ((t, None) for t in self.whole.values())
+        for i in range(layers):
+            yield from ((t, i) for stacked in self.layer.values() for t in stacked)
 
     def called(self, name: str) -> bool:
         """Whether an APR file means this architecture: its importers write model_type or the class, in any case."""
@@ -77,7 +76,7 @@ class Architecture:
         """A tensor's name in the other spelling, or the same one, from either; None if it has no role here."""
         layer = re.search(r"\.(\d+)\.", name)
         pattern = name if layer is None else f"{name[: layer.start()]}.{{}}.{name[layer.end() :]}"
-        for t in self.tensors:
+        for t, _ in self.tensors_of(layers=1):
             if pattern in (t.hf, t.ggml):
                 return str(getattr(t, to)).format(layer[1] if layer else "")
         return None

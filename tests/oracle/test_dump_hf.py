@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (make oracle
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
 
 from qwenref.quant.errors import BadInput  # noqa: E402
+from qwenref.tools.convert import convert  # noqa: E402
 from qwenref.tools.dump_hf import DTYPES, capture, load  # noqa: E402
 from qwenref.tools.golden_config import write_case  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
@@ -21,6 +22,7 @@ from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump, open_dump  # noqa: E402
 from qwenref.trace.stages import STAGES, shape_for  # noqa: E402
 
+from ..models import model  # noqa: E402
 from ..tiny import collect, relative  # noqa: E402
 
 pytestmark = pytest.mark.oracle
@@ -174,3 +176,15 @@ def test_weights_that_transformers_makes_up(tmp_path: Path) -> None:
     (tmp_path / "as-it-is").mkdir()
     write_case(tmp_path / "as-it-is", "as it is")
     load(tmp_path / "as-it-is")
+
+
+def test_a_file_of_that_name_in_the_working_directory_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers takes that one before the one that was named."""
+    (tmp_path / "here").mkdir()
+    convert(model(), tmp_path / "tiny.gguf")
+    convert(model(seed=1), tmp_path / "here" / "tiny.gguf")
+    monkeypatch.chdir(tmp_path / "here")
+    head = load(tmp_path / "tiny.gguf").lm_head.weight.detach().numpy()
+    assert np.array_equal(head, model().tensors["output.weight"].data.view("<f4").reshape(head.shape))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .memory import give_back, lend, take_back
 from .team import BARRIER, ROWS, SIZE, WEIGHTS, Program, run_now
 
-AT_ONCE = 256  # jobs: between two runs the caches forget Python, and it is slow again; an interruption waits for them
+AT_ONCE = 256  # jobs: between two runs the caches forget Python, and it is slow again
 
 
 class Batch:

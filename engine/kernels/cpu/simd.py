@@ -31,7 +31,10 @@ from ....quant.errors import BadInput
 config: Any = numba_config
 
 LANES = 32
-PATHS = ("avx512", "avx2", "plain")
+# The features that each path takes, the best path first.
+AVX2 = {"avx2", "fma", "f16c"}
+NEEDS = {"avx512": AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}, "avx2": AVX2, "plain": set()}
+PATHS = tuple(NEEDS)
 
 
 def features() -> set[str]:
@@ -45,16 +48,21 @@ def choose_path(forced: str | None, have: set[str]) -> str:
     """The best path for these features, or the forced one. Raises BadInput if that is unknown or the machine lacks
     it.
     """
-    possible = {"plain"}
-    if {"avx2", "fma", "f16c"} <= have:
-        possible.add("avx2")
-        if {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"} <= have:
-            possible.add("avx512")
+    possible = [path for path, needs in NEEDS.items() if needs <= have]
     if not forced:
-        return next(p for p in PATHS if p in possible)
+        return possible[0]
     if forced not in possible:
-        raise BadInput(f"QWENREF_SIMD={forced}: this machine has {', '.join(p for p in PATHS if p in possible)}")
+        raise BadInput(f"QWENREF_SIMD={forced}: this machine has {', '.join(possible)}")
     return forced
+
+
+def why() -> str:
+    """Why PATH is the path, in words."""
+    if os.environ.get("QWENREF_SIMD"):
+        return "QWENREF_SIMD says so"
+    missing = [f"{p} needs {', '.join(sorted(NEEDS[p] - features()))}" for p in PATHS[: PATHS.index(PATH)]]
+    which = "NUMBA_CPU_FEATURES" if config.CPU_FEATURES is not None else "this processor"
+    return f"{'; '.join(missing)}, which {which} does not name" if missing else "the best there is"
 
 
 PATH = choose_path(os.environ.get("QWENREF_SIMD"), features())

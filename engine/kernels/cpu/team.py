@@ -24,14 +24,14 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, prange, types
+from numba import njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import compiled
 from .simd import intp, prefetch
 
-compiled.set_up()
+compiled.choose_threads()
 
 ARGUMENTS = 12  # of a kernel, after first and last
 # The columns of a job. Of jobs that are joined the first has the items and the chunk of them all; COUNT is a job's own
@@ -40,12 +40,13 @@ KERNEL, ITEMS, CHUNK, SHRINK, BARRIER, WEIGHTS, SIZE, ROWS, PER, COUNT, JOINED, 
 COLUMNS = FIRST + ARGUMENTS
 NEXT, DONE, STATE = 0, 8, 16  # counters of a job, each on its own cache line
 ONE_AT_A_TIME = Lock()  # Numba's work queue ends the process where two threads enter it
+STOPPED = np.zeros(1, np.int64)  # not 0: no thread takes up another chunk; the process is about to end
 PATIENCE = 4000  # pauses, about 20 microseconds
 FETCHED = 1 << 18  # bytes that a waiting thread fetches at most: they must fit its second-level cache
 
 
 class Kernel:
-    """A function of integers in machine code, compiled when its address is first asked for, then from Numba's cache."""
+    """A function of integers in machine code, compiled when its address is first asked for, then kept (compiled.py)."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
@@ -53,14 +54,14 @@ class Kernel:
     @cached_property
     def _compiled(self) -> Any:
         integers = [intp] * len(signature(self.function).parameters)
-        return cfunc(types.void(*integers), cache=True, error_model="numpy")(self.function)
+        return compiled.c_function(self.function, types.void(*integers))
 
     @cached_property
     def address(self) -> int:
         return int(self._compiled.address)
 
     def compile(self) -> bool:
-        """Whether it had to be compiled, because the cache did not have it."""
+        """Whether it had to be compiled, because it was not kept."""
         return not self._compiled.cache_hits
 
     def job(
@@ -172,10 +173,10 @@ def fetch(address, count):
 
 
 @helper
-def _wait(state, items, ahead, end):
+def _wait(state, items, ahead, end, stopped):
     """Until all items are done; meanwhile lines from `ahead` to `end` are fetched. Returns how far that came."""
     pauses = 0
-    while _read(state + 8 * DONE) < items:
+    while _read(state + 8 * DONE) < items and not _read(stopped):
         if ahead < end:
             fetch(ahead, 512)
             ahead += 512
@@ -188,10 +189,12 @@ def _wait(state, items, ahead, end):
 
 
 @helper
-def _take(job, state, threads):
+def _take(job, state, threads, stopped):
     """The next chunk of a job, [first, last): `chunk` items, or if the chunks shrink half of a fair share of what is
     left, where that is more.
     """
+    if _read(stopped):
+        return 0, 0
     items, chunk = _read(job + 8 * ITEMS), _read(job + 8 * CHUNK)
     while True:
         first = _read(state + 8 * NEXT)
@@ -201,7 +204,7 @@ def _take(job, state, threads):
 
 
 @helper
-def _work(jobs, count, states, threads):
+def _work(jobs, count, states, threads, stopped):
     """What each thread does: every chunk that it can get of every job, in order."""
     group = 0
     weights, ahead = 0, 0
@@ -211,7 +214,7 @@ def _work(jobs, count, states, threads):
             weights = _read(job + 8 * WEIGHTS)
             ahead = weights
         while True:
-            first, last = _take(job, state, threads)
+            first, last = _take(job, state, threads, stopped)
             if first >= last:
                 break
             joined = _read(job + 8 * JOINED)
@@ -227,19 +230,19 @@ def _work(jobs, count, states, threads):
             end = weights + min(_read(job + 8 * SIZE), FETCHED)
             for i in range(group, j + 1):
                 items = _read(jobs + 8 * (COLUMNS * i + ITEMS))
-                ahead = _wait(states + 8 * STATE * i, items, ahead, end)
+                ahead = _wait(states + 8 * STATE * i, items, ahead, end, stopped)
             group = j + 1
 
 
-@njit("void(intp, intp, intp)", cache=True, nogil=True)
-def _run_alone(jobs, count, states):
-    _work(jobs, count, states, 1)
+@compiled.jitted("void(intp, intp, intp, intp)", nogil=True)
+def _run_alone(jobs, count, states, stopped):
+    _work(jobs, count, states, 1, stopped)
 
 
-@njit("void(intp, intp, intp, intp)", cache=True, nogil=True, parallel=True)
-def _run_together(jobs, count, states, threads):
+@compiled.jitted("void(intp, intp, intp, intp, intp)", nogil=True, parallel=True)
+def _run_together(jobs, count, states, stopped, threads):
     for _ in prange(threads):
-        _work(jobs, count, states, threads)
+        _work(jobs, count, states, threads, stopped)
 
 
 def _join(jobs: list[list[int]], group: list[int]) -> None:
@@ -266,10 +269,10 @@ class Program:
         self.jobs = np.array(table, np.int64)
         self._states = np.empty((len(self.jobs), STATE), np.int64)
         self._shared = bool((self.jobs[:, ITEMS] > self.jobs[:, CHUNK]).any())
-        self._at = self.jobs.ctypes.data, len(self.jobs), self._states.ctypes.data
+        self._at = self.jobs.ctypes.data, len(self.jobs), self._states.ctypes.data, STOPPED.ctypes.data
 
     def run(self) -> None:
-        """With the threads of numba.set_num_threads."""
+        """With the threads of numba.set_num_threads. Raises KeyboardInterrupt after `stop`: jobs were left undone."""
         self._states.fill(0)
         threads = numba.get_num_threads()
         if threads == 1 or not self._shared:
@@ -277,6 +280,13 @@ class Program:
         else:
             with ONE_AT_A_TIME:
                 _run_together(*self._at, threads)
+        if STOPPED[0]:
+            raise KeyboardInterrupt
+
+
+def stop() -> None:
+    """Ends what runs, from any thread, after the chunks that are in work; nothing is computed from then on."""
+    STOPPED[0] = 1
 
 
 def run_now(*jobs: Sequence[int]) -> None:

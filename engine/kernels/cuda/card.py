@@ -17,6 +17,24 @@ def require_package() -> None:
         raise BadInput(f"backend cuda needs the package numba-cuda; {INSTALL}")
 
 
+def describe() -> str:
+    """The card that answers, in words. Raises BadInput as the two others do."""
+    require_package()
+    require_card()
+    from numba import config, cuda
+
+    if config.ENABLE_CUDASIM:  # type: ignore[attr-defined]
+        return "Numba's simulator"
+    from numba.cuda.cudadrv.driver import driver
+
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    free, whole = cuda.current_context().get_memory_info()
+    version = ".".join(map(str, driver.get_version()))
+    sm = "".join(map(str, device.compute_capability))
+    return f"{name}, sm_{sm}, {free / 1e9:.1f} GB free of {whole / 1e9:.1f} GB, driver for CUDA {version}"
+
+
 def require_card() -> None:
     """Raises BadInput unless a card answers and kernels can be compiled for it."""
     from numba import config, cuda

@@ -1,0 +1,47 @@
+"""Where things are in the making is written down in the user's cache, so that what a killed command has left beside its
+destination goes with the next command that writes anything, wherever that writes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+
+from ..engine.user_cache import user_cache
+from ..trace.beside import sweep
+
+PATIENCE_S = 2.0  # a folder of an hour ago may be on a network that is gone
+
+
+@contextmanager
+def written_down(place: Path) -> Iterator[None]:
+    """While something is made beside this place. Removes what others have left first."""
+    cache = user_cache()
+    if cache is None:
+        yield
+        return
+    notes = cache / "making"
+    sweeper = Thread(target=sweep_all, args=(notes,), daemon=True)
+    sweeper.start()
+    sweeper.join(PATIENCE_S)
+    note = notes / secrets.token_hex(8)
+    with suppress(OSError):  # a cache that cannot be written
+        notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note.write_text(str(place.absolute().parent), "utf-8", "surrogateescape")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink()
+
+
+def sweep_all(notes: Path) -> None:
+    """Sweeps the folders that are written down, and forgets those in which nothing is left."""
+    with suppress(OSError):
+        for note in notes.iterdir():
+            with suppress(OSError, ValueError):  # another sweep's, or not written yet
+                folder = note.read_text("utf-8", "surrogateescape")
+                if folder and not sweep(Path(folder)):
+                    note.unlink()
