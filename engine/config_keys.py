@@ -1,7 +1,8 @@
 """What a model file's keys do to the result, as tables: read, of no effect, of none with some values.
 
-Here are those of any decoder; an architecture adds its own (engine/models). What is in no table is looked at: refused where its name sounds as if it changed the result, else noted. The tables of
-config.json are held to Transformers (tests/golden/config.json), those of GGUF to llama.cpp (tests/oracle).
+Here are any decoder's; an architecture adds its own (engine/models). What is in no table is looked at: refused where
+its name sounds as if it changed the result, else noted. The tables of config.json are held to Transformers
+(tests/golden/config.json), those of GGUF to llama.cpp (tests/oracle).
 """
 
 from __future__ import annotations

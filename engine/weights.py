@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from .config import Config
 
-Vector = Matrix = Any  # what a leaf is, told by its field's annotation
+# What a leaf is, told by its field's annotation.
+Vector: TypeAlias = Any
+Matrix: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,8 @@ class Weights:
 
     def matrices(self) -> Iterator[tuple[str, Any]]:
         """(field, matrix) of all that a token is multiplied with, stacked ones one by one; the head comes last."""
-        for node in (*self.layers, self):
+        nodes: tuple[Layer | Weights, ...] = (*self.layers, self)
+        for node in nodes:
             for f in fields(node):
                 if f.type == "Matrix":
                     yield from ((f.name, part) for part in parts(getattr(node, f.name)))

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.files.writing import Planned
+from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.engine.tokenizer import Tokenizer
 from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.engine.files import Checkpoint
+from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.quant.tensor import QTensor, dequantize, quantize
 from qwenref.tools.convert import convert
 from qwenref.tools.diff_weights import compare, compare_tensor

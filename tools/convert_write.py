@@ -274,7 +274,7 @@ def write_folder(source: Checkpoint, v: Vocabulary | None, folder: Path, tensors
     config |= {"architectures": [a.hf_class], "dtype": DTYPES[most_common_format(tensors)]}
     config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
-    config |= {"hidden_act": "silu", "use_sliding_window": False}
+    config |= {"hidden_act": "silu", **a.hf_full}
     if v is not None:
         eos = stops(v)
         ids = {"bos_token_id": v.bos_id, "eos_token_id": eos[0] if eos else None, "pad_token_id": v.pad_id}

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from ..engine.forward import forward
 from ..engine.generate import prefill
 from ..engine.kernels import backend
-from ..engine.weights import Weights
 from ..quant.errors import BadInput
-from ..quant.tensor import QTensor, dequantize, format_module
+from ..quant.tensor import dequantize, format_module
 from ..trace.tap import SILENT
 from .child import own_process
 from .load import open_weights

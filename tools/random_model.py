@@ -82,10 +82,10 @@ def write_model(path: Path, name: str, layers: int | None) -> None:
         for seed, ((role, ggml, fmt), at) in enumerate(zip(plan, offsets, strict=True)):
             shape = size[role]
             std = 0.5 if role.endswith("bias") else 1.0 if role == "embed" else shape[-1] ** -0.5
-            t = random_tensor(ggml, fmt, shape, 0.1 if role.endswith("norm") else std, seed)
-            data = t.data
+            w = random_tensor(ggml, fmt, shape, 0.1 if role.endswith("norm") else std, seed)
+            data = w.data
             if role.endswith("norm"):
-                data = (1 + t.data.view("<f4")).astype("<f4").view(np.uint8)
+                data = (1 + w.data.view("<f4")).astype("<f4").view(np.uint8)
             file.seek(start + at)
             file.write(data.tobytes())
         file.truncate(max(file.tell(), start + offset))

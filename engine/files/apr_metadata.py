@@ -10,7 +10,7 @@ from typing import Any
 from ...quant.errors import BadInput
 from ..config import Config, from_hf
 from ..config_keys import APR_ALIASES, APR_OWN, APR_ROPE_TYPE
-from ..models import ARCHITECTURES
+from ..models import meant
 from . import Vocabulary
 from .end_of_generation import by_text, ends, with_control
 from .fields import Fields
@@ -42,7 +42,7 @@ def read_config(metadata: Mapping[str, Any], own_head: bool) -> tuple[Config, li
                 break
     kinds = [s.get(k) for s in sources for k in ("architecture", "hf_model_type", "hf_architecture", "model_type")]
     kind = next((k for k in kinds if k), None)
-    a = next((a for a in ARCHITECTURES if isinstance(kind, str) and a.called(kind)), None)
+    a = meant(kind)
     data["model_type"] = a.model_type if a else kind
     if a and metadata.get("rope_type") not in (None, APR_ROPE_TYPE):
         told = f"{a.model_type} rotates split halves, which is {APR_ROPE_TYPE}"

@@ -19,3 +19,9 @@ def find(name: object, by: Literal["model_type", "gguf"] = "model_type") -> Arch
             return a
     supported = "; ".join(f"{a.model_type} is ({a.models})" for a in ARCHITECTURES)
     raise BadInput(f"architecture {brief(name)} is not supported; {supported}; llama.cpp and Transformers run others")
+
+
+def meant(name: object) -> Architecture | None:
+    """The architecture that an APR file means: importers write model_type or Transformers' class, in any case."""
+    said = name.lower() if isinstance(name, str) else None
+    return next((a for a in ARCHITECTURES if said in (a.model_type, a.hf_class.lower())), None)

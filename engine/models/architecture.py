@@ -41,6 +41,7 @@ class Architecture:
     unread: how the names of tensors end that files hold and nobody needs.
     hf_keys, gguf_keys: what the fields of config.json, and GGUF's keys behind the name, do to the result.
     hf_defaults: what Transformers' configuration takes for a field that is not there; never a value of Config's.
+    hf_full: what a config.json has to say for Transformers to attend to every position, as the page does.
     pre, tokenizer_class: ggml's name of the pre-tokenizer, for files that leave it out, and Transformers' class.
     """
 
@@ -56,6 +57,7 @@ class Architecture:
     pre: str
     tokenizer_class: str
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    hf_full: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hf_class(self) -> str:
@@ -67,10 +69,6 @@ class Architecture:
         yield from ((t, None) for t in self.whole.values())
         for i in range(layers):
             yield from ((t, i) for stacked in self.layer.values() for t in stacked)
-
-    def called(self, name: str) -> bool:
-        """Whether an APR file means this architecture: its importers write model_type or the class, in any case."""
-        return name.lower() in (self.model_type, self.hf_class.lower())
 
     def renamed(self, name: str, to: Spelling) -> str | None:
         """A tensor's name in the other spelling, or the same one, from either; None if it has no role here."""

@@ -20,10 +20,13 @@ ARCHITECTURE = Architecture(
         read=frozenset({"use_sliding_window", "max_window_layers", "dual_chunk_attention_config"}),
         inert={"Qwen2 reads it in no version of Transformers": ("is_decoder",)},
         neutral={"use_mrope": (None, False)},
-        noted={"auto_map": "names Python code of the publisher's, which is not run; computed as Transformers' own Qwen2"},
+        noted={
+            "auto_map": "names Python code of the publisher's, which is not run; computed as Transformers' own Qwen2"
+        },
     ),
     gguf_keys=GGUF,
     hf_defaults={"max_window_layers": 28},
+    hf_full={"use_sliding_window": False},
     pre="qwen2",
     tokenizer_class="Qwen2Tokenizer",
 )
