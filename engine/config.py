@@ -137,7 +137,7 @@ def _float32(value: float) -> float:
 def check_hf(data: Mapping[str, Any]) -> tuple[Architecture, list[str]]:
     """Whose config.json it is, and notes on its fields. Raises BadInput for one that asks for what is not computed."""
     check_quantization(data)
-    a, classes = find(_need(data, "model_type")), data.get("architectures")
+    a, classes = find(data.get("model_type")), data.get("architectures")
     if classes and classes not in ([a.hf_class], [f"{a.title}Model"]):
         _refuse("architectures", f"is {brief(classes)}; only {a.hf_class} is supported")
     return a, a.hf_keys.look(data)

@@ -135,12 +135,6 @@ def test_its_own_facts_rule(tmp_path: Path, changes: dict[str, Any], more: dict[
     assert says in str(error.value)
 
 
-def test_a_config_without_model_type(tmp_path: Path) -> None:
-    write(tmp_path / "a", {name: value for name, value in CONFIG.items() if name != "model_type"})
-    with pytest.raises(BadInput, match="model_type is missing, and nothing may be guessed for it"):
-        use(tmp_path / "a")
-
-
 @pytest.mark.parametrize("a", models.ARCHITECTURES, ids=lambda a: a.model_type)
 def test_names_are_gguf_pys(a: Architecture) -> None:
     """Each of Hugging Face's names becomes the ggml name that llama.cpp's converter gives it, and none is left out."""
