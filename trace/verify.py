@@ -54,8 +54,9 @@ def verify(
     second = None if against is None else Judge(Bench(dump, against, bench.tokens, rotations=bench.rotations))
     review(judge, findings, second)
     recipe = judge.recipe
-    inner = (t for field, t in weights.matrices() if field in ("qkv", "ffn_down"))
-    operands = sorted({recipe.operand(t.format) for t in inner} - {"F32"})
+    operands = sorted(
+        {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
+    )
     turned = told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings)
     return Verification(findings, recipe, bench.tokens, first_of_all(bench, findings), remarks, operands, turned)
 
