@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
-from ..quant.tensor import QTensor
+from ..quant.tensor import QTensor, format_of
 from .config import Config
 from .models.architecture import Tensor
 from .weights import Layer, Weights
 
 
 def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
-    """Weights of a checkpoint. Raises BadInput for a tensor that is missing, has not its role's shape, or has no role.
+    """Weights of a checkpoint. Raises BadInput for a tensor that is missing, has not its role's shape, has no role, or
+    is of a format that nobody decodes here.
 
     A tensor that nothing here reads (a query norm, a rotary table, a layer too many) would be a model computed wrong.
     """
@@ -33,6 +34,7 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         w, shape = tensors[name], t.shape(sizes)
         if w.shape != shape:
             raise BadInput(f"tensor {w.name or spelled[0]} has shape {w.shape}; as {t.role} it must have {shape}")
+        format_of(w)
         return w
 
     def layer(i: int) -> Layer:

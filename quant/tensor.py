@@ -57,6 +57,14 @@ def format_module(name: str) -> ModuleType:
     raise BadInput(f"no decoder for weight format {name}")
 
 
+def format_of(w: QTensor) -> ModuleType:
+    """The module of a tensor's format. Raises BadInput that names the tensor if there is none."""
+    try:
+        return format_module(w.format)
+    except BadInput as error:
+        raise BadInput(f"tensor {w.name}: {error}; weights are floats of 16 or 32 bits, or blocks") from None
+
+
 def can_encode(name: str) -> bool:
     """Whether the format can be written. Raises BadInput if it is not even known."""
     return hasattr(format_module(name), "encode")
@@ -70,20 +78,26 @@ def row_bytes(name: str, width: int) -> int:
     return int(width // f.BLOCK * f.BYTES)
 
 
+def blocks_of(w: QTensor) -> NDArray[np.uint8]:
+    """The tensor's bytes, [blocks, bytes of one]. Raises BadInput if they are not those of its shape."""
+    f = format_of(w)
+    if not w.shape:
+        raise BadInput(f"tensor {w.name}: a single value has no rows")
+    *outer, width = w.shape
+    takes = prod(outer) * -(-width // f.BLOCK) * f.BYTES
+    if w.data.size != takes:
+        raise BadInput(f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {takes}")
+    return w.data.reshape(-1, f.BYTES)
+
+
 def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
     """Rows start..stop (of the outermost dimension) as float32 [stop - start, ...], bit for bit what ggml decodes.
 
     Raises BadInput if the tensor's bytes are not those of its shape.
     """
-    f = format_module(w.format)
-    if not w.shape:
-        raise BadInput(f"tensor {w.name}: a single value has no rows")
+    f, blocks = format_of(w), blocks_of(w)
     *outer, width = w.shape
     per_row = -(-width // f.BLOCK)
-    if w.data.size != prod(outer) * per_row * f.BYTES:
-        takes = prod(outer) * per_row * f.BYTES
-        raise BadInput(f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {takes}")
-    blocks = w.data.reshape(-1, f.BYTES)
     if outer:
         start, stop, _ = slice(start, stop).indices(outer[0])
         per_start = len(blocks) // max(outer[0], 1)

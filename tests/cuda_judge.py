@@ -95,7 +95,7 @@ class Judge:
     def linear(self, x_TI: Any, w: Pair) -> Any:
         x, want, bound = CUDA.to_host(x_TI), [], []
         for t in w.tensors:
-            w_OI, a_TI = dequantize(t).astype(np.float64), rounded_as_ggml(x, t.format, self.precision)
+            w_OI, a_TI = dequantize(t).astype(np.float64), rounded_as_ggml(x, t, self.precision)
             sizes_OI = np.abs(w_OI) + 2 * minima(t)  # |s q| + |m|, which the kernel sums apart, for w = s q - m
             want.append(a_TI @ w_OI.T)
             bound.append((x.shape[1] + 8) * U * (np.abs(a_TI) @ sizes_OI.T))

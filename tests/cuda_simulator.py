@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import QTensor
 from qwenref.tests import cuda_lanes
 from qwenref.tests.cuda_judge import CUDA, REFERENCE, Judge, Pair
-from qwenref.tests.tiny import tiny_tensor, tiny_weights
+from qwenref.tests.tiny import TYPES, tiny_tensor, tiny_weights, write_gguf
+from qwenref.tools.main import main
 from qwenref.trace.tap import SILENT
+from qwenref.trace.verify.finding import EXACT, REPRODUCED
 
 assert config.ENABLE_CUDASIM, "run by test_cuda.py, with NUMBA_ENABLE_CUDASIM=1"
 cuda_lanes.install(attention, p8, product, rows_module, nibbles, q4_k, q5_0, q6_k)
@@ -64,7 +67,7 @@ def judged(tensors: tuple[QTensor, ...], x: np.ndarray, precision: str) -> np.nd
     """x W^T, which the judge has passed."""
     judge = Judge()
     judge.precision = precision
-    card = CUDA.Matrix(packed.stack(tensors, precision), precision == "int8")
+    card = CUDA.Matrix(packed.stack(tensors), precision == "int8")
     return CUDA.to_host(judge.linear(rows(x), Pair(card, *tensors)))
 
 
@@ -104,23 +107,37 @@ def test_stacked_matrices_of_several_formats(T: int, precision: str) -> None:
     sizes = [("Q4_K", 20), ("Q4_K", 5), ("Q5_0", 7), ("Q6_K", 9), ("F16", 3), ("F32", 4)]
     sizes += [("Q5_K", 2)] if precision == "f32" else []
     parts = tuple(matrix(fmt, O, 256, seed) for seed, (fmt, O) in enumerate(sizes))
-    assert len(packed.stack(parts, precision)) == 5  # neighbours of one form are one matrix: one launch
+    assert len(packed.stack(parts)) == 5  # neighbours of one form are one matrix: one launch
     judged(parts, x, precision)
 
 
-def test_other_formats_are_decoded() -> None:
+def test_every_type_is_looked_up_bit_for_bit() -> None:
+    """Those without kernels are decoded when they are uploaded."""
+    for fmt in TYPES:
+        w = matrix(fmt, 2, 256)
+        Judge().embed(np.array([1, 0], np.int32), Pair(CUDA.Matrix(packed.stack((w,)), False), w))
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+def test_other_types_keep_float32_activations(precision: str) -> None:
     x = np.random.default_rng(5).standard_normal((1, 256)).astype(np.float32)
-    judged((matrix("Q5_K", 6, 256),), x, "f32")
-    with pytest.raises(BadInput, match=r"tensor w: Q5_K has no int8 product .* --precision f32"):
-        packed.pack("int8", matrix("Q5_K", 6, 256))
+    judged(tuple(matrix(fmt, 1, 256) for fmt in TYPES if fmt not in FORMATS), x, precision)
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+def test_padded_rows_are_decoded(precision: str) -> None:
+    """APR's: 72 values in a block of 256, in a stack with rows that fill theirs."""
+    whole = matrix("Q4_K", 3, 256)
+    x = np.random.default_rng(5).standard_normal((2, 72)).astype(np.float32)
+    judged((QTensor("Q4_K", (3, 72), whole.data, "w"), matrix("F32", 2, 72)), x, precision)
 
 
 def test_the_card_is_asked_for_what_is_needed() -> None:
     """packed_bytes, from which a too small card is told, is what pack takes."""
     for fmt in FORMATS:
         w = matrix(fmt, 3, 256)
-        planes = packed.pack("f32", w).planes
-        assert packed.packed_bytes(w, "f32") == sum(p.size * p.dtype.itemsize for p in planes if p.size > 1)
+        planes = packed.pack(w).planes
+        assert packed.packed_bytes(w) == sum(p.size * p.dtype.itemsize for p in planes if p.size > 1)
 
 
 def test_a_card_too_small_is_told_before_anything_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +200,8 @@ def ids(count: int, vocab: int = 40, seed: int = 0) -> np.ndarray:
 Q4_K_M = dict.fromkeys(("embed", "q", "k", "ffn_gate", "ffn_up"), "Q4_K")
 Q4_K_M |= dict.fromkeys(("v", "ffn_down", "lm_head"), "Q6_K")
 Q4_K_M["attn_out"] = "Q5_0"  # its 14 x 16 inputs are no whole number of blocks of 256
+OTHERS = {"embed": "IQ4_NL", "q": "Q5_1", "k": "Q8_0", "v": "MXFP4", "attn_out": "Q4_1", "ffn_gate": "Q4_1"}
+OTHERS |= {"ffn_up": "Q4_0", "ffn_down": "NVFP4", "lm_head": "Q5_1"}
 IN_SMALL: dict[str, Any] = {"head_dim": 16, "vocab": 40, "layers": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {"vocab": 40},
@@ -210,6 +229,20 @@ def test_every_stage(name: str, precision: str) -> None:
     for chunk in (1, 1, 5) if name == "7B" else (5, 3, 1):
         forward(ids(chunk), w, cache, judge, SILENT)
     assert judge.worst["linear"] > 0
+
+
+@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
+def test_stage_dumps_of_other_types_are_verified(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the commands: no stage is unexplained."""
+    w = tiny_weights(**IN_SMALL, hidden=32, heads=2, kv_heads=1, mlp=64, formats=OTHERS)
+    path, at = write_gguf(tmp_path / "m.gguf", w), tmp_path / "dump"
+    how = ["--backend", "cuda", "--precision", precision, "--tokens", "3,1,4", "--decode-steps", "1"]
+    assert main(["trace", str(path), *how, "--save-tensor", "all", "--save-tensor-dir", str(at)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(at), "-m", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"].keys() <= {EXACT, REPRODUCED}
 
 
 class Kept:

@@ -197,11 +197,25 @@ class Cpu:
         return backend("cpu").new_cache(c, capacity, self.precision)
 
 
+class Wide:
+    """The reference backend in float64, of which a dump keeps float32."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reference, name)
+
+    def prepare(self, w: Weights, precision: str) -> Weights:
+        return reference.prepare(w, "f64")
+
+    def new_cache(self, c: Config, capacity: int, precision: str) -> Any:
+        return reference.new_cache(c, capacity, "f64")
+
+
 ENGINES: dict[str, Any] = {
     "cpu f32": Cpu("f32", reference),
     "cpu int8": Cpu("int8", SimpleNamespace(**{**vars(reference), "linear": ggml_linear})),
     "cpu int16": Cpu("int16", SimpleNamespace(**{**vars(reference), "linear": int16_linear})),
     "reference f32": reference,
+    "reference f64": Wide(),
     "plain float32": engine(product=one_by_one),
     "HF float32": engine(),
     "HF float16": engine(rounded=to_float16),

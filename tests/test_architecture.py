@@ -21,9 +21,6 @@ ARROWS: dict[str, set[str]] = {
     "quant": {"quant"},
     "trace": {"trace", "quant"},
     "trace/verify": {"trace", "quant"} | JUDGE,
-    "trace/recipes": {"trace", "quant"} | JUDGE,
-    "trace/hypotheses": {"trace", "quant"} | JUDGE,
-    "trace/budgets": {"trace", "quant"} | JUDGE,
     "engine/config": {"engine/config", "engine/models", "quant"},
     "engine/models": {"engine/config_keys", "engine/models", "quant"},
     "engine/weights": {"engine/config", "quant"},
@@ -108,6 +105,52 @@ def test_a_broken_arrow_is_seen(inside: str, statement: str, tmp_path: Path, mon
     (tmp_path / inside).write_text(statement)
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert broken_arrows(tmp_path / inside)
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, by whatever way round: the strongly connected components (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(v: str) -> None:
+        order[v] = low[v] = len(order)
+        stack.append(v)
+        for w in arrows.get(v, ()):
+            if w not in order:
+                visit(w)
+            if w in stack:
+                low[v] = min(low[v], low[w])
+        if low[v] == order[v]:
+            found.append(sorted(stack[stack.index(v) :]))
+            del stack[stack.index(v) :]
+
+    for v in arrows:
+        if v not in order:
+            visit(v)
+    return [c for c in found if len(c) > 1]
+
+
+def arrows_between_files() -> dict[str, set[str]]:
+    """Every import of one file of this project by another, inside functions and for type checkers too."""
+
+    def file(name: str) -> str:
+        return f"{name}/__init__" if (ROOT / name / "__init__.py").is_file() else name
+
+    files = [p.relative_to(ROOT).with_suffix("").as_posix() for p in sources()]
+    return {
+        path: {file(name[2:]) for name, _ in imports(ROOT / f"{path}.py") if name.startswith("./")} & set(files)
+        for path in files
+    }
+
+
+def test_no_circles() -> None:
+    assert circles(arrows_between_files()) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}) == [["a", "b", "c"]]
 
 
 def test_numba_is_never_imported_before_its_settings() -> None:

@@ -28,11 +28,13 @@ def test_rows(model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_model_without_tokenizer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It has no text to time a first token with; all else is measured."""
-    path = write_gguf(tmp_path / "tiny.gguf", tiny_weights())
+    """It has no text to time a first token with; all else is measured, be the matrices ever so small."""
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_weights(vocab=32, layers=1))
     assert main(["bench", str(path), "-p", "3", "-n", "2", "-t", "1", "-r", "1", "--precision", "int8", "--json"]) == 0
     (row,) = json.loads(capfd.readouterr().out)
     assert row["generated_tokens_per_s"] > 0
+    matrices = 32 * 64 + 64 * (64 + 32 + 32 + 64 + 3 * 96)  # the head; Q, K, V, O, gate, up, down
+    assert row["bytes_per_token"] == 4 * matrices and row["bandwidth_share"] >= 0
     assert "first_token_s" not in row
 
 

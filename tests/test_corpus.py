@@ -38,11 +38,7 @@ REFUSED = [name for name, m in MODELS.items() if "refused" in m]
 
 # What the engine gets wrong, by what is wrong. Each is a strict xfail: a model that is cured must leave the list.
 FAULTS: dict[str, str] = {
-    "a format without a packed form stops `engine run` where kernels are compiled": """
-        gguf-mxfp4 gguf-q4_1 gguf-q5_1 quant-ends-q8_0 quant-iq1_m quant-iq1_s quant-iq2_m quant-iq2_s quant-iq2_xs
-        quant-iq2_xxs quant-iq3_m quant-iq3_s quant-iq3_xs quant-iq3_xxs quant-iq4_nl quant-iq4_xs quant-q2_k
-        quant-q2_k_s quant-q3_k_l quant-q3_k_m quant-q3_k_s quant-q4_1 quant-q5_1""",
-    "the same, and converted to APR its values, exact in F16, are then taken for BF16": """
+    "converted to APR, its values, which are exact in F16, are taken for BF16 when read back": """
         gguf-tq1_0 gguf-tq2_0 quant-tq1_0 quant-tq2_0""",
     "blk.N.attn_qkv, which llama.cpp's converter writes with --fuse-qkv, has no role": "conv-fused-qkv",
 }

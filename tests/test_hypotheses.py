@@ -16,9 +16,10 @@ import pytest
 
 from qwenref.engine.weights import Weights
 from qwenref.trace.dump import Dump, Entry
-from qwenref.trace.hypotheses import table
 from qwenref.trace.stages import by_name
-from qwenref.trace.verify import UNEXPLAINED, Finding, verify
+from qwenref.trace.verify.facts import FileWrong
+from qwenref.trace.verify.hypotheses.table import TABLE
+from qwenref.trace.verify.verify import UNEXPLAINED, Finding, verify
 
 from .engines import changed, dump_of, with_values
 from .plants import PLANTS, Plant
@@ -51,14 +52,14 @@ def check(p: Plant, engine: str, layer: int, score: Score) -> None:
     at = None if by_name(p.stage).scope == "whole" else layer
     found = planted(p, engine, at)
     places = {(f.layer, f.stage) for f in found}
-    named = all(p.named in {h["name"] for h in f.hypotheses} for f in found)
+    named = all(p.named in {h.name for h in f.hypotheses} for f in found)
     score(
         "mistakes planted in simulated engines", engine, planted=1, stage_found=p.stage in {s for _, s in places},
         layer_right=(at, p.stage) in places, name_right=bool(found) and named,
         false_alarms=len(places - {(at, p.stage)}),
     )  # fmt: skip
     assert places == {(at, p.stage)}, [(f.phase, f.layer, f.stage, f.left) for f in found]
-    assert named, [(f.phase, [h["name"] for h in f.hypotheses]) for f in found]
+    assert named, [(f.phase, [h.name for h in f.hypotheses]) for f in found]
 
 
 def layers_of(p: Plant) -> list[int]:
@@ -130,17 +131,17 @@ def test_a_product_that_holds_the_values_after_the_bias() -> None:
     dump = healthy()
     (f,) = unexplained(replaced(dump, "qkv_matmul", 1, values(dump, "qkv_bias", 1)))
     assert (f.layer, f.stage) == (1, "qkv_matmul")
-    assert {"bias-included", "other-file", "other-stage"} <= {h["name"] for h in f.hypotheses}
-    assert any("the file is wrong, not the engine" in note for note in f.notes)
+    assert {"bias-included", "other-file", "other-stage"} <= {h.name for h in f.hypotheses}
+    assert any(isinstance(note, FileWrong) for note in f.notes)
 
 
 def test_a_file_of_another_layer() -> None:
     dump = healthy()
     (f,) = unexplained(replaced(dump, "k_post_rope", 1, values(dump, "k_post_rope", 0)))
     assert (f.layer, f.stage) == (1, "k_post_rope")
-    (named,) = [h for h in f.hypotheses if h["name"] == "other-file"]
-    assert "k_post_rope of layer 0" in named["sentence"]
-    assert any("the file is wrong, not the engine" in note for note in f.notes)
+    (named,) = [h for h in f.hypotheses if h.name == "other-file"]
+    assert "k_post_rope of layer 0" in named.sentence
+    assert any(isinstance(note, FileWrong) for note in f.notes)
 
 
 @pytest.mark.parametrize("stage", ["q_post_rope", "attention"])
@@ -149,7 +150,7 @@ def test_another_layout(stage: str) -> None:
     x = values(dump, stage, 2)
     (f,) = unexplained(replaced(dump, stage, 2, np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape)))
     assert (f.layer, f.stage) == (2, stage)
-    assert "layout" in {h["name"] for h in f.hypotheses}
+    assert "layout" in {h.name for h in f.hypotheses}
 
 
 def test_two_files_exchanged() -> None:
@@ -158,7 +159,7 @@ def test_two_files_exchanged() -> None:
     gate, up = values(dump, "ffn_gate", 1), values(dump, "ffn_up", 1)
     found = unexplained(replaced(replaced(dump, "ffn_gate", 1, up), "ffn_up", 1, gate))
     assert {(f.layer, f.stage) for f in found} >= {(1, "ffn_gate"), (1, "ffn_up")}
-    assert all(any(h["name"] in ("gate-up-swapped", "other-stage") for h in f.hypotheses) for f in found[:2])
+    assert all(any(h.name in ("gate-up-swapped", "other-stage") for h in f.hypotheses) for f in found[:2])
 
 
 def test_a_mistake_in_a_stage_that_the_dump_lacks() -> None:
@@ -167,12 +168,12 @@ def test_a_mistake_in_a_stage_that_the_dump_lacks() -> None:
     dump = dump_of(weights("Q4_K"), "ggml, 16-bit KV", TOKENS, mistakes={("ffn_silu", 1): make})
     (f,) = unexplained(changed(dump, lambda e: None if e.stage.name == "ffn_silu" else e))
     assert (f.layer, f.stage) == (1, "ffn_swigl")
-    (named,) = [h for h in f.hypotheses if h["name"] == "activation"]
-    assert named["stage"] == "ffn_silu"
-    assert named["sentence"] == "ReLU stands for SiLU"
+    (named,) = [h for h in f.hypotheses if h.name == "activation"]
+    assert named.at == "ffn_silu"
+    assert named.sentence == "ReLU stands for SiLU"
 
 
 def test_every_hypothesis_is_planted_somewhere() -> None:
     here = {"other-file", "other-stage", "bias-included", "layout"}
-    assert {h.name for h in table()} == {p.named for p in PLANTS} | here
-    assert len({h.name for h in table()}) == len(table())
+    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here
+    assert len({h.name for h in TABLE}) == len(TABLE)

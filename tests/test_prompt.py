@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,31 @@ def test_its_death_is_one_line(tiny: str) -> None:
         os.kill(process._process.pid, signal.SIGKILL)
         with pytest.raises(BadInput, match="ended with status -9"):
             process.result()
+
+
+CUT = """
+import os, sys
+from qwenref.engine import files
+from qwenref.tools import prompt
+opened = files.open_checkpoint
+def cut(path):
+    checkpoint = opened(path)
+    os.truncate(path, 0)
+    return checkpoint
+files.open_checkpoint = cut
+prompt.serve()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system says which file a fault was in")
+def test_a_file_that_is_cut_under_it_is_refused_here(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cut.gguf"
+    file.write_bytes(Path(tiny).read_bytes())
+    monkeypatch.setattr("qwenref.tools.prompt.own_process", lambda module: [sys.executable, "-c", CUT])
+    with TokenizerProcess(TEXT, str(file)) as process, pytest.raises(BadInput, match=r"cut.gguf: was cut to 0 bytes"):
+        process.result()
 
 
 def test_it_ends_with_its_caller(tiny: str) -> None:

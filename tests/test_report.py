@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from qwenref.quant.tensor import dequantize
-from qwenref.trace.report import as_json, engine_words, sentence, statement, text
-from qwenref.trace.report_html import page
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import UNEXPLAINED, Verification
+from qwenref.trace.verify.finding import UNEXPLAINED, Verification
+from qwenref.trace.verify.report.html import page
+from qwenref.trace.verify.report.text import as_json, engine_words, sentence, statement, text
+from qwenref.trace.verify.verify import verify
 
 from .engines import Run, changed, dump_of
 from .plants import PLANTS
@@ -221,8 +221,8 @@ def test_a_long_error_map_is_bounded() -> None:
 
     v = verify(dump_of(w, "HF float32", list(range(90)), mistakes={("ffn_up", 0): noise, ("attn_scores", 0): noise}), w)
     for f in v.findings:
-        if "picture" in f.where:
-            cells = f.where["picture"]["cells"]
+        if f.where is not None:
+            cells = f.where.picture.cells
             assert len(cells) <= 48
             assert len(cells[0]) <= 112
     assert len(page(v, "dump", "model")) < 1_500_000

@@ -298,7 +298,7 @@ CUTS = {
     "verify": ("tools.verify:verify", "verify {}/dump {}/cut.gguf --html DIR/r.html"),
     "convert": ("tools.convert_write:write_apr", "convert {}/cut.gguf DIR/again.apr"),
     "convert to a folder": ("tools.convert_write:write_folder", "convert {}/cut.gguf DIR/again/"),
-    "import": ("tools.import_dump:shape_of_count", "import {}/arrays DIR/dump -m {}/tiny.gguf"),
+    "import": ("tools.import_dump:arranged", "import {}/arrays DIR/dump -m {}/tiny.gguf"),
 }
 
 

@@ -11,9 +11,9 @@ import pytest
 from qwenref.engine.kernels import reference
 from qwenref.engine.weights import Weights
 from qwenref.quant.tensor import QTensor, format_module
-from qwenref.trace.report import sentence, text
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import UNEXPLAINED, Finding, Verification
+from qwenref.trace.verify.finding import UNEXPLAINED, Axis, Finding, Verification
+from qwenref.trace.verify.report.text import sentence, text
+from qwenref.trace.verify.verify import verify
 
 from .engines import Run, dump_of
 from .tiny import tiny_weights
@@ -66,7 +66,7 @@ def judged(engine: str, change: Callable[[np.ndarray], None], positions: int, la
 def the_one(v: Verification, layer: int = 1) -> Finding:
     (f,) = (f for f in v.findings if f.verdict == UNEXPLAINED)
     assert (f.layer, f.stage) == (layer, "ffn_out")
-    assert f.where["channels"] == {"count": 1, "of": 256, "which": [ROW]}
+    assert f.where.axes["channels"] == Axis(1, 256, (ROW,))
     return f
 
 
@@ -74,15 +74,15 @@ def the_one(v: Verification, layer: int = 1) -> Finding:
 def test_random_codes_are_located(engine: str) -> None:
     """Nothing is known of what the codes became: the positions' errors have the block's own covariance."""
     f = the_one(judged(engine, random_codes, 60))
-    (spot,) = f.where["blocks"]
-    assert (spot["row"], spot["block"], spot["size"], spot["format"]) == (ROW, BLOCK, 256, "Q4_K")
-    assert spot["confidence"] > 0.99
+    (spot,) = f.where.rows
+    assert (spot.row, spot.block, spot.size, spot.format) == (ROW, BLOCK, 256, "Q4_K")
+    assert spot.confidence > 0.99
 
 
 @pytest.mark.parametrize("engine", ENGINES[:4])
 def test_one_code_off_by_one_step_is_found(engine: str) -> None:
     f = the_one(judged(engine, one_code, 60))
-    assert f.where["blocks"][0]["row"] == ROW
+    assert f.where.rows[0].row == ROW
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -92,9 +92,9 @@ def test_a_lost_or_scaled_block_is_located_by_few_positions(
     engine: str, change: Callable[[np.ndarray], None], factor: float, layer: int
 ) -> None:
     v = judged(engine, change, 5, layer)
-    (spot,) = the_one(v, layer).where["blocks"]
-    assert (spot["row"], spot["block"], spot["confidence"]) == (ROW, BLOCK, 1.0)
-    assert spot["factor"] == pytest.approx(factor, abs=1e-3)
+    (spot,) = the_one(v, layer).where.rows
+    assert (spot.row, spot.block, spot.confidence) == (ROW, BLOCK, 1.0)
+    assert spot.number.factor == pytest.approx(factor, abs=1e-3)
     words = "it is lost" if factor == 0 else "it counts 2 times what it should"
     assert words in text(v)
     assert f"row {ROW} of blk.{layer}.ffn_down.weight" in sentence(v)
@@ -128,23 +128,23 @@ def test_one_wrong_number_is_told_by_few_positions(
 ) -> None:
     """As a flipped bit in a file makes it: the block, and which of its numbers."""
     v = judged(engine, change, 6)
-    (spot,) = the_one(v).where["blocks"]
-    assert (spot["row"], spot["block"], spot["confidence"]) == (ROW, BLOCK, 1.0)
+    (spot,) = the_one(v).where.rows
+    assert (spot.row, spot.block, spot.confidence) == (ROW, BLOCK, 1.0)
     assert words in text(v)
 
 
 def test_one_position_names_the_row_and_says_why_no_more() -> None:
     v = judged("HF float32", zeroed, 1)
-    (spot,) = the_one(v).where["blocks"]
-    assert (spot["row"], spot["block"]) == (ROW, None)
+    (spot,) = the_one(v).where.rows
+    assert (spot.row, spot.block) == (ROW, None)
     assert "one position cannot say which block" in text(v)
 
 
 def test_few_positions_do_not_claim_to_know() -> None:
     v = judged("HF float32", random_codes, 2)
-    (spot,) = the_one(v).where["blocks"]
-    assert spot["row"] == ROW
-    assert spot["confidence"] < 0.95
+    (spot,) = the_one(v).where.rows
+    assert spot.row == ROW
+    assert spot.confidence < 0.95
     assert "so few positions do not say which block" in text(v)
 
 
@@ -157,4 +157,4 @@ def test_many_rows_are_no_block() -> None:
 
     v = verify(dump_of(w, "HF float32", [1, 2, 3], mistakes={("ffn_out", 1): mistake}), w)
     (f,) = (f for f in v.findings if f.verdict == UNEXPLAINED)
-    assert f.where["blocks"] == []
+    assert f.where.rows == ()

@@ -12,10 +12,11 @@ import pytest
 
 from qwenref.quant.errors import BadInput
 from qwenref.trace.dump import Dump, Entry
-from qwenref.trace.report import as_json, sentence, text
-from qwenref.trace.report_html import page
-from qwenref.trace.verify import verify
-from qwenref.trace.verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from qwenref.trace.verify.report.html import page
+from qwenref.trace.verify.report.text import as_json, reason, sentence, text
+from qwenref.trace.verify.report.words import words
+from qwenref.trace.verify.verify import verify
 
 from .engines import changed, dump_of, with_values
 from .tiny import tiny_weights
@@ -30,6 +31,10 @@ def healthy(engine: str = "HF float32", **more: object) -> Dump:
 
 def only(dump: Dump, test: Callable[[Entry], bool]) -> Dump:
     return changed(dump, lambda e: e if test(e) else None)
+
+
+def notes(f: Finding) -> list[str]:
+    return [words(n) for n in f.notes]
 
 
 def at(v: Verification, stage: str, layer: int | None, phase: int = 0) -> Finding:
@@ -51,7 +56,7 @@ STAGES = [
 def test_a_missing_stage_is_recomputed_and_said(engine: str, missing: str) -> None:
     v = verify(only(healthy(engine, steps=[8]), lambda e: e.stage.name != missing), W)
     assert good(v), [(f.phase, f.layer, f.stage, f.verdict, f.worst) for f in v.findings if f.verdict == UNEXPLAINED]
-    assert any(f"missing: {missing}" in n for f in v.findings for n in f.notes)
+    assert any(f"missing: {missing}" in n for f in v.findings for n in notes(f))
 
 
 @pytest.mark.parametrize("engine", ["HF float32", "ggml, 16-bit KV"])
@@ -64,7 +69,7 @@ def test_only_the_residual_of_every_layer(engine: str) -> None:
     found = at(v, "post_ffn_residual", 1)
     assert found.predicted is not None
     assert found.predicted < 0.2
-    assert "recomputed from post_ffn_residual of layer 0" in found.notes[0]
+    assert "recomputed from post_ffn_residual of layer 0" in notes(found)[0]
 
     def wrong(e: Entry) -> Entry:
         return with_values(e, e.values() * 1.5) if e.key == (0, 1, "post_ffn_residual") else e
@@ -77,7 +82,7 @@ def test_a_layer_is_missing() -> None:
     """The next layer's input has to be recomputed through the whole missing layer."""
     v = verify(only(healthy(), lambda e: e.layer != 1), W)
     assert good(v)
-    assert "post_ffn_residual of layer 1" in at(v, "attn_norm", 2).notes[0]
+    assert "post_ffn_residual of layer 1" in notes(at(v, "attn_norm", 2))[0]
 
 
 def test_two_layers_are_missing() -> None:
@@ -85,7 +90,7 @@ def test_two_layers_are_missing() -> None:
     v = verify(only(dump_of(w, "HF float32", TOKENS), lambda e: e.layer not in (1, 2)), w)
     lost = at(v, "attn_norm", 3)
     assert lost.verdict == UNJUDGED
-    assert "too much is missing" in lost.reason
+    assert "too much is missing" in reason(lost)
     assert at(v, "ffn_norm", 3).verdict in (EXACT, REPRODUCED)
     assert v.status == 0
 
@@ -95,7 +100,7 @@ def test_only_the_logits() -> None:
     v = verify(only(dump_of(w, "HF float32", TOKENS), lambda e: e.stage.name == "lm_head"), w)
     (f,) = v.findings
     assert f.verdict == UNJUDGED
-    assert "too much is missing" in f.reason
+    assert "too much is missing" in reason(f)
     assert v.status == 2
     assert sentence(v).startswith("Nothing could be judged: lm_head: too much is missing")
 
@@ -103,20 +108,20 @@ def test_only_the_logits() -> None:
 def test_without_a_manifest_the_tokens_are_recovered() -> None:
     v = verify(healthy(manifest=False, steps=[8, 9]), W)
     assert good(v)
-    assert v.tokens == [*TOKENS, 8, 9]
-    assert "embedding rows" in v.remarks[0]
+    assert v.tokens == (*TOKENS, 8, 9)
+    assert "embedding rows" in words(v.remarks[0])
 
 
 def test_bfloat16_rows_are_recognised_too() -> None:
-    assert verify(healthy("HF bfloat16", manifest=False), W).tokens == TOKENS
+    assert verify(healthy("HF bfloat16", manifest=False), W).tokens == tuple(TOKENS)
 
 
 def test_without_manifest_and_embedding_the_rest_is_judged() -> None:
     v = verify(only(healthy(manifest=False), lambda e: e.stage.name != "embedding"), W)
     assert v.tokens is None
-    assert "no token ids" in v.remarks[0]
+    assert "no token ids" in words(v.remarks[0])
     assert at(v, "attn_norm", 0).verdict == UNJUDGED
-    assert "no token ids are known" in at(v, "attn_norm", 0).reason
+    assert "no token ids are known" in reason(at(v, "attn_norm", 0))
     assert at(v, "attn_norm", 1).verdict in (EXACT, REPRODUCED)
 
 
@@ -159,10 +164,10 @@ def test_values_that_are_not_finite(value: float) -> None:
         v = verify(healthy(mistakes={("ffn_up", 1): spoil}), W)
     bad = [f for f in v.findings if f.verdict == UNEXPLAINED]
     assert [(f.layer, f.stage) for f in bad] == [(1, "ffn_up")]
-    assert bad[0].where["worst"] == {"position": 3, "channel": 5}
+    assert bad[0].where.worst == {"position": 3, "channel": 5}
     assert sentence(v).startswith("Values that are NaN or infinite first appear in ffn_up of layer 1.")
     assert at(v, "ffn_swigl", 1).verdict == UNJUDGED
-    assert "as its inputs are" in at(v, "ffn_swigl", 1).reason
+    assert "as its inputs are" in reason(at(v, "ffn_swigl", 1))
     assert at(v, "ffn_gate", 1).verdict in (EXACT, REPRODUCED)
     assert v.status == 1
 
@@ -173,7 +178,7 @@ def test_a_capture_point_that_the_manifest_declares_elsewhere() -> None:
 
     v = verify(changed(healthy(), relabel), W)
     assert at(v, "qkv_matmul", 1).verdict == UNJUDGED
-    assert "bias: after" in at(v, "qkv_matmul", 1).reason
+    assert "bias: after" in reason(at(v, "qkv_matmul", 1))
     assert at(v, "qkv_bias", 1).verdict in (EXACT, REPRODUCED)
 
 
@@ -181,7 +186,7 @@ def test_a_step_without_its_prompt() -> None:
     """Keys and values of earlier positions are not in the dump: attention cannot be judged, all else is."""
     v = verify(only(healthy(steps=[8]), lambda e: e.phase == 1), W)
     assert {f.stage for f in v.findings if f.verdict == UNJUDGED} == {"attn_scores", "attention"}
-    assert "the keys of positions 0 to 6 are not in the dump" in at(v, "attn_scores", 1, 1).reason
+    assert "the keys of positions 0 to 6 are not in the dump" in reason(at(v, "attn_scores", 1, 1))
     assert v.status == 0
 
 
@@ -207,7 +212,7 @@ def test_a_last_layer_that_computes_only_the_output_row() -> None:
 
     v = verify(changed(healthy(manifest=False), cut), W)
     assert good(v)
-    assert v.tokens == TOKENS
+    assert v.tokens == tuple(TOKENS)
 
 
 def test_scores_above_the_diagonal_must_be_zero_or_are_named() -> None:
@@ -221,7 +226,7 @@ def test_scores_above_the_diagonal_must_be_zero_or_are_named() -> None:
 
 def test_the_flip_of_a_token_is_measured_in_noise() -> None:
     v = verify(healthy("ggml, 16-bit KV"), W)
-    (note,) = at(v, "lm_head", None).notes
+    (note,) = notes(at(v, "lm_head", None))
     assert "as float64 has it from the same input" in note
     assert "times the logits' noise" in note
 
@@ -231,9 +236,7 @@ def test_a_second_model_explains() -> None:
     other = tiny_weights(layers=3, formats="Q4_0")
     v = verify(dump_of(other, "HF float32", TOKENS), W, against=other)
     assert {f.verdict for f in v.findings} == {EXACT, REPRODUCED, BUDGET}
-    assert {f.budget["source"] for f in v.findings if f.verdict == BUDGET} == {
-        "the weights of the second model, exactly"
-    }
+    assert {f.budget.source for f in v.findings if f.verdict == BUDGET} == {"the weights of the second model, exactly"}
     assert v.status == 0
     assert "only within a noise budget" in sentence(v)
 
@@ -253,8 +256,8 @@ def test_a_quantiser_that_no_recipe_has() -> None:
     v = verify(dump_of(w, coarse, list(range(20))), w)
     weak = [f for f in v.findings if f.verdict == BUDGET]
     assert {f.stage for f in weak} == {"qkv_matmul", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "lm_head"}
-    assert all(f.budget["source"] == "8-bit activations, one step per position" for f in weak)
-    assert all(0.8 < f.budget["ratio"] < 1.25 for f in weak)
+    assert all(f.budget.source == "8-bit activations, one step per position" for f in weak)
+    assert all(0.8 < f.budget.ratio < 1.25 for f in weak)
     assert v.status == 0
 
     def one(run: object, x: np.ndarray) -> np.ndarray:
@@ -338,5 +341,5 @@ def test_probabilities_of_more_keys_than_the_last_position_has() -> None:
         dump = only(healthy(manifest=manifest), lambda e: e.key in kept)
         v = judged(changed(dump, lambda e: with_values(e, -e.values()) if e.stage.name == "lm_head" else e))
         assert at(v, "lm_head", None).verdict == UNEXPLAINED
-        assert "factor" in {h["name"] for h in at(v, "lm_head", None).hypotheses}
+        assert "factor" in {h.name for h in at(v, "lm_head", None).hypotheses}
         assert at(v, "attn_softmax", 2).verdict in (EXACT, REPRODUCED)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from qwenref.engine.kernels import reference
 from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor
-from qwenref.trace import recipes_stages as stages
-from qwenref.trace.recipes import FLOAT32_RECIPE, OPERANDS, RECIPES, Recipe
-from qwenref.trace.recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Float, Span, plus, times
-from qwenref.trace.recipes_matrix import Matrix
-from qwenref.trace.recipes_products import SIGMAS, operand, product, summation
-from qwenref.trace.recipes_rope import Exact, Product, Repeated, fitted, rotations
-from qwenref.trace.verify_fit import compare
+from qwenref.trace.verify.fit import compare
+from qwenref.trace.verify.recipes import operations as stages
+from qwenref.trace.verify.recipes.matrix import Matrix
+from qwenref.trace.verify.recipes.products import SIGMAS, operand, product, summation
+from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, OPERANDS, RECIPES, Recipe
+from qwenref.trace.verify.recipes.rope import Exact, Product, Repeated, fitted, rotations
+from qwenref.trace.verify.span import BFLOAT16, FLOAT16, FLOAT32, Float, Span, plus, times
 
 from .tiny import tiny_tensor
 
@@ -217,6 +217,19 @@ def test_silu_of_float32_lies_in_its_span(value: float) -> None:
     assert compare(y, stages.silu(FLOAT32_RECIPE, Span.point(x))).good
     wrong = np.array([y[0] * 1.001 + 1e-30])
     assert compare(wrong, stages.silu(FLOAT32_RECIPE, Span.point(x))).outside or abs(y[0]) < 1e-27
+
+
+@given(st.integers(0, 2**31))
+def test_operands_held_wider_than_the_dump_has_them_stay_inside(seed: int) -> None:
+    """An engine in float64 stores float32: a score of 100 moves by 4e-6, which the exponential makes relative."""
+    rng = RNG(seed)
+    x = rng.uniform(-75, 75, (3, 1, 40))
+    for formula, exact, *pos in (
+        (stages.silu, reference.silu),
+        (stages.softmax, reference.softmax, np.array([39], np.int32)),
+    ):
+        span = formula(FLOAT32_RECIPE, Span.point(x.astype(f32)), *pos)
+        assert compare(exact(x, *pos).astype(f32), span).good, formula.__name__
 
 
 @settings(max_examples=25)

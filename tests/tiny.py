@@ -7,6 +7,7 @@ same thing agree, at sizes where a wrong index, group or row shows at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from math import prod
 from pathlib import Path
@@ -33,9 +34,31 @@ SCALES: dict[str, tuple[int, int | None, float]] = {
     "Q4_K": (0, 2, 7.5),
     "Q5_K": (0, 2, 15.5),
     "Q6_K": (208, None, 0.0),
+    "IQ1_S": (0, None, 0.0),
+    "IQ2_XXS": (0, None, 0.0),
+    "IQ2_XS": (0, None, 0.0),
+    "IQ2_S": (0, None, 0.0),
+    "IQ3_XXS": (0, None, 0.0),
+    "IQ3_S": (0, None, 0.0),
     "IQ4_NL": (0, None, 0.0),
     "IQ4_XS": (0, None, 0.0),
 }
+
+
+def _decoded_by_gguf_py() -> list[str]:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    found = []
+    for t, (_, size) in GGML_QUANT_SIZES.items():
+        with suppress(NotImplementedError):
+            dequantize(np.zeros((1, size), np.uint8), t)
+            found.append(GGMLQuantizationType(t).name)
+    return found
+
+
+TYPES = _decoded_by_gguf_py()
+SCATTERED = ("IQ1_M", "NVFP4")  # whose scales are no half in one place
 
 
 def tiny_config(
@@ -71,7 +94,7 @@ def tiny_tensor(
 ) -> QTensor:
     """Random normal values in any format; where gguf-py cannot write it, random codes under scales of that size."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize, quantize
+    from gguf.quants import NVFP4, dequantize, quantize
 
     if fmt == "F32":
         values = (mean + std * rng.standard_normal(shape)).astype(np.float32)
@@ -79,16 +102,23 @@ def tiny_tensor(
     kind = GGMLQuantizationType[fmt]
     block, size = GGML_QUANT_SIZES[kind]
     assert shape[-1] % block == 0, f"{name}: rows of {shape[-1]} values are no whole number of {fmt} blocks of {block}"
-    if fmt not in SCALES:
+    if fmt not in SCALES and fmt not in SCATTERED:
         values = (mean + std * rng.standard_normal(shape)).astype(np.float32)
         return QTensor(fmt, shape, np.ascontiguousarray(quantize(values, kind)).view(np.uint8).reshape(-1), name)
-    at, at_min, ratio = SCALES[fmt]
     blocks = rng.integers(0, 256, (prod(shape) // block, size), np.uint8)
 
     def scale(d_n: np.ndarray) -> None:
-        for offset, factor in ((at, 1.0), (at_min, ratio)):
-            if offset is not None:
-                blocks[:, offset : offset + 2] = (d_n * factor).astype("<f2").view(np.uint8).reshape(-1, 2)
+        if fmt == "IQ1_M":  # four bits of the half on top of each of four words
+            words = blocks[:, 48:].view("<u2")
+            bits = d_n.astype("<f2").view("<u2")[:, None] >> np.array([0, 4, 8, 12], "u2")
+            words[:] = words & 0x0FFF | (bits & 15) << 12
+        elif fmt == "NVFP4":  # a scale of 8 bits, E4M3, for each of four groups
+            blocks[:, :4] = NVFP4.fp32_to_ue4m3(np.repeat(d_n.astype(np.float32)[:, None], 4, axis=1))
+        else:
+            at, at_min, ratio = SCALES[fmt]
+            for offset, factor in ((at, 1.0), (at_min, ratio)):
+                if offset is not None:
+                    blocks[:, offset : offset + 2] = (d_n * factor).astype("<f2").view(np.uint8).reshape(-1, 2)
 
     scale(np.ones(len(blocks)))
     unit = float(np.std(dequantize(blocks, kind)))

@@ -25,7 +25,7 @@ from ..engine.forward import forward
 from ..engine.generate import prefill
 from ..engine.kernels import backend
 from ..quant.errors import BadInput
-from ..quant.tensor import dequantize, format_module
+from ..quant.tensor import QTensor, dequantize, format_module
 from ..trace.tap import SILENT
 from .child import own_process
 from .load import open_weights
@@ -219,7 +219,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
     x = np.random.default_rng(8).standard_normal((1, I)).astype(np.float32)
-    card_x, packed = Rows((1, I)), pack("f32", w)
+    card_x, packed = Rows((1, I)), pack(w)
     card_x.data[:I].copy_to_device(x[0])
     picked = np.sort(np.random.default_rng(9).choice(O, 512, replace=False))
     rows = np.concatenate([dequantize(w, int(i), int(i) + 1) for i in picked]).astype(np.float64)
@@ -228,7 +228,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
         y, again = k.to_host(k.linear(card_x, matrix)), k.to_host(k.linear(card_x, matrix))
         if not np.array_equal(y.view(np.uint32), again.view(np.uint32)):
             found.blame(f"{fmt} {precision}: two runs differ")
-        a = rounded_as_ggml(x, fmt, precision)
+        a = rounded_as_ggml(x, w, precision)
         # Q4_K: the sums of s q x and of m x are rounded apart.
         bound = (I + 8) * 2.0**-24 * (np.abs(a) @ np.abs(rows).T) * (4 if fmt == "Q4_K" else 1)
         error = float(np.max(np.abs(y[:, picked] - a @ rows.T) / bound))
@@ -244,15 +244,18 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
 
         ten(0)
         seconds = float(np.median(timed(graph_of(ten), 20))) / 10
-        rate, want = packed_bytes(w, precision) / seconds, "0.7" if fmt == "Q4_K" else ""
+        rate, want = packed_bytes(w) / seconds, "0.7" if fmt == "Q4_K" else ""
         measured = [f"{error:.2g}", f"{seconds * 1e6:.0f}", f"{rate / 1e9:.0f}", f"{rate / limit:.2f}", want]
         found.say(fmt, precision, *measured)
 
 
-def rounded_as_ggml(x: NDArray[np.float32], fmt: str, precision: str) -> NDArray[np.float64]:
+def rounded_as_ggml(x: NDArray[np.float32], w: QTensor, precision: str) -> NDArray[np.float64]:
+    """The activations that meet a matrix on the card."""
+    from ..engine.kernels.cuda.packed import FORMS, form_of
     from ..quant import bf16, f16, q8_0, q8_k
 
-    if precision == "f32" or fmt == "F32":
+    fmt = w.format
+    if precision == "f32" or form_of(w) is FORMS["F32"]:
         return x.astype(np.float64)
     if fmt in ("F16", "BF16"):
         f = f16 if fmt == "F16" else bf16
@@ -367,7 +370,7 @@ def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
             started = time.perf_counter()
             k.to_host(step(np.array([i], np.int32)))
             steps.append(time.perf_counter() - started)
-        size = sum(packed_bytes(t, precision) for _, t in w.matrices())
+        size = sum(packed_bytes(t) for _, t in w.matrices())
         prompt_rate, rate = 512 / float(np.median(times[1:])), 1 / float(np.median(steps[5:]))
         aims = "prompt >= 2000, decode >= 300, >= 0.5" if name == "7B" else ""
         figures = [f"{prompt_rate:.0f}", f"{rate:.0f}", f"{size / 1e9:.2f} GB", f"{size * rate / limit:.2f}", aims]

@@ -63,8 +63,10 @@ class Ending:
             raise Interrupted(number)
 
     def _unraisable(self, what: Any) -> None:
-        """The exception came up inside a destructor, and is lost; `_stand_by` ends the process all the same."""
-        if not isinstance(what.exc_value, Interrupted):
+        """An exception that came up inside a destructor is lost: so the main thread has not reacted."""
+        if isinstance(what.exc_value, Interrupted):
+            self.number = 0
+        else:
             sys.__unraisablehook__(what)
 
     def _stand_by(self) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
 from ..trace.dump import open_dump
-from ..trace.report import as_json, lines_of
-from ..trace.report_html import page
-from ..trace.verify import verify
+from ..trace.verify.report.html import page
+from ..trace.verify.report.text import as_json, lines_of
+from ..trace.verify.verify import verify
 from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress

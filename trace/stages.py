@@ -91,6 +91,11 @@ def by_name(name: str) -> Stage:
     return s
 
 
+def layer_name(layer: int | None) -> str:
+    """`layer 3`; `the whole model` for None."""
+    return "the whole model" if layer is None else f"layer {layer}"
+
+
 def execution_order(s: Stage, layer: int | None) -> tuple[int, int]:
     """Sorts stages of several layers as the forward pass meets them; the whole model's come last."""
     return (1 << 32 if layer is None else layer), _BY_NAME[s.name][0]

@@ -36,7 +36,7 @@ def tensors(width: int, mlp: int, rows: int, layers: int, head: int, tied: bool)
 def write(
     root: Path, name: str, type_: str = "F16", *, width: int = 64, mlp: int = 96, rows: int = 352, layers: int = 2,
     head: int = 32, tied: bool = False, kind: str = "coarse", alignment: int | None = None, more: Any = None,
-    order: Any = list, vocabulary: bool = True, theta: float = 1000000.0, **writer: Any,
+    order: Any = list, **writer: Any,
 ) -> Path:  # fmt: skip
     """A file of that name; matrices in type_, norms and biases F32; more(writer) adds what is special."""
     path = root / f"{name}.gguf"
@@ -51,20 +51,19 @@ def write(
     w.add_feed_forward_length(mlp)
     w.add_head_count(2)
     w.add_head_count_kv(1)
-    w.add_rope_freq_base(theta)
+    w.add_rope_freq_base(1000000.0)
     w.add_layer_norm_rms_eps(1e-6)
-    if vocabulary:
-        tokens, types, merges = base(root)
-        pads = range(len(tokens), rows)
-        w.add_tokenizer_model("gpt2")
-        w.add_tokenizer_pre("qwen2")
-        w.add_token_list(tokens + [f"[PAD{i}]" for i in pads])
-        w.add_token_types(types + [5] * len(pads))
-        w.add_token_merges(merges)
-        w.add_eos_token_id(329)
-        w.add_pad_token_id(330)
-        w.add_add_bos_token(False)
-        w.add_chat_template(TEMPLATE)
+    tokens, types, merges = base(root)
+    pads = range(len(tokens), rows)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("qwen2")
+    w.add_token_list(tokens + [f"[PAD{i}]" for i in pads])
+    w.add_token_types(types + [5] * len(pads))
+    w.add_token_merges(merges)
+    w.add_eos_token_id(329)
+    w.add_pad_token_id(330)
+    w.add_add_bos_token(False)
+    w.add_chat_template(TEMPLATE)
     if more:
         more(w)
     for tensor, shape in order(list(tensors(width, mlp, rows, layers, head, tied).items())):

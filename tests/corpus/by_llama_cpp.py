@@ -119,7 +119,6 @@ def main() -> None:
     for path in root.glob("quant-f32-?.gguf"):
         path.unlink()
     narrow = write(root, "narrow", "F32", layers=3)
-    types = {name: int(getattr(lib, f"GGML_TYPE_{name}")) for name in ("Q8_0", "Q5_1", "Q6_K", "F16")}
 
     def made(name: str, what: str, ftype: int, source: Path = narrow, path: str | None = None, **settings: Any) -> None:
         target = root / (path or f"{name}.gguf")
@@ -130,8 +129,8 @@ def main() -> None:
 
     made("quant-narrow-q4_k_m", "Q4_K_M asked of rows of 64 and 96: all fall back", 15)
     made("quant-pure", "Q4_0, pure: embedding and head too", 2, pure=True)
-    made("quant-ends-q8_0", "embedding and head Q8_0, the rest Q5_1", 9, output_tensor_type=types["Q8_0"],
-         token_embedding_type=types["Q8_0"])  # fmt: skip
+    made("quant-ends-q8_0", "embedding and head Q8_0, the rest Q5_1", 9, output_tensor_type=lib.GGML_TYPE_Q8_0,
+         token_embedding_type=lib.GGML_TYPE_Q8_0)  # fmt: skip
     made("quant-head-kept", "the head left as it is, F32", 7, quantize_output_tensor=False)
     split = write(root, "parts/m", "F32", split_max_tensors=10) and root / "parts/m-00001-of-00003.gguf"
     made("quant-split", "Q8_0 of parts, in parts", 7, source=split, path="quant-split/m-00001-of-00003.gguf",

@@ -28,10 +28,10 @@ from qwenref.tools.dump_hf import capture, load  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump, open_dump  # noqa: E402
-from qwenref.trace.report import sentence  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
-from qwenref.trace.verify import verify  # noqa: E402
-from qwenref.trace.verify_finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
+from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
+from qwenref.trace.verify.report.text import sentence  # noqa: E402
+from qwenref.trace.verify.verify import verify  # noqa: E402
 
 from ..engines import Held, ordered  # noqa: E402
 
@@ -270,7 +270,7 @@ def check(dump: Dump, folder: Path, places: set[tuple[int, str]], named: str, dt
     """What is unexplained is `places` and nothing else, each with the name of the mistake."""
     found = unexplained(dump, folder)
     at = {(f.layer, f.stage) for f in found}
-    known = all(named in {h["name"] for h in f.hypotheses} for f in found)
+    known = all(named in {h.name for h in f.hypotheses} for f in found)
     score(
         "mistakes planted in Transformers", dtype, planted=1, stage_found={s for _, s in places} <= {s for _, s in at},
         layer_right=places <= at, name_right=bool(found) and known, false_alarms=len(at - places),
@@ -318,7 +318,7 @@ def test_a_block_that_llama_cpp_lost(model_path: Path, tmp_path: Path) -> None:
     v = verify(open_dump(at), open_weights(str(model_path))[1])
     (f,) = (f for f in v.findings if f.verdict == UNEXPLAINED)
     assert (f.layer, f.stage) == (7, "ffn_out")
-    (spot,) = f.where["blocks"]
-    assert (spot["row"], spot["block"], spot["confidence"]) == (ROW, BLOCK, 1.0)
-    assert spot["factor"] == pytest.approx(0, abs=1e-4)
+    (spot,) = f.where.rows
+    assert (spot.row, spot.block, spot.confidence) == (ROW, BLOCK, 1.0)
+    assert spot.number.factor == pytest.approx(0, abs=1e-4)
     assert "row 100 of blk.7.ffn_down.weight, block 5, is not the model's" in sentence(v)

@@ -50,8 +50,7 @@ def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], N
     """Makes ready what prepare and the page need for a file's weights: from the cache, else compiled, which takes
     seconds. progress(done, total) is called between kernels from the first that was not in the cache.
     """
-    stacks = [t for _, t in w.matrices()]
-    forms = (form_of(name) for name in sorted({p.format for p in stacks}))
+    forms = dict.fromkeys(form_of(t) for _, t in w.matrices())
     needed = [interleave, *attention.KERNELS, *rows.KERNELS, *(k for f in forms for k in kernels_for(f, precision))]
     needed = list(dict.fromkeys(needed))
     missed = False

@@ -64,8 +64,19 @@ def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, wo
 interleave = Kernel(_interleave)
 
 
-def form_of(name: str) -> ModuleType:
-    """The packed form of that name, one of FORMATS."""
+def form_of(w: QTensor) -> ModuleType:
+    """The packed form that a matrix gets: its format's own, or F32, to which it is decoded.
+
+    Decoded are formats without a file here, and rows that the file pads to whole blocks (APR alone has them).
+    """
+    if w.format in FORMATS:
+        form = _form(w.format)
+        if w.shape[1] % form.BLOCK == 0:
+            return form
+    return _form("F32")
+
+
+def _form(name: str) -> ModuleType:
     return import_module(f".{name.lower()}", __package__)
 
 
@@ -85,19 +96,18 @@ def forget(data: NDArray[np.uint8]) -> None:
 def pack(w: QTensor) -> Packed:
     """A matrix of any format, packed by all threads."""
     rows, K = w.shape
-    # Rows that the file pads to whole blocks (APR alone has them) are decoded, like formats without a packed form.
-    own = w.format in FORMATS and K % form_of(w.format).BLOCK == 0
-    form = form_of(w.format if own else "F32")
+    form = form_of(w)
+    decoded = form is _form("F32")
     half = form.HALF_AT >= 0
     words = (form.BYTES - 2 * half) // 4
     blocks = K // form.BLOCK
     size = blocks * LANES * form.BYTES
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
-    slab = max(LANES, SLAB // (w.data.size // rows if own else 4 * K) // LANES * LANES)
+    slab = max(LANES, SLAB // (4 * K if decoded else w.data.size // rows) // LANES * LANES)
     for start in range(0, rows, slab):
         stop = min(start + slab, rows)
         raw = w.data[start * (w.data.size // rows) : stop * (w.data.size // rows)]
-        data = raw if own else np.ascontiguousarray(dequantize(w, start, stop))
+        data = np.ascontiguousarray(dequantize(w, start, stop)) if decoded else raw
         out = packed.data[start // LANES * size :].ctypes.data
         items = -(-(stop - start) // LANES)
         columns = (form.HALF_AT, form.WORDS_AT, words)

@@ -52,12 +52,12 @@ class Matrix:
 def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
     """Compiles for the card what the weights of a file will need, anew in each process: a second or so a kernel.
 
-    Raises BadInput without a usable card, or for a format that the precision cannot have.
+    Raises BadInput without a usable card.
     """
     require_card()
     if SIMULATED:
         return
-    forms = {form_of(t, precision)[0] for t in (*(t for _, t in w.matrices()), w.embed)}
+    forms = {form_of(t)[0] for t in (*(t for _, t in w.matrices()), w.embed)}
     needed = [k for form in forms for k in signatures.products(form.__name__, form, (precision,))]
     needed += list(signatures.others())
     for done, (_, kernel, types) in enumerate(needed):
@@ -69,11 +69,11 @@ def prepare(w: Weights, precision: str) -> Weights:
     """Everything uploaded once. Raises BadInput without a usable card, or if its memory is too small."""
     require_card()
     matrices = [t for _, t in w.matrices()] + ([] if _same(w.embed, w.lm_head) else [w.embed])
-    need = sum(packed_bytes(t, precision) for t in matrices)
+    need = sum(packed_bytes(t) for t in matrices)
     require_room(need, "the model", "take a smaller model or format, or --backend cpu")
 
     def matrix(*parts: QTensor) -> Matrix:
-        return Matrix(stack(parts, precision), precision == "int8")
+        return Matrix(stack(parts), precision == "int8")
 
     prepared = w.map(vector, matrix)
     return replace(

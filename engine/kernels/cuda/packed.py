@@ -16,8 +16,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from ....quant.errors import BadInput
-from ....quant.tensor import QTensor, dequantize, format_module, row_bytes
+from ....quant.tensor import QTensor, blocks_of, dequantize, format_module
 from . import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
 from .memory import allocate
 
@@ -47,34 +46,30 @@ class Packed:
     G: int
 
 
-def form_of(w: QTensor, precision: str) -> tuple[ModuleType, dict[str, int]]:
-    """Raises BadInput for int8 with a format that would have to be decoded first."""
-    if w.format in FORMS:
-        return FORMS[w.format]
-    if precision == "int8":
-        raise BadInput(
-            f"tensor {w.name}: {w.format} has no int8 product on the card, only {', '.join(FORMS)} have; "
-            "take --precision f32 or --backend cpu"
-        )
-    return FORMS["F32"]
+def form_of(w: QTensor) -> tuple[ModuleType, dict[str, int]]:
+    """What a matrix is packed as: its format's own form, or F32, to which it is decoded.
+
+    Decoded are formats without a module here, and rows that the file pads to whole blocks (APR alone has them).
+    """
+    own = w.format in FORMS and w.shape[1] % format_module(w.format).BLOCK == 0
+    return FORMS[w.format if own else "F32"]
 
 
-def packed_bytes(w: QTensor, precision: str) -> int:
-    """What the matrix will take on the card. Raises BadInput as form_of does."""
+def packed_bytes(w: QTensor) -> int:
+    """What the matrix will take on the card."""
     O, I = w.shape
-    _, planes = form_of(w, precision)
+    _, planes = form_of(w)
     return sum(O * -(-I // 32) * count * np.dtype(KINDS[plane]).itemsize for plane, count in planes.items()) // 8
 
 
-def stack(parts: Sequence[QTensor], precision: str) -> tuple[Packed, ...]:
+def stack(parts: Sequence[QTensor]) -> tuple[Packed, ...]:
     """Matrices whose rows follow one another, on the card; neighbours of one form are one matrix there, one launch."""
-    alike = groupby(parts, lambda w: form_of(w, precision)[0])
-    return tuple(pack(precision, *neighbours) for _, neighbours in alike)
+    return tuple(pack(*neighbours) for _, neighbours in groupby(parts, lambda w: form_of(w)[0]))
 
 
-def pack(precision: str, *parts: QTensor) -> Packed:
+def pack(*parts: QTensor) -> Packed:
     """Matrices of one form, one below the other, a slab of rows at a time. Raises BadInput for one of another size."""
-    form, sizes = form_of(parts[0], precision)
+    form, sizes = form_of(parts[0])
     O, I = sum(w.shape[0] for w in parts), parts[0].shape[1]
     G = -(-I // 32)
     planes = {
@@ -82,11 +77,6 @@ def pack(precision: str, *parts: QTensor) -> Packed:
     }
     step, first = max(1, SLAB // I), 0
     for w in parts:
-        if w.data.size != w.shape[0] * row_bytes(w.format, I):
-            raise BadInput(
-                f"tensor {w.name}: {w.data.size} bytes, "
-                f"but its shape {w.shape} takes {w.shape[0] * row_bytes(w.format, I)}"
-            )
         for start in range(0, w.shape[0], step):
             stop = min(start + step, w.shape[0])
             for plane, values in form.pack(_blocks(w, form, start, stop)).items():
@@ -99,16 +89,16 @@ def pack(precision: str, *parts: QTensor) -> Packed:
 
 def _blocks(w: QTensor, form: ModuleType, start: int, stop: int) -> NDArray[np.uint8]:
     """Rows start..stop as the form's pack takes them: blocks of bytes, floats padded to whole groups."""
-    if hasattr(form, "codes"):
-        row = row_bytes(w.format, w.shape[1])
-        return w.data[start * row : stop * row].reshape(-1, format_module(w.format).BYTES)
-    kind, pad = (np.float32, np.float32) if form is f32 else (np.uint16, np.uint16)
     if form is f32:
         values: NDArray[Any] = dequantize(w, start, stop)
     else:
-        row = 2 * w.shape[1]
-        values = np.frombuffer(w.data[start * row : stop * row].tobytes(), kind).reshape(-1, w.shape[1])
-    padded = np.zeros((len(values), -(-w.shape[1] // 32) * 32), pad)
+        blocks = blocks_of(w)
+        per_row = len(blocks) // w.shape[0]
+        rows = blocks[start * per_row : stop * per_row]
+        if hasattr(form, "codes"):
+            return rows
+        values = np.ascontiguousarray(rows).view(np.uint16).reshape(-1, w.shape[1])
+    padded = np.zeros((len(values), -(-w.shape[1] // 32) * 32), values.dtype)
     padded[:, : w.shape[1]] = values
     return padded.view(np.uint8)
 

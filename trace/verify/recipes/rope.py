@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .recipes_floats import Array
+from ..span import Array
 
 ULPS = range(-2, 3)
 

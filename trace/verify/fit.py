@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .recipes_floats import Array, Span
+from .span import Array, Span
 
 
 @dataclass(frozen=True, slots=True)

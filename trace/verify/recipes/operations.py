@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.kernels import reference
-from .recipes import Recipe
-from .recipes_floats import FLOAT32, Array, Span, joined, plus, times
-from .recipes_products import SIGMAS_ONE_SIGN, summation
+from ....engine.kernels import reference
+from ..span import FLOAT32, Array, Span, joined, plus, times
+from .products import SIGMAS_ONE_SIGN, summation
+from .recipe import Recipe
 
 U = FLOAT32.u
 Positions = NDArray[np.int32]
@@ -64,7 +64,8 @@ def silu(r: Recipe, x: Span) -> Span:
     """x / (1 + exp(-x)): exp to 2u, three more roundings; below -87 float32's exp overflows or its result is flushed
     to 0."""
     y = reference.silu(x.mid)
-    radius = 6 * U * np.abs(y) + np.where(x.mid < -80, np.abs(y), 0) + FLOAT32.least
+    wider = r.slack * (1 + np.maximum(-x.mid, 0.3))  # silu'(x) x / silu(x) = 1 + x / (1 + exp(x))
+    radius = (6 * U + wider) * np.abs(y) + np.where(x.mid < -80, np.abs(y), 0) + FLOAT32.least
     if not x.exact:
         radius = radius + 1.1 * x.radius  # the steepest slope of silu is 1.0998
     return rounded(r, Span.around(y, radius))
@@ -113,7 +114,7 @@ def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
     p = reference.softmax(s.mid, pos_T)
     seen = p > 0
     below = np.where(seen, s.mid, -np.inf).max(-1, keepdims=True) - s.mid
-    rel = np.where(seen, np.abs(below) * U, 0)
+    rel = np.where(seen, np.abs(below) * U + r.slack * np.abs(s.mid), 0)
     if not s.exact:
         rel = rel + np.where(seen, s.radius, 0)
     S = s.mid.shape[-1]

@@ -6,28 +6,31 @@ from functools import partial
 
 import numpy as np
 
-from .hypotheses import Several, Variants, hypothesis
-from .recipes_floats import Span
-from .stages import NAMES, by_name
-from .verify_bench import Unjudgeable, place
-from .verify_site import Site
+from ...stages import NAMES, by_name, layer_name
+from ..facts import Unjudgeable
+from ..site import Site
+from ..span import Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
 
 
 @hypothesis("other-file", "the file is the same, bit for bit, as {}")
 def other_file(s: Site) -> Several:
-    mine = s.bench.dump.get(s.stage, s.layer, s.phase)
+    mine = s.evidence.dump.get(s.stage, s.layer, s.phase)
     if mine is None:
         return
     values = mine.values().reshape(-1)
     head = values[:16].tobytes()
     if values.size < 2 or not values.any():
         return
-    for e in s.bench.dump.entries:
+    for e in s.evidence.dump.entries:
         if e.key != mine.key:
             other = e.values().reshape(-1)
             if other.size == values.size and other[:16].tobytes() == head and np.array_equal(other, values):
                 phase = "" if e.phase == s.phase else f" of phase {e.phase}"
-                yield f"{e.stage.name} of {place(e.layer)}{phase}", Span.point(mine.values())
+                yield f"{e.stage.name} of {layer_name(e.layer)}{phase}", Span.point(mine.values())
 
 
 @hypothesis("other-stage", "the file holds {}, not what it is named after")
@@ -55,7 +58,7 @@ def zeros(s: Site) -> Variants:
 
 @hypothesis("factor", "every value is {} times what it should be")
 def factor(s: Site) -> Several:
-    mine = s.bench.dump.get(s.stage, s.layer, s.phase)
+    mine = s.evidence.dump.get(s.stage, s.layer, s.phase)
     span = s.compute()
     if mine is None or mine.shape != span.mid.shape:
         return

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import recipes_stages as formulas
-from .hypotheses import Several, Variants, hypothesis
-from .recipes_floats import Array, Span
-from .verify_formulas import heads_of, rotated
-from .verify_site import Site
+from ..formulas import heads_of, rotated
+from ..recipes import operations
+from ..site import Site
+from ..span import Array, Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
 
 Indices = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
@@ -22,11 +26,11 @@ Mask = NDArray[np.bool_]
 
 
 def scored(s: Site, q: Span | None = None, k: Span | None = None, scale: float | None = None) -> Span:
-    return formulas.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.pos_T, scale)
+    return operations.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.pos_T, scale)
 
 
 def times(s: Site, x: Span, factor: float) -> Span:
-    return formulas.rounded(s.recipe, Span(x.mid * factor, x.lo * factor, x.hi * factor))
+    return operations.rounded(s.recipe, Span(x.mid * factor, x.lo * factor, x.hi * factor))
 
 
 @hypothesis("scale", "the attention scale is {}", "attn_scores")
@@ -149,9 +153,9 @@ def softmax_of(s: Site, scores_NTS: Array, seen_TS: Mask | None = None, axis: in
 
 def spread(s: Site, p: Array, size: Array) -> Span:
     """p to float32's rounding, if its exponent was of that size."""
-    U, n = formulas.U, p.shape[-1]
-    radius = p * (2 * size.max(-1, keepdims=True) + n + 16) * U + formulas.FLOAT32.least
-    return formulas.rounded(s.recipe, Span.around(p, radius))
+    U, n = operations.U, p.shape[-1]
+    radius = p * (2 * size.max(-1, keepdims=True) + n + 16) * U + operations.FLOAT32.least
+    return operations.rounded(s.recipe, Span.around(p, radius))
 
 
 def unmasked(s: Site) -> tuple[Array, Indices, Indices]:
@@ -160,7 +164,7 @@ def unmasked(s: Site) -> tuple[Array, Indices, Indices]:
     S = len(k.mid)
     everything = np.full(len(s.pos), S - 1, np.int32)
     stored = s.input("attn_scores").mid[:, :, :S]
-    full = formulas.scores(s.recipe, s.input("q_post_rope"), k, everything).mid
+    full = operations.scores(s.recipe, s.input("q_post_rope"), k, everything).mid
     key_S, pos_T1 = np.arange(S), s.pos_T[:, None]
     return np.where(key_S > pos_T1, full, stored), key_S, pos_T1
 
@@ -171,7 +175,7 @@ def mask_missing(s: Site) -> Several:
     seen = key_S <= pos_T1
     span = softmax_of(s, full)
     # Scores above the diagonal are not in the dump; they are recomputed, to the roundings of a dot product.
-    extra = span.mid * formulas.U * 64 * np.abs(full).max()
+    extra = span.mid * operations.U * 64 * np.abs(full).max()
     yield "", Span(span.mid, span.lo - extra, span.hi + extra)
     shown_as_zero = softmax_of(s, np.where(seen, full, 0))
     yield "", shown_as_zero
@@ -181,7 +185,7 @@ def mask_missing(s: Site) -> Several:
 @hypothesis("mask-off", "the causal mask is off: {}", "attn_softmax")
 def mask_off(s: Site) -> Several:
     full, key_S, pos_T1 = unmasked(s)
-    extra = formulas.U * 64 * np.abs(full).max()
+    extra = operations.U * 64 * np.abs(full).max()
     for shift, name in ((-1, "strict, a position does not see itself"), (1, "each position sees one key too many")):
         span = softmax_of(s, full, key_S <= pos_T1 + shift)
         yield name, Span(span.mid, span.lo - extra * span.mid, span.hi + extra * span.mid)
@@ -199,7 +203,7 @@ def mask_off(s: Site) -> Several:
 def mask_inverted(s: Site) -> Variants:
     full, key_S, pos_T1 = unmasked(s)
     span = softmax_of(s, full, key_S >= pos_T1)
-    extra = formulas.U * 64 * np.abs(full).max()
+    extra = operations.U * 64 * np.abs(full).max()
     return Span(span.mid, span.lo - extra * span.mid, span.hi + extra * span.mid)
 
 
@@ -251,7 +255,7 @@ def mixed(s: Site, p: Span | None = None, v: Span | None = None) -> Span:
     p = p or s.input("attn_softmax")
     v = v or s.so_far("qkv_bias")
     S = len(v.mid)
-    return formulas.mix(s.recipe, p.shaped(lambda a: a[:, :, :S]), v, s.pos_T)
+    return operations.mix(s.recipe, p.shaped(lambda a: a[:, :, :S]), v, s.pos_T)
 
 
 @hypothesis("values-before-bias", "the values are taken before their bias is added", "attention")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import recipes_stages as formulas
-from .hypotheses import Several, Variants, hypothesis
-from .recipes_floats import Array, Span
-from .verify_bench import ROPE
-from .verify_formulas import heads_of, rotated
-from .verify_site import Site
+from ..evidence import ROPE
+from ..formulas import heads_of, rotated
+from ..recipes import operations
+from ..site import Site
+from ..span import Array, Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
 
 
 def turned(s: Site) -> Span:
@@ -18,12 +21,12 @@ def turned(s: Site) -> Span:
 
 
 def angle(s: Site, shift: int = 0) -> Array:
-    return s.bench.rotations[s.recipe.angle].angle(s.pos_T + np.int32(shift))
+    return s.evidence.rotations[s.recipe.angle].angle(s.pos_T + np.int32(shift))
 
 
 @hypothesis("rope-missing", "RoPE is not applied", *ROPE)
 def rope_missing(s: Site) -> Variants:
-    return formulas.rounded(s.recipe, turned(s))
+    return operations.rounded(s.recipe, turned(s))
 
 
 @hypothesis("rope-adjacent-pairs", "RoPE turns adjacent pairs, not halves", *ROPE)
@@ -61,7 +64,7 @@ def widened(s: Site, angle_Th: Array) -> Span:
     """A rotation by angles whose last bits nobody told."""
     x = turned(s)
     span = rotated(s, x, angle_Th)
-    slack = 4 * formulas.U * (1 + np.abs(angle_Th)[:, None]) * np.abs(x.mid).max(-1, keepdims=True)
+    slack = 4 * operations.U * (1 + np.abs(angle_Th)[:, None]) * np.abs(x.mid).max(-1, keepdims=True)
     slack = np.concatenate([slack, slack], -1)
     return Span(span.mid, span.lo - slack, span.hi + slack)
 

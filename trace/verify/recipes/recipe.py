@@ -1,19 +1,20 @@
 """Recipes: what an engine may compute with, as far as it shows in its numbers.
 
 A recipe fixes the roundings that are part of the engine's arithmetic (operands, results); what it leaves open, the
-order of summation, is bounded in recipes_products.py and recipes_stages.py. docs/budgets.md derives every bound.
+order of summation, is bounded in products.py and operations.py. docs/budgets.md derives every bound.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Float
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Float
 
 # ggml's `vec_dot_type` (ggml-cpu.c, type_traits_cpu): what the activations become before they meet weights of a format.
 OPERANDS = {
     "F16": "F16", "BF16": "BF16",
     "Q4_0": "Q8_0", "Q5_0": "Q8_0", "Q8_0": "Q8_0", "IQ4_NL": "Q8_0", "MXFP4": "Q8_0",
+    "NVFP4": "Q8_0",
     "Q4_1": "Q8_1", "Q5_1": "Q8_1",
     "Q2_K": "Q8_K", "Q3_K": "Q8_K", "Q4_K": "Q8_K", "Q5_K": "Q8_K", "Q6_K": "Q8_K",
     "IQ1_S": "Q8_K", "IQ1_M": "Q8_K", "IQ2_XXS": "Q8_K", "IQ2_XS": "Q8_K", "IQ2_S": "Q8_K",
@@ -35,7 +36,7 @@ class Recipe:
     quantiser: None, or which of ggml's routines makes 8-bit activations: "reference" (1/d, ties away from zero), "x86"
     (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only. "int16": OPERANDS_INT16.
     attention: operands of both attention products are rounded to it (ggml: the type of the KV cache).
-    angle: how RoPE's angle comes about (recipes_rope.py).
+    angle: how RoPE's angle comes about (rope.py).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The bench: a dump, the model that judges it, and where each file's rows stand."""
+"""Evidence: a dump, the model that judges it, and where each file's rows stand."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.config import Config
-from ..engine.weights import Weights, parts
-from ..quant.tensor import dequantize
-from .dump import Dump, Entry
-from .recipes_floats import Array
-from .recipes_matrix import Matrix
-from .recipes_rope import Rotation, rotations
+from ...engine.config import Config
+from ...engine.weights import Weights, parts
+from ...quant.tensor import dequantize
+from ..dump import Dump, Entry
+from .facts import Key
+from .recipes.matrix import Matrix
+from .recipes.rope import Rotation, rotations
+from .span import Array
 
-Key = tuple[int, int | None, str]
 ROPE = ("q_post_rope", "k_post_rope")
 
 # stage: (the field of Layer or Weights, which of its parts; None for all side by side)
@@ -37,23 +37,19 @@ INPUTS = {
 }
 
 
-class Unjudgeable(Exception):  # noqa: N818  (a reason, not a fault)
-    """A stage cannot be recomputed; the message is the reason, for people."""
-
-
 @dataclass
-class Bench:
-    """A dump on the bench, and the model it is judged by.
+class Evidence:
+    """A dump, and the model that it is judged by.
 
     tokens: ids by absolute position, None where neither manifest nor embedding told them.
-    rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see verify_formulas.codes.
+    rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes.
     rows: the positions of each phase.
     distrusted: files that a later stage was found not to have been computed from; they count as missing.
     """
 
     dump: Dump
     weights: Weights
-    tokens: list[int] | None = None
+    tokens: tuple[int, ...] | None = None
     distrusted: set[Key] = field(default_factory=set)
     rotations: dict[str, Rotation] = field(default_factory=dict)
     codes: dict[Any, int | str] = field(default_factory=dict)
@@ -105,7 +101,3 @@ class Bench:
         role, part = PRODUCTS[name]
         tensors = parts(getattr(self.weights if layer is None else self.weights.layers[layer], role))
         return [Matrix(p) for p in (tensors if part is None else tensors[part : part + 1])]
-
-
-def place(layer: int | None) -> str:
-    return "the whole model" if layer is None else f"layer {layer}"

@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant import q16
-from ..quant.tensor import format_module
-from .recipes import Recipe
-from .recipes_floats import BFLOAT16, FLOAT16, FLOAT32, Array, Span
-from .recipes_matrix import Matrix
+from ....quant import q16
+from ....quant.tensor import format_module
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span
+from .matrix import GROUPS, Matrix, group_sums
+from .recipe import Recipe
 
 SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
 
@@ -49,10 +49,9 @@ def product(r: Recipe, x: Span, w: Matrix) -> Span:
         squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
         m_OB = w.minima(start, start + len(slab))
         if m_OB is not None:
-            T, B = len(x_TI), m_OB.shape[1]
-            apart_TO = x_TI.reshape(T, B, -1).sum(-1) @ m_OB.T
+            apart_TO = group_sums(x_TI, GROUPS[w.format]) @ m_OB.T
             size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
-            squares_TO = 2 * squares_TO + 3 * (square_TI.reshape(T, B, -1).sum(-1) @ np.square(m_OB).T)
+            squares_TO = 2 * squares_TO + 3 * (group_sums(square_TI, GROUPS[w.format]) @ np.square(m_OB).T)
             if extra_TB is not None:
                 y_TO += extra_TB @ m_OB.T
         radius_TO = summation(w.shape[1], size_TO, squares_TO)
@@ -70,24 +69,33 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
         return (FLOAT16 if kind == "F16" else BFLOAT16).round(x_TI), None
     if kind == "F32":
         return x_TI, None
+    T, I = x_TI.shape
     if kind in ("Q16_0", "Q16_K"):
-        blocks_f32 = np.ascontiguousarray(x_TI, np.float32).reshape(-1, 32 if kind == "Q16_0" else 256)
-        return q16.rounded(blocks_f32).reshape(x_TI.shape), None
+        return q16.rounded(_in_blocks(x_TI, 32 if kind == "Q16_0" else 256)).reshape(T, -1)[:, :I], None
     f = format_module(kind)
-    blocks = f.encode(np.ascontiguousarray(x_TI, np.float32).reshape(-1, f.BLOCK))
+    x = _in_blocks(x_TI, f.BLOCK)
+    blocks = f.encode(x)
+    b = blocks.view(f.STRUCT)[:, 0]
     if kind != "Q8_K" and r.quantiser != "reference":
-        _requantise(blocks.view(f.STRUCT)[:, 0], x_TI, r.quantiser == "x86")
-    values = f.decode(blocks).astype(np.float64).reshape(x_TI.shape)
+        _requantise(b, x, r.quantiser == "x86")
+    values = f.decode(blocks).astype(np.float64).reshape(T, -1)[:, :I]
     if kind != "Q8_1":
         return values, None
-    b = blocks.view(f.STRUCT)[:, 0]
     sums = b["s"].astype(np.float64) - b["d"].astype(np.float64) * b["qs"].sum(axis=1, dtype=np.int64)
-    return values, sums.reshape(len(x_TI), -1)
+    return values, sums.reshape(T, -1)
 
 
-def _requantise(b: NDArray[np.void], x_TI: Array, x86: bool) -> None:
-    """ggml's vector routines (arch/x86/quants.c, arch/arm/quants.c) where they part from its reference: see Recipe."""
-    v = np.ascontiguousarray(x_TI, np.float32).reshape(len(b), -1)
+def _in_blocks(x_TI: Array, block: int) -> NDArray[np.float32]:
+    """[T * blocks, block]: each row padded with zeros to whole blocks, as APR pads those of weights."""
+    x = np.pad(x_TI, ((0, 0), (0, -x_TI.shape[1] % block)))
+    return np.ascontiguousarray(x, np.float32).reshape(-1, block)
+
+
+def _requantise(b: NDArray[np.void], v: NDArray[np.float32], x86: bool) -> None:
+    """ggml's vector routines (arch/x86/quants.c, arch/arm/quants.c) where they part from its reference: see Recipe.
+
+    v: the activations [blocks, values of one].
+    """
     amax = np.abs(v).max(axis=1)
     d = amax / np.float32(127)
     top, bottom = (np.float32(127), amax) if x86 else (np.float32(1), d)

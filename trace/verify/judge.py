@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dump import Entry
-from .recipes import FLOAT32_RECIPE, RECIPES, Recipe
-from .recipes_floats import Array, Span
-from .verify_bench import Bench, Key, Unjudgeable, place
-from .verify_finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
-from .verify_fit import Fit, compare
-from .verify_formulas import arithmetic
-from .verify_site import Site
+from ..dump import Entry
+from .evidence import Evidence
+from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Recomputed, Unjudgeable
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .fit import Fit, compare
+from .formulas import arithmetic
+from .recipes.recipe import FLOAT32_RECIPE, RECIPES, Recipe
+from .site import Site
+from .span import Array, Span
 
 
 @dataclass
@@ -27,12 +28,12 @@ class Judge:
     score: how many stages each recipe explains so far. fits: for each stage judged, the arithmetics that explain it.
     """
 
-    bench: Bench
+    evidence: Evidence
     score: dict[Recipe, int] = field(default_factory=dict)
     fits: dict[Key, set[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        angles = list(self.bench.rotations)
+        angles = list(self.evidence.rotations)
         self.score = {replace(r, angle=a): 0 for r in RECIPES for a in angles}
 
     @property
@@ -44,26 +45,23 @@ class Judge:
         return sorted(self.score, key=lambda r: -self.score[r])
 
     def site(self, e: Entry, recipe: Recipe) -> Site:
-        return Site(self.bench, e.phase, e.layer, e.stage.name, self.bench.positions(e), recipe)
+        return Site(self.evidence, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe)
 
     def judge(self, e: Entry) -> Finding:
         """The verdict on one file, before budgets and hypotheses."""
-        finding = Finding(e.phase, e.layer, e.stage.name, UNJUDGED)
-        told = {k: v for k, v in (e.capture or {}).items() if e.stage.capture.get(k) != v}
+        told = tuple((k, v) for k, v in (e.capture or {}).items() if e.stage.capture.get(k) != v)
         if told:
-            what = ", ".join(f"{k}: {v}" for k, v in told.items())
-            finding.reason = f"the manifest says that it was captured elsewhere ({what})"
-            return finding
+            return Finding(e.phase, e.layer, e.stage.name, UNJUDGED, CapturedElsewhere(told))
+        notes: dict[Note, None] = {}
         try:
-            self._judge(e, finding)
-        except Unjudgeable as reason:
-            finding.reason = str(reason)
-        return finding
+            return self._judge(e, notes)
+        except Unjudgeable as error:
+            return Finding(e.phase, e.layer, e.stage.name, UNJUDGED, error.reason, notes=tuple(notes))
 
-    def _judge(self, e: Entry, finding: Finding) -> None:
+    def _judge(self, e: Entry, notes: dict[Note, None]) -> Finding:
+        """notes: filled as it goes, also where it then raises Unjudgeable."""
         got = e.values()
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
-        said = f"{broken} value{'s are' if broken > 1 else ' is'} NaN or infinite"
         tried: dict[Any, tuple[Recipe, Span, Fit]] = {}
         for recipe in self.ranked():
             site = self.site(e, recipe)
@@ -71,7 +69,7 @@ class Judge:
             if kind in tried or not (recipe.result.name == "float32" or recipe.result.holds(got)):
                 continue
             span = shown(got, site.compute(), e)
-            finding.notes += [n for n in notes_on(site) if n not in finding.notes]
+            notes |= dict.fromkeys(notes_on(site))
             if site.recomputed:
                 kind = recipe
             fit = compare(got, span)
@@ -82,26 +80,28 @@ class Judge:
         if plain is None:
             span = shown(got, self.site(e, FLOAT32_RECIPE).compute(), e)
             plain = FLOAT32_RECIPE, span, compare(got, span)
-        finding.observed = plain[2].left
         if e.stage.name == "lm_head" and not broken:
-            finding.notes.append(next_token(got, plain[1].mid))
+            notes[next_token(got, plain[1].mid)] = None
         good = {kind for kind, (_, _, fit) in tried.items() if fit.good}
-        self.fits[finding.key] = good
+        self.fits[e.key] = good
+        verdict, named = UNEXPLAINED, None
         if good:
             for recipe in self.score:
                 self.score[recipe] += bool({arithmetic(self.site(e, recipe)), recipe} & good)
             recipe, _, fit = next(t for t in tried.values() if t[2].good)
-            finding.state(fit, EXACT if fit.exact else REPRODUCED, recipe.name)
+            verdict, named = EXACT if fit.exact else REPRODUCED, recipe.name
         else:
             recipe, span, fit = min(tried.values(), key=lambda t: (t[2].left, t[2].outside))
-            finding.state(fit, UNEXPLAINED, None)
             mixed = by_parts(self.site(e, recipe), got, list(tried.values()))
             if mixed is not None:
-                finding.state(mixed[1], REPRODUCED, mixed[0])
-        if broken and finding.verdict != UNEXPLAINED:
-            finding.verdict, finding.reason = UNJUDGED, f"{said}, as its inputs are"
+                verdict, (named, fit) = REPRODUCED, mixed
+        reason = None
+        if broken and verdict != UNEXPLAINED:
+            verdict, reason = UNJUDGED, NotFinite(broken, inputs=True)
         elif broken:
-            finding.notes.append(said)
+            notes[NotFinite(broken, inputs=False)] = None
+        observed = plain[2].left
+        return Finding(e.phase, e.layer, e.stage.name, verdict, reason, named, observed, fit, tuple(notes))
 
     def again(self, e: Entry, recipe: Recipe) -> tuple[Site, Span, Fit]:
         """The stage under one recipe."""
@@ -109,50 +109,44 @@ class Judge:
         span = shown(e.values(), site.compute(), e)
         return site, span, compare(e.values(), span)
 
-    def name_recipes(self, findings: Sequence[Finding]) -> None:
-        """Calls every stage that the dump's recipe explains by its name."""
+    def with_recipes_named(self, findings: Sequence[Finding]) -> list[Finding]:
+        """The findings, with every stage that the dump's recipe explains called by its name."""
         best = self.recipe
-        for f in findings:
-            e = self.bench.dump.get(f.stage, f.layer, f.phase)
-            if f.explained and e is not None and {arithmetic(self.site(e, best)), best} & self.fits.get(f.key, set()):
-                f.recipe = best.name
+
+        def fits(f: Finding) -> bool:
+            e = self.evidence.dump.get(f.stage, f.layer, f.phase)
+            known = self.fits.get(f.key, set())
+            return f.explained and e is not None and bool({arithmetic(self.site(e, best)), best} & known)
+
+        return [replace(f, recipe=best.name) if fits(f) else f for f in findings]
 
 
 def shown(got: NDArray[np.float32], span: Span, e: Entry) -> Span:
     """The span in the dump's own frame: scores above the diagonal are nobody's business, a wider S holds zeros."""
     if "S" not in e.stage.letters:
         if got.shape != span.mid.shape:
-            raise Unjudgeable(f"its shape is {got.shape}; from its inputs it must be {span.mid.shape}")
+            raise Unjudgeable(OtherShape(got.shape, span.mid.shape))
         return span
     S, width = span.mid.shape[2], got.shape[2]
     if width < S or got.shape[:2] != span.mid.shape[:2]:
-        raise Unjudgeable(f"its shape is {got.shape}; from its inputs it must be {span.mid.shape}")
+        raise Unjudgeable(OtherShape(got.shape, span.mid.shape))
     if width > S:
         span = span.shaped(lambda v: np.pad(v, ((0, 0), (0, 0), (0, width - S))))
     return span
 
 
-def notes_on(site: Site) -> list[str]:
-    names = list(dict.fromkeys((layer, stage) for _, layer, stage, _ in site.recomputed))
-    if not names:
-        return []
-    missing = ", ".join(s if layer == site.layer else f"{s} of {place(layer)}" for layer, s in names)
-    used = ", ".join(dict.fromkeys(s if layer == site.layer else f"{s} of {place(layer)}" for _, layer, s in site.used))
-    return [f"recomputed from {used or 'the tokens'}; missing: {missing}"]
+def notes_on(site: Site) -> list[Note]:
+    missing = dict.fromkeys((layer, stage) for _, layer, stage, _ in site.recomputed)
+    used = dict.fromkeys((layer, stage) for _, layer, stage in site.used)
+    return [Recomputed(site.layer, tuple(used), tuple(missing))] if missing else []
 
 
-def next_token(got: NDArray[np.float32], exact: Array) -> str:
-    """The dump's first choice against float64's from the same input, with the gap in units of the logits' own noise."""
+def next_token(got: NDArray[np.float32], exact: Array) -> NextToken:
     mine, best = int(np.argmax(got)), int(np.argmax(exact))
     noise = float(np.sqrt(np.mean(np.square(got - exact))))
     second, first = np.sort(exact)[-2:]
-    gap = f"{first - second:.3g}, " + (
-        f"{(first - second) / noise:.2g} times the logits' noise" if noise else "no noise"
-    )
-    if mine == best:
-        return f"next token {mine}, as float64 has it from the same input (gap to the second: {gap})"
     rank = int(np.count_nonzero(exact > exact[mine])) + 1
-    return f"next token {mine} is float64's number {rank} from the same input; float64 takes {best} (top-2 gap: {gap})"
+    return NextToken(mine, best, rank, float(first - second), noise)
 
 
 def columns(x: Array, part: slice) -> Array:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import QTensor, dequantize, format_module
+from ....quant.tensor import QTensor, dequantize, format_module
+from ..span import Array
 
 SLAB = 1 << 18  # weights decoded at a time
 
@@ -21,6 +22,11 @@ CODES = {
 # How many weights of a block share a scale of their own, and in which formats a minimum, too.
 GROUPS = {"Q4_1": 32, "Q5_1": 32, "Q2_K": 16, "Q3_K": 16, "Q4_K": 32, "Q5_K": 32, "Q6_K": 16}
 MINIMA = {"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"}
+
+
+def group_sums(x_TI: Array, group: int) -> Array:
+    """[T, groups]: sums over each group of columns. The last group may be cut: APR's rows need not be whole blocks."""
+    return np.add.reduceat(x_TI, np.arange(0, x_TI.shape[1], group), axis=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.kernels import reference
-from ..quant import q16
-from .recipes_floats import BFLOAT16, FLOAT16, Array
-from .recipes_matrix import Matrix
-from .verify_bench import INPUTS, PRODUCTS
-from .verify_fit import over, rms
-from .verify_formulas import ATTENTION, flat
-from .verify_site import Site
+from ...engine.kernels import reference
+from ...quant import q16
+from .evidence import INPUTS, PRODUCTS
+from .finding import Budget
+from .fit import over, rms
+from .formulas import ATTENTION, flat
+from .recipes.matrix import Matrix, group_sums
+from .site import Site
+from .span import BFLOAT16, FLOAT16, Array
 
 RATIO = (0.5, 1.5)  # observed over predicted RMS
 ELEMENT = 8.0  # standard deviations that one element may be off
@@ -31,16 +31,6 @@ SHARE = 2 / 3  # of a kind that must be in want of a budget
 # Codes of a format: 2^bits steps span a group of so many weights.
 STEPS = {"Q2_K": (4, 16), "Q3_K": (8, 16), "Q4_0": (16, 32), "Q4_1": (16, 32), "Q4_K": (16, 32), "IQ4_NL": (16, 32),
          "Q5_0": (32, 32), "Q5_1": (32, 32), "Q5_K": (32, 32), "Q6_K": (64, 16), "Q8_0": (255, 32)}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """source: what makes the error, for people. predicted: its RMS over the stage's RMS. ratio: observed over
-    predicted."""
-
-    source: str
-    predicted: float
-    ratio: float
 
 
 def kind(stage: str) -> str:
@@ -101,9 +91,9 @@ def both_sums(m: Matrix, activations: list[Array], square_TI: Array) -> tuple[li
     for _, slab in m.slabs():
         w_OI = slab.astype(np.float64)
         if levels:
-            g = w_OI.reshape(len(w_OI), -1, group)
-            steps = (g.max(-1) - g.min(-1)) / (levels - 1)
-            weights.append(square_TI.reshape(len(square_TI), -1, group).sum(-1) @ (np.square(steps) / 12).T)
+            starts = np.arange(0, w_OI.shape[1], group)
+            spans = np.maximum.reduceat(w_OI, starts, axis=1) - np.minimum.reduceat(w_OI, starts, axis=1)
+            weights.append(group_sums(square_TI, group) @ (np.square(spans / (levels - 1)) / 12).T)
         np.square(w_OI, out=w_OI)
         for into, v in zip(sums, activations, strict=True):
             into.append(v @ w_OI.T)

@@ -11,20 +11,20 @@ them, and it takes some tens of positions to decide. One position decides nothin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import format_module
-from .recipes_floats import Array, Span
-from .recipes_matrix import CODES, GROUPS, MINIMA, Matrix
-from .recipes_products import operand
-from .stages import by_name
-from .verify_bench import INPUTS, PRODUCTS
-from .verify_fit import outside
-from .verify_formulas import flat
-from .verify_site import Site
+from ...quant.tensor import format_module
+from ..stages import by_name
+from .evidence import INPUTS, PRODUCTS
+from .finding import Axis, Picture, Where, WrongNumber, WrongRow
+from .fit import outside
+from .formulas import flat
+from .recipes.matrix import CODES, GROUPS, MINIMA, Matrix
+from .recipes.products import operand
+from .site import Site
+from .span import Array, Span
 
 PIXELS = (48, 112)
 MOST = 8  # rows, channels or heads named
@@ -33,34 +33,33 @@ AXES = {"T": "positions", "N": "heads", "K": "kv heads", "H": "channels", "D": "
         "E": "channels", "V": "tokens", "S": "keys"}  # fmt: skip
 
 
-def locate(site: Site, got: NDArray[np.float32], span: Span) -> dict[str, Any]:
-    """For each axis of the stage, which of its indices hold unexplained elements: {"positions": {"count", "of",
-    "which"}}; for a matrix product that is wrong in few rows also "blocks": [{"row", "block", "size", "confidence"}].
+def locate(site: Site, got: NDArray[np.float32], span: Span) -> Where:
+    """Which indices of each axis hold unexplained elements; of a matrix product that is wrong in few rows also which
+    weights would explain them.
     """
     bad = outside(got, span)
     letters = by_name(site.stage).letters
-    found: dict[str, Any] = {"outside": int(bad.sum()), "of": int(bad.size)}
+    axes: dict[str, Axis] = {}
     for axis, letter in enumerate(letters):
         others = tuple(i for i in range(bad.ndim) if i != axis)
         hit = np.flatnonzero(bad.any(others))
-        name = AXES[letter]
-        which = (
-            [site.pos[i] for i in hit[:MOST]]
-            if letter == "T" and len(site.pos) == bad.shape[axis]
-            else hit[:MOST].tolist()
-        )
-        found[name] = {"count": len(hit), "of": bad.shape[axis], "which": which}
+        first = hit[:MOST].tolist()
+        which = [site.pos[i] for i in first] if letter == "T" and len(site.pos) == bad.shape[axis] else first
+        axes[AXES[letter]] = Axis(len(hit), bad.shape[axis], tuple(which))
     with np.errstate(invalid="ignore"):
         error = np.nan_to_num(np.abs(np.asarray(got, np.float64) - span.mid), nan=np.inf)
     worst = np.unravel_index(int(error.argmax()), error.shape)
-    found["worst"] = {AXES[n].rstrip("s"): int(i) for n, i in zip(letters, worst, strict=True)}
-    found["picture"] = picture(error, span, bad, letters)
-    if site.stage in PRODUCTS and bad.any():
-        found["blocks"] = blocks(site, got, span, bad)
-    return found
+    return Where(
+        outside=int(bad.sum()),
+        of=int(bad.size),
+        axes=axes,
+        worst={AXES[n].rstrip("s"): int(i) for n, i in zip(letters, worst, strict=True)},
+        picture=picture(error, span, bad, letters),
+        rows=wrong_rows(site, got, span, bad) if site.stage in PRODUCTS and bad.any() else None,
+    )
 
 
-def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str, ...]) -> dict[str, Any]:
+def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str, ...]) -> Picture:
     """The error over what is allowed, as powers of ten, in at most PIXELS cells: positions down, all else across.
 
     Of the elements that share a cell, the worst. Inside its span an element counts 0.
@@ -69,24 +68,11 @@ def picture(error: Array, span: Span, bad: NDArray[np.bool_], letters: tuple[str
         ratio = np.where(bad, np.log10(np.maximum(error / np.maximum(span.radius, 1e-300), 10)), 0)
     ratio = np.clip(np.nan_to_num(ratio, posinf=12), 0, 12)
     if letters == ("N", "T", "S"):
-        ratio = ratio.swapaxes(0, 1)
+        ratio, letters = ratio.swapaxes(0, 1), ("T", "N", "S")
     flat_TC = ratio.reshape(len(ratio), -1) if len(letters) > 1 else ratio[None]
     cells = np.maximum.reduceat(flat_TC, cuts(flat_TC.shape[0], PIXELS[0]), axis=0)
     cells = np.maximum.reduceat(cells, cuts(flat_TC.shape[1], PIXELS[1]), axis=1)
-    T, C = flat_TC.shape
-    return {"down": f"{T} positions" if "T" in letters else "the last position", **sides(letters, ratio.shape, C),
-            "shape": [T, C], "cells": cells.round(1).tolist()}  # fmt: skip
-
-
-def sides(letters: tuple[str, ...], shape: tuple[int, ...], C: int) -> dict[str, Any]:
-    """What the columns of a picture are: words, how many heads they fall into, the names of the first and the last."""
-    if letters == ("V",):
-        return {"across": f"{C} tokens of the vocabulary", "heads": 1, "ends": ["token 0", f"token {C - 1}"]}
-    if len(letters) < 3:
-        return {"across": f"{C} channels", "heads": 1, "ends": ["channel 0", f"channel {C - 1}"]}
-    heads, each = shape[1:]
-    inside = "keys" if "S" in letters else "channels"
-    return {"across": f"{heads} heads of {each} {inside}", "heads": heads, "ends": ["head 0", f"head {heads - 1}"]}
+    return Picture(letters, ratio.shape, tuple(tuple(row) for row in cells.round(1).tolist()))
 
 
 def cuts(n: int, most: int) -> NDArray[np.intp]:
@@ -94,42 +80,42 @@ def cuts(n: int, most: int) -> NDArray[np.intp]:
     return np.unique(np.arange(min(n, most)) * n // min(n, most))
 
 
-def blocks(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.bool_]) -> list[dict[str, Any]]:
+def wrong_rows(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np.bool_]) -> tuple[WrongRow, ...]:
     """The likeliest block of each wrong row, if few rows are wrong."""
     rows = np.flatnonzero(np.atleast_2d(bad).any(0))
     if len(rows) > MOST:
-        return []
+        return ()
     error_TO = np.atleast_2d(np.asarray(got, np.float64) - span.mid)
     if not np.isfinite(error_TO).all():
-        return []
+        return ()
     named, first = [], 0
     x = flat(site.input(INPUTS[site.stage])).mid
     for m in site.matrices():
         mine = rows[(rows >= first) & (rows < first + m.shape[0])]
         if len(mine):
-            size = max(32, format_module(m.format).BLOCK)
             x_TI, _ = operand(site.recipe, x, m.format)
             for o in mine.tolist():
                 error_T, allowed_T = error_TO[:, o], np.atleast_2d(span.radius)[:, o]
-                named.append({
-                    "row": o - first, "matrix": m.tensor.name, "format": m.format, "size": size,
-                    **located(error_T, x_TI, m, o - first, size, allowed_T),
-                })  # fmt: skip
+                named.append(located(error_T, x_TI, m, o - first, allowed_T))
         first += m.shape[0]
-    return named
+    return tuple(named)
 
 
-def located(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> dict[str, Any]:
-    """The block of a row that is wrong: {"block", "confidence", "likely": of each block}, and what one_number adds."""
-    found = one_number(error_T, x_TI, m, row, size, allowed_T)
-    if found is None:
-        return likeliest(error_T, x_TI, size)
-    return {**found, "likely": [float(b == found["block"]) for b in range(x_TI.shape[1] // size)]}
+def located(error_T: Array, x_TI: Array, m: Matrix, row: int, allowed_T: Array) -> WrongRow:
+    """What of a row is wrong: one number of one block, or else the likeliest block."""
+    size = max(32, format_module(m.format).BLOCK)
+    number = one_number(error_T, x_TI, m, row, size, allowed_T)
+    if number is None:
+        block, confidence, likely = likeliest(error_T, x_TI, size)
+    else:
+        block, confidence = number.columns[0] // size, 1.0
+        likely = tuple(float(b == block) for b in range(x_TI.shape[1] // size))
+    return WrongRow(row, m.tensor.name, m.format, size, block, confidence, likely, number)
 
 
-def one_number(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> dict[str, Any] | None:
+def one_number(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> WrongNumber | None:
     """The one number of the row (a block's scale, a group's, a minimum, a weight) that makes the error of each position
-    if it is wrong: {"block", "confidence", "what", "columns", "factor" or "change"}; None for none or several."""
+    if it is wrong; None for none or several."""
     T = len(error_T)
     if T == 1 or x_TI.shape[1] % size:
         return None
@@ -142,9 +128,9 @@ def one_number(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allo
         good = np.flatnonzero((np.abs(error_T[:, None] - share_TP * times_P) <= room_T[:, None]).all(0))
         if len(good) == 1:
             start, times = int(good[0]) * width, float(times_P[good[0]])
-            amount = {"change": times} if what == "weight" else {"factor": 1 + times}
-            return {"block": start // size, "confidence": 1.0, "what": what,
-                    "columns": [start, start + width - 1], **amount}  # fmt: skip
+            columns = start, start + width - 1
+            factor, change = (None, times) if what == "weight" else (1 + times, None)
+            return WrongNumber(what, columns, factor, change)
     return None
 
 
@@ -171,17 +157,19 @@ def shares(x_TI: Array, m: Matrix, row: int, size: int) -> Iterator[tuple[str, i
     yield "weight", 1, x_TI
 
 
-def likeliest(error_T: Array, x_TI: Array, size: int) -> dict[str, Any]:
-    """The block of `size` inputs that explains the errors of one row best, and each one's share of the likelihood."""
+def likeliest(error_T: Array, x_TI: Array, size: int) -> tuple[int | None, float, tuple[float, ...]]:
+    """The block of `size` inputs that explains the errors of one row best (None: one position cannot say), its share of
+    the likelihood, and each one's.
+    """
     T, I = x_TI.shape
     starts = range(0, I, size)
     if T == 1 and len(starts) > 1:
-        return {"block": None, "confidence": 0.0, "likely": [1 / len(starts)] * len(starts)}
+        return None, 0.0, (1 / len(starts),) * len(starts)
     score = np.array([likelihood(error_T, x_TI[:, start : start + size]) for start in starts])
     share = np.exp(score - score.max())
     share /= share.sum()
     best = int(share.argmax())
-    return {"block": best, "confidence": float(share[best]), "likely": share.round(3).tolist()}
+    return best, float(share[best]), tuple(share.round(3).tolist())
 
 
 def likelihood(error_T: Array, x_Tb: Array) -> float:

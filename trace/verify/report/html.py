@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from html import escape
-from math import log10
-from typing import Any
+from math import log10, prod
 
-from .report import (
+from ...stages import STAGES
+from ..finding import (
+    BUDGET,
+    EXACT,
+    REPRODUCED,
+    UNEXPLAINED,
+    UNJUDGED,
+    Finding,
+    Picture,
+    Verdict,
+    Verification,
+    WrongRow,
+)
+from .text import (
     apart,
     by_size,
     engine_words,
@@ -16,13 +28,13 @@ from .report import (
     number,
     places_of,
     plural,
+    reason,
     sections,
     sentence,
     statement,
     worst_of,
 )
-from .stages import STAGES
-from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from .words import words
 
 CELL, GAP, LEFT, TOP = 17, 2, 18, 82  # of the heat map, in its own units
 CARDS = 24  # unexplained stages that are drawn
@@ -80,7 +92,7 @@ def page(v: Verification, dump: str, model: str) -> str:
         f"<title>{escape(dump)}: {escape(sentence(v))}</title><style>{STYLE}</style></head><body>",
         f'<div class="status{state}"><h1>{escape(sentence(v))}</h1>',
         f"<p>The engine computes with {escape(engine_words(v))}.</p></div>" if v.status < 2 else "</div>",
-        *(f"<p>{escape(r[:1].upper() + r[1:])}.</p>" for r in v.remarks),
+        *(f"<p>{escape(said[:1].upper() + said[1:])}.</p>" for said in map(words, v.remarks)),
         f'<p class="soft">Dump <code>{escape(dump)}</code>, judged by <code>{escape(model)}</code>, '
         f"{tokens(v)}; every stage recomputed in float64 from the dump's own inputs.</p>",
         legend(),
@@ -96,8 +108,8 @@ def page(v: Verification, dump: str, model: str) -> str:
         parts += ["<ul>", *common, "</ul>", *(card(f) for f in drawn)]
         if more := len(bad) - len(drawn):
             parts.append(f"<p>{plural(more, 'more unexplained stage')} of the same kind: see the table below.</p>")
-    weak = Counter((f.stage, f.budget["source"]) for f in v.findings if f.verdict == BUDGET)
-    unjudged = Counter((f.stage, f.reason) for f in v.findings if f.verdict == UNJUDGED)
+    weak = Counter((f.stage, f.budget.source) for f in v.findings if f.budget is not None)
+    unjudged = Counter((f.stage, reason(f)) for f in v.findings if f.verdict == UNJUDGED)
     for title, counted in (("Within a noise budget only", weak), ("Not judged", unjudged)):
         if counted:
             items = (f"<li>{escape(s)} ({plural(n, 'place')}): {escape(why)}</li>" for (s, why), n in counted.items())
@@ -122,7 +134,7 @@ def legend() -> str:
     return f'<ul class="legend">{items}</ul><p class="soft">{shades}</p>'
 
 
-def square(x: float, y: float, verdict: str, title: str = "", depth: float = 1.0) -> str:
+def square(x: float, y: float, verdict: Verdict, title: str = "", depth: float = 1.0) -> str:
     """A cell. depth: how strong its colour is."""
     kind = {
         EXACT: "exact",
@@ -182,13 +194,27 @@ def card(f: Finding) -> str:
     first, *rest = statement(f)
     items = "".join(f"<li>{escape(line)}</li>" for line in rest)
     head = f"<article><h3>{escape(named(f))}</h3><p>{escape(first.split(': ', 1)[1])}</p><ul>{items}</ul>"
-    pictures = drawing(f.where["picture"]) if "picture" in f.where else ""
-    return head + pictures + "".join(strip(b) for b in f.where.get("blocks", ())) + "</article>"
+    if f.where is None:
+        return f"{head}</article>"
+    return head + drawing(f.where.picture) + "".join(map(strip, f.where.rows or ())) + "</article>"
 
 
-def drawing(p: dict[str, Any]) -> str:
+def sides(p: Picture) -> tuple[str, str, int, tuple[str, str]]:
+    """What a picture's rows and columns are, in words; how many heads the columns are; the first's and last's names."""
+    T, C = (p.shape[0], prod(p.shape[1:])) if len(p.shape) > 1 else (1, p.shape[0])
+    down = f"{T} positions" if "T" in p.letters else "the last position"
+    if p.letters == ("V",):
+        return down, f"{C} tokens of the vocabulary", 1, ("token 0", f"token {C - 1}")
+    if len(p.letters) < 3:
+        return down, f"{C} channels", 1, ("channel 0", f"channel {C - 1}")
+    heads, each = p.shape[1:]
+    inside = "keys" if "S" in p.letters else "channels"
+    return down, f"{heads} heads of {each} {inside}", heads, ("head 0", f"head {heads - 1}")
+
+
+def drawing(p: Picture) -> str:
     """Where the error sits: one rectangle per run of equal cells in a row."""
-    cells: list[list[float]] = p["cells"]
+    cells, (down, across, heads, (left, right)) = p.cells, sides(p)
     columns, rows = len(cells[0]), len(cells)
     high = max(1, round(columns / 3 / rows))
     parts = []
@@ -201,14 +227,13 @@ def drawing(p: dict[str, Any]) -> str:
                     box = f'x="{start}" y="{y * high}" width="{x - start}" height="{high}"'
                     parts.append(f'<rect class="unexplained" {box} fill-opacity="{strength:.2f}"/>')
                 start = x
-    parts += (upright(columns * i / p["heads"], rows * high) for i in range(1, p["heads"]))
-    words = f"Down: {p['down']}. Across: {p['across']}. Blank is within rounding; the redder, the further beyond."
+    parts += (upright(columns * i / heads, rows * high) for i in range(1, heads))
+    caption = f"Down: {down}. Across: {across}. Blank is within rounding; the redder, the further beyond."
     box = f'viewBox="0 0 {columns} {rows * high}" preserveAspectRatio="none" role="img"'
-    left, right = p["ends"]
     return (
-        f'<svg class="picture" {box} aria-label="{escape(words)}">{"".join(parts)}</svg>'
+        f'<svg class="picture" {box} aria-label="{escape(caption)}">{"".join(parts)}</svg>'
         f'<p class="ends"><span>{escape(left)}</span><span>{escape(right)}</span></p>'
-        f'<p class="soft">{escape(words)}</p>'
+        f'<p class="soft">{escape(caption)}</p>'
     )
 
 
@@ -216,9 +241,9 @@ def upright(x: float, height: int) -> str:
     return f'<line x1="{x:g}" x2="{x:g}" y1="0" y2="{height}"/>'
 
 
-def strip(b: dict[str, Any]) -> str:
+def strip(r: WrongRow) -> str:
     """A row of the weights, block by block: the redder, the likelier it is the wrong one."""
-    likely: list[float] = b["likely"]
+    likely = r.likely
     boxes = (
         f'<rect class="unexplained" x="{i}" y="0" width="1" height="1" fill-opacity="{p:.2f}"/>'
         for i, p in enumerate(likely)
@@ -226,11 +251,11 @@ def strip(b: dict[str, Any]) -> str:
     )
     lines = (upright(i, 1) for i in range(1, len(likely)))
     box = f'viewBox="0 0 {len(likely)} 1" preserveAspectRatio="none" role="img"'
-    words = f"Row {b['row']} of {b['matrix']} in blocks of {b['size']}: the redder, the likelier it is the wrong one."
+    caption = f"Row {r.row} of {r.matrix} in blocks of {r.size}: the redder, the likelier it is the wrong one."
     return (
-        f'<svg class="strip" {box} aria-label="{escape(words)}">{"".join(boxes)}{"".join(lines)}</svg>'
+        f'<svg class="strip" {box} aria-label="{escape(caption)}">{"".join(boxes)}{"".join(lines)}</svg>'
         f'<p class="ends"><span>block 0</span><span>block {len(likely) - 1}</span></p>'
-        f'<p class="soft">{escape(words)}</p>'
+        f'<p class="soft">{escape(caption)}</p>'
     )
 
 
@@ -238,11 +263,11 @@ def table(v: Verification) -> str:
     head = "".join(f"<th>{h}</th>" for h in ("stage", "verdict", "recipe", "plain", "left", "allowed", "bit-equal"))
     rows = []
     for f in v.findings:
-        equal = f"{f.equal / f.size:.2%}" if f.size else "-"
+        equal = f"{f.fit.equal / f.fit.size:.2%}" if f.fit is not None and f.fit.size else "-"
         numbers = "".join(
             f'<td class="n">{n}</td>' for n in (number(f.observed), number(f.left), number(f.predicted), equal)
         )
-        recipe = escape(f.budget["source"] if f.budget else f.recipe or "-")
+        recipe = escape(f.budget.source if f.budget else f.recipe or "-")
         rows.append(f"<tr><td>{escape(named(f))}</td><td>{f.verdict}</td><td>{recipe}</td>{numbers}</tr>")
     body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     title = "Every stage, in numbers (relative RMS)"

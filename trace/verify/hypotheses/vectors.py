@@ -7,11 +7,15 @@ from math import erf
 
 import numpy as np
 
-from . import recipes_stages as formulas
-from .hypotheses import Several, Variants, hypothesis
-from .recipes_floats import Array, Span
-from .verify_formulas import norm
-from .verify_site import Site
+from ..formulas import norm
+from ..recipes import operations
+from ..site import Site
+from ..span import Array, Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
 
 NORMS = ("attn_norm", "ffn_norm", "final_norm")
 RESIDUALS = ("post_attn_residual", "post_ffn_residual")
@@ -19,11 +23,11 @@ RESIDUALS = ("post_attn_residual", "post_ffn_residual")
 
 def near(s: Site, value: Array, u: float = 8) -> Span:
     """A formula that no recipe has: float32 inside, to `u` roundings; then stored."""
-    return formulas.rounded(s.recipe, Span.around(value, u * formulas.U * np.abs(value) + formulas.FLOAT32.least))
+    return operations.rounded(s.recipe, Span.around(value, u * operations.U * np.abs(value) + operations.FLOAT32.least))
 
 
 def point(s: Site, values: Array) -> Span:
-    return Span.point(formulas.weight(s.recipe, values))
+    return Span.point(operations.weight(s.recipe, values))
 
 
 # -- embedding --------------------------------------------------------------------------------------------------------
@@ -63,7 +67,7 @@ def norm_eps(s: Site) -> Several:
 def norm_gain_plus_one(s: Site) -> Several:
     """An engine of 16 bits may add the one at run time, or when it loads the weights."""
     x, gain = normed(s)
-    yield "as the engine rounds it", norm(s, x, 1 + formulas.weight(s.recipe, gain))
+    yield "as the engine rounds it", norm(s, x, 1 + operations.weight(s.recipe, gain))
     yield "as the file has it", norm(s, x, 1 + gain)
 
 
@@ -79,9 +83,9 @@ def norm_gain_other(s: Site) -> Several:
     for layer in range(s.config.num_hidden_layers):
         for name in ("attn_norm_D", "ffn_norm_D"):
             if (layer, name) != (s.layer, f"{s.stage}_D"):
-                yield f"{name[:-2]}, layer {layer}", norm(s, x, s.bench.gain(layer, name))
+                yield f"{name[:-2]}, layer {layer}", norm(s, x, s.evidence.gain(layer, name))
     if s.layer is not None:
-        yield "final_norm", norm(s, x, s.bench.gain(None, "final_norm_D"))
+        yield "final_norm", norm(s, x, s.evidence.gain(None, "final_norm_D"))
 
 
 @hypothesis("norm-layernorm", "a LayerNorm (mean subtracted) stands for the RMS norm", *NORMS)
@@ -90,15 +94,15 @@ def norm_layernorm(s: Site) -> Variants:
     centred = x.mid - x.mid.mean(-1, keepdims=True)
     y = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + s.config.rms_norm_eps)
     size = np.abs(x.mid).max(-1, keepdims=True) / np.sqrt(np.square(centred).mean(-1, keepdims=True))
-    spread = norm(s, x, gain).radius.max() + 8 * formulas.U * size * np.abs(gain)
-    return formulas.rounded(s.recipe, Span.around(y * gain, spread + np.abs(y * gain) * (4 * s.recipe.result.u)))
+    spread = norm(s, x, gain).radius.max() + 8 * operations.U * size * np.abs(gain)
+    return operations.rounded(s.recipe, Span.around(y * gain, spread + np.abs(y * gain) * (4 * s.recipe.result.u)))
 
 
 @hypothesis("norm-skipped", "the norm is skipped: {}", *NORMS)
 def norm_skipped(s: Site) -> Several:
     x, gain = normed(s)
-    yield "the stage holds its input", formulas.rounded(s.recipe, x)
-    yield "the input is only multiplied by the gain", formulas.mul(s.recipe, x, point(s, gain))
+    yield "the stage holds its input", operations.rounded(s.recipe, x)
+    yield "the input is only multiplied by the gain", operations.mul(s.recipe, x, point(s, gain))
 
 
 @hypothesis("norm-wrong-input", "the norm is taken of {}", *NORMS)
@@ -119,12 +123,12 @@ def norm_wrong_input(s: Site) -> Several:
 
 
 def biased(s: Site, bias: Array) -> Span:
-    return formulas.add(s.recipe, s.input("qkv_matmul"), point(s, bias[None]))
+    return operations.add(s.recipe, s.input("qkv_matmul"), point(s, bias[None]))
 
 
 @hypothesis("bias-missing", "the QKV bias is not added{}", "qkv_bias")
 def bias_missing(s: Site) -> Several:
-    yield "", formulas.rounded(s.recipe, s.input("qkv_matmul"))
+    yield "", operations.rounded(s.recipe, s.input("qkv_matmul"))
     for name, columns in parts(s):
         bias = s.gain("qkv_bias_E")
         bias[columns] = 0
@@ -134,7 +138,7 @@ def bias_missing(s: Site) -> Several:
 @hypothesis("bias-doubled", "the QKV bias is added twice", "qkv_bias")
 def bias_doubled(s: Site) -> Variants:
     once = biased(s, s.gain("qkv_bias_E"))
-    return formulas.add(s.recipe, once, point(s, s.gain("qkv_bias_E")[None]))
+    return operations.add(s.recipe, once, point(s, s.gain("qkv_bias_E")[None]))
 
 
 @hypothesis("bias-subtracted", "the QKV bias is subtracted", "qkv_bias")
@@ -146,7 +150,7 @@ def bias_subtracted(s: Site) -> Variants:
 def bias_other_layer(s: Site) -> Several:
     for layer in range(s.config.num_hidden_layers):
         if layer != s.layer:
-            yield str(layer), biased(s, s.bench.gain(layer, "qkv_bias_E"))
+            yield str(layer), biased(s, s.evidence.gain(layer, "qkv_bias_E"))
 
 
 @hypothesis("bias-order", "the parts of the QKV bias stand in another order ({})", "qkv_bias")
@@ -192,32 +196,32 @@ def activation(s: Site) -> Several:
     for name, f in ACTIVATIONS.items():
         y = f(x.mid)
         # 1 + erf and 1 + tanh cancel where x is very negative: an absolute error of u |x| there.
-        slack = 8 * formulas.U * (np.abs(y) + np.where("GELU" in name, np.abs(x.mid), 0)) + formulas.FLOAT32.least
-        yield name, formulas.rounded(s.recipe, Span.around(y, slack))
+        slack = 8 * operations.U * (np.abs(y) + np.where("GELU" in name, np.abs(x.mid), 0)) + operations.FLOAT32.least
+        yield name, operations.rounded(s.recipe, Span.around(y, slack))
 
 
 @hypothesis("activation-of-up", "SiLU is applied to up, not to gate", "ffn_silu")
 def activation_of_up(s: Site) -> Variants:
-    return formulas.silu(s.recipe, s.input("ffn_up"))
+    return operations.silu(s.recipe, s.input("ffn_up"))
 
 
 @hypothesis("glu-add", "silu(gate) and up are added, not multiplied", "ffn_swigl")
 def glu_add(s: Site) -> Variants:
-    return formulas.add(s.recipe, s.input("ffn_silu"), s.input("ffn_up"))
+    return operations.add(s.recipe, s.input("ffn_silu"), s.input("ffn_up"))
 
 
 @hypothesis("glu-swapped", "gate and up are swapped: silu(up) times gate", "ffn_swigl")
 def glu_swapped(s: Site) -> Variants:
-    return formulas.mul(s.recipe, formulas.silu(s.recipe, s.input("ffn_up")), s.input("ffn_gate"))
+    return operations.mul(s.recipe, operations.silu(s.recipe, s.input("ffn_up")), s.input("ffn_gate"))
 
 
 @hypothesis("glu-half", "{}", "ffn_swigl")
 def glu_half(s: Site) -> Several:
-    yield "gate times up: the activation is skipped", formulas.mul(s.recipe, s.input("ffn_gate"), s.input("ffn_up"))
-    yield "silu(gate) alone: up is not multiplied in", formulas.rounded(s.recipe, s.input("ffn_silu"))
-    yield "silu(gate) times silu(gate)", formulas.mul(s.recipe, s.input("ffn_silu"), s.input("ffn_silu"))
-    both = formulas.mul(s.recipe, s.input("ffn_gate"), s.input("ffn_up"))
-    yield "silu(gate up)", formulas.silu(s.recipe, both)
+    yield "gate times up: the activation is skipped", operations.mul(s.recipe, s.input("ffn_gate"), s.input("ffn_up"))
+    yield "silu(gate) alone: up is not multiplied in", operations.rounded(s.recipe, s.input("ffn_silu"))
+    yield "silu(gate) times silu(gate)", operations.mul(s.recipe, s.input("ffn_silu"), s.input("ffn_silu"))
+    both = operations.mul(s.recipe, s.input("ffn_gate"), s.input("ffn_up"))
+    yield "silu(gate up)", operations.silu(s.recipe, both)
 
 
 # -- residuals --------------------------------------------------------------------------------------------------------
@@ -232,37 +236,37 @@ def addends(s: Site) -> tuple[Span, Span]:
 
 @hypothesis("residual-missing", "the residual is not added: the block's output stands alone", *RESIDUALS)
 def residual_missing(s: Site) -> Variants:
-    return formulas.rounded(s.recipe, addends(s)[1])
+    return operations.rounded(s.recipe, addends(s)[1])
 
 
 @hypothesis("residual-alone", "the block's output is not added: the residual passes unchanged", *RESIDUALS)
 def residual_alone(s: Site) -> Variants:
-    return formulas.rounded(s.recipe, addends(s)[0])
+    return operations.rounded(s.recipe, addends(s)[0])
 
 
 @hypothesis("residual-twice", "{} is added twice", *RESIDUALS)
 def residual_twice(s: Site) -> Several:
     x, y = addends(s)
-    yield "the residual", formulas.add(s.recipe, formulas.add(s.recipe, x, y), x)
-    yield "the block's output", formulas.add(s.recipe, formulas.add(s.recipe, x, y), y)
+    yield "the residual", operations.add(s.recipe, operations.add(s.recipe, x, y), x)
+    yield "the block's output", operations.add(s.recipe, operations.add(s.recipe, x, y), y)
 
 
 @hypothesis("residual-sign", "the block's output is subtracted", *RESIDUALS)
 def residual_sign(s: Site) -> Variants:
     x, y = addends(s)
-    return formulas.add(s.recipe, x, y.map(np.negative))
+    return operations.add(s.recipe, x, y.map(np.negative))
 
 
 @hypothesis("residual-multiplied", "residual and block output are multiplied, not added", *RESIDUALS)
 def residual_multiplied(s: Site) -> Variants:
-    return formulas.mul(s.recipe, *addends(s))
+    return operations.mul(s.recipe, *addends(s))
 
 
 @hypothesis("residual-wrong-place", "the residual is taken from {}", *RESIDUALS)
 def residual_wrong_place(s: Site) -> Several:
     _, y = addends(s)
     for name, x in _elsewhere(s):
-        yield name, formulas.add(s.recipe, x, y)
+        yield name, operations.add(s.recipe, x, y)
 
 
 def _elsewhere(s: Site) -> Iterator[tuple[str, Span]]:

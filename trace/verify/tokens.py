@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from ..quant.tensor import dequantize
-
-if TYPE_CHECKING:
-    from .verify_bench import Bench
+from ...quant.tensor import dequantize
+from .evidence import Evidence
+from .facts import IdsFromEmbedding, IdsUnknown, Remark
 
 SLAB = 1 << 22
 
 
-def known_tokens(bench: Bench) -> tuple[list[int] | None, list[str]]:
+def known_tokens(evidence: Evidence) -> tuple[tuple[int, ...] | None, Remark | None]:
     """Ids by absolute position (None if unknown), and what is to be said about them."""
-    told = [t for name in ("tokens", "generated") for t in bench.dump.run.get(name) or ()]
+    told = [t for name in ("tokens", "generated") for t in evidence.dump.run.get(name) or ()]
     if told and all(type(t) is int for t in told):
-        return told, []
+        return tuple(told), None
     found: dict[int, int] = {}
-    remarks = []
-    for phase in bench.phases:
-        e = bench.dump.get("embedding", 0, phase)
+    for phase in evidence.phases:
+        e = evidence.dump.get("embedding", 0, phase)
         if e is None:
             continue
-        for p, row in zip(bench.positions(e), nearest(bench, e.values()), strict=True):
+        for p, row in zip(evidence.positions(e), nearest(evidence, e.values()), strict=True):
             found[p] = row
     if not found:
-        return None, ["no token ids: the dump has neither a manifest that tells them nor an embedding"]
+        return None, IdsUnknown(partial=False)
     if sorted(found) != list(range(len(found))):
-        return None, ["no token ids: the embedding has rows of some positions only"]
-    remarks.append("the token ids are those whose embedding rows the dump holds (it has no manifest that tells them)")
-    return [found[p] for p in range(len(found))], remarks
+        return None, IdsUnknown(partial=True)
+    return tuple(found[p] for p in range(len(found))), IdsFromEmbedding()
 
 
-def nearest(bench: Bench, x_TD: np.ndarray) -> list[int]:
+def nearest(evidence: Evidence, x_TD: np.ndarray) -> list[int]:
     """The row of the embedding nearest to each of x, a slab of rows at a time. Of equal rows, the first."""
-    w = bench.weights.embed
+    w = evidence.weights.embed
     V, D = w.shape
     step = max(1, SLAB // D)
     x = np.nan_to_num(np.asarray(x_TD, np.float64))

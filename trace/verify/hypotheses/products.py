@@ -9,13 +9,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.tensor import format_module
-from .hypotheses import Several, Variants, hypothesis
-from .recipes_floats import BFLOAT16, FLOAT16, Span
-from .recipes_matrix import CODES, Matrix
-from .verify_bench import INPUTS, PRODUCTS
-from .verify_formulas import FORMULAS, flat, linear
-from .verify_site import Site
+from ....quant.tensor import format_module
+from ..evidence import INPUTS, PRODUCTS
+from ..formulas import FORMULAS, flat, linear
+from ..recipes.matrix import CODES, Matrix
+from ..site import Site
+from ..span import BFLOAT16, FLOAT16, Span
+from .hypothesis import Hypothesis, Several, Variants, entering
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
 
 IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
 MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
@@ -33,7 +37,7 @@ def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None
 def weight_other_layer(s: Site) -> Several:
     for layer in range(s.config.num_hidden_layers):
         if layer != s.layer:
-            yield str(layer), through(s, matrices=s.bench.matrices(layer, s.stage))
+            yield str(layer), through(s, matrices=s.evidence.matrices(layer, s.stage))
 
 
 @hypothesis("weight-transposed", "the weights are transposed: {}", *PRODUCTS)
@@ -61,7 +65,7 @@ def turned(m: Matrix) -> Matrix:
 
 @hypothesis("gate-up-swapped", "the weights of gate and up are swapped", "ffn_gate", "ffn_up")
 def gate_up_swapped(s: Site) -> Variants:
-    return through(s, matrices=s.bench.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
+    return through(s, matrices=s.evidence.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
 
 
 @hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul")
@@ -78,7 +82,7 @@ def qkv_order(s: Site) -> Several:
 
 @hypothesis("head-embedding", "the output head is the embedding (tied), not its own matrix", "lm_head")
 def head_embedding(s: Site) -> Variants:
-    return None if s.config.tie_word_embeddings else through(s, matrices=[Matrix(s.bench.weights.embed)])
+    return None if s.config.tie_word_embeddings else through(s, matrices=[Matrix(s.evidence.weights.embed)])
 
 
 @hypothesis("head-position", "the logits are those of position {}", "lm_head")
@@ -125,10 +129,12 @@ def operands_rounded(s: Site) -> Several:
 
 # -- decoders ---------------------------------------------------------------------------------------------------------
 
-# Bytes of a block whose two nibbles are two codes, and those that hold the codes' high bits.
+# Bytes of a block whose two nibbles are two codes, and how many values a run of them holds: the low nibbles are its
+# first half, the high ones its second. Below, the bytes that hold the codes' high bits.
 NIBBLES = {
-    "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (6, 22), "Q5_1": (8, 24),
-    "Q4_K": (16, 144), "Q5_K": (48, 176), "Q6_K": (0, 128),
+    "Q4_0": (2, 18, 32), "Q4_1": (4, 20, 32), "Q5_0": (6, 22, 32), "Q5_1": (8, 24, 32),
+    "Q4_K": (16, 144, 64), "Q5_K": (48, 176, 64), "Q6_K": (0, 128, 128),
+    "IQ4_NL": (2, 18, 32), "IQ4_XS": (8, 136, 32), "MXFP4": (1, 17, 32),
 }  # fmt: skip
 HIGH_BITS = {"Q5_0": (2, 6), "Q5_1": (4, 8), "Q5_K": (16, 48), "Q6_K": (128, 192), "Q3_K": (0, 32)}
 
@@ -162,11 +168,12 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     if block == 1:
         return
     if fmt in NIBBLES:
-        yield "the nibbles of a byte are swapped", rebuilt(m, lambda b: swapped_nibbles(b, *NIBBLES[fmt]))
-        group = 64 if block == 256 else 32
-        order = np.arange(group).reshape(2, -1).T.reshape(-1)
-        pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, group)[..., order].reshape(w.shape))
-        yield "the two nibbles of a byte are taken for neighbours", pairs
+        first, stop, run = NIBBLES[fmt]
+        yield "the nibbles of a byte are swapped", rebuilt(m, lambda b: swapped_nibbles(b, first, stop))
+        if m.shape[1] % run == 0:
+            order = np.arange(run).reshape(2, -1).T.reshape(-1)
+            pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, run)[..., order].reshape(w.shape))
+            yield "the two nibbles of a byte are taken for neighbours", pairs
     if fmt in CODES:
         yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
@@ -186,7 +193,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
 
 
 def swapped_scales(b: Bytes) -> Bytes:
-    from ..quant.q4_k import pack_scales, unpack_scales
+    from ....quant.q4_k import pack_scales, unpack_scales
 
     scale, minimum = unpack_scales(b[..., 4:16].reshape(-1, 12))
     b[..., 4:16] = pack_scales(minimum, scale).reshape(b[..., 4:16].shape)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.config import Config
-from .recipes import Recipe
-from .recipes_floats import Array, Span, joined
-from .recipes_matrix import Matrix
-from .verify_bench import Bench, Key, Unjudgeable, place
-from .verify_formulas import FORMULAS, heads_of
+from ...engine.config import Config
+from .evidence import Evidence
+from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
+from .formulas import FORMULAS, heads_of
+from .recipes.matrix import Matrix
+from .recipes.recipe import Recipe
+from .span import Array, Span, joined
 
 LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bound grows with each
 
@@ -29,7 +30,7 @@ class Site:
     used, recomputed: what `compute` read from the dump, and what it had to make up for (filled as it goes).
     """
 
-    bench: Bench
+    evidence: Evidence
     phase: int
     layer: int | None
     stage: str
@@ -42,7 +43,7 @@ class Site:
 
     @property
     def config(self) -> Config:
-        return self.bench.config
+        return self.evidence.config
 
     @property
     def pos_T(self) -> NDArray[np.int32]:  # noqa: N802
@@ -72,9 +73,9 @@ class Site:
     def value(self) -> Span:
         """The stage's own value at `pos`: the dump's, or recomputed. Raises Unjudgeable."""
         key = (self.phase, self.layer, self.stage)
-        entry = self.bench.stored(key)
+        entry = self.evidence.stored(key)
         if entry is not None:
-            rows = {p: i for i, p in enumerate(self.bench.positions(entry))}
+            rows = {p: i for i, p in enumerate(self.evidence.positions(entry))}
             if all(p in rows for p in self.pos):
                 self.used[key] = None
                 index = [rows[p] for p in self.pos]
@@ -84,7 +85,7 @@ class Site:
                     values = values[:, :, : self.keys(values.shape[2])]
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
         if self.missing_layers > LAYERS:
-            raise Unjudgeable(f"too much is missing: {self.stage} of {place(self.layer)} and of the layer after it")
+            raise Unjudgeable(TooMuchMissing((self.layer, self.stage)))
         again = (*key, self.pos)
         if again not in self.recomputed:
             self.recomputed[again] = self.compute()
@@ -93,7 +94,7 @@ class Site:
     def keys(self, held: int) -> int:
         """How many keys the last of these positions has, of those that a file holds: a wider one is filled up."""
         if held <= max(self.pos):
-            raise Unjudgeable(f"{self.stage} of {place(self.layer)} has {held} keys, and position {max(self.pos)} more")
+            raise Unjudgeable(KeysMissing((self.layer, self.stage), held, max(self.pos)))
         return max(self.pos) + 1
 
     def input(self, stage: str) -> Span:
@@ -120,8 +121,8 @@ class Site:
         if f"all {stage}" in self.given:
             return self.given[f"all {stage}"]
         S, rows, reached = max(self.pos) + 1, [], 0
-        for phase in (p for p in self.bench.phases if p <= self.phase):
-            pos = tuple(p for p in self.bench.rows[phase] if reached <= p < S)
+        for phase in (p for p in self.evidence.phases if p <= self.phase):
+            pos = tuple(p for p in self.evidence.rows[phase] if reached <= p < S)
             if pos and pos == tuple(range(reached, reached + len(pos))):
                 site = self.at(stage, pos=pos, phase=phase)
                 span = site.input(stage) if phase == self.phase else site.value()
@@ -129,13 +130,13 @@ class Site:
                 reached = pos[-1] + 1
         if reached < S:
             what = "keys" if stage == "k_post_rope" else "values"
-            own = self.bench.rows[self.phase][0]
+            own = self.evidence.rows[self.phase][0]
             last = own - 1 if own > reached else S - 1
-            raise Unjudgeable(f"the {what} of positions {reached} to {last} are not in the dump ({stage})")
+            raise Unjudgeable(PositionsMissing(what, stage, reached, last))
         return joined(rows, 0)
 
     def matrices(self) -> list[Matrix]:
-        return self.bench.matrices(self.layer, self.stage)
+        return self.evidence.matrices(self.layer, self.stage)
 
     def gain(self, name: str) -> Array:
-        return self.bench.gain(self.layer, name)
+        return self.evidence.gain(self.layer, name)

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .recipes import Recipe
-from .report_where import place_of, surely
-from .stages import STAGES
-from .verify_finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from ...stages import STAGES
+from ..facts import NotFinite
+from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification, Where, WrongRow
+from ..recipes.recipe import Recipe
+from .places import surely, where_words
+from .words import words
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
 SHOWN = 12  # unexplained stages that are told one by one
@@ -35,7 +37,7 @@ def number(x: float | None) -> str:
 
 def sentence(v: Verification) -> str:
     """The whole verification in one sentence, after those that must come first."""
-    return " ".join([*v.first, _verdict(v)])
+    return " ".join([*map(words, v.first), _verdict(v)])
 
 
 def _verdict(v: Verification) -> str:
@@ -44,7 +46,7 @@ def _verdict(v: Verification) -> str:
     judged = sum(count.values()) - unjudged
     tail = f"; {plural(unjudged, 'stage')} could not be judged" if unjudged else ""
     if not judged:
-        why = f"{named(v.findings[0])}: {v.findings[0].reason}" if v.findings else "the dump is empty"
+        why = f"{named(v.findings[0])}: {reason(v.findings[0])}" if v.findings else "the dump is empty"
         return f"Nothing could be judged: {why}; dump the stages before it, too."
     if not bad:
         weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
@@ -60,12 +62,12 @@ def _verdict(v: Verification) -> str:
 def _guess(f: Finding, told: bool) -> str:
     """The likeliest cause of an unexplained stage. told: something was said before that may be it."""
     if f.hypotheses:
-        return f": {f.hypotheses[0]['sentence']}"
-    if broken := [n for n in f.notes if "NaN" in n]:
-        return f": {broken[0]}, and its inputs are not"
-    if blocks := f.where.get("blocks"):
-        spots = ", ".join(f"row {b['row']} of {b['matrix']}{surely(b)}" for b in blocks)
-        return f": {spots} {'is' if len(blocks) == 1 else 'are'} not the model's"
+        return f": {f.hypotheses[0].sentence}"
+    if broken := [n for n in f.notes if isinstance(n, NotFinite)]:
+        return f": {words(broken[0])}, and its inputs are not"
+    if f.where is not None and f.where.rows:
+        spots = ", ".join(f"row {r.row} of {r.matrix}{surely(r)}" for r in f.where.rows)
+        return f": {spots} {'is' if len(f.where.rows) == 1 else 'are'} not the model's"
     return "" if told else ", and no mistake that is known here explains it"
 
 
@@ -82,7 +84,7 @@ def mistakes(v: Verification) -> list[tuple[str, list[Finding]]]:
     """The named mistakes, each with the stages that it explains; the one that explains most comes first."""
     found: dict[str, list[Finding]] = {}
     for f in v.findings:
-        for said in dict.fromkeys(h["sentence"] for h in f.hypotheses):
+        for said in dict.fromkeys(h.sentence for h in f.hypotheses):
             found.setdefault(said, []).append(f)
     ranked = sorted(found.items(), key=lambda item: -len(item[1]))
     return [(said, fs) for said, fs in ranked if len(fs) > 1]
@@ -117,7 +119,7 @@ def apart(v: Verification) -> list[Finding]:
     first: dict[tuple[str, str, bool], Finding] = {}
     for f in by_size(v.findings):
         for h in f.hypotheses:
-            first.setdefault((h["sentence"], f.stage, bool(f.phase)), f)
+            first.setdefault((h.sentence, f.stage, bool(f.phase)), f)
     heard = {id(f) for f in first.values()}
     return [f for f in by_size(v.findings) if not f.hypotheses or id(f) in heard]
 
@@ -150,28 +152,32 @@ def describe(r: Recipe, operands: Sequence[str]) -> str:
 
 def statement(f: Finding) -> list[str]:
     """What is to be said about one finding: a line of verdict, then what is known of it."""
-    lines = [f"{named(f)}: {f.verdict}"]
+    lines, notes = [f"{named(f)}: {f.verdict}"], [words(n) for n in f.notes]
     if f.verdict == UNJUDGED:
-        return [f"{lines[0]}: {f.reason}", *f.notes]
-    if f.verdict == BUDGET:
-        lines[0] += f": {f.budget['source']} ({number(f.observed)}, {f.budget['ratio']:.2f} of what that predicts)"
-    elif f.verdict == UNEXPLAINED:
+        return [f"{lines[0]}: {reason(f)}", *notes]
+    if f.budget is not None:
+        lines[0] += f": {f.budget.source} ({number(f.observed)}, {f.budget.ratio:.2f} of what that predicts)"
+    elif f.verdict == UNEXPLAINED and f.fit is not None:
         lines[0] += (
-            f" ({number(f.left)}; rounding allows {number(f.predicted)}; {f.outside} of {f.size} values outside)"
+            f" ({number(f.left)}; rounding allows {number(f.predicted)}; {f.outside} of {f.fit.size} values outside)"
         )
-        lines += [f"{_exactly(h)} by: {h['sentence']}{_at(f, h)}" for h in f.hypotheses]
-        lines += place_of(f.where)
+        lines += [f"{_exactly(h)} by: {h.sentence}{_at(f, h)}" for h in f.hypotheses]
+        lines += [] if f.where is None else where_words(f.where)
     else:
         lines[0] += f" by {f.recipe} (left {number(f.left)}, rounding allows {number(f.predicted)})"
-    return lines + f.notes
+    return lines + notes
 
 
-def _exactly(h: dict[str, Any]) -> str:
-    return "reproduced exactly" if h["left"] == 0 else f"reproduced to {number(h['left'])}"
+def reason(f: Finding) -> str:
+    return "" if f.reason is None else words(f.reason)
 
 
-def _at(f: Finding, h: dict[str, Any]) -> str:
-    return "" if h["stage"] == f.stage else f" (in {h['stage']}, which the dump does not hold)"
+def _exactly(h: Named) -> str:
+    return "reproduced exactly" if h.left == 0 else f"reproduced to {number(h.left)}"
+
+
+def _at(f: Finding, h: Named) -> str:
+    return "" if h.at == f.stage else f" (in {h.at}, which the dump does not hold)"
 
 
 def text(v: Verification) -> str:
@@ -184,7 +190,7 @@ def lines_of(v: Verification) -> list[str]:
     lines = [sentence(v)]
     if any(f.explained for f in v.findings):
         lines.append(f"The engine computes with: {engine_words(v)}.")
-    lines += [f"Note: {r}." for r in v.remarks]
+    lines += [f"Note: {words(r)}." for r in v.remarks]
     for title, findings in sections(v):
         lines += ["", *grid(title, findings)]
     bad = by_size(v.findings)
@@ -197,15 +203,15 @@ def lines_of(v: Verification) -> list[str]:
         for f in told:
             first, *rest = statement(f)
             lines += [first, *(f"    {line}" for line in rest)]
-    weak = Counter((f.stage, f.budget["source"]) for f in v.findings if f.verdict == BUDGET)
+    weak = Counter((f.stage, f.budget.source) for f in v.findings if f.budget is not None)
     lines += [""] * bool(weak) + [f"Within budget: {s} in {plural(n, 'place')}: {why}" for (s, why), n in weak.items()]
-    unjudged = Counter((f.stage, f.reason) for f in v.findings if f.verdict == UNJUDGED)
+    unjudged = Counter((f.stage, reason(f)) for f in v.findings if f.verdict == UNJUDGED)
     lines += [""] * bool(unjudged) + [
         f"Not judged: {s} in {plural(n, 'place')}: {why}" for (s, why), n in unjudged.items()
     ]
     heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict not in (UNEXPLAINED, UNJUDGED)]
-    lines += [""] * bool(heads) + [f"{named(f)}: {note}" for f in heads for note in f.notes]
-    said = Counter((f.stage, n) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
+    lines += [""] * bool(heads) + [f"{named(f)}: {words(note)}" for f in heads for note in f.notes]
+    said = Counter((f.stage, words(n)) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
     return lines + [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]
 
 
@@ -254,8 +260,8 @@ def as_json(v: Verification) -> dict[str, Any]:
         "status": v.status,
         "recipe": v.recipe.name,
         "recipe_words": engine_words(v),
-        "tokens": v.tokens,
-        "remarks": v.remarks,
+        "tokens": None if v.tokens is None else list(v.tokens),
+        "remarks": [words(r) for r in v.remarks],
         "counts": dict(Counter(f.verdict for f in v.findings)),
         "stages": [_stage(f) for f in v.findings],
     }
@@ -273,14 +279,38 @@ def _stage(f: Finding) -> dict[str, Any]:
         "predicted": finite(f.predicted),
         "worst": finite(f.worst),
         "outside": f.outside,
-        "equal": f.equal,
-        "size": f.size,
-        "budget": f.budget or None,
-        "reason": f.reason or None,
-        "notes": f.notes,
-        "where": {k: x for k, x in f.where.items() if k != "picture"},
-        "hypotheses": [{**h, "left": finite(h["left"]), "predicted": finite(h["predicted"])} for h in f.hypotheses],
+        "equal": 0 if f.fit is None else f.fit.equal,
+        "size": 0 if f.fit is None else f.fit.size,
+        "budget": None if f.budget is None else {"source": f.budget.source, "ratio": f.budget.ratio},
+        "reason": reason(f) or None,
+        "notes": [words(n) for n in f.notes],
+        "where": {} if f.where is None else _where(f.where),
+        "hypotheses": [
+            {
+                "name": h.name,
+                "sentence": h.sentence,
+                "stage": h.at,
+                "left": finite(h.left),
+                "predicted": finite(h.allowed),
+            }
+            for h in f.hypotheses
+        ],
     }
+
+
+def _where(w: Where) -> dict[str, Any]:
+    said: dict[str, Any] = {"outside": w.outside, "of": w.of, "worst": dict(w.worst)}
+    said |= {name: {"count": a.count, "of": a.of, "which": list(a.which)} for name, a in w.axes.items()}
+    return said if w.rows is None else said | {"blocks": [_row(r) for r in w.rows]}
+
+
+def _row(r: WrongRow) -> dict[str, Any]:
+    said: dict[str, Any] = {"row": r.row, "matrix": r.matrix, "format": r.format, "size": r.size}
+    said |= {"block": r.block, "confidence": r.confidence, "likely": list(r.likely)}
+    if r.number is not None:
+        amount = {"change": r.number.change} if r.number.factor is None else {"factor": r.number.factor}
+        said |= {"what": r.number.what, "columns": list(r.number.columns), **amount}
+    return said
 
 
 def finite(x: float | None) -> float | None:

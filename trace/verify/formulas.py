@@ -1,0 +1,152 @@
+"""Each stage as a formula of others, under a site's recipe: the page (engine/forward.py) again, one stage at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.config import Config
+from ...quant.tensor import dequantize
+from .evidence import INPUTS, PRODUCTS, ROPE, Evidence
+from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
+from .recipes import operations
+from .recipes.matrix import Matrix
+from .recipes.products import operand, product
+from .recipes.recipe import Recipe
+from .span import Array, Span, joined
+
+ATTENTION = ("attn_scores", "attention")
+WEIGHTED = ("embedding", "attn_norm", "qkv_bias", "ffn_norm", "final_norm")
+
+
+class Inputs(Protocol):
+    """What a formula asks for: the stage and its rows, the recipe, and other stages' values (site.py finds them)."""
+
+    @property
+    def evidence(self) -> Evidence: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def phase(self) -> int: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def pos(self) -> tuple[int, ...]: ...
+    @property
+    def pos_T(self) -> NDArray[np.int32]: ...  # noqa: N802
+
+    def input(self, stage: str) -> Span:
+        """Another stage of this layer, at these positions."""
+
+    def before(self) -> Span:
+        """The residual that enters this layer (or the final norm)."""
+
+    def qkv(self, part: int) -> Span:
+        """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
+
+    def so_far(self, stage: str) -> Span:
+        """Keys (k_post_rope) or values (qkv_bias) of every position so far: [S, K, H]."""
+
+    def matrices(self) -> list[Matrix]: ...
+    def gain(self, name: str) -> Array: ...
+
+
+def heads_of(c: Config, qkv_TE: Span, part: int) -> Span:
+    """Queries, keys or values out of a row of all three: [T, N or K, H]."""
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    start, n = ((0, N), (N, K), (N + K, K))[part]
+    return qkv_TE.shaped(lambda v: v[:, start * H : (start + n) * H].reshape(len(v), n, H))
+
+
+def linear(s: Inputs, x: Span, matrices: list[Matrix] | None = None) -> Span:
+    """The stage's product of x [T, I], its parts side by side, rounded as the recipe has it."""
+    parts = [product(s.recipe, x, m) for m in (matrices or s.matrices())]
+    return operations.rounded(s.recipe, joined(parts, 1))
+
+
+def embedding(s: Inputs) -> Span:
+    tokens = s.evidence.tokens
+    if tokens is None or max(s.pos) >= len(tokens):
+        raise Unjudgeable(NoTokenIds())
+    w = s.evidence.weights.embed
+    bad = [tokens[p] for p in s.pos if not 0 <= tokens[p] < w.shape[0]]
+    if bad:
+        raise Unjudgeable(OutsideVocabulary(bad[0], w.shape[0]))
+    rows = np.concatenate([dequantize(w, tokens[p], tokens[p] + 1) for p in s.pos])
+    return operations.rounded(s.recipe, Span.point(operations.weight(s.recipe, rows)))
+
+
+def norm(s: Inputs, x: Span, gain: Array, eps: float | None = None) -> Span:
+    return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps)
+
+
+def rotated(s: Inputs, x: Span, angle_Th: Array | None = None) -> Span:
+    way = s.evidence.rotations[s.recipe.angle]
+    return operations.rope(s.recipe, x, way.angle(s.pos_T) if angle_Th is None else angle_Th)
+
+
+def flat(x: Span) -> Span:
+    return x.shaped(lambda v: v.reshape(len(v), -1))
+
+
+FORMULAS: dict[str, Callable[[Inputs], Span]] = {
+    "embedding": embedding,
+    "attn_norm": lambda s: norm(s, s.before(), s.gain("attn_norm_D")),
+    "qkv_matmul": lambda s: linear(s, s.input(INPUTS[s.stage])),
+    "qkv_bias": lambda s: operations.add(
+        s.recipe, s.input("qkv_matmul"), Span.point(operations.weight(s.recipe, s.gain("qkv_bias_E"))[None])
+    ),
+    "q_post_rope": lambda s: rotated(s, s.qkv(0)),
+    "k_post_rope": lambda s: rotated(s, s.qkv(1)),
+    "attn_scores": lambda s: operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T),
+    "attn_softmax": lambda s: operations.softmax(s.recipe, s.input("attn_scores"), s.pos_T),
+    "attention": lambda s: operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T),
+    "attn_out": lambda s: linear(s, flat(s.input(INPUTS[s.stage]))),
+    "post_attn_residual": lambda s: operations.add(s.recipe, s.before(), s.input("attn_out")),
+    "ffn_norm": lambda s: norm(s, s.input("post_attn_residual"), s.gain("ffn_norm_D")),
+    "ffn_gate": lambda s: linear(s, s.input(INPUTS[s.stage])),
+    "ffn_up": lambda s: linear(s, s.input(INPUTS[s.stage])),
+    "ffn_silu": lambda s: operations.silu(s.recipe, s.input("ffn_gate")),
+    "ffn_swigl": lambda s: operations.mul(s.recipe, s.input("ffn_silu"), s.input("ffn_up")),
+    "ffn_out": lambda s: linear(s, s.input(INPUTS[s.stage])),
+    "post_ffn_residual": lambda s: operations.add(s.recipe, s.input("post_attn_residual"), s.input("ffn_out")),
+    "final_norm": lambda s: norm(s, s.before(), s.gain("final_norm_D")),
+    "lm_head": lambda s: linear(s, s.input(INPUTS[s.stage])).shaped(lambda v: v[0]),
+}
+
+
+def arithmetic(s: Inputs) -> tuple[Any, ...]:
+    """What of the recipe this stage shows: recipes that agree in it cannot be told apart here."""
+    r = s.recipe
+    if s.stage in PRODUCTS:
+        formats = [m.format for m in s.matrices()]
+        return r.result.name, r.weights and r.weights.name, tuple(map(r.operand, formats)), codes(s, formats)
+    if s.stage in ATTENTION:
+        return r.result.name, r.attention.name
+    if s.stage in ROPE:
+        return r.result.name, r.angle
+    return r.result.name, (r.weights and r.weights.name) if s.stage in WEIGHTED else None
+
+
+def codes(s: Inputs, formats: list[str]) -> int | str | None:
+    """Which quantiser made the 8-bit activations: told apart only where it makes others of this input (a tie)."""
+    kinds = tuple({s.recipe.operand(f): f for f in formats if s.recipe.operand(f) in ("Q8_0", "Q8_1")}.values())
+    if not kinds or s.recipe.quantiser is None:
+        return None
+    key = (s.phase, s.layer, INPUTS[s.stage], kinds, s.recipe.quantiser)
+    if key not in s.evidence.codes:
+        try:
+            x = flat(s.input(INPUTS[s.stage]))
+        except Unjudgeable:
+            return s.recipe.quantiser
+        made = [operand(s.recipe, x.mid, kind) for kind in kinds]
+        told = b"".join(part.tobytes() for both in made for part in both if part is not None)
+        s.evidence.codes[key] = hash(told) if x.exact else s.recipe.quantiser
+    return s.evidence.codes[key]

@@ -1,0 +1,155 @@
+"""The second look, at what no recipe explained: was a file mislabelled, where does the error sit, which mistake is
+it?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..dump import Entry
+from .budgets import SHARE, budgets, commonest, kind
+from .evidence import PRODUCTS
+from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
+from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
+from .fit import Fit
+from .hypotheses.table import explain
+from .judge import Judge
+from .locate import locate
+from .recipes.recipe import Recipe
+
+TRIES = 4  # of one stage in several layers on which every hypothesis is tried
+
+
+def review(judge: Judge, findings: Sequence[Finding], against: Judge | None = None) -> list[Finding]:
+    """The findings with the unexplained filled in, under the dump's own recipe, and without those that something else
+    explains: a wrong file before them, another model's weights, or a source of noise that their whole kind shows."""
+    seen = {f.key: f for f in findings}
+    wrong = {f.key for f in findings if f.verdict == UNEXPLAINED}
+    under = {key: recipe_of(judge, seen[key], findings) for key in wrong}
+    for key in [f.key for f in findings if f.key in wrong]:
+        f, e = seen[key], entry(judge, seen[key])
+        found = _without(judge, e, f, under[key], wrong)
+        if found is None and against is not None:
+            found = _other_weights(against, e, f)
+        if found is not None:
+            seen[key] = found
+            wrong.discard(key)
+    excused = _noise(judge, list(seen.values()), under)
+    wrong -= excused.keys()
+    seen |= excused
+    seen |= _named(judge, [f for f in seen.values() if f.key in wrong], under)
+    for f in list(seen.values()):
+        if f.verdict == REPRODUCED and f.blames is not None:
+            blamed = seen[f.blames]
+            seen[f.blames] = replace(blamed, notes=(*blamed.notes, FileWrong(f.stage)))
+    return list(seen.values())
+
+
+def entry(judge: Judge, f: Finding) -> Entry:
+    e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
+    assert e is not None
+    return e
+
+
+def recipe_of(judge: Judge, f: Finding, findings: Sequence[Finding]) -> Recipe:
+    """The dump's own recipe; of a product the one that explains all others by weights of these formats, if that is
+    another: engines treat formats differently.
+    """
+    best = judge.recipe
+    if f.stage not in PRODUCTS:
+        return best
+
+    def formats(x: Finding) -> list[str]:
+        return [m.format for m in judge.evidence.matrices(x.layer, x.stage)]
+
+    mine = formats(f)
+    named = Counter(x.recipe for x in findings if x.explained and x.stage in PRODUCTS and formats(x) == mine)
+    if best.name in named:
+        return best
+    known = {r.name: r for r in judge.ranked() if r.angle == best.angle}
+    return next((known[name] for name, _ in named.most_common() if name in known), best)
+
+
+def kinds_in_want(findings: Sequence[Finding]) -> set[str]:
+    """The kinds of stage of which most are not reproduced: a budget is for these."""
+    judged, lacking = Counter[str](), Counter[str]()
+    for f in findings:
+        judged[kind(f.stage)] += f.verdict != UNJUDGED
+        lacking[kind(f.stage)] += f.verdict == UNEXPLAINED
+    return {k for k in judged if lacking[k] and lacking[k] >= SHARE * judged[k]}
+
+
+def _noise(judge: Judge, findings: Sequence[Finding], under: Mapping[Key, Recipe]) -> dict[Key, Finding]:
+    """Those that a source of noise explains, within their budgets."""
+    wanting = kinds_in_want(findings)
+    found: dict[Key, tuple[Finding, Fit, list[Budget]]] = {}
+    for f in findings:
+        if f.verdict == UNEXPLAINED and kind(f.stage) in wanting:
+            e = entry(judge, f)
+            site, span, fit = judge.again(e, under[f.key])
+            fitting = budgets(site, e.values(), span.mid)
+            if fitting:
+                found[f.key] = f, fit, fitting
+    common = commonest(fitting for _, _, fitting in found.values())
+
+    def best(fitting: list[Budget]) -> Budget:
+        return max(fitting, key=lambda b: (common[b.source], -abs(np.log(b.ratio))))
+
+    return {
+        key: replace(f, verdict=BUDGET, recipe=under[key].name, fit=fit, budget=best(fitting))
+        for key, (f, fit, fitting) in found.items()
+    }
+
+
+def _other_weights(against: Judge, e: Entry, f: Finding) -> Finding | None:
+    """The finding, if the second model's weights reproduce the stage: then (W_a - W_b) x is the whole error."""
+    other = against.judge(e)
+    if other.verdict not in (EXACT, REPRODUCED) or f.observed is None:
+        return None
+    budget = Budget("the weights of the second model, exactly", f.observed, 1.0)
+    return replace(f, verdict=BUDGET, recipe=other.recipe, fit=other.fit, budget=budget)
+
+
+def _without(judge: Judge, e: Entry, f: Finding, recipe: Recipe, wrong: Collection[Key]) -> Finding | None:
+    """The finding, if the stage is right once an unexplained input is recomputed: then the engine never used what that
+    file holds."""
+    site, _, _ = judge.again(e, recipe)
+    for key in site.used:
+        if key in wrong and key != e.key:
+            judge.evidence.distrusted = {key}
+            try:
+                _, _, fit = judge.again(e, recipe)
+            except Unjudgeable:
+                continue
+            finally:
+                judge.evidence.distrusted = set()
+            if fit.good:
+                notes = (*f.notes, WithoutFile(key[1:]))
+                return replace(f, verdict=REPRODUCED, recipe=recipe.name, fit=fit, blames=key, notes=notes)
+    return None
+
+
+def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) -> dict[Key, Finding]:
+    """Tries the hypotheses; not each of them on each layer where one mistake runs through all, or none explains."""
+    known: dict[str, set[str]] = {}
+    tried = Counter[str]()
+    done: dict[Key, Finding] = {}
+    for f in wrong:
+        names = known.setdefault(f.stage, set())
+        tried[f.stage] += 1
+        found = _name(judge, entry(judge, f), f, under[f.key], None if tried[f.stage] <= TRIES else names)
+        names |= {h.name for h in found.hypotheses}
+        if tried[f.stage] > TRIES and not found.hypotheses:
+            found = replace(found, notes=(*found.notes, NotAllTried(f.stage, tried[f.stage] - 1)))
+        done[f.key] = found
+    return done
+
+
+def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> Finding:
+    site, span, fit = judge.again(e, recipe)
+    got = e.values()
+    named = tuple(explain(site, got, only))
+    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=named)

@@ -1,0 +1,105 @@
+"""Local verification: every stage of a dump recomputed in float64 from the dump's own inputs, and a verdict for each.
+
+What an engine carried forward from earlier stages cancels; what is left is what one operation did. docs/verify.md tells
+the story, docs/budgets.md derives the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...engine.weights import Weights
+from ...quant.errors import BadInput
+from ..dump import Dump
+from .evidence import PRODUCTS, ROPE, Evidence
+from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, NotFinite, OtherModel, OtherTokens
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
+from .formulas import heads_of
+from .judge import Judge
+from .recipes.rope import fitted
+from .review import review
+from .span import Span
+from .tokens import known_tokens, nearest
+
+
+@np.errstate(all="ignore")  # overflow is an answer here: what is not finite is judged as such
+def verify(
+    dump: Dump, weights: Weights, *, against: Weights | None = None, done: Callable[[int], None] = lambda n: None
+) -> Verification:
+    """Judges every file of a dump by a model's weights (QTensors, as bind gives them).
+
+    against: a second model that the engine may have run. done: told how many files are judged.
+    Raises BadInput if the dump cannot be one of this model's shape.
+    """
+    check_shape(dump, weights)
+    if against is not None:
+        check_shape(dump, against)
+    evidence = Evidence(dump, weights)
+    evidence.tokens, told_of_ids = known_tokens(evidence)
+    remarks = [
+        told_of_ids,
+        FilesMissing(tuple(dump.missing)) if dump.missing else None,
+        FilesIgnored(tuple(dump.ignored)) if dump.ignored else None,
+    ]
+    evidence.rotations, told = fitted(evidence.rotations, list(rotations_seen(evidence)))
+    judge = Judge(evidence)
+    findings = []
+    for n, e in enumerate(dump.entries):
+        findings.append(judge.judge(e))
+        done(n + 1)
+    findings = judge.with_recipes_named(findings)
+    second = None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
+    findings = review(judge, findings, second)
+    recipe = judge.recipe
+    operands = {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
+    return Verification(
+        findings=tuple(findings),
+        recipe=recipe,
+        tokens=evidence.tokens,
+        first=tuple(first_of_all(evidence, findings)),
+        remarks=tuple(r for r in remarks if r is not None),
+        operands=tuple(sorted(operands)),
+        turned=told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings),
+    )
+
+
+def check_shape(dump: Dump, weights: Weights) -> None:
+    c = weights.config
+    if dump.sizes is not None and dict(dump.sizes) != dict(c.sizes):
+        odd = ", ".join(f"{k} {n} for {c.sizes.get(k)}" for k, n in dump.sizes.items() if c.sizes.get(k) != n)
+        raise BadInput(f"{dump.path}: a dump of another model: {odd}; give the model that was run with -m")
+    deepest = max((e.layer for e in dump.entries if e.layer is not None), default=0)
+    if deepest >= c.num_hidden_layers:
+        raise BadInput(f"{dump.path} has layer {deepest}; the model has layers 0 to {c.num_hidden_layers - 1}")
+
+
+def first_of_all(evidence: Evidence, findings: Sequence[Finding]) -> Iterator[First]:
+    """What must be said before anything else."""
+    embedding = next((f for f in findings if f.stage == "embedding" and f.verdict == UNEXPLAINED), None)
+    if embedding is not None and not embedding.hypotheses:
+        products = [f for f in findings if f.stage in PRODUCTS and f.verdict != UNJUDGED]
+        e = evidence.dump.get("embedding", 0, embedding.phase)
+        assert e is not None
+        ids = tuple(nearest(evidence, e.values())[:12])
+        yield OtherTokens(ids) if products and all(f.explained for f in products) else OtherModel()
+    broken = next((f for f in findings if any(isinstance(x, NotFinite) for x in (f.reason, *f.notes))), None)
+    if broken is not None:
+        yield FirstNotFinite(broken.key)
+
+
+def rotations_seen(evidence: Evidence) -> Iterator[tuple[Any, Any, Any]]:
+    """(before, after, positions) of the rotations in the first layer that has them, in every phase."""
+    layers = sorted({e.layer for e in evidence.dump.entries if e.stage.name in ROPE and e.layer is not None})
+    for layer in layers[:1]:
+        for phase in evidence.phases:
+            for part, name in enumerate(ROPE):
+                after, before = evidence.dump.get(name, layer, phase), evidence.dump.get("qkv_bias", layer, phase)
+                if after is None or before is None or evidence.positions(after) != evidence.positions(before):
+                    continue
+                x, y = np.asarray(before.values(), np.float64), np.asarray(after.values(), np.float64)
+                if np.isfinite(x).all() and np.isfinite(y).all():
+                    pos_T = np.array(evidence.positions(after), np.int32)
+                    yield heads_of(evidence.config, Span.point(x), part).mid, y, pos_T
