@@ -47,7 +47,7 @@ class Weights:
     def map(self, vector: Callable[..., Any], matrix: Callable[..., Any]) -> Weights:
         """The same structure with every leaf in another form: vector or matrix of its parts, which are stacked.
 
-        embed, whose rows are looked up, and inv_freq_h stay as they are.
+        embed, whose rows are looked up, and inv_freq_h stay as they are, and a piece that is not there stays None.
         """
         forms = {"Vector": vector, "Matrix": matrix}
 
