@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from ...engine.forward import forward
 from ...engine.generate import prefill
 from ...engine.kernels import backend
-from ...engine.weights import Weights
 from ...quant.errors import BadInput
 from ...quant.tensor import QTensor, dequantize, format_module
 from ...trace.tap import SILENT
@@ -371,15 +370,11 @@ def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
             started = time.perf_counter()
             k.to_host(step(np.array([i], np.int32)))
             steps.append(time.perf_counter() - started)
-        size = sum(packed_bytes(t) for t in decoded_each_token(w))
+        size = sum(packed_bytes(t) for _, t in w.matrices())
         prompt_rate, rate = 512 / float(np.median(times[1:])), 1 / float(np.median(steps[5:]))
         aims = "prompt >= 2000, decode >= 300, >= 0.5" if name == "7B" else ""
         figures = [f"{prompt_rate:.0f}", f"{rate:.0f}", f"{size / 1e9:.2f} GB", f"{size * rate / limit:.2f}", aims]
         found.say(name, precision, *figures)
-
-
-def decoded_each_token(w: Weights) -> list[QTensor]:
-    return [t for v in w.layers for t in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...engine.config import Config
-from ...engine.weights import Weights
-from ...quant.tensor import QTensor, dequantize
+from ...engine.weights import Weights, parts
+from ...quant.tensor import dequantize
 from ..dump import Dump, Entry
 from ..stages import by_name
 from .facts import Key
@@ -75,12 +75,10 @@ class Evidence:
     def gain(self, layer: int | None, name: str) -> Array:
         """A norm's gain or the QKV bias, as the file decodes."""
         leaf = getattr(self.weights if layer is None else self.weights.layers[layer], name)
-        parts = leaf if isinstance(leaf, tuple) else (leaf,)
-        return np.concatenate([dequantize(p) for p in parts]).astype(np.float64)
+        return np.concatenate([dequantize(p) for p in parts(leaf)]).astype(np.float64)
 
     def matrices(self, layer: int | None, name: str) -> list[Matrix]:
         """The matrices of a product stage, in the order of its columns."""
         stage = by_name(name)
-        leaf = getattr(self.weights if layer is None else self.weights.layers[layer], stage.weight or "")
-        parts: tuple[QTensor, ...] = leaf if isinstance(leaf, tuple) else (leaf,)
-        return [Matrix(p) for p in (parts if stage.part is None else parts[stage.part : stage.part + 1])]
+        tensors = parts(getattr(self.weights if layer is None else self.weights.layers[layer], stage.weight or ""))
+        return [Matrix(p) for p in (tensors if stage.part is None else tensors[stage.part : stage.part + 1])]
