@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
-from ..quant.tensor import QTensor, format_of
+from ..quant.tensor import QTensor, format_of_tensor
 from .config import Config
 from .weights import Layer, Weights
 
@@ -79,7 +79,7 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         w = tensors[name]
         if w.shape != want[role]:
             raise BadInput(f"tensor {w.name or spelled[0]} has shape {w.shape}; as {role} it must have {want[role]}")
-        format_of(w)
+        format_of_tensor(w)
         return w
 
     def layer(i: int) -> Layer:
