@@ -1,8 +1,8 @@
 """Packed matrices: the file's own bytes, 32 rows interleaved, in the format's own width.
 
 A format's form is a file of this folder: FORMAT, whose blocks have a half at HALF_AT (or none, -1) and 32-bit words
-from WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows'
-first words, second words, and so on. REARRANGE, where a format has one, is a kernel that goes over the packed blocks.
+from WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows' first words,
+second words, and so on. REARRANGE, where a form has one, is a kernel that goes over the packed blocks.
 Formats without a file here are decoded and packed as F32.
 """
 
