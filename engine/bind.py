@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
-from ..quant.tensor import QTensor, format_of
+from ..quant.tensor import QTensor, format_of_tensor
 from .config import Config
 from .models.architecture import Tensor
 from .weights import Layer, Weights
@@ -34,7 +34,7 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         w, shape = tensors[name], t.shape(sizes)
         if w.shape != shape:
             raise BadInput(f"tensor {w.name or spelled[0]} has shape {w.shape}; as {t.role} it must have {shape}")
-        format_of(w)
+        format_of_tensor(w)
         return w
 
     def layer(i: int) -> Layer:

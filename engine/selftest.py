@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant import f32
-from ..quant.tensor import QTensor, format_module
+from ..quant.tensor import QTensor, format_of
 from ..trace.tap import SILENT, At
 from .bind import bind
 from .config import Config
@@ -47,12 +47,12 @@ def tensor(role: str, name: str, shape: tuple[int, ...]) -> QTensor:
         values = middle + (random_bytes(name, shape[0]).astype(np.int32) - 128) / spread  # exact
         return QTensor("F32", shape, f32.encode(values.astype(np.float32)).reshape(-1), name)
     form = FORMATS.get(role, "Q5_0")
-    f: Any = format_module(form)
-    data = random_bytes(name, shape[0] * shape[1] // f.BLOCK * f.BYTES)
-    blocks = data.view(f.STRUCT)
-    blocks["d"] = SCALES[form]
-    if form == "Q4_K":
-        blocks["dmin"] = 7.5 * SCALES[form]  # the mean code: values average to about nothing
+    f = format_of(form)
+    data = random_bytes(name, shape[0] * shape[1] // f.block * f.bytes)
+    blocks = data.view(f.struct)
+    blocks[f.scale] = SCALES[form]
+    if f.minimum is not None:
+        blocks[f.minimum] = 7.5 * SCALES[form]  # the mean code: values average to about nothing
     return QTensor(form, shape, data, name)
 
 

@@ -16,7 +16,7 @@ from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..quant.errors import BadInput
 from ..quant.label import mislabelled
-from ..quant.tensor import QTensor, format_module
+from ..quant.tensor import QTensor, format_of
 from .diff_causes import NOISE, WHOLE, Others, cause_of, distance, rows_of, transposed
 from .load import open_model
 from .models import resolve
@@ -142,7 +142,7 @@ def compare_tensor(name: str, x: QTensor, y: QTensor, c: Config | None = None, o
 
 def turn(x: QTensor, y: QTensor) -> tuple[QTensor, str]:
     """B of swapped axes: with A's shape if it is the same memory under another label, and what is to be said of it."""
-    fits = y.shape[0] % format_module(y.format).BLOCK == 0
+    fits = y.shape[0] % format_of(y.format).block == 0
     same = replace(y, shape=x.shape)
     if fits and distance(rows_of(x), same).relative <= NOISE:
         return same, "the same memory, labelled [out, in] and [in, out]"

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engine.config import Config
 from ..quant.errors import BadInput
-from ..quant.tensor import format_module
+from ..quant.tensor import format_of
 from ..trace import npy
 from ..trace.axes import Array, arranged, lengths
 from ..trace.stages import NAMES, STAGES, by_name
@@ -206,9 +206,9 @@ def load(path: Path) -> Array:
         tensor = held[0]
         if tensor["dtype"] not in ("F16", "BF16", "F32"):
             raise BadInput(f"{path}: values of {tensor['dtype']}; F16, BF16 or F32 are wanted")
-        form = format_module(tensor["dtype"])
+        form = format_of(tensor["dtype"])
         data = np.frombuffer(tensor["data"], np.uint8)
-        values = form.decode(data.reshape(-1, form.BYTES)).reshape(tensor["shape"])
+        values = form.decode(data.reshape(-1, form.bytes)).reshape(tensor["shape"])
         if not values.size:
             raise BadInput(f"{path}: an array of shape {values.shape} holds no value")
     return values if values.dtype.itemsize > 2 else values.astype(np.float32)

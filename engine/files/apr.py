@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...quant import aprq8
 from ...quant.errors import BadInput
+from ...quant.ggml import size_of
 from ...quant.label import mislabelled
-from ...quant.tensor import QTensor, dequantize, format_module
+from ...quant.tensor import QTensor, dequantize
 from ..config import Config
 from ..models.decoder import EMBED, HEAD
 from . import MAX_TENSORS, Checkpoint, same_values
@@ -42,7 +44,7 @@ DTYPES = {
     30: ("BF16",), 128: ("APRQ4",), 129: ("APRQ8",),
 }  # fmt: skip
 FIRST_EMBED = "tok_embeddings.weight"  # what aprender's importer called the embedding at first
-NO_WEIGHT = {"F64": 8, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "Q8_1": 36}  # stored by none of the models that run here
+NO_WEIGHT = ("F64", "I32", "I64", "I8", "U8", "Q8_1")  # stored by none of the models that run here
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +225,9 @@ def _tensor(e: Entry, data: NDArray[np.uint8], reverse: bool, path: Path) -> QTe
     for name in DTYPES[e.dtype]:
         if name == "APRQ8":
             if e.size == 4 + n:
-                f = format_module(name)
-                return QTensor(name, shape, f.pack(data, width), e.name)
+                return QTensor(name, shape, aprq8.pack(data, width), e.name)
             continue
-        if name in NO_WEIGHT:
-            block, size = (32, 36) if name == "Q8_1" else (1, NO_WEIGHT[name])
-        else:
-            f = format_module(name)
-            block, size = f.BLOCK, f.BYTES
+        block, size = (1, 1) if name == "U8" else size_of(name)  # the one that ggml does not have
         by_row, flat = n // width * -(-width // block) * size, -(-n // block) * size
         if e.size not in (by_row, flat):
             continue

@@ -25,7 +25,7 @@ from ...engine.forward import forward
 from ...engine.generate import prefill
 from ...engine.kernels import backend
 from ...quant.errors import BadInput
-from ...quant.tensor import QTensor, dequantize, format_module
+from ...quant.tensor import QTensor, dequantize, format_of
 from ...trace.tap import SILENT
 from ..child import own_process
 from ..load import open_weights
@@ -260,7 +260,7 @@ def rounded_as_ggml(x: NDArray[np.float32], w: QTensor, precision: str) -> NDArr
     if fmt in ("F16", "BF16"):
         f = f16 if fmt == "F16" else bf16
         return f.decode(f.encode(x.reshape(-1, 1))).reshape(x.shape).astype(np.float64)
-    if format_module(fmt).BLOCK == 256:
+    if format_of(fmt).block == 256:
         return q8_k.decode(q8_k.encode(x.reshape(-1, 256))).reshape(x.shape).astype(np.float64)
     return q8_0.decode(q8_0.encode_activations(x.reshape(-1, 32))).reshape(x.shape).astype(np.float64)
 

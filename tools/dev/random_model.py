@@ -11,7 +11,7 @@ import numpy as np
 from ...engine.config import Config
 from ...engine.config_keys import GGUF_KEYS
 from ...quant.ggml import NUMBERS
-from ...quant.tensor import QTensor, format_module, row_bytes
+from ...quant.tensor import QTensor, format_of, quantize, row_bytes
 
 # Qwen2.5's: layers, hidden size, heads, kv heads, head size, mlp, vocabulary, tied head.
 SHAPES = {"0.5B": (24, 896, 14, 2, 64, 4864, 151936, True), "7B": (28, 3584, 28, 4, 128, 18944, 152064, False)}
@@ -22,18 +22,18 @@ def random_tensor(name: str, fmt: str, shape: tuple[int, ...], std: float, seed:
     rng = np.random.default_rng(seed)
     if fmt in ("F32", "F16", "BF16"):
         values = (std * rng.standard_normal(1 << 20)).astype(np.float32)
-        whole = format_module(fmt).encode(values.reshape(-1, 1)).reshape(-1)
+        whole = quantize(values, fmt).data
     else:
-        f = format_module(fmt)
-        whole = rng.integers(0, 256, (1 << 16, f.BYTES), np.uint8)
-        b = whole.view(f.STRUCT)[:, 0]
-        b["d"] = 1
-        if "dmin" in b.dtype.names:
-            b["dmin"] = 7.5  # the mean code: values average to nothing
+        f = format_of(fmt)
+        whole = rng.integers(0, 256, (1 << 16, f.bytes), np.uint8)
+        b = whole.view(f.struct)[:, 0]
+        b[f.scale] = 1
+        if f.minimum is not None:
+            b[f.minimum] = 7.5  # the mean code: values average to nothing
         factor = std / float(np.std(f.decode(whole[:4096]))) * rng.uniform(0.5, 1.5, len(b))
-        b["d"] = factor
-        if "dmin" in b.dtype.names:
-            b["dmin"] = 7.5 * factor
+        b[f.scale] = factor
+        if f.minimum is not None:
+            b[f.minimum] = 7.5 * factor
         whole = whole.reshape(-1)
     size = prod(shape[:-1]) * row_bytes(fmt, shape[-1])
     return QTensor(fmt, shape, np.resize(whole, size), name)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....quant.errors import BadInput
-from ....quant.tensor import QTensor, dequantize, format_module, take
+from ....quant.tensor import QTensor, dequantize, format_of, take
 from ...config import Config
 from ...weights import Weights
 from . import attention, rows
@@ -98,8 +98,8 @@ def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
     x_TD = empty(len(tokens_T), D)
     if made := recording():
         # Few calls: what a token's weights have driven out of the caches makes Python ten times slower.
-        form = format_module(embed_VD.format)
-        blocks = embed_VD.data.reshape(embed_VD.shape[0], -1, form.BYTES)
+        form = format_of(embed_VD.format)
+        blocks = embed_VD.data.reshape(embed_VD.shape[0], -1, form.bytes)
 
         def look_up(tokens_T: NDArray[np.integer[Any]]) -> None:
             with np.errstate(over="ignore", invalid="ignore"):  # as in dequantize

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from ....quant.tensor import QTensor
+from ....quant.tensor import QTensor, format_of
 from ...config import Config
 from ...weights import Weights
 from . import attention, rows, signatures
@@ -131,7 +131,7 @@ def linear(x_TI: Rows, w: Matrix) -> Rows:
     y_TO = Rows((len(x_TI), w.outputs))
     at, ready = 0, _Ready(x_TI)
     for part in w.parts:
-        (_integers if w.int8 and hasattr(part.form, "codes") else _floats)(ready, part, y_TO, at, w.int8)
+        (_integers if w.int8 and part.form.FORMAT.block > 1 else _floats)(ready, part, y_TO, at, w.int8)
         at += part.O
     return y_TO
 
@@ -180,7 +180,7 @@ class _Ready:
             groups = self.T * self.tiles * p32.TILE
             words, steps, sums = Buffer(groups * 8), Rows((self.T, self.tiles * p32.TILE)), Buffer(groups * 2)
             out = words.data.view(np.uint32), steps.data, sums.data.view(np.int32)
-            grid, width = (self.tiles * 2, self.T), 256 if form == "Q8_K" else 32
+            grid, width = (self.tiles * 2, self.T), format_of(form).block
             launch(p8.quantise, grid, p8.BLOCK, *self.x_TI.where, self.I, self.tiles, width, *out)
             return words, steps, sums
 
@@ -201,7 +201,7 @@ def _matrix_grid(w: Packed, T: int) -> tuple[int, int]:
 
 def _floats(ready: _Ready, w: Packed, y_TO: Rows, at: int, narrow: bool) -> None:
     """y[:, at:] of one matrix, activations in float32 (narrowed first where ggml would and `narrow` says so)."""
-    T, y, form = ready.T, (y_TO.data, at, y_TO.row), w.form.ACTIVATION if narrow else "F32"
+    T, y, form = ready.T, (y_TO.data, at, y_TO.row), w.form.FORMAT.activations if narrow else "F32"
     kernels = p32.products(w.form)
     if T <= VECTOR_TOKENS:
         (laid, sums), (grid, shift) = ready.laid(form), _vector_shape(w, T)
@@ -215,7 +215,7 @@ def _floats(ready: _Ready, w: Packed, y_TO: Rows, at: int, narrow: bool) -> None
 def _integers(ready: _Ready, w: Packed, y_TO: Rows, at: int, narrow: bool) -> None:
     """y[:, at:] of one matrix, activations in 8 bits."""
     T, y, kernels = ready.T, (y_TO.data, at, y_TO.row), p8.products8(w.form)
-    words, steps, sums = ready.quantised(w.form.ACTIVATION)
+    words, steps, sums = ready.quantised(w.form.FORMAT.activations)
     x = words.data.view(np.uint32), steps.data, sums.data.view(np.int32)
     if T <= VECTOR_TOKENS:
         grid, shift = _vector_shape(w, T)
