@@ -37,9 +37,7 @@ RUN = [name for name, m in MODELS.items() if "refused" not in m]
 REFUSED = [name for name, m in MODELS.items() if "refused" in m]
 
 # What the engine gets wrong, by what is wrong. Each is a strict xfail: a model that is cured must leave the list.
-FAULTS: dict[str, str] = {
-    "blk.N.attn_qkv, which llama.cpp's converter writes with --fuse-qkv, has no role": "conv-fused-qkv",
-}
+FAULTS: dict[str, str] = {}
 KNOWN_FAILING = {name: fault for fault, names in FAULTS.items() for name in names.split()}
 
 

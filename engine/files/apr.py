@@ -255,21 +255,8 @@ def _own_head(tensors: dict[str, QTensor], metadata: dict[str, Any]) -> bool:
 
 def _named_as_one_layer_each(tensors: dict[str, QTensor], c: Config) -> dict[str, QTensor]:
     """Old files: the embedding under its first name; Q | K | V stacked in one tensor, here split into views of it."""
-    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    found: dict[str, QTensor] = {}
-    for name, w in tensors.items():
-        if name == FIRST_EMBED:
-            found[EMBED.hf] = w
-        elif (match := re.fullmatch(r"(.*\.self_attn\.)qkv_proj(\.weight|\.bias)", name)) and w.shape[0] == q + 2 * kv:
-            row, start = w.data.size // w.shape[0], 0
-            for part, rows in (("q", q), ("k", kv), ("v", kv)):
-                data = w.data[start * row : (start + rows) * row]
-                spelled = f"{match[1]}{part}_proj{match[2]}"
-                found[spelled] = QTensor(w.format, (rows, *w.shape[1:]), data, spelled)
-                start += rows
-        else:
-            found[name] = w
-    return found
+    named = {EMBED.hf if name == FIRST_EMBED else name: w for name, w in tensors.items()}
+    return c.architecture.unstacked(named, c.sizes)
 
 
 def _transposed(w: QTensor) -> QTensor:

@@ -74,7 +74,7 @@ def open(path: Path) -> Checkpoint:
         files=tuple(shards),
         container="safetensors",
         config=c,
-        tensors=tensors,
+        tensors=c.architecture.unstacked(tensors, c.sizes),
         metadata=metadata,
         vocabulary=lambda: read_vocabulary(folder, config, c.vocab_size),
         notes=(*notes, *(f"{folder / CONFIG}: {note}" for note in more)),

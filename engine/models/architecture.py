@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
+from ...quant.tensor import QTensor
 from ..config_keys import Keys
 
 Spelling = Literal["hf", "ggml"]
@@ -38,6 +39,7 @@ class Architecture:
     title: how the names of Transformers' classes for it begin; models: whose weights are of it, for people.
     whole: fields of Weights (engine/weights.py) and their tensors. layer: fields of Layer and theirs, in the order in
     which their rows are stacked; a field that is not named is a piece that this architecture does not have.
+    stacked: of such a field, the tensor that some writers put in place of its several.
     unread: how the names of tensors end that files hold and nobody needs.
     hf_keys, gguf_keys: what the fields of config.json, and GGUF's keys behind the name, do to the result.
     hf_defaults: what Transformers' configuration takes for a field that is not there; never a value of Config's.
@@ -56,6 +58,7 @@ class Architecture:
     gguf_keys: Keys
     pre: str
     tokenizer_class: str
+    stacked: Mapping[str, Tensor] = field(default_factory=dict)
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
     hf_full: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,11 +73,34 @@ class Architecture:
         for i in range(layers):
             yield from ((t, i) for stacked in self.layer.values() for t in stacked)
 
+    def unstacked(self, tensors: Mapping[str, QTensor], sizes: Mapping[str, int]) -> dict[str, QTensor]:
+        """The tensors, with those that hold the rows of several split into views of these. sizes: as Config.sizes."""
+        found: dict[str, QTensor] = {}
+        for name, w in tensors.items():
+            pattern, layer = self._pattern(name)
+            field = next((f for f, t in self.stacked.items() if pattern in (t.hf, t.ggml)), None)
+            if field is None or w.shape != self.stacked[field].shape(sizes):
+                found[name] = w
+                continue
+            row, start = w.data.size // w.shape[0], 0
+            for part in self.layer[field]:
+                spelled = (part.hf if pattern == self.stacked[field].hf else part.ggml).format(layer)
+                shape = part.shape(sizes)
+                stop = start + shape[0]
+                found[spelled] = replace(w, shape=shape, data=w.data[start * row : stop * row], name=spelled)
+                start = stop
+        return found
+
+    @staticmethod
+    def _pattern(name: str) -> tuple[str, str]:
+        """A tensor's name with {} for its layer, and the layer as the name spells it."""
+        layer = re.search(r"\.(\d+)\.", name)
+        return (name, "") if layer is None else (f"{name[: layer.start()]}.{{}}.{name[layer.end() :]}", layer[1])
+
     def renamed(self, name: str, to: Spelling) -> str | None:
         """A tensor's name in the other spelling, or the same one, from either; None if it has no role here."""
-        layer = re.search(r"\.(\d+)\.", name)
-        pattern = name if layer is None else f"{name[: layer.start()]}.{{}}.{name[layer.end() :]}"
+        pattern, layer = self._pattern(name)
         for t, _ in self.tensors_of(layers=1):
             if pattern in (t.hf, t.ggml):
-                return str(getattr(t, to)).format(layer[1] if layer else "")
+                return str(getattr(t, to)).format(layer)
         return None

@@ -35,6 +35,11 @@ QKV_BIAS = {
         _layer("v_bias", "self_attn.v_proj.bias", "attn_v.bias", "KH"),
     )
 }
+# What vLLM, and llama.cpp's converter if told to (--fuse-qkv), put in place of three.
+STACKED = {
+    "qkv": _layer("qkv", "self_attn.qkv_proj.weight", "attn_qkv.weight", "E D"),
+    "qkv_bias_E": _layer("qkv_bias", "self_attn.qkv_proj.bias", "attn_qkv.bias", "E"),
+}
 ATTENTION_OUT = {"attn_out": (_layer("attn_out", "self_attn.o_proj.weight", "attn_output.weight", "D NH"),)}
 MLP = {
     "ffn_norm_D": (_layer("ffn_norm", "post_attention_layernorm.weight", "ffn_norm.weight", "D"),),
