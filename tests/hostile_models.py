@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES
 
 from qwenref.engine.config_keys import APR_ALIASES, APR_OWN, GGUF, HF
-from qwenref.quant.ggml import TYPES
 from qwenref.tools.convert import convert
 
 from .gguf_builder import ARR, BOOL, CODES, F32, F64, I8, I32, I64, STR, U8, U32, U64, Gguf, Tensor, text
@@ -45,7 +45,8 @@ from .mutations import (
 )
 
 SMALL = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 32}
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+CONTEXT = 512  # scores of a long prompt would be no file's fault
+SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}  # ggml's type: values and bytes of a block
 
 
 # -- the healthy ones -------------------------------------------------------------------------------------------------
@@ -89,8 +90,10 @@ def seeds(formats: str = "F32") -> Path:
     """Healthy files of one tiny model: m.gguf, m.apr, m (a folder), by this project's own writers."""
     folder = TemporaryDirectory(prefix="qwenref-fuzz-")
     _kept.append(folder)
+    m = model(formats, **SMALL)
+    m = replace(m, config=replace(m.config, max_position_embeddings=CONTEXT))
     for name in ("m.gguf", "m.apr", "m"):
-        convert(model(formats, **SMALL), Path(folder.name) / name)
+        convert(m, Path(folder.name) / name)
     (Path(folder.name) / "m" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     return Path(folder.name)
 
@@ -134,7 +137,7 @@ def gguf_parts(formats: str) -> tuple[tuple[tuple[str, int, Any], ...], tuple[Te
     data_at = -(-at // 32) * 32
     found = []
     for name, dims, kind, offset in tensors:
-        _, block, size = TYPES[kind]
+        block, size = SIZES[kind]
         found.append(Tensor(name, dims, kind, raw[data_at + offset :][: prod(dims) // block * size]))
     return tuple(keys), tuple(found)
 
@@ -295,7 +298,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = Fals
             dims = tuple(max(1, d + r.choice((-1, 0, 0, 1, 32))) for d in t.dims)
             tensors[n] = of_type(r, replace(t, dims=dims), t.type)
         else:  # of another format, and whole
-            tensors[n] = of_type(r, t, r.choice(list(TYPES)))
+            tensors[n] = of_type(r, t, r.choice(list(SIZES)))
 
     def head() -> None:
         nonlocal g
@@ -318,7 +321,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = Fals
             return
         n = r.randrange(len(tensors))
         t = tensors[n]
-        _, block, size = TYPES.get(t.type, TYPES[0])
+        block, size = SIZES.get(t.type, SIZES[0])
         tensors[n] = replace(t, data=in_weights(r, t.data, block, size, PLAIN.get(t.type)))
 
     some(r, (values,) if opens else (key, key, vocabulary, tensor, tensor, values, head))
@@ -343,7 +346,7 @@ def packed_key(name: str, kind: int, value: Any) -> tuple[bytes, int, bytes]:
 
 def of_type(r: Random, t: Tensor, kind: int) -> Tensor:
     """With data of the right size for that type, random where it has to grow."""
-    _, block, size = TYPES[kind]
+    block, size = SIZES[kind]
     wanted = prod(t.dims) // block * size
     return replace(t, type=kind, data=(t.data + noise(r, max(0, min(wanted, 1 << 16) - len(t.data))))[:wanted])
 

@@ -32,6 +32,7 @@ from qwenref.trace.stages import NAMES as STAGES
 
 from . import hostile_dumps as dumps
 from . import hostile_models as models
+from .hostile_hub import hostile_hub
 from .judged import FORGED, NOTHING, faults, run, tree
 from .mutations import NAMES, WHOLE, in_bytes, json_file, not_utf8
 
@@ -43,7 +44,8 @@ SEED = os.environ.get("QWENREF_FUZZ_SEED", "0")
 class Case:
     """A command line, and what may come of it.
 
-    output: what the command writes, if it is done; json: whether it answers in JSON; own_text: with the model's text.
+    output: what the command writes, if it is done; keeps: also if it is not; json: whether it answers in JSON; own_text:
+    with the model's text.
     """
 
     argv: list[str]
@@ -52,6 +54,8 @@ class Case:
     json: bool = False
     own_text: bool = False
     stdin: bytes = b""
+    keeps: bool = False
+    arrange: Callable[[pytest.MonkeyPatch], None] = lambda patch: None
 
 
 Target = Callable[[Random, Path], Case]
@@ -373,6 +377,27 @@ def options(r: Random, at: Path) -> Case:
     return Case([command, *argv], (0, 1, 2), at / "here", "--json" in argv, command == "run" and "--json" not in argv)
 
 
+@target(40)
+def pull(r: Random, at: Path) -> Case:
+    """What it has so far stays, to go on from."""
+    arrange = hostile_hub(r, at / "store")
+    return Case(["pull", "tiny"], arrange=arrange, output=at / "store", keeps=True)
+
+
+@target(2)
+def doctor(r: Random, at: Path) -> Case:
+    """In an odd environment; its self-test computes for a second."""
+    names = ("HF_ENDPOINT", "XDG_DATA_HOME", "OMP_NUM_THREADS", "QWENREF_NEW", "NUMBA_NEW")
+    said = {name: r.choice(ODD_TEXTS) for name in names} | {"QWENREF_MODELS": str(at / r.choice(ODD_PATHS))}
+
+    def arrange(patch: pytest.MonkeyPatch) -> None:
+        for name, value in said.items():
+            patch.setenv(name, value)
+
+    argv = ["doctor", *flags(r, "--json")]
+    return Case(argv, (0, 1), json="--json" in argv, arrange=arrange)
+
+
 # -- what each case must come to --------------------------------------------------------------------------------------
 
 
@@ -380,12 +405,13 @@ def judge(name: str, r: Random) -> None:
     """Makes a case and runs its command; raises AssertionError with all that is wrong about what it did."""
     at = Path(mkdtemp(prefix="qwenref-fuzz-"))
     try:
-        with standing_in(at):
+        with standing_in(at), pytest.MonkeyPatch.context() as patch:
             case = TARGETS[name][0](r, at)
             before = tree(at)
+            case.arrange(patch)
             done = run(case.argv, case.stdin)
             found = faults(done, case.statuses, json_out=case.json, own_text=case.own_text)
-            found += changes(before, tree(at), at, case, done.status != 2 or NOTHING in done.err)
+            found += changes(before, tree(at), at, case, done.status != 2 or NOTHING in done.err or case.keeps)
         assert not found, f"{name}: engine {' '.join(map(ascii, case.argv))}\n" + "\n".join(found)
     finally:
         shutil.rmtree(at, ignore_errors=True)
