@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant import f32
-from ..quant.tensor import QTensor, format_module
+from ..quant.tensor import QTensor, format_of
 from ..trace.tap import SILENT, At
-from .bind import PER_LAYER, WHOLE, bind, shapes
+from .bind import bind
 from .config import Config
 from .forward import forward
 from .generate import prefill
@@ -47,20 +47,19 @@ def tensor(role: str, name: str, shape: tuple[int, ...]) -> QTensor:
         values = middle + (random_bytes(name, shape[0]).astype(np.int32) - 128) / spread  # exact
         return QTensor("F32", shape, f32.encode(values.astype(np.float32)).reshape(-1), name)
     form = FORMATS.get(role, "Q5_0")
-    f: Any = format_module(form)
-    data = random_bytes(name, shape[0] * shape[1] // f.BLOCK * f.BYTES)
-    blocks = data.view(f.STRUCT)
-    blocks["d"] = SCALES[form]
-    if form == "Q4_K":
-        blocks["dmin"] = 7.5 * SCALES[form]  # the mean code: values average to about nothing
+    f = format_of(form)
+    data = random_bytes(name, shape[0] * shape[1] // f.block * f.bytes)
+    blocks = data.view(f.struct)
+    blocks[f.scale] = SCALES[form]
+    if f.minimum is not None:
+        blocks[f.minimum] = 7.5 * SCALES[form]  # the mean code: values average to about nothing
     return QTensor(form, shape, data, name)
 
 
 def weights() -> Weights:
-    size = shapes(CONFIG)
-    names = [(role, ggml) for role, (_, ggml) in WHOLE.items()]
-    names += [(role, ggml.format(i)) for i in range(CONFIG.num_hidden_layers) for role, (_, ggml) in PER_LAYER.items()]
-    return bind(CONFIG, {name: tensor(role, name, size[role]) for role, name in names})
+    tensors = CONFIG.architecture.tensors_of(CONFIG.num_hidden_layers)
+    made = (tensor(t.role, t.ggml.format(i), t.shape(CONFIG.sizes)) for t, i in tensors)
+    return bind(CONFIG, {w.name: w for w in made})
 
 
 class Hashing:

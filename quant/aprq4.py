@@ -8,7 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK, BYTES = 32, 18
+from .format import Format
+
+STRUCT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+BLOCK = 32
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -17,3 +20,6 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     usable = np.isfinite(scale) & (np.abs(scale) >= np.finfo(np.float16).smallest_normal)
     codes = np.stack([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=-1).reshape(-1, BLOCK)
     return (codes.astype(np.float32) - np.float32(8)) * np.where(usable, scale, np.float32(0))
+
+
+FORMAT = Format("APRQ4", BLOCK, STRUCT, decode, scale="d", codes=("qs",), levels=16, offset=8)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK, BYTES = 32, 36
+from .format import Format
+
+STRUCT = np.dtype([("d", "<f4"), ("qs", "i1", 32)])
+BLOCK = 32
 
 
 def pack(data: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
@@ -24,10 +27,14 @@ def pack(data: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
 def unpack(blocks: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """The inverse of pack."""
     per_row = -(-width // BLOCK)
-    values = blocks.reshape(-1, BYTES)[:, 4:].reshape(-1, per_row * BLOCK)[:, :width]
+    values = blocks.reshape(-1, STRUCT.itemsize)[:, 4:].reshape(-1, per_row * BLOCK)[:, :width]
     return np.concatenate([blocks[:4], values.reshape(-1)])
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     scale = np.ascontiguousarray(blocks[:, :4]).view("<f4")
     return np.ascontiguousarray(blocks[:, 4:]).view(np.int8).astype(np.float32) * scale
+
+
+# No levels: as the scale is the whole tensor's, no group need span them.
+FORMAT = Format("APRQ8", BLOCK, STRUCT, decode, scale="d", codes=("qs",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK, BYTES = 1, 2
+from .format import Format
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -18,3 +18,6 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     upper = bits >> 16
     rounded = (bits + (upper & 1) + 0x7FFF) >> 16  # wraps only for NaNs, which are not taken from here
     return np.where((bits & 0x7FFFFFFF) > 0x7F800000, upper | 0x40, rounded).astype("<u2").view(np.uint8)
+
+
+FORMAT = Format("BF16", 1, np.dtype("<u2"), decode, encode, activations="BF16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK, BYTES = 1, 2
+from .format import Format
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -15,3 +15,6 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Rounds to nearest, ties to even; from 65520 up a value becomes infinite."""
     return values.astype("<f2").view(np.uint8)
+
+
+FORMAT = Format("F16", 1, np.dtype("<f2"), decode, encode, activations="F16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK, BYTES = 1, 4
+from .format import Format
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -14,3 +14,6 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values, "<f4").view(np.uint8)
+
+
+FORMAT = Format("F32", 1, np.dtype("<f4"), decode, encode)

@@ -1,56 +1,56 @@
-"""ggml's tensor types: number in a file, name, and size of a block. Nothing is decoded here, so readers can size
-tensors by it.
+"""ggml's tensor types: number in a file, name, and size of a block.
 
 Numbers are those of `enum ggml_type` (ggml.h); 4, 5, 31 to 33 and 36 to 38 were once used and are withdrawn.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from .tensor import format_of
 
-
-class Type(NamedTuple):
-    """One tensor type: `bytes` bytes hold `block` values."""
-
-    name: str
-    block: int
-    bytes: int
-
-
-TYPES = {
-    0: Type("F32", 1, 4),
-    1: Type("F16", 1, 2),
-    2: Type("Q4_0", 32, 18),
-    3: Type("Q4_1", 32, 20),
-    6: Type("Q5_0", 32, 22),
-    7: Type("Q5_1", 32, 24),
-    8: Type("Q8_0", 32, 34),
-    9: Type("Q8_1", 32, 36),
-    10: Type("Q2_K", 256, 84),
-    11: Type("Q3_K", 256, 110),
-    12: Type("Q4_K", 256, 144),
-    13: Type("Q5_K", 256, 176),
-    14: Type("Q6_K", 256, 210),
-    15: Type("Q8_K", 256, 292),
-    16: Type("IQ2_XXS", 256, 66),
-    17: Type("IQ2_XS", 256, 74),
-    18: Type("IQ3_XXS", 256, 98),
-    19: Type("IQ1_S", 256, 50),
-    20: Type("IQ4_NL", 32, 18),
-    21: Type("IQ3_S", 256, 110),
-    22: Type("IQ2_S", 256, 82),
-    23: Type("IQ4_XS", 256, 136),
-    24: Type("I8", 1, 1),
-    25: Type("I16", 1, 2),
-    26: Type("I32", 1, 4),
-    27: Type("I64", 1, 8),
-    28: Type("F64", 1, 8),
-    29: Type("IQ1_M", 256, 56),
-    30: Type("BF16", 1, 2),
-    34: Type("TQ1_0", 256, 54),
-    35: Type("TQ2_0", 256, 66),
-    39: Type("MXFP4", 32, 17),
-    40: Type("NVFP4", 64, 36),
-    41: Type("Q1_0", 128, 18),
+NAMES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    30: "BF16",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
 }
-NUMBERS = {t.name: number for number, t in TYPES.items()}
+NUMBERS = {name: number for number, name in NAMES.items()}
+# Values and bytes of a block of the types that no weights come in, so that no file here decodes them.
+UNDECODED = {"I8": (1, 1), "I16": (1, 2), "I32": (1, 4), "I64": (1, 8), "F64": (1, 8), "Q1_0": (128, 18)}
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """(values, bytes) of a block of ggml's type of that name."""
+    if name in UNDECODED:
+        return UNDECODED[name]
+    f = format_of(name)
+    return f.block, f.bytes

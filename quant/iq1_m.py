@@ -6,7 +6,6 @@ a shift per 8; the half d lies in the upper four bits of the four 16-bit words o
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 56
-decode = decoder("IQ1_M")
+FORMAT = borrowed("IQ1_M", 256, 56, activations="Q8_K")

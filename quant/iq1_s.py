@@ -6,7 +6,6 @@ and three bits of qh; each 32 have a 3-bit scale and the sign of a shift by 1/8 
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 50
-decode = decoder("IQ1_S")
+FORMAT = borrowed("IQ1_S", 256, 50, activations="Q8_K")

@@ -7,7 +7,6 @@ Decoded by gguf-py.
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 82
-decode = decoder("IQ2_S")
+FORMAT = borrowed("IQ2_S", 256, 82, activations="Q8_K")

@@ -6,7 +6,6 @@ grid of 512 and a 7-bit sign pattern; scales hold 4 bits per 16 values. Decoded 
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 74
-decode = decoder("IQ2_XS")
+FORMAT = borrowed("IQ2_XS", 256, 74, activations="Q8_K")

@@ -6,7 +6,6 @@ of 256, four 7-bit sign patterns and a 4-bit scale. Decoded by gguf-py.
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 66
-decode = decoder("IQ2_XXS")
+FORMAT = borrowed("IQ2_XXS", 256, 66, activations="Q8_K")

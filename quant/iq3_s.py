@@ -7,7 +7,6 @@ gguf-py.
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 110
-decode = decoder("IQ3_S")
+FORMAT = borrowed("IQ3_S", 256, 110, activations="Q8_K")

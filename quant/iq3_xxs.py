@@ -6,7 +6,6 @@ last 32 are, per 32 values, four 7-bit sign patterns and a 4-bit scale. Decoded 
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 98
-decode = decoder("IQ3_XXS")
+FORMAT = borrowed("IQ3_XXS", 256, 98, activations="Q8_K")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .format import Format
+
 STRUCT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
-BLOCK, BYTES = 32, STRUCT.itemsize
+BLOCK = 32
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
@@ -19,3 +21,8 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     y = LEVELS[np.concatenate((b["qs"] & 15, b["qs"] >> 4), axis=1)]
     y *= b["d"].astype(np.float32)[:, None]
     return y
+
+
+FORMAT = Format(
+    "IQ4_NL", BLOCK, STRUCT, decode, scale="d", codes=("qs",), levels=16, nibbles=("qs", 32), activations="Q8_0"
+)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .format import Format
 from .iq4_nl import LEVELS
 
 STRUCT = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)])
-BLOCK, BYTES = 256, STRUCT.itemsize
+BLOCK = 256
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -25,3 +26,17 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     y = LEVELS[np.concatenate((qs & 15, qs >> 4), axis=2)]
     y *= scale[..., None]
     return y.reshape(-1, BLOCK)
+
+
+FORMAT = Format(
+    "IQ4_XS",
+    BLOCK,
+    STRUCT,
+    decode,
+    group=32,
+    scale="d",
+    codes=("qs",),
+    levels=16,
+    nibbles=("qs", 32),
+    activations="Q8_K",
+)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .format import Format
+
 STRUCT = np.dtype([("e", "u1"), ("qs", "u1", 16)])
-BLOCK, BYTES = 32, STRUCT.itemsize
+BLOCK = 32
 LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 POWERS = np.ldexp(np.float32(1), np.arange(256) - 128)
 
@@ -22,3 +24,6 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     y = LEVELS[np.concatenate((b["qs"] & 15, b["qs"] >> 4), axis=1)]
     y *= POWERS[b["e"]][:, None]
     return y
+
+
+FORMAT = Format("MXFP4", BLOCK, STRUCT, decode, scale="e", codes=("qs",), nibbles=("qs", 32), activations="Q8_0")

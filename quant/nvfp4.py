@@ -6,7 +6,6 @@ unsigned E4M3. Decoded by gguf-py.
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 64, 36
-decode = decoder("NVFP4")
+FORMAT = borrowed("NVFP4", 64, 36, activations="Q8_0")

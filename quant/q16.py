@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .fit import ratio
 
 LARGEST = 127 * 256 + 127
+BLOCKS = {"Q16_0": 32, "Q16_K": 256}  # numbers that share a step, where ggml has Q8_0 or Q8_K
 
 
 def rounded(values: NDArray[np.float32]) -> NDArray[np.float64]:

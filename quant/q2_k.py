@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .format import Format
+
 STRUCT = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
-BLOCK, BYTES = 256, STRUCT.itemsize
+BLOCK = 256
 SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
 
 
@@ -24,3 +26,8 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     y *= scale[..., None]
     y -= minimum[..., None]
     return y.reshape(-1, BLOCK)
+
+
+FORMAT = Format(
+    "Q2_K", BLOCK, STRUCT, decode, group=16, scale="d", minimum="dmin", codes=("qs",), levels=4, activations="Q8_K"
+)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .format import Format
+
 STRUCT = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
-BLOCK, BYTES = 256, STRUCT.itemsize
+BLOCK = 256
 SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
 BITS = np.arange(8, dtype=np.uint8)[:, None]
 
@@ -27,3 +29,18 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     y = (q.view(np.int8) - np.int8(4)).astype(np.float32).reshape(-1, 16, 16)
     y *= scale[..., None]
     return y.reshape(-1, BLOCK)
+
+
+FORMAT = Format(
+    "Q3_K",
+    BLOCK,
+    STRUCT,
+    decode,
+    group=16,
+    scale="d",
+    codes=("hmask", "qs"),
+    levels=8,
+    offset=4,
+    high="hmask",
+    activations="Q8_K",
+)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import ratio, signed_extreme
+from .format import Format
 
 STRUCT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
-BLOCK, BYTES = 32, STRUCT.itemsize
+BLOCK = 32
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -30,4 +31,20 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b = np.empty(len(values), STRUCT)
     b["d"] = d
     b["qs"] = q[:, :16] | q[:, 16:] << 4
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format(
+    "Q4_0",
+    BLOCK,
+    STRUCT,
+    decode,
+    encode,
+    scale="d",
+    codes=("qs",),
+    levels=16,
+    offset=8,
+    nibbles=("qs", 32),
+    activations="Q8_0",
+    activations_int16="Q16_0",
+)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import ratio
+from .format import Format
 
 STRUCT = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
-BLOCK, BYTES = 32, STRUCT.itemsize
+BLOCK = 32
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -31,4 +32,19 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b = np.empty(len(values), STRUCT)
     b["d"], b["m"] = d, m
     b["qs"] = q[:, :16] | q[:, 16:] << 4
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format(
+    "Q4_1",
+    BLOCK,
+    STRUCT,
+    decode,
+    encode,
+    scale="d",
+    minimum="m",
+    codes=("qs",),
+    levels=16,
+    nibbles=("qs", 32),
+    activations="Q8_1",
+)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import affine_groups
+from .format import Format
 
 STRUCT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
-BLOCK, BYTES = 256, STRUCT.itemsize
+BLOCK = 256
 
 
 def unpack_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -49,4 +50,22 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b["scales"] = pack_scales(scale, minimum)
     q = q.reshape(-1, 4, 2, 32)
     b["qs"] = (q[:, :, 0] | q[:, :, 1] << 4).reshape(-1, 128)
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format(
+    "Q4_K",
+    BLOCK,
+    STRUCT,
+    decode,
+    encode,
+    group=32,
+    scale="d",
+    minimum="dmin",
+    six_bits="scales",
+    codes=("qs",),
+    levels=16,
+    nibbles=("qs", 64),
+    activations="Q8_K",
+    activations_int16="Q16_K",
+)

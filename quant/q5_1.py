@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import ratio
+from .format import Format
 
 STRUCT = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
-BLOCK, BYTES = 32, STRUCT.itemsize
+BLOCK = 32
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -34,4 +35,20 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b["d"], b["m"] = d, m
     b["qh"] = np.packbits(q >> 4, axis=1, bitorder="little")
     b["qs"] = q[:, :16] & 15 | q[:, 16:] << 4
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format(
+    "Q5_1",
+    BLOCK,
+    STRUCT,
+    decode,
+    encode,
+    scale="d",
+    minimum="m",
+    codes=("qh", "qs"),
+    levels=32,
+    nibbles=("qs", 32),
+    high="qh",
+    activations="Q8_1",
+)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import affine_groups
+from .format import Format
 from .q4_k import pack_scales, unpack_scales
 
 STRUCT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)])
-BLOCK, BYTES = 256, STRUCT.itemsize
+BLOCK = 256
 BITS = np.arange(8, dtype=np.uint8)[:, None]
 
 
@@ -36,4 +37,23 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b["qh"] = np.bitwise_or.reduce(q >> 4 << BITS, axis=1)
     low = q.reshape(-1, 4, 2, 32) & np.uint8(15)
     b["qs"] = (low[:, :, 0] | low[:, :, 1] << 4).reshape(-1, 128)
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format(
+    "Q5_K",
+    BLOCK,
+    STRUCT,
+    decode,
+    encode,
+    group=32,
+    scale="d",
+    minimum="dmin",
+    six_bits="scales",
+    codes=("qh", "qs"),
+    levels=32,
+    nibbles=("qs", 64),
+    high="qh",
+    activations="Q8_K",
+    activations_int16="Q16_K",
+)

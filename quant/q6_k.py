@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import linear_groups
+from .format import Format
 
 STRUCT = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
-BLOCK, BYTES = 256, STRUCT.itemsize
+BLOCK = 256
 SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
 
 
@@ -33,4 +34,22 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     q = (signed + np.int8(32)).view(np.uint8).reshape(-1, 2, 4, 32)
     b["ql"] = (q[:, :, :2] & 15 | q[:, :, 2:] << 4).reshape(-1, 128)
     b["qh"] = np.bitwise_or.reduce(q >> 4 << SHIFTS, axis=2).reshape(-1, 64)
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format(
+    "Q6_K",
+    BLOCK,
+    STRUCT,
+    decode,
+    encode,
+    group=16,
+    scale="d",
+    codes=("ql", "qh"),
+    levels=64,
+    offset=32,
+    nibbles=("ql", 128),
+    high="qh",
+    activations="Q8_K",
+    activations_int16="Q16_K",
+)

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import ratio, round_half_away
+from .format import Format
 
 STRUCT = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
-BLOCK, BYTES = 32, STRUCT.itemsize
+BLOCK = 32
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -50,4 +51,18 @@ def round_as_activations(values: NDArray[np.float32]) -> tuple[NDArray[np.float3
 def _pack(d: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.uint8]:
     b = np.empty(len(d), STRUCT)
     b["d"], b["qs"] = d, q
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format(
+    "Q8_0",
+    BLOCK,
+    STRUCT,
+    decode,
+    encode,
+    scale="d",
+    codes=("qs",),
+    levels=255,
+    activations="Q8_0",
+    activations_int16="Q16_0",
+)

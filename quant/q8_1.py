@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .format import Format
 from .q8_0 import round_as_activations, round_as_files
 
 STRUCT = np.dtype([("d", "<f2"), ("s", "<f2"), ("qs", "i1", 32)])
-BLOCK, BYTES = 32, STRUCT.itemsize
+BLOCK = 32
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -35,4 +36,7 @@ def encode_activations(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _pack(d: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.uint8]:
     b = np.empty(len(d), STRUCT)
     b["d"], b["s"], b["qs"] = d, q.sum(axis=1) * d, q
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format("Q8_1", BLOCK, STRUCT, decode, encode, scale="d", codes=("qs",), levels=255)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .fit import ratio, signed_extreme
+from .format import Format
 
 STRUCT = np.dtype([("d", "<f4"), ("qs", "i1", 256), ("bsums", "<i2", 16)])
-BLOCK, BYTES = 256, STRUCT.itemsize
+BLOCK = 256
 
 
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -29,4 +30,7 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     b["d"] = ratio(1, scale)
     b["qs"] = np.minimum(np.rint(values * scale[:, None]), 127)
     b["bsums"] = b["qs"].reshape(-1, 16, 16).sum(axis=2, dtype=np.int16)
-    return b.view(np.uint8).reshape(-1, BYTES)
+    return b.view(np.uint8).reshape(-1, STRUCT.itemsize)
+
+
+FORMAT = Format("Q8_K", BLOCK, STRUCT, decode, encode, scale="d", codes=("qs",), levels=255)

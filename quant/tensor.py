@@ -1,27 +1,26 @@
 """QTensor: a tensor as it lies in its file, and the one way from a format's name to the file that knows it.
 
-Every format is a module of this package, named as ggml names the type, in lower case. It has
-
-    BLOCK: int                                 values per block
-    BYTES: int                                 bytes per block
-    decode(blocks: uint8 [n, BYTES]) -> float32 [n, BLOCK]
-    encode(values: float32 [n, BLOCK]) -> uint8 [n, BYTES]     (where the format can be written; finite values only)
-
-and, where it is decoded here and a C struct, STRUCT: the NumPy record of one block. F32, F16 and BF16 have BLOCK = 1.
+Every format is a module of this package, named as ggml names the type, in lower case, with its FORMAT: a Format; or,
+where the format comes in sizes, a function of whole numbers that makes one. These numbers follow the name: of module
+x.py with FORMAT(group), "X/64" is FORMAT(64).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
+from inspect import signature
 from math import prod
-from types import ModuleType
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BadInput
+from .format import Format
 
 SLAB = 1 << 17  # values encoded at a time: bounds the memory of the search, and keeps it near a core's cache
 
@@ -30,7 +29,7 @@ SLAB = 1 << 17  # values encoded at a time: bounds the memory of the search, and
 class QTensor:
     """A tensor in its file's own bytes.
 
-    format: ggml's type name, upper case ("Q4_K", "F32").
+    format: the name of its Format, upper case ("Q4_K", "F32").
     shape: outermost first, row-major; a matrix is (O, I): y[o] = sum_i w[o, i] x[i].
     data: uint8, 1-D, usually a view of a memory map, never written to; exactly rows * row_bytes long. Only APR has
     rows that are no whole number of blocks: its writer pads each to one, and `dequantize` drops the padding.
@@ -43,51 +42,68 @@ class QTensor:
     name: str = ""
 
 
-def format_module(name: str) -> ModuleType:
-    """The module of a format by ggml's type name. Raises BadInput if there is none."""
-    module = f"{__package__}.{name.lower()}"
+@cache
+def format_of(name: str) -> Format:
+    """The format of that name, in either case. Raises BadInput if there is none, saying which one is like it."""
+    file, *numbers = name.split("/")
+    found = _declared(file)
+    if isinstance(found, Format):
+        if not numbers:
+            return found
+    elif found is not None:
+        wants = list(signature(found).parameters)
+        if len(numbers) != len(wants) or not all(n.isascii() and n.isdecimal() for n in numbers):
+            raise BadInput(f"weight format {name:.80}: is written {'/'.join([file.upper(), *wants])}, in whole numbers")
+        made: Format = found(*map(int, numbers))
+        return made
+    like = get_close_matches(name.upper(), _names(), 1)
+    raise BadInput(f"no decoder for weight format {name:.80}" + (f"; did you mean {like[0]}?" if like else ""))
+
+
+def _declared(file: str) -> Any:
+    """FORMAT of a module of this package, None where there is none."""
+    module = f"{__package__}.{file.lower()}"
     try:
-        found = import_module(module) if name.isidentifier() else None
+        return getattr(import_module(module), "FORMAT", None) if file.isidentifier() else None
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        found = None
-    if found and hasattr(found, "BLOCK"):
-        return found
-    raise BadInput(f"no decoder for weight format {name}")
+        return None
 
 
-def format_of(w: QTensor) -> ModuleType:
-    """The module of a tensor's format. Raises BadInput that names the tensor if there is none."""
+def _names() -> list[str]:
+    """Of all formats."""
+    modules = iter_modules(import_module(__package__).__path__)
+    return [m.name.upper() for m in modules if _declared(m.name) is not None]
+
+
+def format_of_tensor(w: QTensor) -> Format:
+    """A tensor's format. Raises BadInput that names the tensor if there is none."""
     try:
-        return format_module(w.format)
-    except BadInput as error:
-        raise BadInput(f"tensor {w.name}: {error}; weights are floats of 16 or 32 bits, or blocks") from None
-
-
-def can_encode(name: str) -> bool:
-    """Whether the format can be written. Raises BadInput if it is not even known."""
-    return hasattr(format_module(name), "encode")
+        return format_of(w.format)
+    except BadInput:  # what it is like is of no use here: the file has said what it is
+        wants = "weights are floats of 16 or 32 bits, or blocks"
+        raise BadInput(f"tensor {w.name}: no decoder for weight format {w.format}; {wants}") from None
 
 
 def row_bytes(name: str, width: int) -> int:
     """Bytes of one row of `width` values. Raises BadInput if the row is no whole number of blocks."""
-    f = format_module(name)
-    if width % f.BLOCK:
-        raise BadInput(f"a row of {width} values is not a whole number of {name} blocks of {f.BLOCK}")
-    return int(width // f.BLOCK * f.BYTES)
+    f = format_of(name)
+    if width % f.block:
+        raise BadInput(f"a row of {width} values is not a whole number of {name} blocks of {f.block}")
+    return width // f.block * f.bytes
 
 
 def blocks_of(w: QTensor) -> NDArray[np.uint8]:
     """The tensor's bytes, [blocks, bytes of one]. Raises BadInput if they are not those of its shape."""
-    f = format_of(w)
+    f = format_of_tensor(w)
     if not w.shape:
         raise BadInput(f"tensor {w.name}: a single value has no rows")
     *outer, width = w.shape
-    takes = prod(outer) * -(-width // f.BLOCK) * f.BYTES
+    takes = prod(outer) * -(-width // f.block) * f.bytes
     if w.data.size != takes:
         raise BadInput(f"tensor {w.name}: {w.data.size} bytes, but {w.format} of shape {w.shape} takes {takes}")
-    return w.data.reshape(-1, f.BYTES)
+    return w.data.reshape(-1, f.bytes)
 
 
 def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
@@ -95,15 +111,15 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
 
     Raises BadInput if the tensor's bytes are not those of its shape.
     """
-    f, blocks = format_of(w), blocks_of(w)
+    f, blocks = format_of_tensor(w), blocks_of(w)
     *outer, width = w.shape
-    per_row = -(-width // f.BLOCK)
+    per_row = -(-width // f.block)
     if outer:
         start, stop, _ = slice(start, stop).indices(outer[0])
         per_start = len(blocks) // max(outer[0], 1)
         blocks = blocks[start * per_start : stop * per_start]
     with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN scales decode to what ggml makes of them
-        values: NDArray[np.float32] = f.decode(blocks).reshape(-1, per_row * f.BLOCK)[:, :width]
+        values: NDArray[np.float32] = f.decode(blocks).reshape(-1, per_row * f.block)[:, :width]
     return values.reshape(-1, *w.shape[1:]) if outer else values.reshape(-1)[start:stop]
 
 
@@ -119,13 +135,13 @@ def quantize(values: NDArray[np.floating], name: str, tensor: str = "") -> QTens
     tensor: its name, for the result and for messages. Raises BadInput if the format cannot be written, if the rows are
     no whole number of blocks, if a value is not finite (saying where) or too large for the format.
     """
-    f = format_module(name)
-    if not hasattr(f, "encode"):
+    f = format_of(name)
+    if f.encode is None:
         raise BadInput(f"{name} can be read but not written")
     row_bytes(name, values.shape[-1])
-    blocks = values.reshape(-1, f.BLOCK)
-    data = np.empty((len(blocks), f.BYTES), np.uint8)
-    step = SLAB // f.BLOCK
+    blocks = values.reshape(-1, f.block)
+    data = np.empty((len(blocks), f.bytes), np.uint8)
+    step = SLAB // f.block
     for i in range(0, len(blocks), step):
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
             x = np.ascontiguousarray(blocks[i : i + step], np.float32)

@@ -6,7 +6,6 @@ in qh), times d. Decoded by gguf-py.
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 54
-decode = decoder("TQ1_0")
+FORMAT = borrowed("TQ1_0", 256, 54, activations="Q8_K")

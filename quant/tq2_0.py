@@ -6,7 +6,6 @@ Decoded by gguf-py.
 
 from __future__ import annotations
 
-from .borrowed import decoder
+from .borrowed import borrowed
 
-BLOCK, BYTES = 256, 66
-decode = decoder("TQ2_0")
+FORMAT = borrowed("TQ2_0", 256, 66, activations="Q8_K")

@@ -19,7 +19,7 @@ from qwenref.engine.kernels.cpu.product import TILE
 from qwenref.engine.kernels.cpu.simd import get_i32, load_f32, set_i32, store_f32
 from qwenref.engine.kernels.cpu.team import Kernel, at, rows_of, run_now
 from qwenref.quant import q8_0, q8_k, q16
-from qwenref.quant.tensor import QTensor, dequantize, format_module
+from qwenref.quant.tensor import QTensor, dequantize, format_of
 
 U = 2.0**-24  # unit roundoff of float32
 # Formats without a packed form go through float32: one of a kind is enough.
@@ -38,11 +38,11 @@ def scale_columns(name: str) -> list[int]:
 
 def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTensor:
     """Random codes under scales of a model's size."""
-    f = format_module(name)
-    if f.BLOCK == 1:
+    f = format_of(name)
+    if f.block == 1:
         blocks = f.encode(rng.standard_normal((rows * K, 1)).astype(np.float32))
     else:
-        blocks = rng.integers(0, 256, (rows * K // f.BLOCK, f.BYTES), dtype=np.uint8)
+        blocks = rng.integers(0, 256, (rows * K // f.block, f.bytes), dtype=np.uint8)
         for at in scale_columns(name):
             d = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float16)
             blocks[:, at : at + 2] = d.view(np.uint8).reshape(-1, 2)
@@ -70,7 +70,7 @@ def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
     """What x is for the product with a weight of that format, in float64: ggml's Q8_0 or Q8_K of it, the same with 16
     bits, or x itself.
     """
-    block = format_module(name).BLOCK
+    block = format_of(name).block
     if precision == "f32" or name not in INTEGER:
         return x_TI.astype(np.float64)
     if precision == "int16":
@@ -87,7 +87,7 @@ def test_linear_is_a_dot_product_to_within_rounding(
     name: str, precision: str, rows: int, blocks: int, T: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    K = blocks * format_module(name).BLOCK * (31 if format_module(name).BLOCK == 1 else 1)
+    K = blocks * format_of(name).block * (31 if format_of(name).block == 1 else 1)
     w = random_matrix(rng, name, rows, K)
     x_TI = random_x(rng, T, K) * np.exp(random_x(rng, T, 1) * 3)
     got = cpu.linear(x_TI, matrices(precision, w))
@@ -104,7 +104,7 @@ def test_linear_gives_equal_bits_however_tokens_are_grouped(
     name: str, precision: str, rows: int, T: int, cut: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    K = 5 * max(format_module(name).BLOCK, 13)
+    K = 5 * max(format_of(name).block, 13)
     w = matrices(precision, random_matrix(rng, name, rows, K), random_matrix(rng, name, 40, K))
     x_TI = random_x(rng, T, K)
     whole = cpu.linear(x_TI, w)
@@ -210,7 +210,7 @@ def test_activations_of_16_bits_are_two_signed_bytes(block: int, T: int, blocks:
 def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> None:
     """docs/budgets.md: a variance of sum w^2 d^2 / 12 for a step d; int16's steps are 257 times smaller than int8's."""
     rng = np.random.default_rng(5)
-    block = format_module(name).BLOCK
+    block = format_of(name).block
     w, x_TI = random_matrix(rng, name, 64, 2048), random_x(rng, 30, 2048)
     w_OI = dequantize(w).astype(np.float64)
     amax = np.abs(x_TI.reshape(30, -1, block)).max(2).astype(np.float64)

@@ -18,7 +18,7 @@ from qwenref.engine.bind import bind
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.gguf_header import read_header
 from qwenref.engine.files.mapped import map_file
-from qwenref.quant.ggml import TYPES
+from qwenref.quant.ggml import NAMES, size_of
 
 from .gguf_builder import ARR, BOOL, I32, KEYS, STR, TENSORS, TOKENS, U32, Gguf, array
 
@@ -96,7 +96,7 @@ def test_harmless_keys_are_accepted(tmp_path: Path) -> None:
 def test_types_are_ggufs() -> None:
     """All of gguf-py's numbers, names and sizes, but Q8_1's: gguf-py still has its size of 2023 (ggml-common.h: 36)."""
     theirs = {int(t): (t.name, *gguf.GGML_QUANT_SIZES[t]) for t in gguf.GGMLQuantizationType}
-    assert {n: tuple(t) for n, t in TYPES.items() if n in theirs and n != 9} == {
+    assert {n: (name, *size_of(name)) for n, name in NAMES.items() if n in theirs and n != 9} == {
         n: t for n, t in theirs.items() if n != 9
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 
 from qwenref.quant import ggml, tensor
 from qwenref.quant.errors import BadInput
+from qwenref.quant.format import Format
 from qwenref.quant.tensor import QTensor, dequantize, row_bytes
 
 MODULES = [import_module(f"qwenref.quant.{p.stem}") for p in sorted(Path(tensor.__file__).parent.glob("*.py"))]
-FORMATS = {m.__name__.rpartition(".")[2].upper(): m for m in MODULES if hasattr(m, "BLOCK")}
+FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in MODULES if hasattr(m, "FORMAT")}
 FORMATS = {name: m for name, m in FORMATS.items() if not name.startswith("APR")}  # aprender's own: test_apr.py
 ACTIVATIONS = ("Q8_1", "Q8_K")  # no file holds them, so gguf-py does not decode them
 STORED = [name for name in FORMATS if name not in ACTIVATIONS]
@@ -45,7 +45,7 @@ def assert_same_bits(got: NDArray[np.float32], want: NDArray[np.float32]) -> Non
 
 
 def record(name: str, **fields: Any) -> NDArray[np.uint8]:
-    b = np.zeros(1, FORMATS[name].STRUCT)
+    b = np.zeros(1, FORMATS[name].struct)
     for field, value in fields.items():
         b[field] = value
     return b.view(np.uint8).reshape(1, -1)
@@ -65,10 +65,8 @@ def test_every_type_that_gguf_py_decodes_has_its_file() -> None:
 def test_the_table_of_types_is_ggmls() -> None:
     want = {t.value: (t.name, *gguf.GGML_QUANT_SIZES[t]) for t in gguf.GGMLQuantizationType}
     want[9] = ("Q8_1", 32, 36)  # gguf-py counts two floats; block_q8_1 has two halves
-    assert {number: tuple(t) for number, t in ggml.TYPES.items()} == want
-    assert {name: (m.BLOCK, m.BYTES) for name, m in FORMATS.items()}.items() <= {
-        t.name: (t.block, t.bytes) for t in ggml.TYPES.values()
-    }.items()
+    assert {number: (name, *ggml.size_of(name)) for number, name in ggml.NAMES.items()} == want
+    assert set(FORMATS) == set(ggml.NAMES.values()) - set(ggml.UNDECODED)
 
 
 # One block each, worked out from the C structs: its bytes, {index: value} and, before it, the value of all others.
@@ -127,10 +125,10 @@ HAND: dict[str, tuple[NDArray[np.uint8], float, dict[int, float]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n, m in FORMATS.items() if hasattr(m, "STRUCT") or m.BLOCK == 1])
+@pytest.mark.parametrize("name", [n for n, m in FORMATS.items() if m.struct.names or m.block == 1])
 def test_block_worked_out_by_hand(name: str) -> None:
     block, rest, others = HAND[name]
-    want = np.full((1, FORMATS[name].BLOCK), rest, np.float32)
+    want = np.full((1, FORMATS[name].block), rest, np.float32)
     want[0, list(others)] = list(others.values())
     np.testing.assert_array_equal(FORMATS[name].decode(block), want)
 
@@ -138,28 +136,28 @@ def test_block_worked_out_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", STORED)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40))
 def test_random_bytes_decode_as_gguf_py_decodes_them(name: str, seed: int, n: int) -> None:
-    blocks = np.random.default_rng(seed).integers(0, 256, (n, FORMATS[name].BYTES), np.uint8)
+    blocks = np.random.default_rng(seed).integers(0, 256, (n, FORMATS[name].bytes), np.uint8)
     assert_same_bits(decode(name, blocks), reference(name, blocks))
 
 
 @cache
-def halves(module: ModuleType) -> list[str]:
-    return [f for f in module.STRUCT.names if module.STRUCT[f] == np.float16]
+def halves(form: Format) -> list[str]:
+    return [f for f in form.struct.names if form.struct[f] == np.float16]
 
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [(n, f) for n, m in FORMATS.items() if n in STORED and hasattr(m, "STRUCT") for f in halves(m)],
+    [(n, f) for n, m in FORMATS.items() if n in STORED and m.struct.names for f in halves(m)],
 )
 def test_every_half_as_a_scale(name: str, field: str) -> None:
     """All 65,536: zeros of both signs, subnormals, infinities, every NaN."""
     m = FORMATS[name]
-    one = np.random.default_rng(7).integers(0, 256, (1, m.BYTES), np.uint8)
-    b = np.repeat(one, 65536, axis=0).view(m.STRUCT)
+    one = np.random.default_rng(7).integers(0, 256, (1, m.bytes), np.uint8)
+    b = np.repeat(one, 65536, axis=0).view(m.struct)
     for f in halves(m):
         b[f] = 0.75
     b[field] = np.arange(65536, dtype=np.uint16).view(np.float16)[:, None]
-    blocks = b.view(np.uint8).reshape(-1, m.BYTES)
+    blocks = b.view(np.uint8).reshape(-1, m.bytes)
     assert_same_bits(decode(name, blocks), reference(name, blocks))
 
 
@@ -175,8 +173,8 @@ def test_every_half_and_every_bfloat16_and_every_power_of_two() -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_blocks_that_lie_anywhere(name: str) -> None:
     """Empty, at an odd address, read-only, with a gap between blocks: as a memory map gives them."""
-    size = FORMATS[name].BYTES
-    assert decode(name, np.zeros((0, size), np.uint8)).shape == (0, FORMATS[name].BLOCK)
+    size = FORMATS[name].bytes
+    assert decode(name, np.zeros((0, size), np.uint8)).shape == (0, FORMATS[name].block)
     raw = np.random.default_rng(5).integers(0, 256, 6 * size + 1, np.uint8)
     raw.setflags(write=False)
     odd = raw[1:].reshape(6, size)
@@ -189,10 +187,10 @@ def test_blocks_that_lie_anywhere(name: str) -> None:
 @pytest.mark.parametrize("name", STORED)
 def test_dequantize_slices_the_outermost_dimension(name: str, shape: tuple[int, ...]) -> None:
     f, size = FORMATS[name], int(np.prod(shape))
-    data = np.random.default_rng(2).integers(0, 256, size // f.BLOCK * f.BYTES, np.uint8)
+    data = np.random.default_rng(2).integers(0, 256, size // f.block * f.bytes, np.uint8)
     w = QTensor(name, shape, data, "w")
     whole = dequantize(w)
-    assert_same_bits(whole, reference(name, data.reshape(-1, f.BYTES)).reshape(shape))
+    assert_same_bits(whole, reference(name, data.reshape(-1, f.bytes)).reshape(shape))
     for start, stop in ((0, 1), (1, 2), (1, None), (2, 2), (0, 99)):
         assert_same_bits(dequantize(w, start, stop), whole[start:stop])
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from qwenref.quant import ggml, q8_0, q8_1, q8_k
 from qwenref.quant.fit import round_half_away
-from qwenref.quant.tensor import QTensor, dequantize, format_module, quantize
+from qwenref.quant.tensor import QTensor, dequantize, format_of, quantize
 
 SEARCHED = ["Q4_K", "Q5_K", "Q6_K"]
 
@@ -97,7 +97,7 @@ class Ggml:
         self.cpu.ggml_cpu_init()
 
     def quantize(self, x: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
-        out = np.zeros(x.size // format_module(name).BLOCK * format_module(name).BYTES, np.uint8)
+        out = np.zeros(x.size // format_of(name).block * format_of(name).bytes, np.uint8)
         pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (x, out)]
         i64 = ctypes.c_int64
         self.base.ggml_quantize_chunk(ggml.NUMBERS[name], *pointers, i64(0), i64(len(x)), i64(x.shape[1]), None)
@@ -105,8 +105,8 @@ class Ggml:
 
     def row(self, function: str, x: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
         """A `quantize_row_*` of the CPU backend (which also forwards to the plain `_ref` ones)."""
-        f = format_module(name)
-        out = np.zeros((x.size // f.BLOCK, f.BYTES), np.uint8)
+        f = format_of(name)
+        out = np.zeros((x.size // f.block, f.bytes), np.uint8)
         pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (x, out)]
         library = self.base if function.endswith("_ref") else self.cpu
         getattr(library, function)(*pointers, ctypes.c_int64(x.size))
@@ -165,4 +165,4 @@ def test_oracle_activations(kind: str, c_library: Ggml) -> None:
         ]
     for function, name, encode in rules:
         want = c_library.row(function, x, name)
-        np.testing.assert_array_equal(encode(x.reshape(-1, format_module(name).BLOCK)), want, err_msg=function)
+        np.testing.assert_array_equal(encode(x.reshape(-1, format_of(name).block)), want, err_msg=function)

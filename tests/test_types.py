@@ -25,13 +25,13 @@ from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend, reference
 from qwenref.engine.weights import Weights
 from qwenref.quant.errors import BadInput
-from qwenref.quant.tensor import QTensor, dequantize, format_module
+from qwenref.quant.tensor import QTensor, dequantize, format_of
 from qwenref.tools.convert import QUANTIZE, convert
 from qwenref.tools.diff_weights import compare_tensor
 from qwenref.tools.main import main
 from qwenref.trace.verify.evidence import PRODUCTS
 from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED
-from qwenref.trace.verify.hypotheses.products import NIBBLES, wrong_decoders
+from qwenref.trace.verify.hypotheses.products import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import Matrix
 from qwenref.trace.verify.verify import verify
 
@@ -48,7 +48,7 @@ TOKENS = [3, 200, 17, 9, 41]
 @cache
 def of_type(name: str) -> Weights:
     """One layer in which every row is one block (of 32 at least); every other type has a tied head."""
-    D = max(32, format_module(name).BLOCK)
+    D = max(32, format_of(name).block)
     sizes = {"hidden": D, "mlp": D, "heads": 2, "kv_heads": 1, "head_dim": D // 2, "layers": 1}
     return tiny_weights(
         formats=dict.fromkeys((*ROLES, *VECTORS), name), tied=bool(TYPES.index(name) % 2), seed=7, **sizes
@@ -216,16 +216,18 @@ def test_a_mistake_in_a_type_that_the_engine_does_not_round_for_is_named() -> No
     assert [h.name for h in f.hypotheses] == ["weight-other-layer"]
 
 
-@pytest.mark.parametrize("name", NIBBLES)
+@pytest.mark.parametrize("name", [name for name in TYPES if format_of(name).nibbles])
 def test_wrong_nibbles(name: str) -> None:
     """Which value a nibble moves: by gguf-py, and under the two mistakes that are made with it."""
-    f, (first, _, run) = format_module(name), NIBBLES[name]
-    block = of_type(name).layers[0].attn_out.data[: f.BYTES]
+    f = format_of(name)
+    field, run = f.nibbles
+    first = f.struct.fields[field][1]
+    block = of_type(name).layers[0].attn_out.data[: f.bytes]
 
     def moved(byte: int, flip: int, values: Callable[[QTensor], np.ndarray]) -> list[int]:
         other = block.copy()
         other[first + byte] ^= flip
-        both = [values(QTensor(name, (1, f.BLOCK), data)) for data in (block, other)]
+        both = [values(QTensor(name, (1, f.block), data)) for data in (block, other)]
         return np.flatnonzero(both[0] != both[1]).tolist()
 
     def wrongly(what: str) -> Callable[[QTensor], np.ndarray]:

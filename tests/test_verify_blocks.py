@@ -10,7 +10,7 @@ import pytest
 
 from qwenref.engine.kernels import reference
 from qwenref.engine.weights import Weights
-from qwenref.quant.tensor import QTensor, format_module
+from qwenref.quant.tensor import QTensor, format_of
 from qwenref.trace.verify.finding import UNEXPLAINED, Axis, Finding, Verification
 from qwenref.trace.verify.report.text import sentence, text
 from qwenref.trace.verify.verify import verify
@@ -28,7 +28,7 @@ def weights() -> Weights:
 
 def damaged(q: QTensor, change: Callable[[np.ndarray], None]) -> QTensor:
     """The matrix with block BLOCK of row ROW changed."""
-    size = format_module(q.format).BYTES
+    size = format_of(q.format).bytes
     data = q.data.reshape(q.shape[0], -1, size).copy()
     change(data[ROW, BLOCK])
     return replace(q, data=data.reshape(-1))

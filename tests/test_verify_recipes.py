@@ -16,7 +16,7 @@ from qwenref.trace.verify.fit import compare
 from qwenref.trace.verify.recipes import operations as stages
 from qwenref.trace.verify.recipes.matrix import Matrix
 from qwenref.trace.verify.recipes.products import SIGMAS, operand, product, summation
-from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, OPERANDS, RECIPES, Recipe
+from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, RECIPES, Recipe
 from qwenref.trace.verify.recipes.rope import Exact, Product, Repeated, fitted, rotations
 from qwenref.trace.verify.span import BFLOAT16, FLOAT16, FLOAT32, Float, Span, plus, times
 
@@ -331,13 +331,6 @@ def test_vector_quantisers_part_from_the_reference_at_ties_only() -> None:
     same = [operand(recipe(q), smooth, "Q8_0")[0] for q in ("reference", "x86", "arm")]
     np.testing.assert_array_equal(same[0], same[1])
     np.testing.assert_array_equal(same[0], same[2])
-
-
-def test_every_operand_format_exists() -> None:
-    from qwenref.quant.tensor import format_module
-
-    for kind in set(OPERANDS.values()):
-        assert format_module(kind).BLOCK
 
 
 def test_q8_1_meets_minima_with_its_own_sums() -> None:

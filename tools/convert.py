@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.bind import GGML, HARMLESS, HF, renamed
 from ..engine.files import Checkpoint, Vocabulary
 from ..engine.files.apr_writer import CODES, RAW_GGML
 from ..engine.files.end_of_generation import by_text, told, with_control
 from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
 from ..engine.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
+from ..quant import aprq8
 from ..quant.errors import BadInput
 from ..quant.ggml import NUMBERS
-from ..quant.tensor import QTensor, can_encode, dequantize, format_module, quantize
+from ..quant.tensor import QTensor, dequantize, format_of, quantize
 
 QUANTIZE = ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
 SLAB = 1 << 22  # values recoded at a time
@@ -209,13 +209,14 @@ def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
 
 def wanted_tensors(source: Checkpoint) -> Iterator[QTensor]:
     """Every tensor with a role; not a tied model's copy of the embedding, nor tables that are computed."""
+    a = source.config.architecture
     for name, w in source.tensors.items():
-        spelled = renamed(name, HF)
-        if name.endswith(HARMLESS) or (spelled == "lm_head.weight" and source.config.tie_word_embeddings):
+        spelled = a.renamed(name, "hf")
+        if name.endswith(a.unread) or (spelled == a.whole["lm_head"].hf and source.config.tie_word_embeddings):
             continue
         if spelled is None:
             raise BadInput(
-                f"{source.path}: tensor {name} has no place in a Qwen2 model, and dropping it could change it"
+                f"{source.path}: tensor {name} has no place in a {a.title} model, and dropping it could change it"
             )
         yield w
 
@@ -239,26 +240,26 @@ def plan(w: QTensor, kind: str, wanted: str | None, holds: set[str], source: Che
         format, why = "F32", "llama.cpp computes norms and biases in F32"
     if format not in holds:
         format, why = "F16" if exact_in_f16(w) else "F32", f"{kind} has no code for {w.format}"
-    whole = w.shape[-1] % format_module(format).BLOCK == 0
-    if not whole and not (pads and (format == w.format or can_encode(format))):
+    whole = w.shape[-1] % format_of(format).block == 0
+    if not whole and not (pads and (format == w.format or format_of(format).encode is not None)):
         narrower = NARROWER.get(format, "")
-        if wanted and narrower in holds and w.shape[-1] % format_module(narrower).BLOCK == 0:
+        if wanted and narrower in holds and w.shape[-1] % format_of(narrower).block == 0:
             format, why = narrower, f"rows of {w.shape[-1]} are no whole {format} blocks"
         else:
             format, why = "F16" if wanted or exact_in_f16(w) else "F32", f"rows of {w.shape[-1]} are no whole blocks"
     if format == w.format:
         why = ""
-    name = renamed(w.name, GGML if kind == "gguf" else HF)
+    name = source.config.architecture.renamed(w.name, "ggml" if kind == "gguf" else "hf")
     assert name is not None
     return Step(Planned(name, format, w.shape, size_of(format, w.shape), partial(recode, w, format)), w.format, why)
 
 
 def size_of(format: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor, rows padded to whole blocks."""
-    f = format_module(format)
+    f = format_of(format)
     if format == "APRQ8":
         return 4 + int(np.prod(shape, dtype=np.int64))
-    return int(np.prod(shape[:-1], dtype=np.int64)) * -(-shape[-1] // f.BLOCK) * int(f.BYTES)
+    return int(np.prod(shape[:-1], dtype=np.int64)) * -(-shape[-1] // f.block) * f.bytes
 
 
 def slabs(w: QTensor) -> Iterator[NDArray[np.float32]]:
@@ -271,12 +272,12 @@ def slabs(w: QTensor) -> Iterator[NDArray[np.float32]]:
 def recode(w: QTensor, format: str) -> Iterator[NDArray[np.uint8]]:
     """The tensor's bytes in the format: its own where it has it already."""
     if format == "APRQ8":
-        yield format_module(format).unpack(w.data, w.shape[-1])
+        yield aprq8.unpack(w.data, w.shape[-1])
     elif format == w.format:
         for start in range(0, w.data.size, SLAB):
             yield w.data[start : start + SLAB]
     else:
-        missing = -w.shape[-1] % format_module(format).BLOCK
+        missing = -w.shape[-1] % format_of(format).block
         for x in slabs(w):
             whole = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
             yield quantize(whole, format, w.name).data

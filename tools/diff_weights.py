@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from ..engine.aliases import resolve
-from ..engine.bind import HF, renamed
 from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..quant.errors import BadInput
 from ..quant.label import mislabelled
-from ..quant.tensor import QTensor, format_module
+from ..quant.tensor import QTensor, format_of
 from .diff_causes import NOISE, WHOLE, Others, cause_of, distance, rows_of, transposed
 from .load import open_model
 from .terminal import one_line
@@ -97,9 +96,11 @@ def compare(one: Checkpoint, two: Checkpoint) -> Iterator[tuple[Row, int]]:
 
 def by_role(model: Checkpoint) -> dict[str, QTensor]:
     """Tensors by Hugging Face's names. A tied model's head is its embedding, whether the file repeats it or not."""
-    found = {renamed(name, HF) or name: w for name, w in model.tensors.items()}
-    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in found:
-        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    a = model.config.architecture
+    embed, head = a.whole["embed"].hf, a.whole["lm_head"].hf
+    found = {a.renamed(name, "hf") or name: w for name, w in model.tensors.items()}
+    if model.config.tie_word_embeddings and embed in found:
+        found[head] = found[embed]
     return found
 
 
@@ -141,7 +142,7 @@ def compare_tensor(name: str, x: QTensor, y: QTensor, c: Config | None = None, o
 
 def turn(x: QTensor, y: QTensor) -> tuple[QTensor, str]:
     """B of swapped axes: with A's shape if it is the same memory under another label, and what is to be said of it."""
-    fits = y.shape[0] % format_module(y.format).BLOCK == 0
+    fits = y.shape[0] % format_of(y.format).block == 0
     same = replace(y, shape=x.shape)
     if fits and distance(rows_of(x), same).relative <= NOISE:
         return same, "the same memory, labelled [out, in] and [in, out]"

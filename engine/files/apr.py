@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...quant import aprq8
 from ...quant.errors import BadInput
+from ...quant.ggml import size_of
 from ...quant.label import mislabelled
-from ...quant.tensor import QTensor, dequantize, format_module
+from ...quant.tensor import QTensor, dequantize
 from ..config import Config
+from ..models.decoder import EMBED, HEAD
 from . import MAX_TENSORS, Checkpoint, same_values
 from .apr_metadata import read_config, read_vocabulary
 from .mapped import map_file
@@ -40,7 +43,8 @@ DTYPES = {
     7: ("U8", "Q5_1"), 8: ("APRQ4", "Q8_0"), 9: ("APRQ8", "Q8_1"), 12: ("Q4_K",), 13: ("Q5_K",), 14: ("Q6_K",),
     30: ("BF16",), 128: ("APRQ4",), 129: ("APRQ8",),
 }  # fmt: skip
-NO_WEIGHT = {"F64": 8, "I32": 4, "I64": 8, "I8": 1, "U8": 1, "Q8_1": 36}  # stored by none of the models that run here
+FIRST_EMBED = "tok_embeddings.weight"  # what aprender's importer called the embedding at first
+NO_WEIGHT = ("F64", "I32", "I64", "I8", "U8", "Q8_1")  # stored by none of the models that run here
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, QTensor], list[str
         notes.append(f"{path}: the tensor index is not sorted, as realizar's converter left it until 2026")
 
     _check_extents(entries, raw, data_at, path)
-    reverse = not flags & ROW_MAJOR and "token_embd.weight" in names
+    reverse = not flags & ROW_MAJOR and EMBED.ggml in names
     tensors = {e.name: _tensor(e, raw[data_at + e.offset :][: e.size], reverse, path) for e in entries}
     for w in tensors.values():
         if likely := mislabelled(w):
@@ -221,14 +225,9 @@ def _tensor(e: Entry, data: NDArray[np.uint8], reverse: bool, path: Path) -> QTe
     for name in DTYPES[e.dtype]:
         if name == "APRQ8":
             if e.size == 4 + n:
-                f = format_module(name)
-                return QTensor(name, shape, f.pack(data, width), e.name)
+                return QTensor(name, shape, aprq8.pack(data, width), e.name)
             continue
-        if name in NO_WEIGHT:
-            block, size = (32, 36) if name == "Q8_1" else (1, NO_WEIGHT[name])
-        else:
-            f = format_module(name)
-            block, size = f.BLOCK, f.BYTES
+        block, size = (1, 1) if name == "U8" else size_of(name)  # the one that ggml does not have
         by_row, flat = n // width * -(-width // block) * size, -(-n // block) * size
         if e.size not in (by_row, flat):
             continue
@@ -245,12 +244,10 @@ def _tensor(e: Entry, data: NDArray[np.uint8], reverse: bool, path: Path) -> QTe
 
 def _own_head(tensors: dict[str, QTensor], metadata: dict[str, Any]) -> bool:
     """Whether the output matrix is other than the embedding; aprender's importer writes tied models a copy of it."""
-    heads = [tensors[n] for n in ("lm_head.weight", "output.weight") if n in tensors]
+    heads = [tensors[n] for n in (HEAD.hf, HEAD.ggml) if n in tensors]
     if not heads:
         return False
-    embeds = [
-        tensors[n] for n in ("model.embed_tokens.weight", "token_embd.weight", "tok_embeddings.weight") if n in tensors
-    ]
+    embeds = [tensors[n] for n in (EMBED.hf, EMBED.ggml, FIRST_EMBED) if n in tensors]
     tied = metadata.get("tied_embeddings") is True or metadata.get("tie_word_embeddings") is True
     a, b = heads[0], (embeds or heads)[0]
     return not (tied and embeds and same_values(a, b))
@@ -261,8 +258,8 @@ def _named_as_one_layer_each(tensors: dict[str, QTensor], c: Config) -> dict[str
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     found: dict[str, QTensor] = {}
     for name, w in tensors.items():
-        if name == "tok_embeddings.weight":
-            found["model.embed_tokens.weight"] = w
+        if name == FIRST_EMBED:
+            found[EMBED.hf] = w
         elif (match := re.fullmatch(r"(.*\.self_attn\.)qkv_proj(\.weight|\.bias)", name)) and w.shape[0] == q + 2 * kv:
             row, start = w.data.size // w.shape[0], 0
             for part, rows in (("q", q), ("k", kv), ("v", kv)):

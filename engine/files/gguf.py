@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...quant.errors import BadInput
-from ...quant.ggml import TYPES
+from ...quant.ggml import NAMES, size_of
 from ...quant.tensor import QTensor
 from ..config import from_gguf
 from ..config_keys import brief
@@ -105,9 +105,10 @@ def tensors_of(path: Path, header: Header, file: NDArray[np.uint8], notes: list[
     offset = 0
     for t in header.tensors:
         what = f"{path}: tensor {t.name!r}"
-        if t.type not in TYPES:
+        if t.type not in NAMES:
             raise BadInput(f"{what} is of type {t.type}, which ggml does not have or no longer has")
-        name, block, block_bytes = TYPES[t.type]
+        name = NAMES[t.type]
+        block, block_bytes = size_of(name)
         if t.dims[0] % block:
             raise BadInput(f"{what}: its rows of {t.dims[0]} values are not whole {name} blocks of {block}")
         if t.offset != offset:

@@ -20,11 +20,11 @@ import pytest
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (README: make oracle)")
 
 from qwenref.engine.files import open_checkpoint  # noqa: E402
-from qwenref.quant.ggml import NUMBERS, TYPES  # noqa: E402
+from qwenref.quant.ggml import NAMES, NUMBERS  # noqa: E402
+from qwenref.quant.tensor import format_of  # noqa: E402
 from qwenref.tools.load import open_tokenizer, open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.verify.finding import EXACT, REPRODUCED, VERDICTS  # noqa: E402
-from qwenref.trace.verify.recipes.recipe import OPERANDS  # noqa: E402
 
 from .. import tiny  # noqa: E402
 
@@ -125,7 +125,7 @@ def test_type(
 
 
 def test_activations_are_ggmls_own_choice() -> None:
-    """OPERANDS of trace/verify/recipes against ggml's table of what each type meets."""
+    """What each Format says against ggml's table."""
 
     class Traits(ctypes.Structure):
         _fields_ = (
@@ -140,5 +140,5 @@ def test_activations_are_ggmls_own_choice() -> None:
     ggml.ggml_get_type_traits_cpu.restype = ctypes.POINTER(Traits)
     found = {name: ggml.ggml_get_type_traits_cpu(NUMBERS[name]).contents for name in tiny.TYPES}
     assert all(t.vec_dot for t in found.values())
-    meets = {name: TYPES[t.vec_dot_type].name for name, t in found.items()}
-    assert meets == OPERANDS | {"F32": "F32"}
+    meets = {name: NAMES[t.vec_dot_type] for name, t in found.items()}
+    assert meets == {name: format_of(name).activations for name in tiny.TYPES}

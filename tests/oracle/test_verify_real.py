@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (make oracle
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
 
 from qwenref.engine.files import open_checkpoint  # noqa: E402
-from qwenref.quant.tensor import format_module  # noqa: E402
+from qwenref.quant.tensor import format_of  # noqa: E402
 from qwenref.tools import dump_hf  # noqa: E402
 from qwenref.tools.dump_hf import capture, load  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
@@ -289,13 +289,13 @@ def damaged_copy(source: Path, target: Path) -> None:
     """The model with one block of one row of blk.7.ffn_down.weight lost: its half-precision scale is set to 0."""
     c = open_checkpoint(source)
     t = c.tensors["blk.7.ffn_down.weight"]
-    f = format_module(t.format)
+    f = format_of(t.format)
     assert t.format == "Q6_K"
     raw = np.memmap(source, np.uint8, "r")
     start = t.data.__array_interface__["data"][0] - _mapped_at(c, raw)
     shutil.copy(source, target)
     copy = np.memmap(target, np.uint8, "r+")
-    at = start + (ROW * t.shape[1] // f.BLOCK + BLOCK) * f.BYTES
+    at = start + (ROW * t.shape[1] // f.block + BLOCK) * f.bytes
     assert np.array_equal(copy[start : start + t.data.size], t.data)
     copy[at + 208 : at + 210] = 0
     copy.flush()

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from ...engine.kernels import reference
 from ...quant import q16
-from .evidence import INPUTS, PRODUCTS
 from .finding import Budget
 from .fit import over, rms
-from .formulas import ATTENTION, flat
+from .formulas import ATTENTION, PRODUCTS, flat, input_of
 from .recipes.matrix import Matrix, group_sums
 from .site import Site
 from .span import BFLOAT16, FLOAT16, Array
@@ -27,10 +26,6 @@ from .span import BFLOAT16, FLOAT16, Array
 RATIO = (0.5, 1.5)  # observed over predicted RMS
 ELEMENT = 8.0  # standard deviations that one element may be off
 SHARE = 2 / 3  # of a kind that must be in want of a budget
-
-# Codes of a format: 2^bits steps span a group of so many weights.
-STEPS = {"Q2_K": (4, 16), "Q3_K": (8, 16), "Q4_0": (16, 32), "Q4_1": (16, 32), "Q4_K": (16, 32), "IQ4_NL": (16, 32),
-         "Q5_0": (32, 32), "Q5_1": (32, 32), "Q5_K": (32, 32), "Q6_K": (64, 16), "Q8_0": (255, 32)}  # fmt: skip
 
 
 def kind(stage: str) -> str:
@@ -66,7 +61,7 @@ def sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
 
 
 def product_sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
-    x_TI = flat(site.input(INPUTS[site.stage])).mid
+    x_TI = flat(input_of(site)).mid
     square_TI, size = np.square(x_TI), x_TI.shape[1]
     eights = {f"8-bit activations, blocks of {b}": np.square(step(x_TI, b)) / 12 for b in (32, 256) if size % b == 0}
     eights["8-bit activations, one step per position"] = np.square(step(x_TI, size)) / 12
@@ -79,7 +74,7 @@ def product_sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
     terms_TO = np.concatenate([sums[len(eights)] for sums, _ in through], 1)
     for f in (FLOAT16, BFLOAT16):
         yield f"operands and result in {f.name}", f.u**2 / 3 * (2 * terms_TO + np.square(mid).reshape(terms_TO.shape))
-    if all(m.format in STEPS for m in matrices):
+    if all(m.facts.levels for m in matrices):
         yield "other weights than this model's, within half a step", np.concatenate([w for _, w in through], 1)
 
 
@@ -87,7 +82,7 @@ def both_sums(m: Matrix, activations: list[Array], square_TI: Array) -> tuple[li
     """sum_i v_i w_i^2 for each variance v of activations; sum_i x_i^2 step_i^2 / 12 for steps of the weights."""
     sums: list[list[Array]] = [[] for _ in activations]
     weights = []
-    levels, group = STEPS.get(m.format, (0, 0))
+    levels, group = m.facts.levels, m.facts.group
     for _, slab in m.slabs():
         w_OI = slab.astype(np.float64)
         if levels:

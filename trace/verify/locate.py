@@ -15,13 +15,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ...quant.tensor import format_module
 from ..stages import by_name
-from .evidence import INPUTS, PRODUCTS
 from .finding import Axis, Picture, Where, WrongNumber, WrongRow
 from .fit import outside
-from .formulas import flat
-from .recipes.matrix import CODES, GROUPS, MINIMA, Matrix
+from .formulas import PRODUCTS, flat, input_of
+from .recipes.matrix import Matrix
 from .recipes.products import operand
 from .site import Site
 from .span import Array, Span
@@ -89,7 +87,7 @@ def wrong_rows(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np
     if not np.isfinite(error_TO).all():
         return ()
     named, first = [], 0
-    x = flat(site.input(INPUTS[site.stage])).mid
+    x = flat(input_of(site)).mid
     for m in site.matrices():
         mine = rows[(rows >= first) & (rows < first + m.shape[0])]
         if len(mine):
@@ -103,7 +101,7 @@ def wrong_rows(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np
 
 def located(error_T: Array, x_TI: Array, m: Matrix, row: int, allowed_T: Array) -> WrongRow:
     """What of a row is wrong: one number of one block, or else the likeliest block."""
-    size = max(32, format_module(m.format).BLOCK)
+    size = max(32, m.facts.block)
     number = one_number(error_T, x_TI, m, row, size, allowed_T)
     if number is None:
         block, confidence, likely = likeliest(error_T, x_TI, size)
@@ -143,15 +141,15 @@ def shares(x_TI: Array, m: Matrix, row: int, size: int) -> Iterator[tuple[str, i
 
     w_I = m.rows(row, row + 1)[0].astype(np.float64)
     yield "block", size, parts(w_I, size)
-    if m.format in CODES:
+    if m.facts.constants:
         constants_I = m.constants(row, row + 1)[0].astype(np.float64)
-        group = GROUPS.get(m.format, size)
-        if m.format in MINIMA:
+        group, minima = m.facts.group, m.facts.minimum is not None
+        if minima:
             yield "scale", size, parts(w_I - constants_I, size)
             yield "minimum", size, parts(constants_I, size)
         if group < size:
             yield "group", group, parts(w_I, group)
-        if group < size and m.format in MINIMA:
+        if group < size and minima:
             yield "group's scale", group, parts(w_I - constants_I, group)
             yield "group's minimum", group, parts(constants_I, group)
     yield "weight", 1, x_TI

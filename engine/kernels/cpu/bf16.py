@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ....quant import bf16
 from .product import columns_many, columns_one, fill_columns, kernels
 from .simd import load_bf16
 from .team import helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 1, 2, 0, 2
+FORMAT = bf16.FORMAT
+HALF_AT, WORDS_AT = 0, 2
 
 
 @helper

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ....quant import f32
 from .product import columns_many, columns_one, fill_columns, kernels
 from .simd import load_f32
 from .team import helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 1, 4, -1, 0
+FORMAT = f32.FORMAT
+HALF_AT, WORDS_AT = -1, 0
 
 
 @helper

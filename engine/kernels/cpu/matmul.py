@@ -9,7 +9,9 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant.tensor import QTensor
+from ....quant import q16
+from ....quant.format import Format
+from ....quant.tensor import QTensor, format_of
 from . import product, quantize
 from .packed import Packed, pack
 from .replay import empty, submit
@@ -47,17 +49,20 @@ class Layout:
 
 LAYOUTS = {
     "F32": Layout(product.lay_out, 1, "F32"),
-    "Q8_0": Layout(quantize.Q8_0, 32, "INT8"),
-    "Q8_K": Layout(quantize.Q8_K, 256, "INT8"),
-    "Q16_0": Layout(quantize.Q16_0, 32, "INT16", 2),
-    "Q16_K": Layout(quantize.Q16_K, 256, "INT16", 2),
+    "Q8_0": Layout(quantize.Q8_0, format_of("Q8_0").block, "INT8"),
+    "Q8_K": Layout(quantize.Q8_K, format_of("Q8_K").block, "INT8"),
+    "Q16_0": Layout(quantize.Q16_0, q16.BLOCKS["Q16_0"], "INT16", 2),
+    "Q16_K": Layout(quantize.Q16_K, q16.BLOCKS["Q16_K"], "INT16", 2),
 }
 
 
 def activations(form: ModuleType, precision: str) -> str:
     """What a packed form's products take: a name of LAYOUTS."""
-    name: str = getattr(form, "ACTIVATIONS", "F32") if precision != "f32" else "F32"
-    return name.replace("Q8", "Q16") if precision == "int16" else name
+    if precision == "f32":
+        return "F32"
+    f: Format = form.FORMAT
+    name = f.activations_int16 if precision == "int16" else f.activations
+    return name if name in LAYOUTS else "F32"
 
 
 def kernels_for(form: ModuleType, precision: str) -> tuple[Kernel, ...]:

@@ -1,8 +1,8 @@
 """Packed matrices: the file's own bytes, 32 rows interleaved, in the format's own width.
 
-A format is a file of this folder: BLOCK columns, BYTES in the file, of which a half at HALF_AT (or none, -1) and
-32-bit words from WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows'
-first words, second words, and so on. REARRANGE, where a format has one, is a kernel that goes over the packed blocks.
+A format's form is a file of this folder: FORMAT, whose blocks have a half at HALF_AT (or none, -1) and 32-bit words
+from WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows' first words,
+second words, and so on. REARRANGE, where a form has one, is a kernel that goes over the packed blocks.
 Formats without a file here are decoded and packed as F32.
 """
 
@@ -71,7 +71,7 @@ def form_of(w: QTensor) -> ModuleType:
     """
     if w.format in FORMATS:
         form = _form(w.format)
-        if w.shape[1] % form.BLOCK == 0:
+        if w.shape[1] % form.FORMAT.block == 0:
             return form
     return _form("F32")
 
@@ -98,10 +98,11 @@ def pack(w: QTensor) -> Packed:
     rows, K = w.shape
     form = form_of(w)
     decoded = form is _form("F32")
+    block_bytes = form.FORMAT.bytes
     half = form.HALF_AT >= 0
-    words = (form.BYTES - 2 * half) // 4
-    blocks = K // form.BLOCK
-    size = blocks * LANES * form.BYTES
+    words = (block_bytes - 2 * half) // 4
+    blocks = K // form.FORMAT.block
+    size = blocks * LANES * block_bytes
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
     slab = max(LANES, SLAB // (4 * K if decoded else w.data.size // rows) // LANES * LANES)
     for start in range(0, rows, slab):
@@ -111,8 +112,8 @@ def pack(w: QTensor) -> Packed:
         out = packed.data[start // LANES * size :].ctypes.data
         items = -(-(stop - start) // LANES)
         columns = (form.HALF_AT, form.WORDS_AT, words)
-        run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, form.BYTES, *columns))
+        run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, block_bytes, *columns))
         forget(raw)
     if hasattr(form, "REARRANGE"):
-        run_now(form.REARRANGE.job(len(packed.data) // (form.BYTES * LANES), 64, packed.data.ctypes.data))
+        run_now(form.REARRANGE.job(len(packed.data) // (block_bytes * LANES), 64, packed.data.ctypes.data))
     return packed

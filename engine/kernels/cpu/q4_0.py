@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ....quant import q4_0
 from .integer import fill_codes, q8_0_many, q8_0_one
 from .product import codes_one, fill_values, kernels, values_many
 from .simd import code4_8, dot4_tile, load_f16, load_i32, mask, shift_right
 from .team import helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 32, 18, 0, 2
-ACTIVATIONS = "Q8_0"
+FORMAT = q4_0.FORMAT
+HALF_AT, WORDS_AT = 0, 2
 SIZE = 64 + 4 * 128
 
 

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+from ....quant import q4_k
 from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
 from .simd import code4_8, high_half, load_i32, low_half, mask, shift_right, signed_byte, splat_f32, to_f32
 from .team import helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 144, -1, 0
-ACTIVATIONS = "Q8_K"
+FORMAT = q4_k.FORMAT
+HALF_AT, WORDS_AT = -1, 0
 SIZE = 36 * 128
 
 

@@ -6,13 +6,14 @@ shift and one mask bring four columns' bits to their bytes.
 
 from __future__ import annotations
 
+from ....quant import q5_0
 from .integer import fill_codes, q8_0_many, q8_0_one
 from .product import codes_one, fill_values, kernels, values_many
 from .simd import code5_16, dot4_tile, load_f16, load_i32, mask, shift_left, shift_right, store_i32
 from .team import Kernel, helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 32, 22, 0, 2
-ACTIVATIONS = "Q8_0"
+FORMAT = q5_0.FORMAT
+HALF_AT, WORDS_AT = 0, 2
 SIZE = 64 + 5 * 128
 
 

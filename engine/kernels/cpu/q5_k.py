@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
+from ....quant import q5_k
 from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
 from .q4_k import factor, min_factor, minima, minimum_in, scale_in, scales
 from .simd import code5_16, load_i32, mask, shift_left, shift_right, splat_f32
 from .team import helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 176, -1, 0
-ACTIVATIONS = "Q8_K"
+FORMAT = q5_k.FORMAT
+HALF_AT, WORDS_AT = -1, 0
 SIZE = 44 * 128
 
 

@@ -4,13 +4,14 @@ scales (quant/q6_k.py).
 
 from __future__ import annotations
 
+from ....quant import q6_k
 from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
 from .simd import code6_32, load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
 from .team import helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 256, 210, 208, 0
-ACTIVATIONS = "Q8_K"
+FORMAT = q6_k.FORMAT
+HALF_AT, WORDS_AT = 208, 0
 SIZE = 64 + 52 * 128
 
 

@@ -4,13 +4,14 @@ above the signed ones.
 
 from __future__ import annotations
 
+from ....quant import q8_0
 from .integer import fill_codes, q8_0_many, q8_0_one
 from .product import codes_one, fill_values, kernels, values_many
 from .simd import code8_128, dot4_wide_tile, load_f16, load_i32, splat_i32
 from .team import helper
 
-BLOCK, BYTES, HALF_AT, WORDS_AT = 32, 34, 0, 2
-ACTIVATIONS = "Q8_0"
+FORMAT = q8_0.FORMAT
+HALF_AT, WORDS_AT = 0, 2
 SIZE = 64 + 8 * 128
 
 

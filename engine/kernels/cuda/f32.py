@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....quant import f32
 from .ptx import device, float_of, load4
 
-ACTIVATION = "F32"
+FORMAT = f32.FORMAT
 
 
 def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from ....quant.tensor import QTensor, blocks_of, dequantize, format_module
+from ....quant.tensor import QTensor, blocks_of, dequantize, format_of
 from . import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
 from .memory import allocate
 
@@ -51,7 +51,7 @@ def form_of(w: QTensor) -> tuple[ModuleType, dict[str, int]]:
 
     Decoded are formats without a module here, and rows that the file pads to whole blocks (APR alone has them).
     """
-    own = w.format in FORMS and w.shape[1] % format_module(w.format).BLOCK == 0
+    own = w.format in FORMS and w.shape[1] % format_of(w.format).block == 0
     return FORMS[w.format if own else "F32"]
 
 
@@ -95,7 +95,7 @@ def _blocks(w: QTensor, form: ModuleType, start: int, stop: int) -> NDArray[np.u
         blocks = blocks_of(w)
         per_row = len(blocks) // w.shape[0]
         rows = blocks[start * per_row : stop * per_row]
-        if hasattr(form, "codes"):
+        if form.FORMAT.block > 1:
             return rows
         values = np.ascontiguousarray(rows).view(np.uint16).reshape(-1, w.shape[1])
     padded = np.zeros((len(values), -(-w.shape[1] // 32) * 32), values.dtype)

@@ -125,9 +125,9 @@ class Decoder(NamedTuple):
 
 def decoder(form: ModuleType) -> Decoder:
     """The device functions of a format's module, whether it holds codes with scales or floats."""
-    if form.ACTIVATION in ("F32", "F16", "BF16"):
+    if form.FORMAT.block == 1:
         return _plain(form)
-    bias, has_minimum = float32((1 << 23) + form.OFFSET), form.MINIMUM
+    bias, has_minimum = float32((1 << 23) + form.OFFSET), form.FORMAT.minimum is not None
     codes, scales_of = form.codes, form.scales
 
     @device
@@ -335,5 +335,5 @@ def products(form: ModuleType) -> Products:
             put_first(left - 24, y, at + 24, v[6], s[1], s[2])
             put_first(left - 28, y, at + 28, v[7], s[1], s[2])
 
-    blocks = 2 if form.ACTIVATION == "F32" else 4  # a group of weights takes 32 registers itself
+    blocks = 2 if form.FORMAT.name == "F32" else 4  # a group of weights takes 32 registers itself
     return Products(vector_kernel(floats, dot, blocks), matrix, embed)

@@ -136,7 +136,8 @@ class Products8(NamedTuple):
 @cache
 def products8(form: ModuleType) -> Products8:
     """The kernels of a format of codes, compiled when first launched."""
-    codes_of, scales_of, offset, has_minimum = form.codes, form.scales, int32(form.OFFSET), form.MINIMUM
+    codes_of, scales_of, offset = form.codes, form.scales, int32(form.OFFSET)
+    has_minimum = form.FORMAT.minimum is not None
 
     @device
     def dot(words, extra, packed, halves, i, activations):

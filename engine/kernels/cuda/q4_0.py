@@ -11,11 +11,12 @@ from ....quant import q4_0
 from .nibbles import nibbles, pack_nibbles
 from .ptx import device, half, load
 
-OFFSET, MINIMUM, ACTIVATION = 8, False, "Q8_0"
+FORMAT = q4_0.FORMAT
+OFFSET = FORMAT.offset
 
 
 def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    b = blocks.view(q4_0.STRUCT)[:, 0]
+    b = blocks.view(FORMAT.struct)[:, 0]
     q = np.concatenate((b["qs"] & 15, b["qs"] >> 4), axis=1)
     return {"codes": pack_nibbles(q), "halves": b["d"].view(np.uint16)}
 

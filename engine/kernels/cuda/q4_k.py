@@ -14,11 +14,12 @@ from ....quant import q4_k
 from .nibbles import nibbles, pack_nibbles
 from .ptx import device, half, load, load2
 
-OFFSET, MINIMUM, ACTIVATION = 0, True, "Q8_K"
+FORMAT = q4_k.FORMAT
+OFFSET = FORMAT.offset
 
 
 def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    b = blocks.view(q4_k.STRUCT)[:, 0]
+    b = blocks.view(FORMAT.struct)[:, 0]
     qs = b["qs"].reshape(-1, 4, 32)
     q = np.stack((qs & 15, qs >> 4), axis=2).reshape(-1, 32)
     return {"codes": pack_nibbles(q), "scales": pack_scales(b["scales"]), "halves": pack_halves(b)}

@@ -12,13 +12,14 @@ from ....quant import q5_0
 from .nibbles import nibbles, pack_nibbles, pack_upper
 from .ptx import device, half, load
 
-OFFSET, MINIMUM, ACTIVATION = 16, False, "Q8_0"
+FORMAT = q5_0.FORMAT
+OFFSET = FORMAT.offset
 FIFTH = uint32(0x10101010)
 S1, S2, S3, S4 = uint32(1), uint32(2), uint32(3), uint32(4)
 
 
 def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    b = blocks.view(q5_0.STRUCT)[:, 0]
+    b = blocks.view(FORMAT.struct)[:, 0]
     q = np.concatenate((b["qs"] & 15, b["qs"] >> 4), axis=1)
     q |= np.unpackbits(b["qh"], axis=1, bitorder="little") << 4
     return {"codes": pack_nibbles(q), "extra": pack_upper(q, 1), "halves": b["d"].view(np.uint16)}

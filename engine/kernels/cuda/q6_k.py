@@ -14,13 +14,14 @@ from ....quant import q6_k
 from .nibbles import nibbles, pack_nibbles, pack_upper
 from .ptx import device, half, load, load2
 
-OFFSET, MINIMUM, ACTIVATION = 32, False, "Q8_K"
+FORMAT = q6_k.FORMAT
+OFFSET = FORMAT.offset
 UPPER = uint32(0x30303030)
 S2, S4 = uint32(2), uint32(4)
 
 
 def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    b = blocks.view(q6_k.STRUCT)[:, 0]
+    b = blocks.view(FORMAT.struct)[:, 0]
     ql = b["ql"].reshape(-1, 2, 64)
     q = np.stack((ql & 15, ql >> 4), axis=2).reshape(-1, 2, 4, 32)
     q |= (b["qh"].reshape(-1, 2, 1, 32) >> q6_k.SHIFTS & 3) << 4

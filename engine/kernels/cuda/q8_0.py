@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from ....quant import q8_0
 from .ptx import device, half, load, load4
 
-OFFSET, MINIMUM, ACTIVATION = 128, False, "Q8_0"
+FORMAT = q8_0.FORMAT
+OFFSET = 128
 
 
 def pack(blocks: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    b = blocks.view(q8_0.STRUCT)[:, 0]
+    b = blocks.view(FORMAT.struct)[:, 0]
     q = b["qs"].view(np.uint8) ^ np.uint8(128)
     return {"codes": q.view("<u4").reshape(-1), "halves": b["d"].view(np.uint16)}
 

@@ -20,10 +20,10 @@ def products(name: str, form: ModuleType, precisions: Iterable[str]) -> Iterator
     """(name, kernel, argument types) of a format's kernels."""
     made = product.products(form)
     yield f"{name}-embed", made.embed, (X, *PLANES, F, I, I)
-    if "f32" in precisions or not hasattr(form, "codes"):
+    if "f32" in precisions or form.FORMAT.block == 1:
         yield f"{name}-vector", made.vector, (F, F, F, *PLANES, F, I, I, I, I, I)
         yield f"{name}-matrix", made.matrix, (*ROWS, I, *PLANES, F, I, I, I, I, I)
-    if "int8" in precisions and hasattr(form, "codes"):
+    if "int8" in precisions and form.FORMAT.block > 1:
         made8 = product8.products8(form)
         yield f"{name}-vector8", made8.vector, (U, F, X, *PLANES, F, I, I, I, I, I)
         yield f"{name}-matrix8", made8.matrix, (U, F, X, *PLANES, F, I, I, I, I, I)

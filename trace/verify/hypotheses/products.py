@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ....quant.tensor import format_module
-from ..evidence import INPUTS, PRODUCTS
-from ..formulas import FORMULAS, flat, linear
-from ..recipes.matrix import CODES, Matrix
+from ....quant.q4_k import pack_scales, unpack_scales
+from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
+from ..recipes.matrix import Blocks, Matrix, cleared
 from ..site import Site
 from ..span import BFLOAT16, FLOAT16, Span
 from .hypothesis import Hypothesis, Several, Variants, entering
@@ -23,12 +21,11 @@ hypothesis = entering(TABLE)
 
 IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
 MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
-Bytes = NDArray[np.uint8]
 
 
 def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None) -> Span:
     """The stage's product with another input or other weights, in the stage's shape."""
-    x = flat(s.input(INPUTS[s.stage])) if x is None else x
+    x = flat(input_of(s)) if x is None else x
     y = linear(s, x, matrices)
     return y.shaped(lambda v: v[0]) if s.stage == "lm_head" else y
 
@@ -115,35 +112,19 @@ def product_wrong_input(s: Site) -> Several:
 
 @hypothesis("bias-included", "the stage already holds the bias", "qkv_matmul")
 def bias_included(s: Site) -> Variants:
-    return FORMULAS["qkv_bias"](s.at("qkv_bias").having(qkv_matmul=s.compute()))
+    return bias_of(s.at("qkv_bias").having(qkv_matmul=s.compute()))
 
 
 @hypothesis("operands-rounded", "activations and weights are rounded to {} first", *PRODUCTS)
 def operands_rounded(s: Site) -> Several:
     for f in (BFLOAT16, FLOAT16):
         site = s.under(replace(s.recipe, weights=f, quantiser=None))
-        x = flat(s.input(INPUTS[s.stage])).map(f.round)
+        x = flat(input_of(s)).map(f.round)
         yield f.name, through(site, x)
         yield f"{f.name} (activations only)", through(s.under(replace(s.recipe, quantiser=None)), x)
 
 
 # -- decoders ---------------------------------------------------------------------------------------------------------
-
-# Bytes of a block whose two nibbles are two codes, and how many values a run of them holds: the low nibbles are its
-# first half, the high ones its second. Below, the bytes that hold the codes' high bits.
-NIBBLES = {
-    "Q4_0": (2, 18, 32), "Q4_1": (4, 20, 32), "Q5_0": (6, 22, 32), "Q5_1": (8, 24, 32),
-    "Q4_K": (16, 144, 64), "Q5_K": (48, 176, 64), "Q6_K": (0, 128, 128),
-    "IQ4_NL": (2, 18, 32), "IQ4_XS": (8, 136, 32), "MXFP4": (1, 17, 32),
-}  # fmt: skip
-HIGH_BITS = {"Q5_0": (2, 6), "Q5_1": (4, 8), "Q5_K": (16, 48), "Q6_K": (128, 192), "Q3_K": (0, 32)}
-
-
-def rebuilt(m: Matrix, f: Callable[[Bytes], Bytes]) -> Matrix:
-    """The matrix with each block's bytes changed: f takes and gives uint8 [rows, blocks, bytes]."""
-    size = format_module(m.format).BYTES
-    blocks = f(m.tensor.data.reshape(m.shape[0], -1, size).copy())
-    return Matrix(replace(m.tensor, data=np.ascontiguousarray(blocks).reshape(-1)))
 
 
 def constant_times(m: Matrix, factor: float) -> Matrix:
@@ -152,52 +133,58 @@ def constant_times(m: Matrix, factor: float) -> Matrix:
     return replace(m, change=lambda start, w: w + more * m.constants(start, start + len(w)))
 
 
-def swapped_nibbles(b: Bytes, first: int, stop: int) -> Bytes:
-    b[..., first:stop] = b[..., first:stop] >> 4 | b[..., first:stop] << 4
+def swapped_nibbles(b: Blocks, field: str) -> Blocks:
+    b[field] = b[field] >> 4 | b[field] << 4
     return b
 
 
-def cleared(b: Bytes, first: int, stop: int) -> Bytes:
-    b[..., first:stop] = 0
+def swapped_fields(b: Blocks, one: str, other: str) -> Blocks:
+    b[one], b[other] = b[other].copy(), b[one].copy()
     return b
 
 
 def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     """Each way to decode the matrix's format wrongly that is known: name, matrix."""
-    fmt, block = m.format, format_module(m.format).BLOCK
-    if block == 1:
+    f = m.facts
+    if f.block == 1:
         return
-    if fmt in NIBBLES:
-        first, stop, run = NIBBLES[fmt]
-        yield "the nibbles of a byte are swapped", rebuilt(m, lambda b: swapped_nibbles(b, first, stop))
+    if f.nibbles is not None:
+        field, run = f.nibbles
+        yield "the nibbles of a byte are swapped", m.rebuilt(lambda b: swapped_nibbles(b, field))
         if m.shape[1] % run == 0:
             order = np.arange(run).reshape(2, -1).T.reshape(-1)
             pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, run)[..., order].reshape(w.shape))
             yield "the two nibbles of a byte are taken for neighbours", pairs
-    if fmt in CODES:
+    if f.constants:
         yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
-    if fmt in HIGH_BITS:
-        yield "the high bits are left out", rebuilt(m, lambda b: cleared(b, *HIGH_BITS[fmt]))
-    if fmt in ("Q4_K", "Q5_K"):
-        yield "d and dmin are swapped", rebuilt(m, lambda b: b[..., np.r_[2, 3, 0, 1, 4 : b.shape[-1]]])
-
-        def low_bits(b: Bytes) -> Bytes:
-            b[..., 4:12] &= 63
-            return b
-
-        yield "the upper two bits of the scales and minima of groups 4 to 7 are left out", rebuilt(m, low_bits)
-        yield "the 6-bit scales and minima are swapped", rebuilt(m, swapped_scales)
-    yield "blocks are read one too far", rebuilt(m, lambda b: np.roll(b.reshape(-1, b.shape[-1]), -1, 0))
-    yield "blocks are read one too early", rebuilt(m, lambda b: np.roll(b.reshape(-1, b.shape[-1]), 1, 0))
+    if f.high is not None:
+        high = f.high
+        yield "the high bits are left out", m.rebuilt(lambda b: cleared(b, high))
+    if f.six_bits is not None:
+        yield from wrong_six_bits(m, f.six_bits)
+    yield "blocks are read one too far", m.rebuilt(lambda b: np.roll(b, -1))
+    yield "blocks are read one too early", m.rebuilt(lambda b: np.roll(b, 1))
 
 
-def swapped_scales(b: Bytes) -> Bytes:
-    from ....quant.q4_k import pack_scales, unpack_scales
+def wrong_six_bits(m: Matrix, field: str) -> Iterator[tuple[str, Matrix]]:
+    """Of scales and minima that a field packs as Q4_K does, under the halves of scale and minimum."""
+    scale, minimum = m.facts.scale, m.facts.minimum
+    assert scale is not None and minimum is not None
+    yield f"{scale} and {minimum} are swapped", m.rebuilt(lambda b: swapped_fields(b, scale, minimum))
 
-    scale, minimum = unpack_scales(b[..., 4:16].reshape(-1, 12))
-    b[..., 4:16] = pack_scales(minimum, scale).reshape(b[..., 4:16].shape)
-    return b
+    def low_bits(b: Blocks) -> Blocks:
+        b[field][..., :8] &= 63
+        return b
+
+    def swapped(b: Blocks) -> Blocks:
+        packed = b[field]
+        scales, minima = unpack_scales(packed.reshape(-1, packed.shape[-1]))
+        b[field] = pack_scales(minima, scales).reshape(packed.shape)
+        return b
+
+    yield "the upper two bits of the scales and minima of groups 4 to 7 are left out", m.rebuilt(low_bits)
+    yield "the 6-bit scales and minima are swapped", m.rebuilt(swapped)
 
 
 @hypothesis("decoder", "the {}", *PRODUCTS)

@@ -8,25 +8,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant.tensor import QTensor, dequantize, format_module
+from ....quant.format import Format
+from ....quant.tensor import QTensor, dequantize, format_of
 from ..span import Array
 
 SLAB = 1 << 18  # weights decoded at a time
 
-# Where a block's codes lie (first byte, last + 1). With every code 0, what decodes is each group's constant: minus its
-# minimum, or minus the offset times its scale.
-CODES = {
-    "Q4_0": (2, 18), "Q4_1": (4, 20), "Q5_0": (2, 22), "Q5_1": (4, 24),
-    "Q2_K": (16, 80), "Q3_K": (0, 96), "Q4_K": (16, 144), "Q5_K": (16, 176), "Q6_K": (0, 192),
-}  # fmt: skip
-# How many weights of a block share a scale of their own, and in which formats a minimum, too.
-GROUPS = {"Q4_1": 32, "Q5_1": 32, "Q2_K": 16, "Q3_K": 16, "Q4_K": 32, "Q5_K": 32, "Q6_K": 16}
-MINIMA = {"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"}
+Blocks = NDArray[np.void]  # [rows, blocks], each a record of its Format's fields
 
 
 def group_sums(x_TI: Array, group: int) -> Array:
     """[T, groups]: sums over each group of columns. The last group may be cut: APR's rows need not be whole blocks."""
     return np.add.reduceat(x_TI, np.arange(0, x_TI.shape[1], group), axis=1)
+
+
+def cleared(b: Blocks, *fields: str) -> Blocks:
+    """Blocks whose fields are 0."""
+    for field in fields:
+        b[field] = 0
+    return b
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class Matrix:
         return self.tensor.format
 
     @property
+    def facts(self) -> Format:
+        return format_of(self.format)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.tensor.shape
 
@@ -58,15 +62,20 @@ class Matrix:
         for start in range(0, O, step):
             yield start, self.rows(start, min(start + step, O))
 
+    def rebuilt(self, f: Callable[[Blocks], Blocks], start: int = 0, stop: int | None = None) -> Matrix:
+        """Rows start..stop in other bytes: f takes a copy of their blocks and gives as many."""
+        blocks = self.tensor.data.reshape(self.shape[0], -1, self.facts.bytes)[start:stop].copy()
+        data = np.ascontiguousarray(f(blocks.view(self.facts.struct)[..., 0])).reshape(-1).view(np.uint8)
+        return Matrix(replace(self.tensor, shape=(len(blocks), self.shape[1]), data=data))
+
     def constants(self, start: int, stop: int) -> NDArray[np.float32]:
-        """[rows, I]: what decodes where every code is 0."""
-        size, (first, last) = format_module(self.format).BYTES, CODES[self.format]
-        blocks = self.tensor.data.reshape(self.shape[0], -1, size)[start:stop].copy()
-        blocks[..., first:last] = 0
-        return dequantize(replace(self.tensor, shape=(stop - start, self.shape[1]), data=blocks.reshape(-1)))
+        """[rows, I]: what decodes where every code is 0, each group's constant: minus its minimum, or minus the offset
+        times its scale.
+        """
+        return self.rebuilt(lambda b: cleared(b, *self.facts.codes), start, stop).rows(0, stop - start)
 
     def minima(self, start: int, stop: int) -> NDArray[np.float64] | None:
         """[rows, groups]: the constant of each group; None for formats without minima."""
-        if self.format not in MINIMA:
+        if self.facts.minimum is None:
             return None
-        return self.constants(start, stop)[:, :: GROUPS[self.format]].astype(np.float64)
+        return self.constants(start, stop)[:, :: self.facts.group].astype(np.float64)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....quant import q16
-from ....quant.tensor import format_module
+from ....quant.tensor import format_of
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span
-from .matrix import GROUPS, Matrix, group_sums
+from .matrix import Matrix, group_sums
 from .recipe import Recipe
 
 SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
@@ -49,9 +49,9 @@ def product(r: Recipe, x: Span, w: Matrix) -> Span:
         squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
         m_OB = w.minima(start, start + len(slab))
         if m_OB is not None:
-            apart_TO = group_sums(x_TI, GROUPS[w.format]) @ m_OB.T
+            apart_TO = group_sums(x_TI, w.facts.group) @ m_OB.T
             size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
-            squares_TO = 2 * squares_TO + 3 * (group_sums(square_TI, GROUPS[w.format]) @ np.square(m_OB).T)
+            squares_TO = 2 * squares_TO + 3 * (group_sums(square_TI, w.facts.group) @ np.square(m_OB).T)
             if extra_TB is not None:
                 y_TO += extra_TB @ m_OB.T
         radius_TO = summation(w.shape[1], size_TO, squares_TO)
@@ -70,12 +70,13 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
     if kind == "F32":
         return x_TI, None
     T, I = x_TI.shape
-    if kind in ("Q16_0", "Q16_K"):
-        return q16.rounded(_in_blocks(x_TI, 32 if kind == "Q16_0" else 256)).reshape(T, -1)[:, :I], None
-    f = format_module(kind)
-    x = _in_blocks(x_TI, f.BLOCK)
+    if kind in q16.BLOCKS:
+        return q16.rounded(_in_blocks(x_TI, q16.BLOCKS[kind])).reshape(T, -1)[:, :I], None
+    f = format_of(kind)
+    x = _in_blocks(x_TI, f.block)
+    assert f.encode is not None
     blocks = f.encode(x)
-    b = blocks.view(f.STRUCT)[:, 0]
+    b = blocks.view(f.struct)[:, 0]
     if kind != "Q8_K" and r.quantiser != "reference":
         _requantise(b, x, r.quantiser == "x86")
     values = f.decode(blocks).astype(np.float64).reshape(T, -1)[:, :I]
