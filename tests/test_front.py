@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import qwenref
 from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.strict_json import parse
 from qwenref.engine.generation import Generation
 from qwenref.engine.tokenizer import Tokens
 from qwenref.tools.convert import convert
@@ -439,6 +440,22 @@ def test_the_lines_are_the_commands(
         same_line(call, words, capsys)
     assert not (tmp_path / "out").exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_our_own_line_is_no_other_value_error(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a ValueError of Python's is caught, ours passes as it is."""
+    (tmp_path / "ids").write_bytes(b"1,\xff")
+    assert main(["run", str(tiny), "--tokens", f"@{tmp_path / 'ids'}"]) == 2
+    wanted = f"engine run: prompt from {tmp_path / 'ids'} is not UTF-8: byte 2 is 0xff\n"
+    assert capsys.readouterr().err == wanted
+    for raw, says in (
+        (b'{"a":1,"a":2}', "here: key 'a' stands twice"),
+        (b"[NaN]", "here: NaN is no JSON number"),
+        (b"[1e999]", "here: 1e999 is larger than any float64"),
+    ):
+        with pytest.raises(qwenref.BadInput) as error:
+            parse(raw, "here")
+        assert str(error.value) == says
 
 
 @pytest.mark.parametrize(
