@@ -12,14 +12,14 @@ from .trace.dump import Dump, open_dump
 from .trace.verify.report.report import Report
 from .trace.verify.verify import verify as judge
 
-Judge = Model | str | os.PathLike[str]
+AnyModel = Model | str | os.PathLike[str]
 
 
 def verify(
     dump: Dump | str | os.PathLike[str],
-    model: Judge,
+    model: AnyModel,
     *,
-    against: Judge | None = None,
+    against: AnyModel | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Recomputes every stage of a dump in float64 from the dump's own inputs, and says what explains it.
@@ -57,5 +57,5 @@ def opened_for(dump: Dump | str | os.PathLike[str], model: Opened) -> Dump:
     return open_dump(path, model.checkpoint.config.sizes, incomplete=True)
 
 
-def _opened(model: Judge) -> Opened:
+def _opened(model: AnyModel) -> Opened:
     return model.opened if isinstance(model, Model) else open_weights(model)

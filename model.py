@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import chat as chats
+from .engine.chat import Chat, Message
+from .engine.chat import prompt_ids as ids_of
 from .engine.config import Config
 from .engine.files import Vocabulary
 from .engine.generate import check_prompt, generate, new_tokens, prefill
@@ -38,7 +39,7 @@ from .trace.store import check_target
 from .tracing import check_room, held, written
 
 # A text, ids (of a list, an array, a tensor), or the messages of a chat.
-Prompt = str | Sequence[int] | NDArray[np.integer] | Sequence[chats.Message] | chats.Chat
+Prompt = str | Sequence[int] | NDArray[np.integer] | Sequence[Message] | Chat
 
 
 def load(
@@ -75,10 +76,14 @@ class Model:
     def config(self) -> Config:
         return self.opened.checkpoint.config
 
-    @property
+    @cached_property
     def notes(self) -> tuple[str, ...]:
-        """A line each on what is odd about the file but does no harm."""
-        return self.opened.checkpoint.notes
+        """A line each on what is odd about the file but does no harm: what a command says on stderr."""
+        try:
+            of_text = self._vocabulary.notes
+        except BadInput as error:
+            of_text = (str(error),)
+        return self.opened.checkpoint.notes + of_text
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -92,8 +97,8 @@ class Model:
     @cached_property
     def _spelling(self) -> Tokens:
         try:
-            return self.tokenizer
-        except BadInput:  # ids are spelled as numbers
+            return spelling_of(self.opened.checkpoint, self._vocabulary)
+        except BadInput:  # which `notes` tells
             return spelling_of(self.opened.checkpoint, None)
 
     def prompt_ids(self, prompt: Prompt, *, chat: bool = False) -> list[int]:
@@ -103,15 +108,15 @@ class Model:
         if isinstance(prompt, str):
             if not prompt:
                 raise BadInput("the prompt is empty; give at least one character")
-            prompt = chats.Chat([{"role": "user", "content": prompt}]) if chat else prompt
-        elif not isinstance(prompt, chats.Chat):
+            prompt = Chat([{"role": "user", "content": prompt}]) if chat else prompt
+        elif not isinstance(prompt, Chat):
             ids = _ids(prompt)
             if ids is not None and chat:
                 raise BadInput("chat=True wraps text, and the prompt is ids; give one of them")
             if ids is not None:
                 return ids
-            prompt = chats.Chat(list(prompt))  # type: ignore[arg-type]  # which checks it
-        return chats.prompt_ids(self.tokenizer, self._vocabulary.chat_template, prompt)
+            prompt = Chat(list(prompt))  # type: ignore[arg-type]  # which checks it
+        return ids_of(self.tokenizer, self._vocabulary.chat_template, prompt)
 
     def generate(
         self,
@@ -190,9 +195,10 @@ class Model:
 
     def _written(self, ids: list[int], p: Plan, target: Path) -> Dump:
         check_room(p, self.config, len(ids), target)
-        written(self._loaded, ids, p, target, self._facts)
+        written(self._loaded, ids, p, target, lambda: self._facts)
         return open_dump(target)
 
+    @cached_property
     def _facts(self) -> dict[str, Any]:
         return model_facts(self.opened.checkpoint)
 

@@ -30,6 +30,7 @@ from qwenref.trace.dump import Dump, Entry
 from qwenref.trace.plan import plan
 
 from .models import model as small
+from .models import vocabulary
 from .tiny import tiny_weights, write_gguf
 
 HERE = Path(__file__).parent
@@ -147,13 +148,25 @@ def test_it_is_what_the_command_says(tiny: Path, model: qwenref.Model, capsys: p
 def test_a_model_without_a_tokenizer_answers_in_ids(bare: qwenref.Model) -> None:
     made = bare.generate(IDS, max_tokens=3)
     assert made.text == "".join(f"{i} " for i in made.ids) and len(made.ids) == 3
-    with pytest.raises(qwenref.BadInput, match="has no tokenizer"):
+    with pytest.raises(qwenref.BadInput, match="has no tokenizer") as error:
         bare.generate("text")
+    assert bare.notes == (str(error.value),)
     with pytest.raises(qwenref.BadInput, match="no stop string can be found"):
         bare.generate(IDS, stop="x")
     stopped = bare.generate(IDS, stop=made.ids[1], max_tokens=3)
     assert [*stopped] and stopped.ids == made.ids[: made.ids.index(made.ids[1]) + 1]
     assert stopped.finish_reason == "stop"
+
+
+def test_ids_are_spelled_where_text_cannot_be_read(tmp_path: Path) -> None:
+    """By a vocabulary whose pre-tokenizer is not known here, as `engine run --tokens` does."""
+    of_another = replace(small("Q8_0"), vocabulary=lambda: vocabulary(272, pre="another"))
+    convert(of_another, tmp_path / "other.gguf")
+    m = qwenref.load(tmp_path / "other.gguf", backend="reference")
+    made = m.generate(IDS, max_tokens=5)
+    assert made.text == Tokens(vocabulary(272).tokens, vocabulary(272).types, 272, ()).decode(made.ids)
+    with pytest.raises(qwenref.BadInput, match="pre-tokenizer 'another' is not supported"):
+        m.generate("text")
 
 
 PIECES = st.lists(st.text("ab\n", max_size=3), max_size=12)
