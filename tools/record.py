@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import prod
@@ -30,7 +28,7 @@ from .leftovers import written_down
 from .load import add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
-from .terminal import one_line
+from .terminal import json_text, on_stderr, one_line
 
 PROMPT = "What is 2+2?"
 
@@ -155,7 +153,7 @@ def main(args: argparse.Namespace) -> int:
         made = summed_up(model, ids, shown)
     broken = origin(model, ids, made)
     if broken is not None:
-        print(one_line(f"note: {broken}"), file=sys.stderr)
+        on_stderr(f"note: {broken}")
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
         "backend": args.backend,
@@ -170,7 +168,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         if shown is not None:
             report |= as_json(made.summaries)
-        print(json.dumps(report, allow_nan=False))
+        print(json_text(report))
         return 0
     if shown is not None:
         print(as_text(made.summaries))
