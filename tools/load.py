@@ -86,9 +86,9 @@ def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
     return None if v is None else spelling_of(checkpoint, v)
 
 
-def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
+def open_tokenizer(checkpoint: Checkpoint, tools: bool = False) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = vocabulary_of(checkpoint)
     for note in vocabulary.notes:
         on_stderr(f"note: {checkpoint.path}: {note}")
-    return tokenizer_of(checkpoint, vocabulary), vocabulary.chat_template
+    return tokenizer_of(checkpoint, vocabulary), vocabulary.template(tools)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.aliases import resolve
-from ..engine.chat import prompt_ids
+from ..engine.chat import Chat, prompt_ids
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
 from ..engine.tokenizer import Tokens
@@ -112,8 +112,9 @@ def prompt_of(
     """The prompt's ids, from the text unless --tokens gave them, and what spells ids out, if the model has that."""
     if ids is not None:
         return ids, open_spelling(checkpoint)
-    tokenizer, template = open_tokenizer(checkpoint)
-    return prompt_ids(tokenizer, template, read_prompt(args, PROMPT)), tokenizer
+    prompt = read_prompt(args, PROMPT)
+    tokenizer, template = open_tokenizer(checkpoint, isinstance(prompt, Chat) and prompt.tools is not None)
+    return prompt_ids(tokenizer, template, prompt), tokenizer
 
 
 def main(args: argparse.Namespace) -> int:
