@@ -116,7 +116,8 @@ class Model:
             if ids is not None:
                 return ids
             prompt = Chat(list(prompt))  # type: ignore[arg-type]  # which checks it
-        return ids_of(self.tokenizer, self._vocabulary.chat_template, prompt)
+        tools = isinstance(prompt, Chat) and prompt.tools is not None
+        return ids_of(self.tokenizer, self._vocabulary.template(tools), prompt)
 
     def generate(
         self,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from ..quant.errors import BadInput
 from .child import end_with_parent, own_process, run_to_the_end
 from .signals import end_at_a_cut_file
+from .terminal import json_text
 
 READS = 8  # of all weights, before a round and after it: what the machine reads moves from second to second
 WARM_UP = 8  # tokens that nobody counts
@@ -167,7 +168,11 @@ class Bench:
             own_process(__name__, engine, path, precision, *counts), stdin=subprocess.PIPE, pass_fds=[there.fileno()]
         )
         there.close()
-        self.facts = self.hear()
+        try:
+            self.facts = self.hear()
+        except BadInput:
+            self.close()
+            raise
         self.load_s = time.perf_counter() - started
         self.rounds: list[dict[str, float]] = []
 
@@ -183,6 +188,12 @@ class Bench:
     def round(self) -> None:
         self.pipe.send(True)
         self.rounds.append(self.hear())
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self.pipe.close()
@@ -272,6 +283,7 @@ def main(args: argparse.Namespace) -> int:
     from ..engine.kernels import backend, check_precision
     from ..engine.load import cores
     from .load import open_weights
+    from .progress import progress
 
     path = resolve(args.model)
     checkpoint, _ = open_weights(str(path))  # a bad model is refused here, once
@@ -291,22 +303,21 @@ def main(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     for threads in numbers(args.threads, "-t") if args.threads else [cores()]:
         shape = (threads, args.prompt, args.generate)
-        benches = [Bench("qwenref", str(path), p, *shape) for p in precisions]
-        peer = Bench(args.vs, str(path), "", *shape) if args.vs else None
-        first: dict[str, dict[str, float]] = {p: {} for p in precisions}
-        if has_text:  # only now, when every kernel is compiled
-            first = {p: {"first_token_s": round(first_token_s(str(path), p, threads), 3)} for p in precisions}
-        for i in range(args.repeats):
-            print(f"\r{threads} threads, round {i + 1} of {args.repeats}", end="", file=sys.stderr, flush=True)
-            for bench in (*benches, *([peer] if peer else [])):
-                bench.round()
-        print(file=sys.stderr)
-        rows += [b.row(path.name, peer) | first[b.precision] for b in benches]
-        if peer:
-            rows.append(peer.row(path.name, None))
-        for bench in (*benches, *([peer] if peer else [])):
-            bench.close()
-    print(json.dumps(rows) if args.json else table(rows))
+        with ExitStack() as running:
+            benches = [running.enter_context(Bench("qwenref", str(path), p, *shape)) for p in precisions]
+            peer = running.enter_context(Bench(args.vs, str(path), "", *shape)) if args.vs else None
+            first: dict[str, dict[str, float]] = {p: {} for p in precisions}
+            if has_text:  # only now, when every kernel is compiled
+                first = {p: {"first_token_s": round(first_token_s(str(path), p, threads), 3)} for p in precisions}
+            with progress(f"{threads} threads", args.repeats) as done:
+                for i in range(args.repeats):
+                    for bench in (*benches, *([peer] if peer else [])):
+                        bench.round()
+                    done(i + 1)
+            rows += [b.row(path.name, peer) | first[b.precision] for b in benches]
+            if peer:
+                rows.append(peer.row(path.name, None))
+    print(json_text(rows) if args.json else table(rows))
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -81,7 +80,7 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
     """
     from .convert_write import left_out, write
     from .progress import progress
-    from .terminal import one_line
+    from .terminal import on_stderr
 
     kind = kind_of(destination)
     if raw and kind != "apr":
@@ -99,7 +98,7 @@ def convert(source: Checkpoint, destination: Path, quantize: str | None = None, 
     check_space(destination, total)
     v, lost = carried(source, kind)
     for line in lost:
-        print(one_line(f"not in {destination.name}: {line}"), file=sys.stderr)
+        on_stderr(f"not in {destination.name}: {line}")
     with progress(destination.name, 2 * total, "bytes") as show:
         write(source, v, destination, kind, planned, show, wanted)
     done = f"{destination}: {kind}, {len(planned)} tensors, {total / 1e6:.1f} MB of weights, read back and compared"
@@ -163,9 +162,6 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
         lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
     if kind == "safetensors":
         return _for_safetensors(v, lost), lost
-    generation = source.metadata["generation_config"] if source.container == "safetensors" else {}
-    if said := [key for key in generation if not key.endswith(("_token_id", "version"))]:
-        lost.append(f"generation_config.json's {', '.join(said)}")
 
     # Two switches say what is put round a prompt; the ids are BOS and EOS.
     bos = v.prefix[0] if len(v.prefix) == 1 and v.bos_id is None else v.bos_id

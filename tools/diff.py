@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from importlib import import_module
 from math import isfinite
@@ -12,7 +11,7 @@ from typing import Any
 
 from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
-from .terminal import one_line
+from .terminal import json_text, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     tolerance = TOLERANCE if args.tolerance is None else args.tolerance
     found = diff(args.a, args.b, tolerance=tolerance, top=TOP if args.top is None else args.top)
     if args.json:
-        print(json.dumps(as_json(args, found), allow_nan=False))
+        print(json_text(as_json(args, found)))
     elif args.csv:
         write_csv(found)
     else:
@@ -74,7 +73,7 @@ def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:
 
 
 def write_csv(found: Diff) -> None:
-    rows = found.rows
+    rows = [{k: one_line(v) if isinstance(v, str) else v for k, v in row.items()} for row in found.rows]
     fields = list(dict.fromkeys(k for row in rows for k in row))
     writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
     writer.writeheader()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections import Counter
@@ -20,7 +19,7 @@ from ..quant.label import mislabelled
 from ..quant.tensor import QTensor, format_of
 from .diff_causes import NOISE, WHOLE, Others, cause_of, distance, rows_of, transposed
 from .load import open_model
-from .terminal import one_line
+from .terminal import json_text, one_line
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 ORDER = ("identical bytes", "identical values", "differ", "shapes differ", "only in A", "only in B")
@@ -74,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     }
     if args.json:
         found = {"a": str(a), "b": str(b), "counts": counts, "config": settings, "layers_of_a": moved}
-        print(json.dumps(found | {"tensors": list(map(plain, rows))}))
+        print(json_text(found | {"tensors": list(map(plain, rows))}))
     else:
         for line in describe(rows, counts, settings, moved):
             print(one_line(line))

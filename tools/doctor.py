@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -17,7 +16,7 @@ from .. import __version__
 from ..engine.aliases import MODELS, directory
 from ..engine.kernels import numba_settings
 from ..quant.errors import BadInput
-from .terminal import one_line
+from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.
 NEEDED = ("numpy", "numba", "safetensors", "gguf", "tokenizers", "jinja2", "rich", "huggingface_hub")
@@ -202,7 +201,7 @@ def main(args: argparse.Namespace) -> int:
     verdicts = report["self-test"].values()
     healthy = bool(verdicts) and all(verdict.endswith(RIGHT) for verdict in verdicts)
     if args.json:
-        print(json.dumps(report | {"healthy": healthy}, indent=1))
+        print(json_text(report | {"healthy": healthy}, indent=1))
     else:
         print(text(report))
     if healthy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from .import_map import PARTS, Rule, letters_of, read_map, rule
 from .leftovers import written_down
 from .load import open_weights
 from .prompt import parse_tokens
-from .terminal import one_line
+from .terminal import on_stderr, one_line
 
 SHOWN = 10  # names in a message
 
@@ -83,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         writer.run["absent"] = {s.name: "not in what was imported" for s in STAGES if s.name not in written}
     for what, which in ((f"not imported, {len(unmapped)} files", unmapped), ("read by their axes", turned)):
         if which:
-            print(one_line(f"{what}: {listed(which)}"), file=sys.stderr)
+            on_stderr(f"{what}: {listed(which)}")
     stages_said = ", ".join(n for n in NAMES if n in written)
     print(one_line(f"{len(writer.files)} stage files in {args.directory}: {stages_said}"))
     return 0

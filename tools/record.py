@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import prod
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.aliases import resolve
-from ..engine.chat import prompt_ids
+from ..engine.chat import Chat, prompt_ids
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
 from ..engine.tokenizer import Tokens
@@ -30,7 +28,7 @@ from .leftovers import written_down
 from .load import add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
-from .terminal import one_line
+from .terminal import json_text, on_stderr, one_line
 
 PROMPT = "What is 2+2?"
 
@@ -114,8 +112,9 @@ def prompt_of(
     """The prompt's ids, from the text unless --tokens gave them, and what spells ids out, if the model has that."""
     if ids is not None:
         return ids, open_spelling(checkpoint)
-    tokenizer, template = open_tokenizer(checkpoint)
-    return prompt_ids(tokenizer, template, read_prompt(args, PROMPT)), tokenizer
+    prompt = read_prompt(args, PROMPT)
+    tokenizer, template = open_tokenizer(checkpoint, isinstance(prompt, Chat) and prompt.tools is not None)
+    return prompt_ids(tokenizer, template, prompt), tokenizer
 
 
 def main(args: argparse.Namespace) -> int:
@@ -155,7 +154,7 @@ def main(args: argparse.Namespace) -> int:
         made = summed_up(model, ids, shown)
     broken = origin(model, ids, made)
     if broken is not None:
-        print(one_line(f"note: {broken}"), file=sys.stderr)
+        on_stderr(f"note: {broken}")
     report: dict[str, Any] = {
         "model": str(checkpoint.path),
         "backend": args.backend,
@@ -170,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         if shown is not None:
             report |= as_json(made.summaries)
-        print(json.dumps(report, allow_nan=False))
+        print(json_text(report))
         return 0
     if shown is not None:
         print(as_text(made.summaries))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -107,7 +106,7 @@ def answer(
     from ..engine.sample import Sampling
     from .load import load_as_asked, open_weights
     from .progress import progress
-    from .terminal import for_stdout
+    from .terminal import for_stdout, json_text
 
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
     opened = open_weights(args.model)
@@ -162,7 +161,7 @@ def answer(
     if args.json:
         text = made.text if spelling.spells else None
         result: dict[str, Any] = {"model": str(checkpoint.path), "backend": args.backend, "precision": args.precision}
-        print(json.dumps(result | {"prompt_ids": ids, "ids": made.ids, "text": text, "figures": figures}))
+        print(json_text(result | {"prompt_ids": ids, "ids": made.ids, "text": text, "figures": figures}))
     else:
         print(for_stdout(rest))
         print(describe(figures), file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -36,13 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Raises BadInput for a file that can not be opened and, under --check, for one that can not be computed with."""
     from .load import open_model
+    from .terminal import json_text
 
     checkpoint = open_model(args.model)
     if args.check:
         check(checkpoint)
     report = describe(checkpoint)
     if args.json:
-        print(json.dumps(report | {"checked": args.check}, allow_nan=False))
+        print(json_text(report | {"checked": args.check}))
     else:
         print_report(report, args.tensors)
         if args.check:

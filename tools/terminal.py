@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 # C0, DEL and C1 (ECMA-48), ESC and CSI among them: they move the cursor, hide, or make the terminal type.
 CONTROLS = (*range(32), *range(127, 160))
@@ -14,6 +16,22 @@ SHOWN = dict.fromkeys(CONTROLS, "\N{REPLACEMENT CHARACTER}")
 def one_line(text: str) -> str:
     """The text on one line, from left to right, whatever a file's name or a tensor's holds."""
     return text.translate(SHOWN | dict.fromkeys(BENDS, "\N{REPLACEMENT CHARACTER}"))
+
+
+LONGEST = 2000  # characters of a line on stderr: what is odd in a file is told, not printed
+
+
+def on_stderr(text: str) -> None:
+    """Says something on stderr, on one line that ends."""
+    line = one_line(text)
+    if (more := len(line) - LONGEST) > 0:
+        line = f"{line[:LONGEST]} ... ({more} more characters)"
+    print(line, file=sys.stderr, flush=True)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """One JSON document as RFC 8259 has it (no NaN); its escapes leave a terminal nothing to obey."""
+    return json.dumps(value, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
 
 
 def for_stdout(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ..judging import judged, opened_for
@@ -13,7 +12,7 @@ from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress
-from .terminal import one_line
+from .terminal import json_text, on_stderr, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +43,11 @@ def main(args: argparse.Namespace) -> int:
     if args.html is not None:
         write(args.html, result.html())
     if args.json:
-        print(json.dumps(result.as_json(), allow_nan=False, indent=1))
+        print(json_text(result.as_json(), indent=1))
     else:
         print("\n".join(map(one_line, lines_of(result))))
+    if result.status == 2:
+        on_stderr(f"engine verify: {args.dump}: nothing could be judged; the report says why")
     return result.status
 
 

@@ -16,6 +16,7 @@ import re
 import secrets
 import time
 from contextlib import suppress
+from errno import EINVAL
 from pathlib import Path
 from shutil import rmtree
 
@@ -36,6 +37,8 @@ class Beside:
     """
 
     def __init__(self, place: Path, *, folder: bool) -> None:
+        if not place.name:  # "", ".", "/"
+            raise OSError(EINVAL, "a name of its own is needed for what is written", str(place))
         sweep(place.parent)
         self.place, self.folder = place, folder
         self.lock: int | None = None

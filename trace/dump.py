@@ -206,7 +206,9 @@ def _checked(path: Path, inside: str) -> tuple[Stage | None, int | None, int, in
     if (layer is None) != (s.scope == "whole") or (s.scope == "first" and layer != 0):
         where = {"whole": "the dump's own folder", "first": "layer-0", "layer": "a layer-N folder"}[s.scope]
         raise BadInput(f"{path / inside}: {s.name} belongs into {where}")
-    return s, layer, phase, len(header.values)
+    if not header.values.size:
+        raise BadInput(f"{path / inside}: nothing to compare or to judge, it holds no values")
+    return s, layer, phase, header.values.size
 
 
 def _bare_entries(path: Path, sizes: Mapping[str, int] | None) -> tuple[list[Entry], list[str]]:

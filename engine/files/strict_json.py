@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ...quant.errors import BadInput
 
 MAX_CONTAINERS = 1_000_000  # objects and lists, of which newer files have one per merge; bounds what parsing takes
+MAX_DEPTH = 128  # of them one in another, as serde_json has it; whoever walks through the value recurses
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # one that never ends, too, or each quote looks for it
 
@@ -61,9 +62,20 @@ def parse(raw: bytes, where: str, *, repeats: bool = False) -> Any:
         raise
     except ValueError as error:  # also an integer of more digits than Python converts
         raise BadInput(f"{where}: not JSON: {error}") from None
+    if count > MAX_DEPTH and too_deep(value):
+        raise BadInput(f"{where}: JSON nested too deep")
     if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half of a surrogate pair is text that no UTF-8 can hold
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise BadInput(f"{where}: an escape stands for half of a surrogate pair, which is no text") from None
     return value
+
+
+def too_deep(value: Any) -> bool:
+    """Whether more than MAX_DEPTH objects and lists stand one in another."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (x.values() if isinstance(x, dict) else x for x in level)
+        level = [v for values in inside for v in values if type(v) in (dict, list)]
+    return bool(level)

@@ -147,12 +147,16 @@ def attn_mix(probs_NTS: Array, v_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
     return mix_KGTH.transpose(2, 0, 1, 3).reshape(T, N, H).astype(probs_NTS.dtype)
 
 
+# What is not finite is looked for in the logits; NumPy's warnings would only come before that.
+_SILENT = np.errstate(all="ignore")
+
+
 def batch(forward: Callable[[], Any]) -> Any:
-    return forward()
+    return _SILENT(forward)()
 
 
 def record(forward: Callable[[Any], Any], cache: KVCache) -> Callable[[Any], Any]:
-    return forward
+    return _SILENT(forward)
 
 
 def to_host(x: Array) -> Array:

@@ -40,11 +40,17 @@ def budgets(site: Site, got: NDArray[np.float32], mid: Array) -> list[Budget]:
         return []
     found = []
     for source, variance in sources(site, mid):
-        sigma = np.sqrt(variance).reshape(mid.shape)
+        sigma = np.sqrt(as_wide(variance, mid)).reshape(mid.shape)
         ratio = over(rms(error), rms(sigma))
         if RATIO[0] <= ratio <= RATIO[1] and (np.abs(error) <= ELEMENT * sigma + 1e-30).all():
             found.append(Budget(source, over(rms(sigma), rms(mid)), ratio))
     return found
+
+
+def as_wide(scores_NTS: Array, mid: Array) -> Array:
+    """In the frame of a file with more keys than its last position has (judge.shown); what is no score, as it is."""
+    more = mid.shape[-1] - scores_NTS.shape[-1]
+    return np.pad(scores_NTS, ((0, 0), (0, 0), (0, more))) if more and mid.ndim == 3 == scores_NTS.ndim else scores_NTS
 
 
 def commonest(found: Iterable[list[Budget]]) -> dict[str, int]:
