@@ -27,7 +27,7 @@ oracle: .venv/oracle pull   ## the slow comparisons with transformers (and llama
 	$(BIN)/pytest -q -m oracle
 
 gpu: .venv/cuda   ## parity and throughput on an NVIDIA card (docs/gpu.md)
-	$(BIN)/python -P -m qwenref.tools.gpu
+	$(BIN)/python -P -m qwenref.tools.dev.gpu
 
 .venv/run: pyproject.toml
 	$(PYTHON) -I -m venv .venv

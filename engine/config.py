@@ -14,26 +14,17 @@ import numpy as np
 
 from ..quant.errors import BadInput
 from ..quant.tensor import QTensor
-from .config_keys import GGUF, GGUF_BY_LAYER, GGUF_KEYS, HF, ROPE_NEUTRAL, brief
+from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, ROPE_NEUTRAL, brief
+from .models import Architecture, find
 
-ARCHITECTURES = {"qwen2": "Qwen2, Qwen2.5, Qwen2.5-Coder, DeepSeek-R1-Distill-Qwen"}
 SMALLEST, LARGEST = 2.0**-126, 3.4e38  # of normal float32 numbers
-
-
-def check_architecture(name: object) -> None:
-    """Raises BadInput that says what is supported, unless that architecture is."""
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        supported = "; ".join(f"{known} is ({models})" for known, models in ARCHITECTURES.items())
-        raise BadInput(
-            f"architecture {brief(name)} is not supported; {supported}; llama.cpp and Transformers run others"
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A Qwen2 model's sizes and constants. Raises BadInput that names the field if one can not be.
+    """A model's sizes and constants. Raises BadInput that names the field if one can not be.
 
-    model_type: "qwen2", the only architecture there is.
+    model_type: the architecture, by the name that it has in config.json.
     rms_norm_eps, rope_theta: as the file has them (float32 values widened).
     tie_word_embeddings: the head is the embedding; the file has no tensor of its own for it.
     """
@@ -52,7 +43,7 @@ class Config:
     tie_word_embeddings: bool
 
     def __post_init__(self) -> None:
-        check_architecture(self.model_type)
+        find(self.model_type)
         for field in fields(self):
             value = getattr(self, field.name)
             # Positions and ids are int32; whether sizes fit the file shows when each tensor's shape is checked (bind).
@@ -71,6 +62,11 @@ class Config:
             raise BadInput(f"rope_theta is {self.rope_theta}; the angles of the last position overflow")
 
     @property
+    def architecture(self) -> Architecture:
+        """The facts of its architecture (engine/models)."""
+        return find(self.model_type)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The sizes by shape letter (engine/forward.py) that every prompt shares."""
         N, K, H = self.num_attention_heads, self.num_key_value_heads, self.head_dim
@@ -84,14 +80,13 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
     Also notes on keys that nothing here knows. Raises BadInput that names the key for one that is missing or that asks
     for what is not computed here.
     """
-    architecture = metadata.get("general.architecture")
-    check_architecture(architecture)
-    prefix = f"{architecture}."
+    a = find(metadata.get("general.architecture"), by="gguf")
+    prefix = f"{a.gguf}."
     version = metadata.get("general.quantization_version", 2)
     if type(version) is not int or version != 2:
         raise BadInput(f"key general.quantization_version is {brief(version)}; that is not supported, only 2 is")
     said = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
-    notes = GGUF.look(said, f"{prefix}{{}}")
+    notes = a.gguf_keys.look(said, f"{prefix}{{}}")
 
     def need(name: str, kind: type) -> Any:
         if name not in said:
@@ -105,10 +100,11 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
             )
         return _float32(value) if isinstance(value, float) else value
 
-    if "token_embd.weight" not in tensors:
-        raise BadInput("tensor token_embd.weight is missing")
+    embed, head = a.whole["embed"].ggml, a.whole["lm_head"].ggml
+    if embed not in tensors:
+        raise BadInput(f"tensor {embed} is missing")
     found = {field: need(name, kind) for field, (name, kind) in GGUF_KEYS.items()}
-    width, heads, V = found["hidden_size"], found["num_attention_heads"], tensors["token_embd.weight"].shape[0]
+    width, heads, V = found["hidden_size"], found["num_attention_heads"], tensors[embed].shape[0]
     if "attention.key_length" in said:
         head_dim = need("attention.key_length", int)
     elif heads and width % heads == 0:
@@ -124,10 +120,10 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         if 0 < window < found["max_position_embeddings"]:
             raise BadInput(f"key {prefix}attention.sliding_window is {window}; that is not supported")
     c = Config(
-        model_type=str(architecture),
+        model_type=a.model_type,
         head_dim=head_dim,
         vocab_size=V,
-        tie_word_embeddings="output.weight" not in tensors,
+        tie_word_embeddings=head not in tensors,
         **found,
     )
     return c, notes
@@ -138,14 +134,13 @@ def _float32(value: float) -> float:
     return ctypes.c_float(value).value
 
 
-def check_hf(data: Mapping[str, Any]) -> list[str]:
-    """Notes on the fields of a config.json. Raises BadInput for one that asks for what is not computed here."""
+def check_hf(data: Mapping[str, Any]) -> tuple[Architecture, list[str]]:
+    """Whose config.json it is, and notes on its fields. Raises BadInput for one that asks for what is not computed."""
     check_quantization(data)
-    architectures = data.get("architectures")
-    if architectures and architectures not in (["Qwen2ForCausalLM"], ["Qwen2Model"]):
-        _refuse("architectures", f"is {brief(architectures)}; only Qwen2ForCausalLM is supported")
-    check_architecture(data.get("model_type"))
-    return HF.look(data)
+    a, classes = find(data.get("model_type")), data.get("architectures")
+    if classes and classes not in ([a.hf_class], [f"{a.title}Model"]):
+        _refuse("architectures", f"is {brief(classes)}; only {a.hf_class} is supported")
+    return a, a.hf_keys.look(data)
 
 
 def check_quantization(data: Mapping[str, Any]) -> None:
@@ -165,7 +160,7 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
     other containers hold them. Also notes for the user. Raises BadInput that names the field for one that is missing or
     that asks for what is not computed here.
     """
-    notes = check_hf(data)
+    a, notes = check_hf(data)
     width, heads, layers = (_need(data, f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_dim = data.get("head_dim")
     if head_dim is None:
@@ -173,7 +168,7 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
             _refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")
         head_dim = width // heads
     positions = _whole("max_position_embeddings", _need(data, "max_position_embeddings"))
-    _check_windows(data, _whole("num_hidden_layers", layers), positions)
+    _check_windows(data, a, _whole("num_hidden_layers", layers), positions)
     if (limit := _before_second_chunk(data)) < positions:
         positions = limit
         notes.append(f"dual_chunk_attention_config is not computed; the context ends where it begins, at {limit}")
@@ -188,7 +183,7 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
     if not tied and not own_head:
         _refuse("tie_word_embeddings", f"is {brief(tied)}, but there is no lm_head.weight: an embedding model has none")
     c = Config(
-        model_type=data["model_type"],
+        model_type=a.model_type,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -264,9 +259,12 @@ def _check_rope(field: str, place: Mapping[str, Any]) -> None:
         _refuse(field, f"holds {brief(strange)}, which RoPE of type {kind} has not; that is not supported")
 
 
-def _check_windows(data: Mapping[str, Any], layers: int, positions: int) -> None:
+def _check_windows(data: Mapping[str, Any], a: Architecture, layers: int, positions: int) -> None:
     """Raises BadInput if a layer's attention is other than full, as Transformers' Qwen2Config works that out."""
-    on, window, full = (data.get(f) for f in ("use_sliding_window", "sliding_window", "max_window_layers"))
+    on, window, first = (
+        a.hf_defaults.get(field) if data.get(field) is None else data[field]
+        for field in ("use_sliding_window", "sliding_window", "max_window_layers")
+    )
     if on is not None and type(on) is not bool:
         _refuse("use_sliding_window", f"is {brief(on)}; it must be true or false")
     kinds = data.get("layer_types")
@@ -279,7 +277,6 @@ def _check_windows(data: Mapping[str, Any], layers: int, positions: int) -> None
     if not on or window is None:
         return
     _whole("sliding_window", window)
-    first = 28 if full is None else full  # Qwen2Config's own default
     if type(first) is not int:
         _refuse("max_window_layers", f"is {brief(first)}; it must be a whole number")
     windowed = first < layers if kinds is None else "sliding_attention" in kinds

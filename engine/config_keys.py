@@ -1,7 +1,8 @@
 """What a model file's keys do to the result, as tables: read, of no effect, of none with some values.
 
-What is in no table is looked at: refused where its name sounds as if it changed the result, else noted. The tables of
-config.json are held to Transformers (tests/golden/config.json), those of GGUF to llama.cpp (tests/oracle).
+Here are any decoder's; an architecture adds its own (engine/models). What is in no table is looked at: refused where
+its name sounds as if it changed the result, else noted. The tables of config.json are held to Transformers
+(tests/golden/config.json), those of GGUF to llama.cpp (tests/oracle).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..quant.errors import BadInput
@@ -30,11 +31,16 @@ class Keys:
     noted: of no effect here, and the user should know why.
     """
 
-    word: str
-    read: frozenset[str]
-    inert: Mapping[str, tuple[str, ...]]
-    neutral: Mapping[str, tuple[Any, ...]]
-    noted: Mapping[str, str]
+    word: str = ""
+    read: frozenset[str] = frozenset()
+    inert: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    noted: Mapping[str, str] = field(default_factory=dict)
+
+    def __or__(self, own: Keys) -> Keys:
+        """These, and an architecture's own."""
+        tables = ({**getattr(self, name), **getattr(own, name)} for name in ("inert", "neutral", "noted"))
+        return Keys(self.word, self.read | own.read, *tables)
 
     def known(self) -> set[str]:
         return {*self.read, *self.neutral, *self.noted, *(name for names in self.inert.values() for name in names)}
@@ -83,15 +89,12 @@ TELLING = re.compile(
 
 # Of the fields that Transformers 4 and 5 know and write, and of those that others' files are seen to hold.
 HF = Keys(
-    word="",
     read=frozenset(
         _names("""
             architectures model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
             intermediate_size vocab_size max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta
-            rope_parameters rope_scaling partial_rotary_factor use_sliding_window sliding_window max_window_layers
-            layer_types
-            dual_chunk_attention_config quantization_config compression_config quantization bos_token_id eos_token_id
-            pad_token_id
+            rope_parameters rope_scaling partial_rotary_factor sliding_window layer_types quantization_config
+            compression_config quantization bos_token_id eos_token_id pad_token_id
         """)
     ),
     inert={
@@ -129,7 +132,6 @@ HF = Keys(
             tokenizer_class prefix sep_token_id unk_token_id mask_token_id decoder_start_token_id pad_token bos_token
             eos_token model_max_length tokenizer_model_max_length max_sequence_length max_seq_length seq_length
         """),
-        "Qwen2 reads it in no version of Transformers": ("is_decoder",),
     },
     neutral={
         "is_causal": (True,),  # null is not causal for Transformers 5
@@ -158,16 +160,12 @@ HF = Keys(
         "qk_layernorm": (None, False),
         "use_logn_attn": (None, False),
         "use_dynamic_ntk": (None, False),
-        "use_mrope": (None, False),
         "num_experts": (None, 0),
         "num_local_experts": (None, 0),
         "num_experts_per_tok": (None, 0),
         "moe_intermediate_size": (None, 0),
         "mlp_only_layers": (None, []),
         "num_nextn_predict_layers": (None, 0),
-    },
-    noted={
-        "auto_map": "names Python code of the publisher's, which is not run; computed as Transformers' own Qwen2",
     },
 )
 
@@ -224,7 +222,7 @@ GGUF = Keys(
             expert_weights_scale expert_weights_norm expert_gating_func expert_group_count expert_group_used_count
             leading_dense_block_count
         """),
-        "of norms that Qwen2 does not have": (
+        "of norms of another kind": (
             "attention.layer_norm_epsilon", "attention.group_norm_epsilon", "attention.group_norm_groups",
         ),
         "of embeddings of texts": ("pooling_type", "classifier.output_labels"),
@@ -258,7 +256,6 @@ GGUF = Keys(
         "swin_norm": (False,),
         "use_parallel_residual": (False,),
     },
-    noted={},
 )  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------------------- APR
@@ -277,6 +274,7 @@ APR_ALIASES = {
     "head_dim": (),
     "tie_word_embeddings": (),
 }
+APR_ROPE_TYPE = 2  # rope_type of the rotary embedding of split halves, which the page computes
 # APR's own keys (aprender's AprV2Metadata); what is left is looked at as if it stood in config.json.
 APR_OWN = frozenset(
     _names("""

@@ -15,7 +15,7 @@ from ..quant.tensor import QTensor, dequantize
 from ..trace.tap import At
 from .forward import forward
 from .kernels import Kernels
-from .weights import Weights
+from .weights import Weights, parts
 
 HEADS_FIRST = ("attn_scores", "attn_softmax")  # N T S; every other stage has T first, or no T
 
@@ -133,7 +133,7 @@ def parts_of(place: Place, w: Weights) -> tuple[QTensor, ...]:
         return (whole[place.stage],)
     v = w.layers[place.layer]
     of: dict[str, Any] = {
-        "attn_norm": (v.attn_norm_D,), "qkv_matmul": v.qkv, "qkv_bias": v.qkv_bias_E, "attn_out": (v.attn_out,),
-        "ffn_norm": (v.ffn_norm_D,), "ffn_gate": v.gate_up[:1], "ffn_up": v.gate_up[1:], "ffn_out": (v.ffn_down,),
+        "attn_norm": v.attn_norm_D, "qkv_matmul": v.qkv, "qkv_bias": v.qkv_bias_E, "attn_out": v.attn_out,
+        "ffn_norm": v.ffn_norm_D, "ffn_gate": v.gate_up[:1], "ffn_up": v.gate_up[1:], "ffn_out": v.ffn_down,
     }  # fmt: skip
-    return tuple(of.get(place.stage, ()))
+    return parts(of.get(place.stage, ()))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..quant import f32
 from ..quant.tensor import QTensor, format_of
 from ..trace.tap import SILENT, At
-from .bind import PER_LAYER, WHOLE, bind, shapes
+from .bind import bind
 from .config import Config
 from .forward import forward
 from .generate import prefill
@@ -57,10 +57,9 @@ def tensor(role: str, name: str, shape: tuple[int, ...]) -> QTensor:
 
 
 def weights() -> Weights:
-    size = shapes(CONFIG)
-    names = [(role, ggml) for role, (_, ggml) in WHOLE.items()]
-    names += [(role, ggml.format(i)) for i in range(CONFIG.num_hidden_layers) for role, (_, ggml) in PER_LAYER.items()]
-    return bind(CONFIG, {name: tensor(role, name, size[role]) for role, name in names})
+    tensors = CONFIG.architecture.tensors_of(CONFIG.num_hidden_layers)
+    made = (tensor(t.role, t.ggml.format(i), t.shape(CONFIG.sizes)) for t, i in tensors)
+    return bind(CONFIG, {w.name: w for w in made})
 
 
 class Hashing:

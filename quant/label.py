@@ -13,13 +13,14 @@ def mislabelled(w: QTensor) -> str | None:
     """The format that a matrix more likely is in than the one it is labelled with, None where nothing looks wrong.
 
     BF16's eight exponent bits read as F16's five: weights from 2^-15 to 1 all land in [0.5, 2), none near zero. F16
-    read as BF16: most of them below 2^-20. Trained weights are bell-shaped about zero on a scale of 0.001 to 1.
+    read as BF16: most of them below 2^-20. Trained weights are bell-shaped about zero on a scale of 0.001 to 1. A few
+    values again and again, as decoded ternary weights are, tell nothing.
     """
     if len(w.shape) < 2 or w.format not in ("F16", "BF16"):
         return None
     bits = w.data[: 2 * SAMPLE].view("<u2") & 0x7FFF
     bits = bits[bits != 0]
-    if bits.size < 64:
+    if bits.size < 64 or np.unique(bits).size < min(256, bits.size // 2):
         return None
     if w.format == "F16":
         inside = np.count_nonzero((bits >= 0x3800) & (bits < 0x4000))  # 0.5 <= |x| < 2

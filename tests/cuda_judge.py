@@ -6,16 +6,16 @@ their sizes (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., se
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from qwenref.engine.config import Config
 from qwenref.engine.kernels import Cache, backend
-from qwenref.engine.weights import Layer, Weights
+from qwenref.engine.weights import Layer, Weights, parts
 from qwenref.quant.tensor import QTensor, dequantize
-from qwenref.tools.gpu_sections import rounded_as_ggml
+from qwenref.tools.dev.gpu_sections import rounded_as_ggml
 
 U = 2.0**-24
 CUDA: Any = backend("cuda")
@@ -59,18 +59,12 @@ class Judge:
 
     def prepare(self, w: Weights, precision: str) -> Weights:
         self.precision, card = precision, CUDA.prepare(w, precision)
-        layers = tuple(
-            Layer(
-                attn_norm_D=Pair(c.attn_norm_D, f.attn_norm_D),
-                qkv=Pair(c.qkv, *f.qkv),
-                qkv_bias_E=Pair(c.qkv_bias_E, *f.qkv_bias_E),
-                attn_out=Pair(c.attn_out, f.attn_out),
-                ffn_norm_D=Pair(c.ffn_norm_D, f.ffn_norm_D),
-                gate_up=Pair(c.gate_up, *f.gate_up),
-                ffn_down=Pair(c.ffn_down, f.ffn_down),
-            )
-            for c, f in zip(card.layers, w.layers, strict=True)
-        )
+
+        def paired(here: Layer, there: Layer) -> Layer:
+            of = {f.name: (getattr(there, f.name), *parts(getattr(here, f.name))) for f in fields(Layer)}
+            return Layer(**{name: Pair(*both) for name, both in of.items()})
+
+        layers = tuple(map(paired, w.layers, card.layers))
         return replace(
             card,
             embed=Pair(card.embed, w.embed),

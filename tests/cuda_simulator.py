@@ -357,7 +357,7 @@ def test_make_gpu_finds_parity_and_its_absence(monkeypatch: pytest.MonkeyPatch, 
     """The script's own model file and comparison, on a model in small; and one wrong element of one stage is found."""
     from argparse import Namespace
 
-    from qwenref.tools import gpu_sections, random_model
+    from qwenref.tools.dev import gpu_sections, random_model
 
     monkeypatch.setitem(random_model.SHAPES, "7B", (1, 256, 4, 2, 64, 256, 40, False))
     path, args = gpu_sections.model(tmp_path, "7B", None), Namespace(prompt=2, steps=1, against="reference")

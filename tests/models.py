@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from qwenref.engine.bind import GGML, PER_LAYER, WHOLE, bind, renamed
+from qwenref.engine.bind import bind
 from qwenref.engine.files import Checkpoint, Vocabulary
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import reference
-from qwenref.engine.weights import Weights
+from qwenref.engine.models.architecture import Spelling
+from qwenref.engine.weights import Weights, parts
 from qwenref.quant.tensor import QTensor
 from qwenref.trace.tap import SILENT
 
@@ -48,22 +49,23 @@ def vocabulary(rows: int, **changes: Any) -> Vocabulary:
 
 def leaves(w: Weights) -> Iterator[tuple[str, QTensor]]:
     """Every tensor of a model with its ggml name, each once."""
-    yield WHOLE["embed"][1], w.embed
+    a = w.config.architecture
+    yield a.whole["embed"].ggml, w.embed
     for i, layer in enumerate(w.layers):
-        parts = (layer.attn_norm_D, *layer.qkv, *layer.qkv_bias_E, layer.attn_out, layer.ffn_norm_D)
-        for (_, name), tensor in zip(PER_LAYER.values(), (*parts, *layer.gate_up, layer.ffn_down), strict=True):
-            yield name.format(i), tensor
-    yield WHOLE["final_norm"][1], w.final_norm_D
+        for field, stacked in a.layer.items():
+            for t, tensor in zip(stacked, parts(getattr(layer, field)), strict=True):
+                yield t.ggml.format(i), tensor
+    yield a.whole["final_norm_D"].ggml, w.final_norm_D
     if not w.config.tie_word_embeddings:
-        yield WHOLE["lm_head"][1], w.lm_head
+        yield a.whole["lm_head"].ggml, w.lm_head
 
 
-def model(formats: str | Mapping[str, str] = "F32", *, spell: int = GGML, **sizes: Any) -> Checkpoint:
+def model(formats: str | Mapping[str, str] = "F32", *, spell: Spelling = "ggml", **sizes: Any) -> Checkpoint:
     """A Checkpoint of tiny_weights(formats=..., **sizes), its tensors named as `spell` says."""
     w = tiny_weights(formats=formats, **{"vocab": 272} | sizes)
     tensors = {}
     for name, t in leaves(w):
-        spelled = renamed(name, spell)
+        spelled = w.config.architecture.renamed(name, spell)
         assert spelled is not None
         tensors[spelled] = QTensor(t.format, t.shape, t.data, spelled)
     return Checkpoint(

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenref.engine.bind import HF
 from qwenref.engine.config_keys import APR_ALIASES as ALIASES
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.files.apr import _read_file
@@ -181,7 +180,7 @@ def test_golden_size(tmp_path: Path, metadata: dict[str, Any], size: int) -> Non
 
 
 def test_aprenders_importer(tmp_path: Path) -> None:
-    m = model("Q4_K", spell=HF, hidden=256, mlp=512, heads=4, kv_heads=2, head_dim=64)
+    m = model("Q4_K", spell="hf", hidden=256, mlp=512, heads=4, kv_heads=2, head_dim=64)
     path = save(tmp_path, build(metadata_of(m, name=None, rope_scaling=None), entries(m)))
     read = open_checkpoint(path)
     same(read, m)
@@ -341,7 +340,7 @@ def test_a01_old_container() -> None:
 
 
 def test_a03_footer(tmp_path: Path) -> None:
-    m = model(spell=HF)
+    m = model(spell="hf")
     whole = build(metadata_of(m), entries(m))
     assert open_checkpoint(save(tmp_path, whole[:-4])).config == m.config  # absent: accepted
     refused(save(tmp_path, whole[:-1] + bytes([whole[-1] ^ 1])), "footer's checksum")
@@ -367,7 +366,7 @@ def test_a03_footer(tmp_path: Path) -> None:
     ],
 )
 def test_a14_metadata_of_wrong_kinds(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
-    m = model(spell=HF)
+    m = model(spell="hf")
     refused(save(tmp_path, build(metadata_of(m, **changes), entries(m))), *words)
 
 
@@ -392,7 +391,7 @@ def test_a_cut_file_never_opens(tmp_path_factory: pytest.TempPathFactory, cut: i
 
 def test_aliases_nulls_and_a_config_in_text(tmp_path: Path) -> None:
     """1.8: null counts as absent, an alias beside its own name is fine, the last of two equal keys wins."""
-    m = model(spell=HF)
+    m = model(spell="hf")
     c = m.config
     aliases = {"hidden_size": None, "hidden_dim": c.hidden_size, "n_embd": c.hidden_size, "num_layers": ...,
                "num_heads": ..., "n_layers": c.num_hidden_layers, "n_head": c.num_attention_heads,
@@ -407,7 +406,7 @@ def test_aliases_nulls_and_a_config_in_text(tmp_path: Path) -> None:
 
 def test_tied(tmp_path: Path) -> None:
     """2.3: a copy of the embedding as head, said to be tied, is tied; another head is not, whatever is said."""
-    m = model(spell=HF, tied=True)
+    m = model(spell="hf", tied=True)
     embed = m.tensors["model.embed_tokens.weight"]
     for said, head, tied in ((True, embed.data, True), (..., embed.data, False), (True, embed.data[::-1], False)):
         tensors = sorted([*entries(m), ("lm_head.weight", F32, embed.shape, head.tobytes())])
@@ -417,7 +416,7 @@ def test_tied(tmp_path: Path) -> None:
 
 def test_names_of_old_files(tmp_path: Path) -> None:
     """2.1: Q | K | V in one tensor, and tok_embeddings."""
-    m = model(spell=HF)
+    m = model(spell="hf")
     tensors = []
     for name, w in m.tensors.items():
         if ".q_proj." in name:
@@ -433,7 +432,7 @@ def test_names_of_old_files(tmp_path: Path) -> None:
 
 
 def test_entrenars_checkpoints_are_transposed(tmp_path: Path) -> None:
-    m = model(spell=HF)
+    m = model(spell="hf")
     tensors = []
     for name, w in m.tensors.items():
         x = dequantize(w)
@@ -446,7 +445,7 @@ def test_entrenars_checkpoints_are_transposed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("library", ["zstandard", "lz4.block"])
 def test_compressed(tmp_path: Path, library: str) -> None:
     module = pytest.importorskip(library, reason=f"{library} is not installed (pip install 'qwenref[apr]')")
-    m = model("F16", spell=HF)
+    m = model("F16", spell="hf")
     flag = 2 if library == "zstandard" else 1
     whole = build(metadata_of(m), entries(m), flags=ROW_MAJOR | flag)
     same(open_checkpoint(save(tmp_path, whole)), m)  # the flag alone, as aprender's writer sets it
@@ -471,7 +470,7 @@ def test_compressed_without_the_library(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("first", [0, 1])
 def test_shards(tmp_path: Path, first: int) -> None:
     """Any shard opens the model; its metadata stands in the first."""
-    m = model(spell=HF)
+    m = model(spell="hf")
     whole, paths = entries(m), []
     for i in range(3):
         said = (metadata_of(m) if i == 0 else {"model_type": "qwen2"}) | {
@@ -492,7 +491,7 @@ def test_shards(tmp_path: Path, first: int) -> None:
 
 def test_tokenizer_of_flat_keys(tmp_path: Path) -> None:
     """2.5: both spellings of the model's kind, token types or none, null template."""
-    m = model(spell=HF)
+    m = model(spell="hf")
     v = vocabulary(m.config.vocab_size)
     said = {"tokenizer.vocabulary": v.tokens, "tokenizer.merges": v.merges, "tokenizer.eos_token_id": v.eos_ids[0],
             "tokenizer.bos_token_id": v.bos_id, "tokenizer.padding_token_id": v.pad_id, "chat_template": None,
@@ -529,7 +528,7 @@ def test_tokenizer_of_flat_keys(tmp_path: Path) -> None:
     ],
 )
 def test_hostile_tokenizer(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
-    m = model(spell=HF)
+    m = model(spell="hf")
     v = vocabulary(m.config.vocab_size)
     said = {"tokenizer.vocabulary": v.tokens, "tokenizer.merges": v.merges} | changes
     path = save(tmp_path, build(metadata_of(m) | said, entries(m)))

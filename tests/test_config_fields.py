@@ -1,6 +1,6 @@
 """Fields of config.json and names of tensors, one changed at a time: computed as Transformers does, or refused by name.
 
-tests/golden/config.json has Transformers' logits; tools/golden_config.py has the cases, and made it.
+tests/golden/config.json has Transformers' logits; tools/dev/golden_config.py has the cases, and made it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from qwenref.engine.bind import bind
-from qwenref.engine.config_keys import GGUF, HF, Keys
+from qwenref.engine.config_keys import GGUF, Keys
 from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.models import ARCHITECTURES
+from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.quant.errors import BadInput
 from qwenref.tools.convert import convert
-from qwenref.tools.golden_config import CASES, CONFIG, IDS, write_case
+from qwenref.tools.dev.golden_config import CASES, CONFIG, IDS, write_case
 
 from .models import logits
 
@@ -167,7 +169,7 @@ def test_unknown_fields_that_sound_like_a_change(tmp_path: Path, field: str, val
         )
 
 
-@pytest.mark.parametrize("keys", [HF, GGUF])
+@pytest.mark.parametrize("keys", [keys for a in ARCHITECTURES for keys in (a.hf_keys, a.gguf_keys)])
 def test_a_key_stands_in_one_table(keys: Keys) -> None:
     names = [*keys.read, *keys.neutral, *keys.noted, *(n for group in keys.inert.values() for n in group)]
     assert len(names) == len(set(names))
@@ -199,7 +201,7 @@ def test_every_field_of_transformers_is_known() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
     written = transformers.Qwen2Config(rope_parameters={"rope_type": "default", "rope_theta": 1e6}).to_dict()
     generation = transformers.GenerationConfig._get_default_generation_params()
-    assert (written.keys() | generation.keys()) - HF.known() == set()
+    assert (written.keys() | generation.keys()) - QWEN2.hf_keys.known() == set()
 
 
 def test_every_key_of_gguf_py_is_known_or_refused_or_noted() -> None:

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenref.engine.bind import HF, renamed
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.files.writing import Planned
+from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.engine.tokenizer import Tokenizer
 from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize
@@ -45,11 +45,11 @@ def chain(source: Checkpoint, tmp: Path, names: Sequence[str], **options: Any) -
 
 def values(m: Checkpoint) -> dict[str, bytes]:
     """Every value of a model as float32 bits, by Hugging Face's names."""
-    return {renamed(n, HF) or n: dequantize(w).tobytes() for n, w in m.tensors.items()}
+    return {QWEN2.renamed(n, "hf") or n: dequantize(w).tobytes() for n, w in m.tensors.items()}
 
 
 def raw(m: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    return {renamed(n, HF) or n: (w.format, w.shape, w.data.tobytes()) for n, w in m.tensors.items()}
+    return {QWEN2.renamed(n, "hf") or n: (w.format, w.shape, w.data.tobytes()) for n, w in m.tensors.items()}
 
 
 @settings(max_examples=25)
@@ -86,7 +86,7 @@ def test_bytes_pass_where_the_container_has_the_format(tmp_path: Path, name: str
 
 def test_norms_and_biases_become_f32_in_gguf(tmp_path: Path) -> None:
     """llama.cpp computes them in F32 only; from 16 bits that is exact."""
-    source = model(dict.fromkeys(["attn_norm", "q_bias", "q", "final_norm"], "BF16"), spell=HF)
+    source = model(dict.fromkeys(["attn_norm", "q_bias", "q", "final_norm"], "BF16"), spell="hf")
     _, _, m = chain(source, tmp_path, ["a", "m.gguf"])
     assert values(m) == values(source)
     assert {n for n, w in m.tensors.items() if w.format == "BF16"} == {f"blk.{i}.attn_q.weight" for i in (0, 1)}
@@ -120,7 +120,7 @@ def test_aprenders_own_formats_travel(tmp_path: Path) -> None:
     """AprQ8 stays AprQ8 from APR to APR, and is decoded for the others."""
     from .test_apr import build, entries, metadata_of
 
-    m = model(spell=HF)
+    m = model(spell="hf")
     stored = []
     for name, code, shape, data in entries(m):
         if name.endswith("up_proj.weight"):
@@ -212,7 +212,7 @@ def test_quantize_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
     convert(source, tmp_path / "m.apr", "q4_k")
     read = open_checkpoint(tmp_path / "m.apr")
     for name, w in read.tensors.items():
-        x = dequantize(source.tensors[next(n for n in source.tensors if renamed(n, HF) == name)])
+        x = dequantize(source.tensors[next(n for n in source.tensors if QWEN2.renamed(n, "hf") == name)])
         if x.ndim == 2:
             padded = np.pad(x, [(0, 0), (0, -x.shape[1] % 256)])
             assert w.format == "Q4_K" and np.array_equal(
@@ -421,7 +421,7 @@ def test_the_real_model_through_apr_and_back(tmp_path: Path, model_path: Path) -
     again = open_checkpoint(tmp_path / "m.gguf")
     assert apr.config == again.config == source.config
     for name, w in source.tensors.items():
-        hf = renamed(name, HF)
+        hf = QWEN2.renamed(name, "hf")
         assert hf is not None
         for copy in (apr.tensors[hf], again.tensors[name]):
             assert (copy.format, copy.shape) == (w.format, w.shape) and np.array_equal(copy.data, w.data), name

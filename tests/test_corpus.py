@@ -37,11 +37,7 @@ RUN = [name for name, m in MODELS.items() if "refused" not in m]
 REFUSED = [name for name, m in MODELS.items() if "refused" in m]
 
 # What the engine gets wrong, by what is wrong. Each is a strict xfail: a model that is cured must leave the list.
-FAULTS: dict[str, str] = {
-    "converted to APR, its values, which are exact in F16, are taken for BF16 when read back": """
-        gguf-tq1_0 gguf-tq2_0 quant-tq1_0 quant-tq2_0""",
-    "blk.N.attn_qkv, which llama.cpp's converter writes with --fuse-qkv, has no role": "conv-fused-qkv",
-}
+FAULTS: dict[str, str] = {}
 KNOWN_FAILING = {name: fault for fault, names in FAULTS.items() for name in names.split()}
 
 

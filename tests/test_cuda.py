@@ -114,7 +114,7 @@ def test_no_card_is_told() -> None:
 
 
 def test_make_gpu_keeps_what_a_section_found_before_it_died(tmp_path: Path) -> None:
-    from qwenref.tools.gpu import markdown, run_section
+    from qwenref.tools.dev.gpu import markdown, run_section
 
     code = 'import os, sys, time; open(sys.argv[-1], \'w\').write(\'{"rows": [["a", "b"]], "wrong": []}\'); '
     for end, status, why in (("os._exit(3)", 3, "ended with status 3"), ("time.sleep(60)", -1, "stopped after 1 s")):

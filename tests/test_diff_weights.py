@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qwenref.engine.bind import HF, renamed
 from qwenref.engine.files import Checkpoint
+from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.quant.tensor import QTensor, dequantize, quantize
 from qwenref.tools.convert import convert
 from qwenref.tools.diff_weights import compare, compare_tensor
@@ -57,7 +57,7 @@ def test_healthy_files_of_one_model(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_how_far_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures against NumPy's own; the rest stays identical."""
-    source = model(spell=HF)
+    source = model(spell="hf")
     x = dequantize(source.tensors[Q])
     y = x + np.float32(0.25) * (np.arange(x.size).reshape(x.shape) == 7)
     convert(source, tmp_path / "a.gguf")
@@ -101,7 +101,7 @@ def test_nan_and_infinity(a: list[float], b: list[float], verdict: str, unlike: 
 
 
 def test_nan_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = model(spell=HF)
+    source = model(spell="hf")
     convert(source, tmp_path / "a")
     x = dequantize(source.tensors[NORM]).copy()
     x[3] = np.nan
@@ -134,7 +134,7 @@ def test_missing_and_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_tied_head_is_the_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One file repeats the embedding as its head, the other does not: the same model."""
-    tied = model(spell=HF, tied=True)
+    tied = model(spell="hf", tied=True)
     head = replace(tied.tensors["model.embed_tokens.weight"], name="lm_head.weight")
     untied = replace(
         tied, tensors=tied.tensors | {head.name: head}, config=replace(tied.config, tie_word_embeddings=False)
@@ -148,7 +148,7 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path, capsys: pytest.CaptureFixt
 def folder_of(path: Path, tensors: dict[str, np.ndarray]) -> Path:
     """A folder of safetensors that holds these tensors alone, and says that it is tied."""
     m = model()
-    tied = {n: w for n, w in m.tensors.items() if renamed(n, HF) != "lm_head.weight"}
+    tied = {n: w for n, w in m.tensors.items() if QWEN2.renamed(n, "hf") != "lm_head.weight"}
     convert(replace(m, tensors=tied, config=replace(m.config, tie_word_embeddings=True)), path)
     save_file(tensors, path / "model.safetensors")
     return path
@@ -243,7 +243,7 @@ CAUSES = {
 def test_causes(cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In safetensors, written plainly: they may hold what no Qwen2 is."""
     name, make, says = CAUSES[cause]
-    a = model(spell=HF)
+    a = model(spell="hf")
     for folder in ("a", "b"):
         convert(a, tmp_path / folder)
     held = {n: dequantize(w) for n, w in a.tensors.items()}
@@ -267,7 +267,7 @@ def with_tensors(a: Checkpoint, of: dict[str, str], format: str = "F32") -> Chec
 @pytest.mark.parametrize(("format", "left"), [("F32", ", exactly"), ("Q8_0", ", but for a relative RMS of")])
 def test_gate_and_up_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str, left: str) -> None:
     """Also where B is a quantised file of the same values."""
-    a = model(spell=HF)
+    a = model(spell="hf")
     convert(a, tmp_path / "a.gguf")
     convert(with_tensors(a, {GATE: UP, UP: GATE}, format), tmp_path / "b.gguf")
     found = diff(capsys, tmp_path / "a.gguf", tmp_path / "b.gguf")[1]
@@ -282,7 +282,7 @@ def test_gate_and_up_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_layers_that_stand_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], moved: dict[int, int], format: str
 ) -> None:
-    a = model(spell=HF, layers=3)
+    a = model(spell="hf", layers=3)
     inside = [n.removeprefix(ZERO) for n in a.tensors if n.startswith(ZERO)]
     of = {f"model.layers.{i}.{n}": f"model.layers.{j}.{n}" for i, j in moved.items() for n in inside}
     convert(a, tmp_path / "a.gguf")
@@ -299,7 +299,7 @@ def test_layers_that_stand_elsewhere(
 @pytest.mark.parametrize("format", ["F16", "BF16", "Q8_0", "Q4_0"])
 def test_no_cause_is_claimed_of_noise_or_of_other_weights(format: str, seed: int) -> None:
     """A quantised file is no scaled one, a fine-tuned tensor no permuted one, another model's no other tensor."""
-    a = model(spell=HF)
+    a = model(spell="hf")
     rng = np.random.default_rng(seed)
 
     def rounded(w: QTensor) -> QTensor:

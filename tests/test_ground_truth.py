@@ -1,6 +1,6 @@
 """The engine on the real 0.5B model against Hugging Face Transformers: the answers, and every stage on the way.
 
-tools/golden_ids.py and tools/golden_stages.py made the goldens and say how; the tests need no torch.
+tools/dev/golden_ids.py and tools/dev/golden_stages.py made the goldens and say how; the tests need no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qwenref.engine.files import open_checkpoint
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.weights import Weights
-from qwenref.tools.golden_stages import key, rms, signed_sums
+from qwenref.tools.dev.golden_stages import key, rms, signed_sums
 from qwenref.trace.stages import STAGES
 
 from .tiny import collect, relative

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenref.engine.bind import HF
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.safetensors import _read_file
 from qwenref.engine.tokenizer import Tokenizer
@@ -416,4 +415,4 @@ def test_save_pretrained_opens_as_it_is(tmp_path: Path, tied: bool, dtype: str) 
 
 
 def test_hf_names(tmp_path: Path) -> None:
-    assert open_checkpoint(small_folder(tmp_path)).tensors.keys() == model(spell=HF).tensors.keys()
+    assert open_checkpoint(small_folder(tmp_path)).tensors.keys() == model(spell="hf").tensors.keys()

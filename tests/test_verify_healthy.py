@@ -42,6 +42,8 @@ def weights(formats: str) -> Weights:
 @pytest.mark.parametrize("engine", RECIPE)
 def test_all_reproduced(engine: str, length: int, score: Callable[..., None]) -> None:
     formats = FORMATS[(list(RECIPE).index(engine) + length) % len(FORMATS)]
+    if "cpu" in engine and formats == "Q4_1":
+        formats = "Q5_K"  # the backend has no integer product with Q4_1
     tokens = np.random.default_rng(length).integers(0, 259, length).tolist()
     v = verify(dump_of(weights(formats), engine, tokens, steps=[5, 6]), weights(formats))
     counted = Counter(f.verdict for f in v.findings)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwenref.engine.bind import PER_LAYER, WHOLE, bind, shapes
+from qwenref.engine.bind import bind
 from qwenref.engine.config import Config
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
-from qwenref.engine.weights import Weights
+from qwenref.engine.weights import Weights, parts
 from qwenref.quant import f32
 from qwenref.quant.tensor import QTensor
 
@@ -128,17 +129,19 @@ def tiny_tensor(
 def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **sizes: int) -> Weights:
     """A model of QTensors, the same for the same arguments. sizes: tiny_config's arguments.
 
-    formats: one format for every matrix, or role (bind.PER_LAYER, bind.WHOLE) -> format with F32 for the rest. Norms
+    formats: one format for every matrix, or role (engine/models/decoder.py) -> format with F32 for the rest. Norms
     and biases are F32 unless a mapping names them. Block formats need widths that are whole blocks (256 for K-quants).
     """
     c = tiny_config(**sizes)
     rng = np.random.default_rng(seed)
-    of_role = {r: formats for r in shapes(c) if r not in NORMS + BIASES} if isinstance(formats, str) else formats
+    tensors = list(c.architecture.tensors_of(c.num_hidden_layers))
+    shapes = {t.role: t.shape(c.sizes) for t, _ in tensors}
+    of_role = {r: formats for r in shapes if r not in NORMS + BIASES} if isinstance(formats, str) else formats
 
-    assert of_role.keys() <= shapes(c).keys(), f"no roles: {of_role.keys() - shapes(c).keys()}"
+    assert of_role.keys() <= shapes.keys(), f"no roles: {of_role.keys() - shapes.keys()}"
 
     def tensor(role: str, name: str) -> QTensor:
-        shape = shapes(c)[role]
+        shape = shapes[role]
         fmt = of_role.get(role, "F32")
         if role in NORMS:
             return tiny_tensor(name, fmt, shape, std=0.1, mean=1.0, rng=rng)
@@ -146,13 +149,8 @@ def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **s
             return tiny_tensor(name, fmt, shape, std=0.5, mean=0.0, rng=rng)
         return tiny_tensor(name, fmt, shape, std=1.0 if role == "embed" else shape[-1] ** -0.5, mean=0.0, rng=rng)
 
-    tensors = [
-        tensor(role, ggml) for role, (_, ggml) in WHOLE.items() if role != "lm_head" or not c.tie_word_embeddings
-    ]
-    tensors += [
-        tensor(role, ggml.format(i)) for i in range(c.num_hidden_layers) for role, (_, ggml) in PER_LAYER.items()
-    ]
-    return bind(c, {t.name: t for t in tensors})
+    wanted = [(t, i) for t, i in tensors if not (t.role == "lm_head" and c.tie_word_embeddings)]
+    return bind(c, {t.ggml.format(i): tensor(t.role, t.ggml.format(i)) for t, i in wanted})
 
 
 def backends() -> list[Any]:
@@ -226,11 +224,9 @@ def write_gguf(path: Path, w: Weights) -> Path:
     out.add_value_length(c.head_dim)
     out.add_rope_freq_base(c.rope_theta)
     out.add_layer_norm_rms_eps(c.rms_norm_eps)
-    layers = [
-        (x.attn_norm_D, *x.qkv, *x.qkv_bias_E, x.attn_out, x.ffn_norm_D, *x.gate_up, x.ffn_down) for x in w.layers
-    ]
     head = () if c.tie_word_embeddings else (w.lm_head,)
-    for t in (w.embed, w.final_norm_D, *head, *(t for layer in layers for t in layer)):
+    layers = [t for layer in w.layers for f in fields(layer) for t in parts(getattr(layer, f.name))]
+    for t in (w.embed, w.final_norm_D, *head, *layers):
         if t.format == "F32":
             out.add_tensor(t.name, t.data.view("<f4").reshape(t.shape))
         else:

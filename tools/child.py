@@ -69,7 +69,8 @@ def run_to_the_end(module: str, *arguments: str, cwd: str | None = None, **envir
 def end_with_parent() -> None:
     """To be called once, when all that is meant has been read from standard input.
 
-    Linux is asked for it too: a thread cannot end a process whose interpreter is inside a long regular expression.
+    Linux is asked for it too (when the parent's thread ends that has started us: its main one): a thread cannot end a
+    process whose interpreter is inside a long regular expression.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

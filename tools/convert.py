@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.bind import GGML, HARMLESS, HF, renamed
 from ..engine.files import Checkpoint, Vocabulary
 from ..engine.files.apr_writer import CODES, RAW_GGML
 from ..engine.files.end_of_generation import by_text, told, with_control
@@ -210,13 +209,14 @@ def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
 
 def wanted_tensors(source: Checkpoint) -> Iterator[QTensor]:
     """Every tensor with a role; not a tied model's copy of the embedding, nor tables that are computed."""
+    a = source.config.architecture
     for name, w in source.tensors.items():
-        spelled = renamed(name, HF)
-        if name.endswith(HARMLESS) or (spelled == "lm_head.weight" and source.config.tie_word_embeddings):
+        spelled = a.renamed(name, "hf")
+        if name.endswith(a.unread) or (spelled == a.whole["lm_head"].hf and source.config.tie_word_embeddings):
             continue
         if spelled is None:
             raise BadInput(
-                f"{source.path}: tensor {name} has no place in a Qwen2 model, and dropping it could change it"
+                f"{source.path}: tensor {name} has no place in a {a.title} model, and dropping it could change it"
             )
         yield w
 
@@ -249,7 +249,7 @@ def plan(w: QTensor, kind: str, wanted: str | None, holds: set[str], source: Che
             format, why = "F16" if wanted or exact_in_f16(w) else "F32", f"rows of {w.shape[-1]} are no whole blocks"
     if format == w.format:
         why = ""
-    name = renamed(w.name, GGML if kind == "gguf" else HF)
+    name = source.config.architecture.renamed(w.name, "ggml" if kind == "gguf" else "hf")
     assert name is not None
     return Step(Planned(name, format, w.shape, size_of(format, w.shape), partial(recode, w, format)), w.format, why)
 

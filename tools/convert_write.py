@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.config import Config
-from ..engine.config_keys import GGUF, GGUF_KEYS, HF
+from ..engine.config_keys import APR_ROPE_TYPE, GGUF_KEYS
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
 from ..engine.files.apr_writer import write_apr
 from ..engine.files.end_of_generation import stops, told
@@ -147,15 +147,15 @@ def general(source: Checkpoint) -> dict[str, Any]:
 
 def left_out(source: Checkpoint, kind: str) -> list[str]:
     """A line on what somebody may miss in the new file: fields that nothing here knows, and how to sample."""
-    m = source.metadata
+    m, a = source.metadata, source.config.architecture
     if source.container == "safetensors":
         if kind == "safetensors":
             return []
         said = [f"generation_config.json's {k}" for k, x in m["generation_config"].items() if k in SAMPLING and x]
-        said += [f"config.json's {k}" for k, x in m["config"].items() if k not in HF.known() and x is not None]
+        said += [f"config.json's {k}" for k, x in m["config"].items() if k not in a.hf_keys.known() and x is not None]
     elif source.container.startswith("GGUF"):
-        prefix = f"{source.config.model_type}."
-        strange = [k for k in m if k.startswith(prefix) and k.removeprefix(prefix) not in GGUF.known()]
+        prefix = f"{a.gguf}."
+        strange = [k for k in m if k.startswith(prefix) and k.removeprefix(prefix) not in a.gguf_keys.known()]
         sampling = [k for k in m if k.startswith("general.sampling.") and kind == "safetensors"]
         said = [] if kind == "gguf" else strange + sampling
     else:
@@ -181,12 +181,12 @@ def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned],
         dropped = ("split.", "general.alignment") + (("general.file_type",) if recoded else ())
         pairs = [(key, m.kind(key), m[key]) for key in m if not key.startswith(dropped)]
         return [*pairs, file_type] if recoded else pairs
-    c = source.config
-    pairs = [("general.architecture", "str", "qwen2"), ("general.type", "str", "model")]
+    c, name = source.config, source.config.architecture.gguf
+    pairs = [("general.architecture", "str", name), ("general.type", "str", "model")]
     pairs += [(k, gguf_kind(x), x) for k, x in general(source).items() if k != "general.type"]
-    pairs += [(f"qwen2.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
+    pairs += [(f"{name}.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
     if c.head_dim * c.num_attention_heads != c.hidden_size:
-        pairs += [(f"qwen2.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
+        pairs += [(f"{name}.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
     pairs += [file_type, ("general.quantization_version", "u32", 2)]
     if v is None:
         return pairs
@@ -211,10 +211,10 @@ def gguf_pairs(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned],
 
 def apr_metadata(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned]) -> dict[str, Any]:
     """The JSON of an APR file, keys in the order of aprender's struct, then the flat ones; only canonical spellings."""
-    c = source.config
+    c, a = source.config, source.config.architecture
     about = general(source)
     said: dict[str, Any] = {
-        "model_type": "qwen2",
+        "model_type": a.model_type,
         "name": about.get("general.name"),
         "license": about.get("general.license"),
         "data_source": None,
@@ -223,9 +223,9 @@ def apr_metadata(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned
         "total_size": sum(t.size for t in tensors),
         "param_count": sum(prod(t.shape) for t in tensors),
         "chat_template": v.chat_template if v else None,
-        "architecture": "qwen2",
-        "hf_architecture": "Qwen2ForCausalLM",
-        "hf_model_type": "qwen2",
+        "architecture": a.model_type,
+        "hf_architecture": a.hf_class,
+        "hf_model_type": a.model_type,
         "hidden_size": c.hidden_size,
         "num_layers": c.num_hidden_layers,
         "num_heads": c.num_attention_heads,
@@ -234,7 +234,7 @@ def apr_metadata(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned
         "intermediate_size": c.intermediate_size,
         "max_position_embeddings": c.max_position_embeddings,
         "rope_theta": shortest(c.rope_theta),
-        "rope_type": 2,
+        "rope_type": APR_ROPE_TYPE,
         "rms_norm_eps": shortest(c.rms_norm_eps),
         "head_dim": c.head_dim,
         "tied_embeddings": c.tie_word_embeddings,
@@ -267,14 +267,14 @@ def shortest(x: float) -> float:
 
 def write_folder(source: Checkpoint, v: Vocabulary | None, folder: Path, tensors: list[Planned], told: Any) -> None:
     """config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors."""
-    c = source.config
+    c, a = source.config, source.config.architecture
     config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
     for said_anew in ("torch_dtype", "rope_scaling", "partial_rotary_factor", "layer_types", "sliding_window"):
         config.pop(said_anew, None)
-    config |= {"architectures": ["Qwen2ForCausalLM"], "dtype": DTYPES[most_common_format(tensors)]}
+    config |= {"architectures": [a.hf_class], "dtype": DTYPES[most_common_format(tensors)]}
     config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
-    config |= {"hidden_act": "silu", "use_sliding_window": False}
+    config |= {"hidden_act": "silu", **a.hf_full}
     if v is not None:
         eos = stops(v)
         ids = {"bos_token_id": v.bos_id, "eos_token_id": eos[0] if eos else None, "pad_token_id": v.pad_id}
@@ -289,7 +289,7 @@ def write_folder(source: Checkpoint, v: Vocabulary | None, folder: Path, tensors
             return None if i is None or i >= len(v.tokens) else v.tokens[i]
 
         settings = {
-            "tokenizer_class": "Qwen2Tokenizer",
+            "tokenizer_class": a.tokenizer_class,
             "add_bos_token": bool(v.prefix),
             "add_eos_token": bool(v.suffix),
             "add_prefix_space": False,

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from ..engine.bind import HF, renamed
 from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..quant.errors import BadInput
@@ -97,9 +96,11 @@ def compare(one: Checkpoint, two: Checkpoint) -> Iterator[tuple[Row, int]]:
 
 def by_role(model: Checkpoint) -> dict[str, QTensor]:
     """Tensors by Hugging Face's names. A tied model's head is its embedding, whether the file repeats it or not."""
-    found = {renamed(name, HF) or name: w for name, w in model.tensors.items()}
-    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in found:
-        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    a = model.config.architecture
+    embed, head = a.whole["embed"].hf, a.whole["lm_head"].hf
+    found = {a.renamed(name, "hf") or name: w for name, w in model.tensors.items()}
+    if model.config.tie_word_embeddings and embed in found:
+        found[head] = found[embed]
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant.errors import BadInput
+from ..trace.stages import STAGES, Module, Stage
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -179,6 +180,20 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
         both = torch.cat((angles, angles), dim=-1)
         return both.cos() * module.attention_scaling, both.sin() * module.attention_scaling
 
+    def hooked(stage: Stage, boundary: Module, layer: int | None) -> Callable[[], None]:
+        """Has the stage taken at a module's boundary, until what it returns is called."""
+        module = model.get_submodule(boundary.name(layer))
+
+        def take(x: Any) -> None:
+            out(layer, stage.name, x if stage.positions == "all" else x[:, -1])
+
+        if boundary.side == "input":
+            hook = module.register_forward_pre_hook(lambda _module, inputs: take(inputs[0]))
+        else:
+            hook = module.register_forward_hook(lambda _module, _inputs, output: take(output))
+        remove: Callable[[], None] = hook.remove
+        return remove
+
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(patch.object(hf, "eager_attention_forward", attention))
@@ -186,29 +201,13 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
             stack.enter_context(patch.object(hf.Qwen2RMSNorm, "forward", norm64))
             stack.enter_context(patch.object(hf.Qwen2RotaryEmbedding, "forward", rotary64))
 
-        def after(module: Any, i: int | None, stage: str) -> None:
-            hook = module.register_forward_hook(lambda _m, _x, y: out(i, stage, y))
-            stack.callback(hook.remove)
-
-        def before(module: Any, i: int | None, stage: str) -> None:
-            hook = module.register_forward_pre_hook(lambda _m, x: out(i, stage, x[0]))
-            stack.callback(hook.remove)
-
-        after(model.model.embed_tokens, 0, "embedding")
         for i, layer in enumerate(model.model.layers):
-            after(layer.input_layernorm, i, "attn_norm")
             project = linear_then_bias(i, layer.self_attn)
             for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 stack.callback(module.register_forward_hook(project).remove)
-            after(layer.self_attn.o_proj, i, "attn_out")
-            before(layer.post_attention_layernorm, i, "post_attn_residual")
-            after(layer.post_attention_layernorm, i, "ffn_norm")
-            after(layer.mlp.gate_proj, i, "ffn_gate")
-            after(layer.mlp.act_fn, i, "ffn_silu")
-            after(layer.mlp.up_proj, i, "ffn_up")
-            before(layer.mlp.down_proj, i, "ffn_swigl")
-            after(layer.mlp.down_proj, i, "ffn_out")
-            after(layer, i, "post_ffn_residual")
-        after(model.model.norm, None, "final_norm")
-        stack.callback(model.lm_head.register_forward_hook(lambda _m, _x, y: out(None, "lm_head", y[:, -1])).remove)
+        for stage in STAGES:
+            if len(stage.hf) == 1 and stage.kind != "mix":  # Q, K and V have their hooks, attention its own function
+                layers = {"layer": range(len(model.model.layers)), "first": (0,), "whole": (None,)}[stage.scope]
+                for at in layers:
+                    stack.callback(hooked(stage, stage.hf[0], at))
         yield

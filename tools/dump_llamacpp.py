@@ -19,39 +19,18 @@ from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
 from ..quant.errors import BadInput
+from ..trace.stages import STAGES, Stage
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 
 # (operation, weight that it reads or else own name, both without the layer): (stage, part of it).
 NODES = {
-    ("GET_ROWS", "token_embd.weight"): ("embedding", 0),
-    ("MUL", "attn_norm.weight"): ("attn_norm", 0),
-    ("MUL_MAT", "attn_q.weight"): ("qkv_matmul", 0),
-    ("MUL_MAT", "attn_k.weight"): ("qkv_matmul", 1),
-    ("MUL_MAT", "attn_v.weight"): ("qkv_matmul", 2),
-    ("ADD", "attn_q.bias"): ("qkv_bias", 0),
-    ("ADD", "attn_k.bias"): ("qkv_bias", 1),
-    ("ADD", "attn_v.bias"): ("qkv_bias", 2),
-    ("ROPE", "Qcur"): ("q_post_rope", 0),
-    ("ROPE", "Kcur"): ("k_post_rope", 0),
-    ("MUL_MAT", "kq"): ("attn_scores", 0),
-    ("SOFT_MAX", "kq_soft_max"): ("attn_softmax", 0),
-    ("CONT", "kqv_out"): ("attention", 0),
-    ("MUL_MAT", "attn_output.weight"): ("attn_out", 0),
-    ("ADD", "ffn_inp"): ("post_attn_residual", 0),
-    ("MUL", "ffn_norm.weight"): ("ffn_norm", 0),
-    ("MUL_MAT", "ffn_gate.weight"): ("ffn_gate", 0),
-    ("MUL_MAT", "ffn_up.weight"): ("ffn_up", 0),
-    ("SWIGLU", "ffn_swiglu"): ("ffn_swigl", 0),
-    ("MUL_MAT", "ffn_down.weight"): ("ffn_out", 0),
-    ("ADD", "l_out"): ("post_ffn_residual", 0),
-    ("MUL", "output_norm.weight"): ("final_norm", 0),
-    ("MUL_MAT", "output.weight"): ("lm_head", 0),
-    ("MUL_MAT", "token_embd.weight"): ("lm_head", 0),  # where the head is the embedding
+    (node.operation, node.name): (stage, part)
+    for stage in STAGES
+    for part, nodes in enumerate(stage.ggml)
+    for node in nodes
 }
 GGML_TYPES = {"f32": 0, "f16": 1}
-PARTS = {"qkv_matmul": 3, "qkv_bias": 3}
-WHOLE = {"final_norm", "lm_head"}
-ABSENT = {"ffn_silu": "llama.cpp computes silu(gate) * up in one operation"}
+ABSENT = {s.name: s.unless_ggml for s in STAGES if not s.ggml}
 NOTES = (
     "flash attention off; all positions' logits asked for, or the last layer would compute one position",
     "attn_scores are llama.cpp's times 1/sqrt(H), which it applies inside the soft-max; the cache's padding is cut off",
@@ -202,7 +181,7 @@ class Graph:
             self.error = error
             return False
 
-    def _find(self, address: int, t: Tensor) -> tuple[int | None, str, int] | None:
+    def _find(self, address: int, t: Tensor) -> tuple[int | None, Stage, int] | None:
         """(layer, stage, part) of a node, None if it is no stage."""
         read = [Tensor.from_address(source).name.decode() for source in t.src if source]
         name = next((n for n in read if n.endswith((".weight", ".bias"))), t.name.decode())
@@ -211,25 +190,26 @@ class Graph:
         if not match or not found:
             return None
         stage, part = found
-        return None if stage in WHOLE else int(match[1] or match[3] or 0), stage, part
+        return None if stage.scope == "whole" else int(match[1] or match[3] or 0), stage, part
 
-    def _take(self, t: Tensor, layer: int | None, stage: str, part: int) -> None:
-        parts = self.parts.setdefault((layer, stage), {})
+    def _take(self, t: Tensor, layer: int | None, stage: Stage, part: int) -> None:
+        parts = self.parts.setdefault((layer, stage.name), {})
         parts[part] = _values(t)
-        if len(parts) == PARTS.get(stage, 1):
-            self.emit(layer, stage, self._shaped(stage, np.concatenate([parts[i] for i in sorted(parts)], axis=-1)))
+        if len(parts) == len(stage.ggml):
+            whole = np.concatenate([parts[i] for i in sorted(parts)], axis=-1)
+            self.emit(layer, stage.name, self._shaped(stage, whole))
 
-    def _shaped(self, stage: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _shaped(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """ggml's four dimensions, outermost first, as trace/stages.py has them."""
-        if stage in {"q_post_rope", "k_post_rope"}:
+        if stage.kind == "rotation":
             return x[0]
-        if stage in {"attn_scores", "attn_softmax"}:
+        if "S" in stage.letters:
             x = x[0, :, :, : self.past + x.shape[2]]
-            return x if stage == "attn_softmax" else np.tril(x * np.float32(self.head_dim**-0.5), self.past)
+            return np.tril(x * np.float32(self.head_dim**-0.5), self.past) if stage.kind == "scores" else x
         x = x[0, 0]
-        if stage == "attention":
+        if stage.kind == "mix":
             return x.reshape(len(x), -1, self.head_dim)
-        return x[-1] if stage == "lm_head" else x
+        return x[-1] if stage.positions == "last" else x
 
 
 def _values(t: Tensor) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +30,16 @@ SHOWN = 10  # names in a message
 
 # What model_addition_debugger_context(use_repr=False) writes, a safetensors file for each input and output of a module.
 # `inputs_args_0` of the next module is a stage where no module's output is.
-LAYER, ATTN, MLP = "*model.layers.{layer}", "*model.layers.{layer}.self_attn", "*model.layers.{layer}.mlp"
-DEBUGGER = {
-    "*model.embed_tokens_outputs": "embedding",
-    f"{LAYER}.input_layernorm_outputs": "attn_norm",
-    **{f"{ATTN}.{part}_outputs": part for part in PARTS},
-    f"{ATTN}.o_proj_inputs_args_0": "attention",
-    f"{ATTN}.o_proj_outputs": "attn_out",
-    f"{LAYER}.post_attention_layernorm_inputs_args_0": "post_attn_residual",
-    f"{LAYER}.post_attention_layernorm_outputs": "ffn_norm",
-    f"{MLP}.gate_proj_outputs": "ffn_gate",
-    f"{MLP}.up_proj_outputs": "ffn_up",
-    f"{MLP}.act_fn_outputs": "ffn_silu",
-    f"{MLP}.down_proj_inputs_args_0": "ffn_swigl",
-    f"{MLP}.down_proj_outputs": "ffn_out",
-    f"{LAYER}_inputs_args_0": "input of the layer",
-    "*model.norm_inputs_args_0": "input of the norm",
-    "*model.norm_outputs": "final_norm",
-    "*lm_head_outputs": "lm_head",
-}
-ARRAYS = {
-    "layer-{layer}/{stage}": "{stage}",
-    "layer-{layer}.{stage}": "{stage}",
-    "{stage}.{layer}": "{stage}",
-    "{stage}-{layer}": "{stage}",
-    "{stage}": "{stage}",
-}
+SIDES = {"output": "outputs", "input": "inputs_args_0"}
+DEBUGGER = [
+    replace(rule(f"*{m.pattern}_{SIDES[m.side]}", s.name if len(s.hf) == 1 else m.part), later=m.later)
+    for s in STAGES
+    for m in s.hf_too or s.hf
+]
+ARRAYS = [
+    rule(name, "{stage}")
+    for name in ("layer-{layer}/{stage}", "layer-{layer}.{stage}", "{stage}.{layer}", "{stage}-{layer}", "{stage}")
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     debugger = all(f.suffix == ".safetensors" for f in files.values())
     if args.map is not None and debugger:
         raise BadInput(f"--map is for .npy files; {args.source} holds safetensors")
-    names = read_map(args.map) if args.map else [rule(n, s) for n, s in (DEBUGGER if debugger else ARRAYS).items()]
+    names = read_map(args.map) if args.map else DEBUGGER if debugger else ARRAYS
     checkpoint, _ = open_weights(args.model)
     c = checkpoint.config
     stages, unmapped = assign(files, names, c)
@@ -140,12 +125,12 @@ def assign(files: Mapping[str, Path], rules: list[Rule], c: Config) -> tuple[Fou
         told = m.groupdict()
         layer = int(told["layer"]) if told.get("layer") else None
         stage = told.get("stage") or r.stage
-        if stage.startswith("input of"):  # the layer before it, or the last one, has put it out
-            layer, stage = (c.num_hidden_layers if layer is None else layer) - 1, "post_ffn_residual"
+        scope = "layer" if stage in PARTS else by_name(stage).scope
+        if r.later:  # a layer before it, or the last one, has put it out
+            layer = (c.num_hidden_layers if layer is None else layer) - r.later
             if layer < 0:
                 unmapped.append(name)
                 continue
-        scope = "layer" if stage in PARTS else by_name(stage).scope
         layer = {"first": 0, "whole": None}.get(scope, layer)
         if scope == "layer" and (layer is None or layer >= c.num_hidden_layers):
             raise BadInput(f"{path}: {stage} of layer {layer}; the model has layers 0 to {c.num_hidden_layers - 1}")

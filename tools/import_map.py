@@ -15,12 +15,14 @@ PARTS = {"q_proj": ("T", "N", "H"), "k_proj": ("T", "K", "H"), "v_proj": ("T", "
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Files of this name hold that stage. axes: the stage's letters in the file's order; scale: times the values."""
+    """Files of this name hold that stage. axes: the stage's letters in the file's order; scale: times the values;
+    later: how many layers after the stage's own the name's is."""
 
     name: re.Pattern[str]
     stage: str
     axes: tuple[str, ...] | None = None
     scale: float = 1.0
+    later: int = 0
 
 
 def rule(name: str, stage: str, axes: tuple[str, ...] | None = None, scale: float = 1.0) -> Rule:

@@ -7,9 +7,10 @@ stands by: it tells the CPU backend to take up no more work, and if the main thr
 has not ended within CLEAN_UP_S, removes what is in the making and ends the process. Either way the process dies of the
 signal, as shells want to see it: `$?` is 130, 143 or 129, and a loop around the command ends with it.
 
-Cut: the load that found no memory cannot be finished, so nothing may go on. The system calls a handler in the thread
-that faulted; it is Python, which is safe there, as it is not between two loads anyhow but in place of one; it says
-which file it was, removes what is in the making, and ends the process with status 2.
+Cut: the load that found no memory cannot be finished, so nothing may go on, and no number is made of it. The system
+calls a handler in the thread that faulted. It is Python, which other signals forbid: they come at any instruction, in
+the allocator say, but this one only at a load from a mapped file, where any function might be called. It says which
+file it was, removes what is in the making, and ends the process with status 2, without a return to the load.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Ending:
         # What the caller has us ignore (nohup, a shell's background job) stays ignored.
         self.heeded = [n for n in ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
         self.told, tell = os.pipe()
-        os.set_blocking(tell, False)
+        if sys.platform != "win32":
+            os.set_blocking(tell, False)
         signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         for n in self.heeded:
             signal.signal(n, self._raise)

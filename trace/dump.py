@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..quant.errors import BadInput
 from . import aprt
 from .plan import parse_ranges
-from .stages import STAGES, Scope, Stage, by_name, execution_order, find, shape_of_count
+from .stages import STAGES, Scope, Stage, by_name, execution_order, find, shape_of_count, unknown_stage
 from .store import MANIFEST, PROMPT, STAGE_FILE, file_name, files_of, phase_name, read_manifest
 
 
@@ -143,7 +143,7 @@ def open_stage(path: str | os.PathLike[str]) -> tuple[Entry, Mapping[str, int] |
                 if e.path.absolute() == path.absolute():
                     return e, dump.sizes
     scope: Scope = "whole" if header.layer is None else "layer"
-    s = find(path.stem) or Stage(path.stem, "", scope, "all", MappingProxyType({}), "-", "-")
+    s = find(path.stem) or unknown_stage(path.stem, scope)
     return Entry(path, s, header.layer, PROMPT, (len(header.values),)), None
 
 

@@ -15,6 +15,46 @@ from typing import Literal
 from ..quant.errors import BadInput
 
 Scope = Literal["layer", "first", "whole"]
+Kind = Literal[
+    "look-up", "norm", "product", "bias", "rotation", "scores", "soft-max", "mix", "activation", "gate", "residual"
+]
+
+BEFORE = "before"  # as an input: the residual that enters the layer, or the final norm
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A boundary of one of Transformers' modules. path: of `model.layers.i` where it begins with a dot.
+
+    later: the value stands at this boundary so many layers after its own; the final norm comes after the last.
+    """
+
+    path: str
+    side: Literal["output", "input"] = "output"
+    later: int = 0
+
+    @property
+    def part(self) -> str:
+        """The last word of its name."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def pattern(self) -> str:
+        """The module's name, with {layer} for its number."""
+        return f"model.layers.{{layer}}{self.path}".removesuffix(".") if self.path.startswith(".") else self.path
+
+    def name(self, layer: int | None) -> str:
+        """The module's own name; layer: of the stage."""
+        return self.pattern.format(layer=(layer or 0) + self.later)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of llama.cpp's graph: its operation, and the weight that it reads or else its own name, both without the
+    layer. (Qcur-0 is three nodes, node_31 any.)"""
+
+    operation: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,59 +63,118 @@ class Stage:
 
     shape: letters, outermost first. scope: "layer" for every layer; "first" for layer 0 alone; "whole" for the model.
     positions: "all" that the pass computed, or the "last" one (then the shape has no T).
+    kind: the operation; inputs: the stages that it is made of, or BEFORE; weight: the field of Layer or Weights that it
+    reads; part: which of that field's parts (of a rotation: which of Q, K and V), None for all side by side.
     capture: what two dumps must agree on before a number between them means anything: which side of the bias, of the
     mask, of the output projection. It goes into the manifest.
-    hf: the Hugging Face module (of `model.layers.i` where it begins with a dot) whose output, or `input of`, this is;
-    "-" where no module boundary shows it. ggml: the node's name in llama.cpp's graph for qwen2 (the layer is appended,
-    `-i`); "Qcur 1" is the first of the nodes of that name.
+    hf: Transformers' modules that show it, the stage's parts side by side; hf_too: others that show the whole.
+    ggml: llama.cpp's nodes, part by part; unless_ggml: why there is none.
     """
 
     name: str
     shape: str
     scope: Scope
-    positions: Literal["all", "last"]
+    kind: Kind
+    inputs: tuple[str, ...]
+    weight: str | None
+    part: int | None
     capture: Mapping[str, str]
-    hf: str
-    ggml: str
+    hf: tuple[Module, ...]
+    hf_too: tuple[Module, ...]
+    ggml: tuple[tuple[Node, ...], ...]
+    unless_ggml: str
 
     @property
     def letters(self) -> tuple[str, ...]:
         return tuple(self.shape.split())
 
+    @property
+    def positions(self) -> Literal["all", "last"]:
+        return "last" if self.letters and "T" not in self.letters else "all"
+
+
+def _modules(text: str) -> tuple[Module, ...]:
+    """`.mlp.up_proj`, `input of .mlp.down_proj`, `input of .+1` (the layer after), apart by commas."""
+    found = []
+    for word in filter(None, text.split(", ")):
+        path = word.removeprefix("input of ")
+        later = int(path.endswith("+1"))
+        found.append(Module(path.removesuffix("+1"), "input" if path != word else "output", later))
+    return tuple(found)
+
+
+def _nodes(text: str) -> tuple[tuple[Node, ...], ...]:
+    """`MUL attn_norm.weight`: parts apart by commas, alternatives of a part by `or`."""
+    return tuple(tuple(Node(*node.split()) for node in part.split(" or ")) for part in filter(None, text.split(", ")))
+
 
 def _stage(
-    name: str, shape: str, hf: str, ggml: str, scope: Literal["layer", "first", "whole"] = "layer", **capture: str
-) -> Stage:
-    return Stage(name, shape, scope, "all" if "T" in shape.split() else "last", MappingProxyType(capture), hf, ggml)
+    name: str, shape: str, kind: Kind, inputs: str, weight: str | None = None, part: int | None = None, *,
+    scope: Scope = "layer", hf: str = "", hf_too: str = "", ggml: str = "", unless_ggml: str = "", **capture: str,
+) -> Stage:  # fmt: skip
+    return Stage(
+        name, shape, scope, kind, tuple(inputs.split()), weight, part, MappingProxyType(capture),
+        _modules(hf), _modules(hf_too), _nodes(ggml), unless_ggml,
+    )  # fmt: skip
 
 
 STAGES: tuple[Stage, ...] = (
-    _stage("embedding", "T D", "model.embed_tokens", "inp_embd", "first"),
-    _stage("attn_norm", "T D", ".input_layernorm", "attn_norm"),
-    _stage("qkv_matmul", "T E", ".self_attn.{q,k,v}_proj less bias", "-", bias="before", order="Q K V"),
-    _stage("qkv_bias", "T E", ".self_attn.{q,k,v}_proj", "Qcur 1, Kcur 1, Vcur 1", bias="after", order="Q K V"),
-    _stage("q_post_rope", "T N H", "-", "Qcur 2", rope="after"),
-    _stage("k_post_rope", "T K H", "-", "Kcur 2", rope="after", heads="not repeated"),
-    _stage("attn_scores", "N T S", "-", "kq", mask="before", scale="1/sqrt(H)", above_diagonal="0.0"),
-    _stage("attn_softmax", "N T S", ".self_attn, attentions", "kq_soft_max", mask="after", above_diagonal="0.0"),
-    _stage("attention", "T N H", "input of .self_attn.o_proj", "kqv_out", output_projection="before"),
-    _stage("attn_out", "T D", ".self_attn.o_proj", "attn_out", output_projection="after", residual="before"),
-    _stage("post_attn_residual", "T D", "input of .post_attention_layernorm", "ffn_inp", residual="after"),
-    _stage("ffn_norm", "T D", ".post_attention_layernorm", "ffn_norm"),
-    _stage("ffn_gate", "T F", ".mlp.gate_proj", "ffn_gate", activation="before"),
-    _stage("ffn_up", "T F", ".mlp.up_proj", "ffn_up"),
-    _stage("ffn_silu", "T F", ".mlp.act_fn", "-", activation="after", product="before"),
-    _stage("ffn_swigl", "T F", "input of .mlp.down_proj", "ffn_swiglu", activation="after", product="after"),
-    _stage("ffn_out", "T D", ".mlp.down_proj", "ffn_out", residual="before"),
-    _stage("post_ffn_residual", "T D", "model.layers.i", "l_out", residual="after"),
-    _stage("final_norm", "T D", "model.norm", "result_norm", "whole"),
-    _stage("lm_head", "V", "lm_head", "result_output", "whole"),
+    _stage("embedding", "T D", "look-up", "", "embed", scope="first",
+           hf="model.embed_tokens", ggml="GET_ROWS token_embd.weight"),
+    _stage("attn_norm", "T D", "norm", BEFORE, "attn_norm_D",
+           hf=".input_layernorm", ggml="MUL attn_norm.weight"),
+    _stage("qkv_matmul", "T E", "product", "attn_norm", "qkv", bias="before", order="Q K V",
+           ggml="MUL_MAT attn_q.weight, MUL_MAT attn_k.weight, MUL_MAT attn_v.weight"),
+    _stage("qkv_bias", "T E", "bias", "qkv_matmul", "qkv_bias_E", bias="after", order="Q K V",
+           hf=".self_attn.q_proj, .self_attn.k_proj, .self_attn.v_proj",
+           ggml="ADD attn_q.bias, ADD attn_k.bias, ADD attn_v.bias"),
+    _stage("q_post_rope", "T N H", "rotation", "qkv_bias", part=0, rope="after", ggml="ROPE Qcur"),
+    _stage("k_post_rope", "T K H", "rotation", "qkv_bias", part=1, rope="after", heads="not repeated",
+           ggml="ROPE Kcur"),
+    _stage("attn_scores", "N T S", "scores", "q_post_rope k_post_rope", mask="before", scale="1/sqrt(H)",
+           above_diagonal="0.0", ggml="MUL_MAT kq"),
+    _stage("attn_softmax", "N T S", "soft-max", "attn_scores", mask="after", above_diagonal="0.0",
+           ggml="SOFT_MAX kq_soft_max"),
+    _stage("attention", "T N H", "mix", "attn_softmax qkv_bias", output_projection="before",
+           hf="input of .self_attn.o_proj", ggml="CONT kqv_out"),
+    _stage("attn_out", "T D", "product", "attention", "attn_out", output_projection="after", residual="before",
+           hf=".self_attn.o_proj", ggml="MUL_MAT attn_output.weight"),
+    _stage("post_attn_residual", "T D", "residual", f"{BEFORE} attn_out", residual="after",
+           hf="input of .post_attention_layernorm", ggml="ADD ffn_inp"),
+    _stage("ffn_norm", "T D", "norm", "post_attn_residual", "ffn_norm_D",
+           hf=".post_attention_layernorm", ggml="MUL ffn_norm.weight"),
+    _stage("ffn_gate", "T F", "product", "ffn_norm", "gate_up", 0, activation="before",
+           hf=".mlp.gate_proj", ggml="MUL_MAT ffn_gate.weight"),
+    _stage("ffn_up", "T F", "product", "ffn_norm", "gate_up", 1,
+           hf=".mlp.up_proj", ggml="MUL_MAT ffn_up.weight"),
+    _stage("ffn_silu", "T F", "activation", "ffn_gate", activation="after", product="before",
+           hf=".mlp.act_fn", unless_ggml="llama.cpp computes silu(gate) * up in one operation"),
+    _stage("ffn_swigl", "T F", "gate", "ffn_silu ffn_up", activation="after", product="after",
+           hf="input of .mlp.down_proj", ggml="SWIGLU ffn_swiglu"),
+    _stage("ffn_out", "T D", "product", "ffn_swigl", "ffn_down", residual="before",
+           hf=".mlp.down_proj", ggml="MUL_MAT ffn_down.weight"),
+    _stage("post_ffn_residual", "T D", "residual", "post_attn_residual ffn_out", residual="after",
+           hf=".", hf_too="input of .+1, input of model.norm+1", ggml="ADD l_out"),
+    _stage("final_norm", "T D", "norm", BEFORE, "final_norm_D", scope="whole",
+           hf="model.norm", ggml="MUL output_norm.weight"),
+    _stage("lm_head", "V", "product", "final_norm", "lm_head", scope="whole",
+           hf="lm_head", ggml="MUL_MAT output.weight or MUL_MAT token_embd.weight"),  # the embedding, where it is tied
 )  # fmt: skip
 NAMES = tuple(s.name for s in STAGES)
 ALIASES = MappingProxyType({"layer_output": "post_ffn_residual"})
 _BY_NAME = {s.name: (i, s) for i, s in enumerate(STAGES)} | {
     a: (i, s) for a, n in ALIASES.items() for i, s in enumerate(STAGES) if s.name == n
 }
+
+
+def unknown_stage(name: str, scope: Scope) -> Stage:
+    """A stage of which nothing is known, for a single file under another name."""
+    return _stage(name, "", "look-up", "", scope=scope)
+
+
+def of_kind(*kinds: Kind) -> tuple[str, ...]:
+    """The names of the stages of these kinds."""
+    return tuple(s.name for s in STAGES if s.kind in kinds)
 
 
 def find(name: str) -> Stage | None:

@@ -27,6 +27,7 @@ from ...quant.ggml import size_of
 from ...quant.label import mislabelled
 from ...quant.tensor import QTensor, dequantize
 from ..config import Config
+from ..models.decoder import EMBED, HEAD
 from . import MAX_TENSORS, Checkpoint, same_values
 from .apr_metadata import read_config, read_vocabulary
 from .mapped import map_file
@@ -42,6 +43,7 @@ DTYPES = {
     7: ("U8", "Q5_1"), 8: ("APRQ4", "Q8_0"), 9: ("APRQ8", "Q8_1"), 12: ("Q4_K",), 13: ("Q5_K",), 14: ("Q6_K",),
     30: ("BF16",), 128: ("APRQ4",), 129: ("APRQ8",),
 }  # fmt: skip
+FIRST_EMBED = "tok_embeddings.weight"  # what aprender's importer called the embedding at first
 NO_WEIGHT = ("F64", "I32", "I64", "I8", "U8", "Q8_1")  # stored by none of the models that run here
 
 
@@ -148,7 +150,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, QTensor], list[str
         notes.append(f"{path}: the tensor index is not sorted, as realizar's converter left it until 2026")
 
     _check_extents(entries, raw, data_at, path)
-    reverse = not flags & ROW_MAJOR and "token_embd.weight" in names
+    reverse = not flags & ROW_MAJOR and EMBED.ggml in names
     tensors = {e.name: _tensor(e, raw[data_at + e.offset :][: e.size], reverse, path) for e in entries}
     for w in tensors.values():
         if likely := mislabelled(w):
@@ -242,12 +244,10 @@ def _tensor(e: Entry, data: NDArray[np.uint8], reverse: bool, path: Path) -> QTe
 
 def _own_head(tensors: dict[str, QTensor], metadata: dict[str, Any]) -> bool:
     """Whether the output matrix is other than the embedding; aprender's importer writes tied models a copy of it."""
-    heads = [tensors[n] for n in ("lm_head.weight", "output.weight") if n in tensors]
+    heads = [tensors[n] for n in (HEAD.hf, HEAD.ggml) if n in tensors]
     if not heads:
         return False
-    embeds = [
-        tensors[n] for n in ("model.embed_tokens.weight", "token_embd.weight", "tok_embeddings.weight") if n in tensors
-    ]
+    embeds = [tensors[n] for n in (EMBED.hf, EMBED.ggml, FIRST_EMBED) if n in tensors]
     tied = metadata.get("tied_embeddings") is True or metadata.get("tie_word_embeddings") is True
     a, b = heads[0], (embeds or heads)[0]
     return not (tied and embeds and same_values(a, b))
@@ -255,21 +255,8 @@ def _own_head(tensors: dict[str, QTensor], metadata: dict[str, Any]) -> bool:
 
 def _named_as_one_layer_each(tensors: dict[str, QTensor], c: Config) -> dict[str, QTensor]:
     """Old files: the embedding under its first name; Q | K | V stacked in one tensor, here split into views of it."""
-    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    found: dict[str, QTensor] = {}
-    for name, w in tensors.items():
-        if name == "tok_embeddings.weight":
-            found["model.embed_tokens.weight"] = w
-        elif (match := re.fullmatch(r"(.*\.self_attn\.)qkv_proj(\.weight|\.bias)", name)) and w.shape[0] == q + 2 * kv:
-            row, start = w.data.size // w.shape[0], 0
-            for part, rows in (("q", q), ("k", kv), ("v", kv)):
-                data = w.data[start * row : (start + rows) * row]
-                spelled = f"{match[1]}{part}_proj{match[2]}"
-                found[spelled] = QTensor(w.format, (rows, *w.shape[1:]), data, spelled)
-                start += rows
-        else:
-            found[name] = w
-    return found
+    named = {EMBED.hf if name == FIRST_EMBED else name: w for name, w in tensors.items()}
+    return c.architecture.unstacked(named, c.sizes)
 
 
 def _transposed(w: QTensor) -> QTensor:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ...quant.errors import BadInput
 from ..config import Config, from_hf
-from ..config_keys import APR_ALIASES, APR_OWN
+from ..config_keys import APR_ALIASES, APR_OWN, APR_ROPE_TYPE
+from ..models import meant
 from . import Vocabulary
 from .end_of_generation import by_text, ends, with_control
 from .fields import Fields
@@ -41,9 +42,11 @@ def read_config(metadata: Mapping[str, Any], own_head: bool) -> tuple[Config, li
                 break
     kinds = [s.get(k) for s in sources for k in ("architecture", "hf_model_type", "hf_architecture", "model_type")]
     kind = next((k for k in kinds if k), None)
-    data["model_type"] = "qwen2" if isinstance(kind, str) and kind.lower() in ("qwen2", "qwen2forcausallm") else kind
-    if metadata.get("rope_type") not in (None, 2):
-        raise BadInput(f"rope_type is {metadata['rope_type']!r:.20}; qwen2 rotates split halves, which is 2")
+    a = meant(kind)
+    data["model_type"] = a.model_type if a else kind
+    if a and metadata.get("rope_type") not in (None, APR_ROPE_TYPE):
+        told = f"{a.model_type} rotates split halves, which is {APR_ROPE_TYPE}"
+        raise BadInput(f"rope_type is {metadata['rope_type']!r:.20}; {told}")
     if type(data.get("tie_word_embeddings", True)) is bool:
         data["tie_word_embeddings"] = not own_head  # the tensors decide; realizar's files say nothing of it
     return from_hf(data, own_head)
@@ -110,8 +113,8 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
         merges=merges,
         types=with_control(types, found, merges),
         model="gpt2",
-        # Older files do not name it; aprender too takes the one that every model of architecture qwen2 has.
-        pre=str(said.get("pre_type", "qwen2")),
+        # Older files do not name it; aprender too takes the architecture's own.
+        pre=str(said.get("pre_type", c.architecture.pre)),
         bos_id=bos,
         eos_ids=tuple(end),
         eos_from=tuple(end.values()),

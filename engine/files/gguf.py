@@ -68,7 +68,7 @@ def open(path: Path) -> Checkpoint:
         path=first,
         container=f"GGUF v{headers[0].version}",
         config=config,
-        tensors=tensors,
+        tensors=config.architecture.unstacked(tensors, config.sizes),
         metadata=metadata,
         vocabulary=lambda: vocabulary(metadata, config.vocab_size),
         files=tuple(paths),

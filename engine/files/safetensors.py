@@ -15,6 +15,7 @@ from typing import Any
 from ...quant.errors import BadInput
 from ...quant.tensor import QTensor
 from ..config import check_hf, from_hf
+from ..models import decoder
 from . import MAX_TENSORS, Checkpoint, same_values
 from .foreign import check_adapter, file_kind, folder_kind
 from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
@@ -24,7 +25,7 @@ from .strict_json import parse_object
 MAX_HEADER = 100_000_000  # the format's own limit
 # What torch.compile, FSDP and activation checkpointing put into a name, wherever the module was that they wrapped.
 WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBED, HEAD = decoder.EMBED.hf, decoder.HEAD.hf
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 
@@ -73,7 +74,7 @@ def open(path: Path) -> Checkpoint:
         files=tuple(shards),
         container="safetensors",
         config=c,
-        tensors=tensors,
+        tensors=c.architecture.unstacked(tensors, c.sizes),
         metadata=metadata,
         vocabulary=lambda: read_vocabulary(folder, config, c.vocab_size),
         notes=(*notes, *(f"{folder / CONFIG}: {note}" for note in more)),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...quant.errors import BadInput
 from ...quant.tensor import QTensor, dequantize, take
 from ..config import Config
-from ..weights import Layer, Weights
+from ..weights import Weights
 
 PRECISIONS = ("f32", "f64")
 
@@ -59,21 +59,7 @@ def prepare(w: Weights, precision: str) -> Weights:
     def matrix(*parts: QTensor) -> Matrix:
         return Matrix(parts, dtype)
 
-    layers = tuple(
-        Layer(
-            attn_norm_D=vector(v.attn_norm_D),
-            qkv=matrix(*v.qkv),
-            qkv_bias_E=vector(*v.qkv_bias_E),
-            attn_out=matrix(v.attn_out),
-            ffn_norm_D=vector(v.ffn_norm_D),
-            gate_up=matrix(*v.gate_up),
-            ffn_down=matrix(v.ffn_down),
-        )
-        for v in w.layers
-    )
-    return replace(
-        w, embed=matrix(w.embed), layers=layers, final_norm_D=vector(w.final_norm_D), lm_head=matrix(w.lm_head)
-    )
+    return replace(w.map(vector, matrix), embed=matrix(w.embed))
 
 
 class KVCache:

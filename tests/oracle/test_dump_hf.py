@@ -15,8 +15,8 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from qwenref.quant.errors import BadInput  # noqa: E402
 from qwenref.tools.convert import convert  # noqa: E402
+from qwenref.tools.dev.golden_config import write_case  # noqa: E402
 from qwenref.tools.dump_hf import DTYPES, capture, load  # noqa: E402
-from qwenref.tools.golden_config import write_case  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump, open_dump  # noqa: E402
@@ -154,7 +154,7 @@ def test_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.model
 def test_a_gguf_is_dumped_as_the_golden_has_it(model_path: Path, tmp_path: Path) -> None:
     """The 0.5B through the command: the float32 run that tests/golden/hf_stages.npz was made from."""
-    from qwenref.tools.golden_stages import key, rms, signed_sums
+    from qwenref.tools.dev.golden_stages import key, rms, signed_sums
 
     assert main(["dump-hf", str(model_path), str(tmp_path / "dump"), "-p", "What is 2+2?"]) == 0
     d = open_dump(tmp_path / "dump")

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from ...engine.kernels import reference
 from ...quant import q16
-from .evidence import INPUTS, PRODUCTS
 from .finding import Budget
 from .fit import over, rms
-from .formulas import ATTENTION, flat
+from .formulas import ATTENTION, PRODUCTS, flat, input_of
 from .recipes.matrix import Matrix, group_sums
 from .site import Site
 from .span import BFLOAT16, FLOAT16, Array
@@ -62,7 +61,7 @@ def sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
 
 
 def product_sources(site: Site, mid: Array) -> Iterator[tuple[str, Array]]:
-    x_TI = flat(site.input(INPUTS[site.stage])).mid
+    x_TI = flat(input_of(site)).mid
     square_TI, size = np.square(x_TI), x_TI.shape[1]
     eights = {f"8-bit activations, blocks of {b}": np.square(step(x_TI, b)) / 12 for b in (32, 256) if size % b == 0}
     eights["8-bit activations, one step per position"] = np.square(step(x_TI, size)) / 12

@@ -8,33 +8,14 @@ from typing import Any
 import numpy as np
 
 from ...engine.config import Config
-from ...engine.weights import Weights
-from ...quant.tensor import QTensor, dequantize
+from ...engine.weights import Weights, parts
+from ...quant.tensor import dequantize
 from ..dump import Dump, Entry
+from ..stages import by_name
 from .facts import Key
 from .recipes.matrix import Matrix
 from .recipes.rope import Rotation, rotations
 from .span import Array
-
-ROPE = ("q_post_rope", "k_post_rope")
-
-# stage: (the field of Layer or Weights, which of its parts; None for all side by side)
-PRODUCTS: dict[str, tuple[str, int | None]] = {
-    "qkv_matmul": ("qkv", None),
-    "attn_out": ("attn_out", None),
-    "ffn_gate": ("gate_up", 0),
-    "ffn_up": ("gate_up", 1),
-    "ffn_out": ("ffn_down", None),
-    "lm_head": ("lm_head", None),
-}
-INPUTS = {
-    "qkv_matmul": "attn_norm",
-    "attn_out": "attention",
-    "ffn_gate": "ffn_norm",
-    "ffn_up": "ffn_norm",
-    "ffn_out": "ffn_swigl",
-    "lm_head": "final_norm",
-}
 
 
 @dataclass
@@ -94,12 +75,10 @@ class Evidence:
     def gain(self, layer: int | None, name: str) -> Array:
         """A norm's gain or the QKV bias, as the file decodes."""
         leaf = getattr(self.weights if layer is None else self.weights.layers[layer], name)
-        parts = leaf if isinstance(leaf, tuple) else (leaf,)
-        return np.concatenate([dequantize(p) for p in parts]).astype(np.float64)
+        return np.concatenate([dequantize(p) for p in parts(leaf)]).astype(np.float64)
 
     def matrices(self, layer: int | None, name: str) -> list[Matrix]:
         """The matrices of a product stage, in the order of its columns."""
-        role, part = PRODUCTS[name]
-        leaf = getattr(self.weights if layer is None else self.weights.layers[layer], role)
-        parts: tuple[QTensor, ...] = leaf if isinstance(leaf, tuple) else (leaf,)
-        return [Matrix(p) for p in (parts if part is None else parts[part : part + 1])]
+        stage = by_name(name)
+        tensors = parts(getattr(self.weights if layer is None else self.weights.layers[layer], stage.weight or ""))
+        return [Matrix(p) for p in (tensors if stage.part is None else tensors[stage.part : stage.part + 1])]

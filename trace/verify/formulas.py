@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ...engine.config import Config
 from ...quant.tensor import dequantize
-from .evidence import INPUTS, PRODUCTS, ROPE, Evidence
+from ..stages import Kind, by_name, of_kind
+from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
 from .recipes import operations
 from .recipes.matrix import Matrix
@@ -18,8 +19,8 @@ from .recipes.products import operand, product
 from .recipes.recipe import Recipe
 from .span import Array, Span, joined
 
-ATTENTION = ("attn_scores", "attention")
-WEIGHTED = ("embedding", "attn_norm", "qkv_bias", "ffn_norm", "final_norm")
+PRODUCTS, ROPE, ATTENTION = of_kind("product"), of_kind("rotation"), of_kind("scores", "mix")
+WEIGHTED = of_kind("look-up", "norm", "bias")
 
 
 class Inputs(Protocol):
@@ -43,10 +44,7 @@ class Inputs(Protocol):
     def pos_T(self) -> NDArray[np.int32]: ...  # noqa: N802
 
     def input(self, stage: str) -> Span:
-        """Another stage of this layer, at these positions."""
-
-    def before(self) -> Span:
-        """The residual that enters this layer (or the final norm)."""
+        """Another stage of this layer, at these positions; BEFORE for the residual that enters it."""
 
     def qkv(self, part: int) -> Span:
         """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
@@ -96,30 +94,55 @@ def flat(x: Span) -> Span:
     return x.shaped(lambda v: v.reshape(len(v), -1))
 
 
-FORMULAS: dict[str, Callable[[Inputs], Span]] = {
-    "embedding": embedding,
-    "attn_norm": lambda s: norm(s, s.before(), s.gain("attn_norm_D")),
-    "qkv_matmul": lambda s: linear(s, s.input(INPUTS[s.stage])),
-    "qkv_bias": lambda s: operations.add(
-        s.recipe, s.input("qkv_matmul"), Span.point(operations.weight(s.recipe, s.gain("qkv_bias_E"))[None])
-    ),
-    "q_post_rope": lambda s: rotated(s, s.qkv(0)),
-    "k_post_rope": lambda s: rotated(s, s.qkv(1)),
-    "attn_scores": lambda s: operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T),
-    "attn_softmax": lambda s: operations.softmax(s.recipe, s.input("attn_scores"), s.pos_T),
-    "attention": lambda s: operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T),
-    "attn_out": lambda s: linear(s, flat(s.input(INPUTS[s.stage]))),
-    "post_attn_residual": lambda s: operations.add(s.recipe, s.before(), s.input("attn_out")),
-    "ffn_norm": lambda s: norm(s, s.input("post_attn_residual"), s.gain("ffn_norm_D")),
-    "ffn_gate": lambda s: linear(s, s.input(INPUTS[s.stage])),
-    "ffn_up": lambda s: linear(s, s.input(INPUTS[s.stage])),
-    "ffn_silu": lambda s: operations.silu(s.recipe, s.input("ffn_gate")),
-    "ffn_swigl": lambda s: operations.mul(s.recipe, s.input("ffn_silu"), s.input("ffn_up")),
-    "ffn_out": lambda s: linear(s, s.input(INPUTS[s.stage])),
-    "post_ffn_residual": lambda s: operations.add(s.recipe, s.input("post_attn_residual"), s.input("ffn_out")),
-    "final_norm": lambda s: norm(s, s.before(), s.gain("final_norm_D")),
-    "lm_head": lambda s: linear(s, s.input(INPUTS[s.stage])).shaped(lambda v: v[0]),
+def inputs_of(s: Inputs) -> list[Span]:
+    """The stage's inputs that are rows of the same positions."""
+    return [s.input(name) for name in by_name(s.stage).inputs]
+
+
+def input_of(s: Inputs) -> Span:
+    """The only input of a stage that has one."""
+    (x,) = inputs_of(s)
+    return x
+
+
+def weight_of(s: Inputs) -> Array:
+    """The stage's own gain or bias."""
+    return s.gain(by_name(s.stage).weight or "")
+
+
+def product_of(s: Inputs) -> Span:
+    y = linear(s, flat(input_of(s)))
+    return y if by_name(s.stage).positions == "all" else y.shaped(lambda v: v[0])
+
+
+def bias_of(s: Inputs) -> Span:
+    return operations.add(s.recipe, input_of(s), Span.point(operations.weight(s.recipe, weight_of(s))[None]))
+
+
+def rotation_of(s: Inputs) -> Span:
+    part = by_name(s.stage).part
+    assert part is not None
+    return rotated(s, s.qkv(part))
+
+
+FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
+    "look-up": embedding,
+    "norm": lambda s: norm(s, input_of(s), weight_of(s)),
+    "product": product_of,
+    "bias": bias_of,
+    "rotation": rotation_of,
+    "scores": lambda s: operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T),
+    "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.pos_T),
+    "mix": lambda s: operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T),
+    "activation": lambda s: operations.silu(s.recipe, input_of(s)),
+    "gate": lambda s: operations.mul(s.recipe, *inputs_of(s)),
+    "residual": lambda s: operations.add(s.recipe, *inputs_of(s)),
 }
+
+
+def formula(s: Inputs) -> Span:
+    """The stage of its inputs, under the recipe. Raises Unjudgeable."""
+    return FORMULAS[by_name(s.stage).kind](s)
 
 
 def arithmetic(s: Inputs) -> tuple[Any, ...]:
@@ -140,10 +163,10 @@ def codes(s: Inputs, formats: list[str]) -> int | str | None:
     kinds = tuple({s.recipe.operand(f): f for f in formats if s.recipe.operand(f) in ("Q8_0", "Q8_1")}.values())
     if not kinds or s.recipe.quantiser is None:
         return None
-    key = (s.phase, s.layer, INPUTS[s.stage], kinds, s.recipe.quantiser)
+    key = (s.phase, s.layer, by_name(s.stage).inputs, kinds, s.recipe.quantiser)
     if key not in s.evidence.codes:
         try:
-            x = flat(s.input(INPUTS[s.stage]))
+            x = flat(input_of(s))
         except Unjudgeable:
             return s.recipe.quantiser
         made = [operand(s.recipe, x.mid, kind) for kind in kinds]

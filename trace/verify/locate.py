@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..stages import by_name
-from .evidence import INPUTS, PRODUCTS
 from .finding import Axis, Picture, Where, WrongNumber, WrongRow
 from .fit import outside
-from .formulas import flat
+from .formulas import PRODUCTS, flat, input_of
 from .recipes.matrix import Matrix
 from .recipes.products import operand
 from .site import Site
@@ -88,7 +87,7 @@ def wrong_rows(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np
     if not np.isfinite(error_TO).all():
         return ()
     named, first = [], 0
-    x = flat(site.input(INPUTS[site.stage])).mid
+    x = flat(input_of(site)).mid
     for m in site.matrices():
         mine = rows[(rows >= first) & (rows < first + m.shape[0])]
         if len(mine):

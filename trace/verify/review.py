@@ -11,10 +11,10 @@ import numpy as np
 
 from ..dump import Entry
 from .budgets import SHARE, budgets, commonest, kind
-from .evidence import PRODUCTS
 from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
 from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
 from .fit import Fit
+from .formulas import PRODUCTS
 from .hypotheses.table import explain
 from .judge import Judge
 from .locate import locate

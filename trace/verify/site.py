@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.config import Config
+from ..stages import BEFORE
 from .evidence import Evidence
 from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
-from .formulas import FORMULAS, heads_of
+from .formulas import formula, heads_of
 from .recipes.matrix import Matrix
 from .recipes.recipe import Recipe
 from .span import Array, Span, joined
@@ -68,7 +69,7 @@ class Site:
 
     def compute(self) -> Span:
         """The stage under the recipe. Raises Unjudgeable."""
-        return FORMULAS[self.stage](self)
+        return formula(self)
 
     def value(self) -> Span:
         """The stage's own value at `pos`: the dump's, or recomputed. Raises Unjudgeable."""
@@ -98,15 +99,17 @@ class Site:
         return max(self.pos) + 1
 
     def input(self, stage: str) -> Span:
-        """Another stage of this layer, at these positions."""
+        """Another stage of this layer, at these positions; BEFORE for the residual that enters it."""
+        if stage == BEFORE:
+            return self.before()
         if stage in self.given:
             return self.given[stage]
         return self.at(stage).value()
 
     def before(self) -> Span:
         """The residual that enters this layer (or the final norm)."""
-        if "before" in self.given:
-            return self.given["before"]
+        if BEFORE in self.given:
+            return self.given[BEFORE]
         if self.layer == 0:
             return self.at("embedding").value()
         last = self.config.num_hidden_layers - 1 if self.layer is None else self.layer - 1

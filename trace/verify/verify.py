@@ -14,10 +14,10 @@ import numpy as np
 from ...engine.weights import Weights
 from ...quant.errors import BadInput
 from ..dump import Dump
-from .evidence import PRODUCTS, ROPE, Evidence
+from .evidence import Evidence
 from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, NotFinite, OtherModel, OtherTokens
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
-from .formulas import heads_of
+from .formulas import PRODUCTS, ROPE, heads_of
 from .judge import Judge
 from .recipes.rope import fitted
 from .review import review

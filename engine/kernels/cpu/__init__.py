@@ -8,7 +8,6 @@ products; rows.py and attention.py the rest. float32 throughout; precisions as i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from ....quant.errors import BadInput
 from ....quant.tensor import QTensor, dequantize, format_of, take
 from ...config import Config
-from ...weights import Layer, Weights
+from ...weights import Weights
 from . import attention, rows
 from .matmul import Stack, kernels_for, linear, stack
 from .packed import forget, form_of, interleave
@@ -44,27 +43,14 @@ def prepare(w: Weights, precision: str) -> Weights:
     def matrix(*parts: QTensor) -> Stack:
         return stack(parts, precision)
 
-    layers = tuple(
-        Layer(
-            attn_norm_D=vector(v.attn_norm_D),
-            qkv=matrix(*v.qkv),
-            qkv_bias_E=vector(*v.qkv_bias_E),
-            attn_out=matrix(v.attn_out),
-            ffn_norm_D=vector(v.ffn_norm_D),
-            gate_up=matrix(*v.gate_up),
-            ffn_down=matrix(v.ffn_down),
-        )
-        for v in w.layers
-    )
-    return replace(w, layers=layers, final_norm_D=vector(w.final_norm_D), lm_head=matrix(w.lm_head))
+    return w.map(vector, matrix)
 
 
 def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
     """Makes ready what prepare and the page need for a file's weights: from the cache, else compiled, which takes
     seconds. progress(done, total) is called between kernels from the first that was not in the cache.
     """
-    stacks = [p for v in w.layers for p in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
-    forms = dict.fromkeys(map(form_of, stacks))
+    forms = dict.fromkeys(form_of(t) for _, t in w.matrices())
     needed = [interleave, *attention.KERNELS, *rows.KERNELS, *(k for f in forms for k in kernels_for(f, precision))]
     needed = list(dict.fromkeys(needed))
     missed = False

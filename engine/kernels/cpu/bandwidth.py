@@ -35,8 +35,7 @@ read = Kernel(_read)
 
 def read_weights(w: Weights) -> int:
     """Reads what one token's forward pass reads of prepared weights; the bytes of it."""
-    stacks = [s for v in w.layers for s in (v.qkv, v.attn_out, v.gate_up, v.ffn_down)] + [w.lm_head]
-    parts = [p.data for s in stacks if isinstance(s, Stack) for p in s.parts]
+    parts = [p.data for _, s in w.matrices() if isinstance(s, Stack) for p in s.parts]
     out = np.empty((max(-(-len(p) // PIECE) for p in parts), 32), np.int32)
     run_now(*(read.job(-(-len(p) // PIECE), 4, at(p), len(p), at(out), barrier=p is parts[-1]) for p in parts))
     return sum(map(len, parts))

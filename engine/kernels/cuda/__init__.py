@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ....quant.tensor import QTensor, format_of
 from ...config import Config
-from ...weights import Layer, Weights
+from ...weights import Weights
 from . import attention, rows, signatures
 from . import product as p32
 from . import product8 as p8
@@ -57,7 +57,7 @@ def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], N
     require_card()
     if SIMULATED:
         return
-    forms = {form_of(t)[0] for t in (*_matrices(w), w.embed)}
+    forms = {form_of(t)[0] for t in (*(t for _, t in w.matrices()), w.embed)}
     needed = [k for form in forms for k in signatures.products(form.__name__, form, (precision,))]
     needed += list(signatures.others())
     for done, (_, kernel, types) in enumerate(needed):
@@ -65,40 +65,20 @@ def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], N
         kernel.compile(types)
 
 
-def _matrices(w: Weights) -> list[QTensor]:
-    """The matrices of products, the head among them."""
-    return [t for v in w.layers for t in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
-
-
 def prepare(w: Weights, precision: str) -> Weights:
     """Everything uploaded once. Raises BadInput without a usable card, or if its memory is too small."""
     require_card()
-    matrices = _matrices(w) + ([] if _same(w.embed, w.lm_head) else [w.embed])
+    matrices = [t for _, t in w.matrices()] + ([] if _same(w.embed, w.lm_head) else [w.embed])
     need = sum(packed_bytes(t) for t in matrices)
     require_room(need, "the model", "take a smaller model or format, or --backend cpu")
 
     def matrix(*parts: QTensor) -> Matrix:
         return Matrix(stack(parts), precision == "int8")
 
-    layers = tuple(
-        Layer(
-            attn_norm_D=vector(v.attn_norm_D),
-            qkv=matrix(*v.qkv),
-            qkv_bias_E=vector(*v.qkv_bias_E),
-            attn_out=matrix(v.attn_out),
-            ffn_norm_D=vector(v.ffn_norm_D),
-            gate_up=matrix(*v.gate_up),
-            ffn_down=matrix(v.ffn_down),
-        )
-        for v in w.layers
-    )
-    embed_VD = matrix(w.embed)
+    prepared = w.map(vector, matrix)
     return replace(
-        w,
-        embed=embed_VD,
-        layers=layers,
-        final_norm_D=vector(w.final_norm_D),
-        lm_head=embed_VD if _same(w.embed, w.lm_head) else matrix(w.lm_head),
+        prepared,
+        embed=prepared.lm_head if _same(w.embed, w.lm_head) else matrix(w.embed),
         inv_freq_h=cuda.to_device(np.asarray(w.inv_freq_h, np.float32)),
     )
 

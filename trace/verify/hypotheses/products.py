@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 
 from ....quant.q4_k import pack_scales, unpack_scales
-from ..evidence import INPUTS, PRODUCTS
-from ..formulas import FORMULAS, flat, linear
+from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
 from ..recipes.matrix import Blocks, Matrix, cleared
 from ..site import Site
 from ..span import BFLOAT16, FLOAT16, Span
@@ -26,7 +25,7 @@ MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
 
 def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None) -> Span:
     """The stage's product with another input or other weights, in the stage's shape."""
-    x = flat(s.input(INPUTS[s.stage])) if x is None else x
+    x = flat(input_of(s)) if x is None else x
     y = linear(s, x, matrices)
     return y.shaped(lambda v: v[0]) if s.stage == "lm_head" else y
 
@@ -113,14 +112,14 @@ def product_wrong_input(s: Site) -> Several:
 
 @hypothesis("bias-included", "the stage already holds the bias", "qkv_matmul")
 def bias_included(s: Site) -> Variants:
-    return FORMULAS["qkv_bias"](s.at("qkv_bias").having(qkv_matmul=s.compute()))
+    return bias_of(s.at("qkv_bias").having(qkv_matmul=s.compute()))
 
 
 @hypothesis("operands-rounded", "activations and weights are rounded to {} first", *PRODUCTS)
 def operands_rounded(s: Site) -> Several:
     for f in (BFLOAT16, FLOAT16):
         site = s.under(replace(s.recipe, weights=f, quantiser=None))
-        x = flat(s.input(INPUTS[s.stage])).map(f.round)
+        x = flat(input_of(s)).map(f.round)
         yield f.name, through(site, x)
         yield f"{f.name} (activations only)", through(s.under(replace(s.recipe, quantiser=None)), x)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..evidence import ROPE
-from ..formulas import heads_of, rotated
+from ..formulas import ROPE, heads_of, rotated
 from ..recipes import operations
 from ..site import Site
 from ..span import Array, Span

@@ -7,7 +7,8 @@ from math import erf
 
 import numpy as np
 
-from ..formulas import norm
+from ...stages import of_kind
+from ..formulas import input_of, inputs_of, norm, weight_of
 from ..recipes import operations
 from ..site import Site
 from ..span import Array, Span
@@ -17,8 +18,7 @@ TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
 
 
-NORMS = ("attn_norm", "ffn_norm", "final_norm")
-RESIDUALS = ("post_attn_residual", "post_ffn_residual")
+NORMS, RESIDUALS = of_kind("norm"), of_kind("residual")
 
 
 def near(s: Site, value: Array, u: float = 8) -> Span:
@@ -51,8 +51,7 @@ def tokens_shifted(s: Site) -> Several:
 
 def normed(s: Site) -> tuple[Span, Array]:
     """The input and the gain of a norm stage."""
-    x = s.input("post_attn_residual") if s.stage == "ffn_norm" else s.before()
-    return x, s.gain(f"{s.stage}_D")
+    return input_of(s), weight_of(s)
 
 
 @hypothesis("norm-eps", "the norm's eps is {}", *NORMS)
@@ -229,9 +228,8 @@ def glu_half(s: Site) -> Several:
 
 def addends(s: Site) -> tuple[Span, Span]:
     """(the residual so far, what the block adds)."""
-    if s.stage == "post_attn_residual":
-        return s.before(), s.input("attn_out")
-    return s.input("post_attn_residual"), s.input("ffn_out")
+    x, y = inputs_of(s)
+    return x, y
 
 
 @hypothesis("residual-missing", "the residual is not added: the block's output stands alone", *RESIDUALS)

@@ -1,6 +1,6 @@
 """Makes tests/golden/auto_tokenizer.json.gz: small folders of tokenizer files, with the ids that AutoTokenizer gives.
 
-    python -m qwenref.tools.golden_auto_tokenizer tests/golden/auto_tokenizer.json.gz
+    python -m qwenref.tools.dev.golden_auto_tokenizer tests/golden/auto_tokenizer.json.gz
 
 Every folder has a byte-level BPE of 261 tokens and more; what differs is what Transformers reads to find out which
 tokens are put round a prompt, which are found in it, and what is done to the text first.
@@ -213,7 +213,7 @@ def main() -> None:
         special = {key: hf.convert_tokens_to_ids(token) for key, token in hf.special_tokens_map.items() if token in IDS}
         asked.append({"name": name, "files": files, "ids": ids, "special": special})
     golden = {
-        "command": "python -m qwenref.tools.golden_auto_tokenizer tests/golden/auto_tokenizer.json.gz",
+        "command": "python -m qwenref.tools.dev.golden_auto_tokenizer tests/golden/auto_tokenizer.json.gz",
         "versions": {m.__name__: m.__version__ for m in (transformers, tokenizers)},
         "texts": TEXTS,
         "cases": asked,

@@ -1,6 +1,6 @@
 """Makes tests/golden/hf_stages.npz: every stage of Transformers in float64, and how far its float32 is from that.
 
-    python -m qwenref.tools.golden_stages MODEL.gguf tests/golden/hf_stages.npz
+    python -m qwenref.tools.dev.golden_stages MODEL.gguf tests/golden/hf_stages.npz
 
 All stages of all layers in float64 would be hundreds of MB, so each tensor is kept as 16 sums of its values under
 random signs. Two tensors whose difference has the RMS d differ in such a sum by d sqrt(n) times a number of mean
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dump_hf import capture, cast_weights, load
+from ..dump_hf import capture, cast_weights, load
 
 SUMS = 16
 PROMPTS = {
@@ -86,7 +86,7 @@ def main() -> None:
             print(f"{name} {len(prompt_ids)} tokens, {stage}: float32 is off by up to {worst:.1e}", file=sys.stderr)
     arrays["provenance"] = json.dumps(
         {
-            "made_by": "python -m qwenref.tools.golden_stages MODEL.gguf tests/golden/hf_stages.npz",
+            "made_by": "python -m qwenref.tools.dev.golden_stages MODEL.gguf tests/golden/hf_stages.npz",
             "engine": f"Hugging Face Transformers {transformers.__version__}, torch {torch.__version__}, eager, CPU",
             "float64": "norms, soft-max, cosine and sine, which Transformers computes in float32 always, are patched "
             "to float64; the angles stay the float32 products that they are; Q, K, V are a product, then a sum",

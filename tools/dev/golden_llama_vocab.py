@@ -1,6 +1,6 @@
 """Makes tests/golden/llama_vocab.json.gz: small GGUF vocabularies, and what llama.cpp makes of them.
 
-    python -m qwenref.tools.golden_llama_vocab tests/golden/llama_vocab.json.gz
+    python -m qwenref.tools.dev.golden_llama_vocab tests/golden/llama_vocab.json.gz
 
 Of each: the file's bytes (gguf-py wrote them), the ids that end an answer (llama_vocab_is_eog), and the ids of texts as
 a prompt (BOS and EOS as the file asks) and as a message (control tokens are text).
@@ -111,7 +111,7 @@ def main() -> None:
                 "decoded": [base64.b64encode(llama.detokenize([i], special=True)).decode() for i in range(count)],
             })  # fmt: skip
     golden = {
-        "command": "python -m qwenref.tools.golden_llama_vocab tests/golden/llama_vocab.json.gz",
+        "command": "python -m qwenref.tools.dev.golden_llama_vocab tests/golden/llama_vocab.json.gz",
         "versions": {"llama_cpp": llama_cpp.__version__},
         "texts": TEXTS,
         "cases": asked,

@@ -1,6 +1,6 @@
 """make gpu: what only a card can show. Parity with the CPU and throughput, of synthetic models of real shapes.
 
-Each section (tools/gpu_sections.py) is a process of its own: what kills one, or takes too long, leaves the others and
+Each section (gpu_sections.py) is a process of its own: what kills one, or takes too long, leaves the others and
 its own rows so far. Results are printed as they come and kept in --json; last come the tables of docs/gpu.md. Exit
 status 1: something differs; 2: there is no card to use.
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .child import own_process
+from ..child import own_process
 
 SECTIONS = ("card", "products", "speed", "parity", "verify")
 

@@ -1,6 +1,6 @@
 """Makes tests/golden/hf_greedy_ids.json: what Transformers answers, in float32, greedily, and how sure each step was.
 
-    python -m qwenref.tools.golden_ids MODEL.gguf tests/golden/hf_greedy_ids.json
+    python -m qwenref.tools.dev.golden_ids MODEL.gguf tests/golden/hf_greedy_ids.json
 
 Every prompt is continued by 64 tokens, past the end of the answer too. Each step keeps the two largest logits' ids and
 their distance, in float32 as Transformers has it, and in float64 for the same prefix: the two distances differ by what
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dump_hf import capture, cast_weights, load
+from ..dump_hf import capture, cast_weights, load
 
 STEPS = 64
 TEXTS = {
@@ -161,7 +161,7 @@ def main() -> None:
         print(f"{p['name']:20s} noise {np.abs(gap - gap64).max():.1e}, closest {gap64.min():.2e}", file=sys.stderr)
 
     head = {
-        "made_by": "python -m qwenref.tools.golden_ids MODEL.gguf tests/golden/hf_greedy_ids.json",
+        "made_by": "python -m qwenref.tools.dev.golden_ids MODEL.gguf tests/golden/hf_greedy_ids.json",
         "engine": f"Hugging Face Transformers {transformers.__version__}, torch {torch.__version__}, eager, CPU",
         "machine": platform.machine(),
         "model": source.name,

@@ -1,6 +1,6 @@
 """Makes tests/golden/config.json: what Transformers computes when a field of config.json, or a tensor, is another.
 
-    python -m qwenref.tools.golden_config tests/golden/config.json
+    python -m qwenref.tools.dev.golden_config tests/golden/config.json
 
 A small model is saved, changed as CASES says, and loaded by AutoModelForCausalLM (float32, eager). For each case the
 file has the logits behind the last of IDS, or the first line of the error with which Transformers refuses.
@@ -289,7 +289,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    said = {"made by": "python -m qwenref.tools.golden_config tests/golden/config.json", "versions": versions}
+    said = {"made by": "python -m qwenref.tools.dev.golden_config tests/golden/config.json", "versions": versions}
     cases = ",\n".join(f"{json.dumps(name)}: {json.dumps(ask(name))}" for name in CASES)
     text = f'{json.dumps(said)[:-1]},\n"cases": {{\n{cases}\n}}}}\n'
     json.loads(text)

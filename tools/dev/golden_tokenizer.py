@@ -1,6 +1,6 @@
 """Makes tests/golden/tokenizer.json.gz: a corpus of hard texts with the ids that Hugging Face gives them, and chats.
 
-    python -m qwenref.tools.golden_tokenizer MODEL.gguf tests/golden/tokenizer.json.gz
+    python -m qwenref.tools.dev.golden_tokenizer MODEL.gguf tests/golden/tokenizer.json.gz
 
 Transformers builds a tokenizer from the GGUF, but without a normaliser: GGUF has no field for it. Qwen2's own
 tokenizer.json and Transformers' Qwen2Tokenizer have NFC, so NFC is put back here. llama.cpp, which does not
@@ -263,7 +263,7 @@ def main() -> None:
     ]  # single bytes: seldom UTF-8
     sequences += [i[k : k + 3] for i in ids[:400:7] for k in range(0, len(i), 5)] + [[151644, 872, 198, 151657, 151645]]
     golden: dict[str, Any] = {
-        "command": "python -m qwenref.tools.golden_tokenizer MODEL.gguf tests/golden/tokenizer.json.gz",
+        "command": "python -m qwenref.tools.dev.golden_tokenizer MODEL.gguf tests/golden/tokenizer.json.gz",
         "model": {"file": args.model.name, "sha256": hashlib.sha256(args.model.read_bytes()).hexdigest()},
         "versions": {m.__name__: m.__version__ for m in (transformers, tokenizers, llama_cpp)},
         "nfc_matters": [n for n, i in enumerate(ids) if i != without_nfc[n]],

@@ -1,4 +1,4 @@
-"""The sections of make gpu (tools/gpu.py), each a process: python -m qwenref.tools.gpu_sections SECTION --json FILE.
+"""The sections of make gpu (gpu.py), each a process: python -m qwenref.tools.dev.gpu_sections SECTION --json FILE.
 
 Nothing is fetched: models are random blocks written as GGUF files, once for all sections.
 """
@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.forward import forward
-from ..engine.generate import prefill
-from ..engine.kernels import backend
-from ..engine.weights import Weights
-from ..quant.errors import BadInput
-from ..quant.tensor import QTensor, dequantize, format_of
-from ..trace.tap import SILENT
-from .child import own_process
-from .load import open_weights
+from ...engine.forward import forward
+from ...engine.generate import prefill
+from ...engine.kernels import backend
+from ...quant.errors import BadInput
+from ...quant.tensor import QTensor, dequantize, format_of
+from ...trace.tap import SILENT
+from ..child import own_process
+from ..load import open_weights
 from .random_model import SHAPES, random_tensor, write_model
 
 PARITY = 1e-4  # RMS of the difference over RMS: rounding carried through all layers; one wrong block is far above it
@@ -83,7 +82,7 @@ def main() -> int:
     found = Found(args.section, args.json)
     try:
         k = backend("cuda")
-        from ..engine.kernels.cuda.card import require_card
+        from ...engine.kernels.cuda.card import require_card
 
         require_card()
     except BadInput as error:
@@ -180,8 +179,8 @@ def read_bandwidth() -> float:
     """Bytes a second that a kernel reads which does nothing else."""
     import numba
 
-    from ..engine.kernels.cuda.product import dot4
-    from ..engine.kernels.cuda.ptx import load4
+    from ...engine.kernels.cuda.product import dot4
+    from ...engine.kernels.cuda.ptx import load4
 
     cuda: Any = numba.cuda
     float32: Any = numba.float32
@@ -213,9 +212,9 @@ def read_bandwidth() -> float:
 
 def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     """One token through a matrix too large for the card's cache: 512 rows against float64, and its time."""
-    from ..engine.kernels.cuda.memory import Arena, Rows, elsewhere
-    from ..engine.kernels.cuda.packed import pack, packed_bytes
-    from ..engine.kernels.cuda.recording import graph_of
+    from ...engine.kernels.cuda.memory import Arena, Rows, elsewhere
+    from ...engine.kernels.cuda.packed import pack, packed_bytes
+    from ...engine.kernels.cuda.recording import graph_of
 
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
@@ -252,8 +251,8 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
 
 def rounded_as_ggml(x: NDArray[np.float32], w: QTensor, precision: str) -> NDArray[np.float64]:
     """The activations that meet a matrix on the card."""
-    from ..engine.kernels.cuda.packed import FORMS, form_of
-    from ..quant import bf16, f16, q8_0, q8_k
+    from ...engine.kernels.cuda.packed import FORMS, form_of
+    from ...quant import bf16, f16, q8_0, q8_k
 
     fmt = w.format
     if precision == "f32" or form_of(w) is FORMS["F32"]:
@@ -341,7 +340,7 @@ def verify(name: str, path: Path, folder: Path, found: Found) -> None:
 
 def engine(*arguments: str) -> tuple[int, str]:
     """Exit status and last line of a command of this package."""
-    command = own_process(f"{__package__}.main", *arguments)
+    command = own_process(own_process.__module__.replace(".child", ".main"), *arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines() or [""]
     if done.returncode:
@@ -351,7 +350,7 @@ def engine(*arguments: str) -> tuple[int, str]:
 
 def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
     """Prompt of 512 and 64 decode steps after it, with tokens to the card and logits back in each."""
-    from ..engine.kernels.cuda.packed import packed_bytes
+    from ...engine.kernels.cuda.packed import packed_bytes
 
     _, w = open_weights(str(path))
     for precision in k.PRECISIONS:
@@ -371,15 +370,11 @@ def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
             started = time.perf_counter()
             k.to_host(step(np.array([i], np.int32)))
             steps.append(time.perf_counter() - started)
-        size = sum(packed_bytes(t) for t in decoded_each_token(w))
+        size = sum(packed_bytes(t) for _, t in w.matrices())
         prompt_rate, rate = 512 / float(np.median(times[1:])), 1 / float(np.median(steps[5:]))
         aims = "prompt >= 2000, decode >= 300, >= 0.5" if name == "7B" else ""
         figures = [f"{prompt_rate:.0f}", f"{rate:.0f}", f"{size / 1e9:.2f} GB", f"{size * rate / limit:.2f}", aims]
         found.say(name, precision, *figures)
-
-
-def decoded_each_token(w: Weights) -> list[QTensor]:
-    return [t for v in w.layers for t in (*v.qkv, v.attn_out, *v.gate_up, v.ffn_down)] + [w.lm_head]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Makes tests/golden/chat.json.gz: chat templates and chats, and what Transformers' apply_chat_template makes of them.
 
-    python -m qwenref.tools.golden_chat tests/golden/chat_templates.txt tests/golden/chat.json.gz [MODEL.gguf ...]
+    python -m qwenref.tools.dev.golden_chat tests/golden/chat_templates.txt tests/golden/chat.json.gz [MODEL.gguf ...]
 
 The templates of the .txt are written for the purpose, one or more for each construct that published templates use;
 those of the models that are named come on top. What Transformers refuses is kept as its error. "own": messages that
@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..engine.files import open_checkpoint
+from ...engine.files import open_checkpoint
 
 NOW = "2026-01-31T12:34:56"
 SPECIAL = {"bos_token": "<|bos|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
@@ -159,7 +159,7 @@ def main() -> None:
                 found = [t for t in hf.convert_ids_to_tokens(ids) if t in CONTROL]
                 own.append([name, attack, asked(templates[name], {"messages": messages}, tokenize=False), found])
     golden = {
-        "command": "python -m qwenref.tools.golden_chat tests/golden/chat_templates.txt tests/golden/chat.json.gz "
+        "command": "python -m qwenref.tools.dev.golden_chat tests/golden/chat_templates.txt tests/golden/chat.json.gz "
         + " ".join(path.name for path in args.models),
         "versions": {m.__name__: m.__version__ for m in (transformers, tokenizers)},
         "now": NOW,

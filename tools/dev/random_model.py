@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.bind import PER_LAYER, WHOLE, shapes
-from ..engine.config import Config
-from ..quant.ggml import NUMBERS
-from ..quant.tensor import QTensor, format_of, quantize, row_bytes
+from ...engine.config import Config
+from ...engine.config_keys import GGUF_KEYS
+from ...quant.ggml import NUMBERS
+from ...quant.tensor import QTensor, format_of, quantize, row_bytes
 
 # Qwen2.5's: layers, hidden size, heads, kv heads, head size, mlp, vocabulary, tied head.
 SHAPES = {"0.5B": (24, 896, 14, 2, 64, 4864, 151936, True), "7B": (28, 3584, 28, 4, 128, 18944, 152064, False)}
@@ -52,24 +52,23 @@ def write_model(path: Path, name: str, layers: int | None) -> None:
     L, D, N, K, H, F, V, tied = SHAPES[name]
     L = layers or L
     c = Config("qwen2", D, L, N, K, H, F, V, 32768, 1e6, float(np.float32(1e-6)), tied)
-    size = shapes(c)
-    plan = [("embed", WHOLE["embed"][1], "Q8_0" if tied else "Q4_K"), ("final_norm", WHOLE["final_norm"][1], "F32")]
-    plan += [] if tied else [("lm_head", WHOLE["lm_head"][1], "Q6_K")]
-    for i in range(L):
-        of = formats_of(name, i, L)
-        for role, (_, ggml) in PER_LAYER.items():
-            plan.append((role, ggml.format(i), of[role] if len(size[role]) > 1 else "F32"))
+    a = c.architecture
+    size = {t.role: t.shape(c.sizes) for t, _ in a.tensors_of(L)}
+    outer = {"embed": "Q8_0" if tied else "Q4_K", "lm_head": "Q6_K"}
+    plan = []
+    for t, i in a.tensors_of(L):
+        of = outer if i is None else formats_of(name, i, L)
+        if not (tied and t.role == "lm_head"):
+            plan.append((t.role, t.ggml.format(i), of[t.role] if len(size[t.role]) > 1 else "F32"))
 
     def string(text: str) -> bytes:
         return struct.pack("<Q", len(text)) + text.encode()
 
-    keys = {"embedding_length": D, "block_count": L, "attention.head_count": N, "attention.head_count_kv": K,
-            "feed_forward_length": F, "context_length": 32768}  # fmt: skip
-    floats = {"rope.freq_base": 1e6, "attention.layer_norm_rms_epsilon": 1e-6}
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(plan), 1 + len(keys) + len(floats))
-    head += string("general.architecture") + struct.pack("<I", 8) + string("qwen2")
-    head += b"".join(string(f"qwen2.{key}") + struct.pack("<II", 4, value) for key, value in keys.items())
-    head += b"".join(string(f"qwen2.{key}") + struct.pack("<If", 6, value) for key, value in floats.items())
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(plan), 1 + len(GGUF_KEYS))
+    head += string("general.architecture") + struct.pack("<I", 8) + string(a.gguf)
+    for field, (key, kind) in GGUF_KEYS.items():
+        typed = ("<II", 4) if kind is int else ("<If", 6)
+        head += string(f"{a.gguf}.{key}") + struct.pack(*typed, getattr(c, field))
     offset, offsets = 0, []
     for role, ggml, fmt in plan:
         shape = size[role]
@@ -83,10 +82,10 @@ def write_model(path: Path, name: str, layers: int | None) -> None:
         for seed, ((role, ggml, fmt), at) in enumerate(zip(plan, offsets, strict=True)):
             shape = size[role]
             std = 0.5 if role.endswith("bias") else 1.0 if role == "embed" else shape[-1] ** -0.5
-            t = random_tensor(ggml, fmt, shape, 0.1 if role.endswith("norm") else std, seed)
-            data = t.data
+            w = random_tensor(ggml, fmt, shape, 0.1 if role.endswith("norm") else std, seed)
+            data = w.data
             if role.endswith("norm"):
-                data = (1 + t.data.view("<f4")).astype("<f4").view(np.uint8)
+                data = (1 + w.data.view("<f4")).astype("<f4").view(np.uint8)
             file.seek(start + at)
             file.write(data.tobytes())
         file.truncate(max(file.tell(), start + offset))
