@@ -160,6 +160,15 @@ def chat_ids(tokenizer: Tokenizer, template: str | None, chat: Chat, renderer: R
     return made + tokenizer.encode(text[done:])
 
 
+def prompt_ids(
+    tokenizer: Tokenizer, template: str | None, prompt: str | Chat, renderer: Renderer | None = None
+) -> list[int]:
+    """The ids of a prompt. Control tokens count in a raw one, not in a message."""
+    if isinstance(prompt, str):
+        return tokenizer.prompt_ids(prompt)
+    return chat_ids(tokenizer, template, prompt, renderer)
+
+
 def _request(template: str | None, chat: Chat, special: Mapping[str, str], control: list[str]) -> dict[str, Any]:
     """What chat_render.py is asked; messages, tools and variables as apply_chat_template brings them before Jinja."""
     if not template:

@@ -17,6 +17,7 @@ from .nonfinite import NotFinite, first_place
 from .sample import Sampling, sample
 from .weights import Weights
 
+MAX_TOKENS = 256  # where nobody asked for another number
 CHUNK = 512  # positions at once: bounds the N T S scores of a long prompt
 
 
@@ -36,6 +37,11 @@ def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
         )
 
 
+def new_tokens(prompt: int, c: Config, asked: int | None) -> int:
+    """How many new tokens to make: as many as were asked for, else MAX_TOKENS, or what the context still holds."""
+    return asked or max(1, min(MAX_TOKENS, c.max_position_embeddings - prompt))
+
+
 def prefill(
     ids: Sequence[int], w: Weights, cache: Cache, k: Kernels, progress: Callable[[int], None] = lambda done: None
 ) -> NDArray[np.floating]:
@@ -45,6 +51,24 @@ def prefill(
         logits_V = k.batch(partial(forward, tokens_T, w, cache, k, SILENT))
         progress(min(start + CHUNK, len(ids)))
     return k.to_host(logits_V)
+
+
+def greedy_passes(
+    ids: Sequence[int], steps: int, run: Callable[[Sequence[int], range, int], NDArray[np.floating]]
+) -> tuple[list[int], list[NDArray[np.floating]]]:
+    """The prompt in one pass, then one pass for each greedy step: (the ids fed to the steps, the logits of each pass).
+
+    run: takes a pass's tokens, their positions and its number (0: the prompt); returns the last position's logits [V].
+    """
+    made: list[int] = []
+    logits: list[NDArray[np.floating]] = []
+    for phase in range(steps + 1):
+        end = len(ids) + phase
+        positions = range(end - 1, end) if phase else range(end)
+        logits.append(np.array(run(made[-1:] if phase else ids, positions, phase)))
+        if phase < steps:
+            made.append(int(np.argmax(logits[-1])))
+    return made, logits
 
 
 def generate(

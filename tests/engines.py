@@ -20,20 +20,10 @@ from qwenref.engine.kernels import backend, reference
 from qwenref.engine.weights import Weights
 from qwenref.quant import q8_0, q8_1, q8_k
 from qwenref.quant.tensor import QTensor, dequantize
-from qwenref.trace.dump import Dump, Entry
-from qwenref.trace.stages import by_name, execution_order
+from qwenref.trace.dump import Dump, Entry, ordered
+from qwenref.trace.stages import by_name
 
 f32 = np.float32
-
-
-@dataclass(frozen=True, slots=True)
-class Held(Entry):
-    """An entry in memory."""
-
-    array: Any = None
-
-    def values(self) -> np.ndarray:
-        return self.array
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
@@ -241,7 +231,7 @@ class Run:
     weights: Weights
     kernels: Any
     mistakes: Mapping[tuple[str, int | None], Mistake] = field(default_factory=dict)
-    entries: list[Held] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     phase: int = 0
     pos: tuple[int, ...] = ()
     at: int | None = 0
@@ -265,7 +255,7 @@ class Run:
         mistake = self.mistakes.get((name, layer))
         value = np.ascontiguousarray(value if mistake is None else mistake(self, value), f32)
         pos = self.pos if "T" in by_name(name).letters else self.pos[-1:]
-        self.entries.append(Held(Path(name), by_name(name), layer, self.phase, value.shape, pos, array=value.copy()))
+        self.entries.append(Entry(Path(name), by_name(name), layer, self.phase, value.shape, pos, array=value.copy()))
         return value
 
     def get(self, name: str, layer: int | None = -1, phase: int | None = None) -> np.ndarray:
@@ -304,14 +294,10 @@ def dump_of(
     return Dump(Path("dump"), told, weights.config.sizes, ordered(entries))
 
 
-def ordered(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    return tuple(sorted(entries, key=lambda e: (e.phase, execution_order(e.stage, e.layer))))
-
-
 def changed(dump: Dump, keep: Callable[[Entry], Entry | None]) -> Dump:
     """The dump with entries changed or left out."""
     return Dump(dump.path, dump.run, dump.sizes, tuple(e for e in map(keep, dump.entries) if e is not None))
 
 
-def with_values(e: Entry, array: np.ndarray) -> Held:
-    return Held(e.path, e.stage, e.layer, e.phase, array.shape, e.positions, e.capture, array=np.asarray(array, f32))
+def with_values(e: Entry, array: np.ndarray) -> Entry:
+    return Entry(e.path, e.stage, e.layer, e.phase, array.shape, e.positions, e.capture, array=np.asarray(array, f32))

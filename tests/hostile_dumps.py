@@ -196,13 +196,51 @@ def hostile_stagefile(r: Random, path: Path) -> tuple[Path, Path]:
 # -- arrays of other tools --------------------------------------------------------------------------------------------
 
 DESCR = (
-    "'<f4'", "'<f4'", "'<f8'", "'>f4'", "'<f2'", "'<f16'", "'<i8'", "'|O'", "'|b1'", "'<U5'", "'<c8'", "'|V4'", "'M8'",
-    "[('a', '<f4')]", "('<f4', (2,))", "'<f4,<f4'", "'f4' * 9", "None", "7", "''", "'\\x00'", "{}", "'<f4", "'" + "f" * 9000 + "'",
-)  # fmt: skip
+    "'<f4'",
+    "'<f4'",
+    "'<f8'",
+    "'>f4'",
+    "'<f2'",
+    "'<f16'",
+    "'<i8'",
+    "'|O'",
+    "'|b1'",
+    "'<U5'",
+    "'<c8'",
+    "'|V4'",
+    "'M8'",
+    "[('a', '<f4')]",
+    "('<f4', (2,))",
+    "'<f4,<f4'",
+    "'f4' * 9",
+    "None",
+    "7",
+    "''",
+    "'\\x00'",
+    "{}",
+    "'<f4",
+    "'" + "f" * 9000 + "'",
+)
 SHAPES = (
-    "({},)", "()", "(-1,)", "(True,)", "(1.5,)", "(1, 2, 3, 4, 5, 6, 7, 8, 9)", "[5, 32]", "5", "(5, 'a')", "(10**30,)",
-    "(4294967296, 4294967296)", "(0, 32)", "(" * 300, "(1,)*9**9", "None", "(5L, 32L)", "(\u0661,)", "(1,,)",
-)  # fmt: skip
+    "({},)",
+    "()",
+    "(-1,)",
+    "(True,)",
+    "(1.5,)",
+    "(1, 2, 3, 4, 5, 6, 7, 8, 9)",
+    "[5, 32]",
+    "5",
+    "(5, 'a')",
+    "(10**30,)",
+    "(4294967296, 4294967296)",
+    "(0, 32)",
+    "(" * 300,
+    "(1,)*9**9",
+    "None",
+    "(5L, 32L)",
+    "(\u0661,)",
+    "(1,,)",
+)
 
 
 def npy(r: Random, values: np.ndarray) -> bytes:
@@ -220,8 +258,24 @@ def npy(r: Random, values: np.ndarray) -> bytes:
         data = r.choice((data[:-1], data + b"x", b"", data[:8]))
     head = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}"
     if which == 4:
-        head = r.choice(("", "{}", "[]", "1", head[:-4], head * 2, "{" * 500, "x" * 20_000, "__import__('os')", head + "\0",
-                         "{'descr': '<f4'}", f"{{**{head}}}", head.replace("descr", "\u202edescr"), "-" * 9000 + "1"))  # fmt: skip
+        head = r.choice(
+            (
+                "",
+                "{}",
+                "[]",
+                "1",
+                head[:-4],
+                head * 2,
+                "{" * 500,
+                "x" * 20_000,
+                "__import__('os')",
+                head + "\0",
+                "{'descr': '<f4'}",
+                f"{{**{head}}}",
+                head.replace("descr", "\u202edescr"),
+                "-" * 9000 + "1",
+            )
+        )
     raw = head.encode()
     raw += b" " * (-(len(raw) + 11) % 64) + b"\n"
     version = r.choice((b"\1\0", b"\2\0", b"\3\0", b"\0\0", b"\xff\xff")) if which == 5 else b"\1\0"
@@ -231,12 +285,41 @@ def npy(r: Random, values: np.ndarray) -> bytes:
     return in_bytes(r, whole) if which == 7 else whole
 
 
-FILE_NAMES = ("x", "layer-0/x", "attn_norm.0", "attn_norm.99999999999999", "layer-7/attn_norm", "lm_head.3", "q_proj",
-              "\x7f", "\u202ea", "a\nFORGED", "layer-\u0660/attn_norm", "{layer}", "ATTN_NORM")  # fmt: skip
+FILE_NAMES = (
+    "x",
+    "layer-0/x",
+    "attn_norm.0",
+    "attn_norm.99999999999999",
+    "layer-7/attn_norm",
+    "lm_head.3",
+    "q_proj",
+    "\x7f",
+    "\u202ea",
+    "a\nFORGED",
+    "layer-\u0660/attn_norm",
+    "{layer}",
+    "ATTN_NORM",
+)
 PATTERNS = (
-    "{layer}", "*", "**", "{layer}{layer}", "*{layer}*{layer}*", "layer-{layer}/{stage}", "{stage}", "(?P<layer>x)", "[",
-    "(a+)+$", "*a" * 30, "\\", "(?P<stage>x)", "{layer", "x" * 3000, "layer-{layer}/x", "*x*", "{layer}*" * 9,
-)  # fmt: skip
+    "{layer}",
+    "*",
+    "**",
+    "{layer}{layer}",
+    "*{layer}*{layer}*",
+    "layer-{layer}/{stage}",
+    "{stage}",
+    "(?P<layer>x)",
+    "[",
+    "(a+)+$",
+    "*a" * 30,
+    "\\",
+    "(?P<stage>x)",
+    "{layer",
+    "x" * 3000,
+    "layer-{layer}/x",
+    "*x*",
+    "{layer}*" * 9,
+)
 
 
 def hostile_arrays(r: Random, folder: Path) -> tuple[Path, list[str]]:

@@ -15,6 +15,7 @@ from qwenref.tools.dev.docs_map import files, first_sentence, render
 
 ROOT = Path(__file__).parents[1]
 CODE = ("engine", "quant", "trace", "tools")
+FRONT = ("facts", "judging", "model", "tracing")  # beside __init__: the front door, and what it shares with tools
 FOREIGN = {"torch", "transformers", "llama_cpp"}
 
 # who -> what it may import of this project. The longest matching prefix of a file's path rules.
@@ -30,12 +31,14 @@ ARROWS: dict[str, set[str]] = {
     "engine/kernels": {"engine/kernels", "engine/weights", "engine/config", "engine/user_cache", "quant"},
     "engine/files": {"engine/files", "engine/config", "engine/models", "quant"},
     "engine": {"engine", "quant", "trace/tap"},
-    "tools": {"engine", "quant", "trace", "tools", ""},
+    **{name: {"engine", "quant", "trace", *FRONT, ""} for name in FRONT},
+    "tools": {"engine", "quant", "trace", "tools", *FRONT, ""},
 }
 
 
 def sources() -> list[Path]:
-    return sorted(p for folder in CODE for p in (ROOT / folder).rglob("*.py"))
+    """All but the root's own `__init__`, which imports the front door only when it is asked for it."""
+    return [ROOT / f"{name}.py" for name in FRONT] + sorted(p for folder in CODE for p in (ROOT / folder).rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -95,6 +98,9 @@ def test_arrows() -> None:
         ("engine/files/x.py", "from ..forward import forward"),
         ("engine/models/x.py", "from ..config import Config"),
         ("engine/x.py", "from ..tools import load"),
+        ("model.py", "from .tools.terminal import one_line"),
+        ("engine/x.py", "from ..model import Model"),
+        ("trace/x.py", "from .. import facts"),
         ("tools/x.py", "import torch"),
         ("engine/x.py", "def f():\n    import torch"),
         ("engine/x.py", "import qwenref.quant"),
@@ -166,12 +172,12 @@ def test_numba_is_never_imported_before_its_settings() -> None:
 
 def test_every_package_ships() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {"qwenref." + p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in sources()}
-    assert listed == folders | {"qwenref"}
+    folders = {".".join(("qwenref", *p.parent.relative_to(ROOT).parts)) for p in sources()}
+    assert listed == folders
 
 
-def test_root_holds_only_init() -> None:
-    assert [p.name for p in ROOT.glob("*.py")] == ["__init__.py"]
+def test_the_root_holds_the_front_door_only() -> None:
+    assert {p.stem for p in ROOT.glob("*.py")} == {"__init__", *FRONT}
 
 
 def test_no_standard_library_module_is_shadowed() -> None:

@@ -225,7 +225,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_computed(
     def computed(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("qwenref.tools.load.backend", computed)
+    monkeypatch.setattr("qwenref.engine.load.backend", computed)
     for flags, says in (
         (("-p", "x", "-n", "24"), "-n 24 and a prompt do not fit the context of 24"),
         (("-p", "x" * 25), "25 tokens, more than the context of 24"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +20,12 @@ from qwenref.engine.chat import Chat, chat_ids
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
+from qwenref.engine.load import bound, load
 from qwenref.engine.tokenizer import Tokenizer
 from qwenref.engine.weights import Layer, Weights
 from qwenref.quant.tensor import QTensor
 from qwenref.tools.convert import convert
-from qwenref.tools.load import load, open_tokenizer
+from qwenref.tools.load import open_tokenizer
 from qwenref.tools.main import main
 
 from .corpus.table import render
@@ -60,8 +60,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answers(m: Checkpoint, runs: list[dict[str, Any]], ends: tuple[int, ...]) -> Iterator[list[int]]:
     """Greedy ids after each of the prompts, as `engine run` finds them, in f32; with room for more where it ended."""
-    arguments = Namespace(backend="cpu", precision="f32", threads=None)
-    loaded = load(arguments, m, bind(m.config, m.tensors))
+    loaded = load(bound(m))
     for run in runs:
         room = len(run["ids"]) + (5 if run.get("ended") else 0)
         yield list(generate(run["prompt_ids"], loaded.weights, loaded.kernels, "f32", room, ends))

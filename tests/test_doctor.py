@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwenref.engine import selftest
+from qwenref.engine import aliases, selftest
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend, cpu
 from qwenref.engine.kernels.cpu.simd import NEEDS, PATH
-from qwenref.tools import doctor, models
-from qwenref.tools.load import cores
+from qwenref.engine.load import cores
+from qwenref.tools import doctor
 from qwenref.tools.main import main
 from qwenref.trace.tap import SILENT
 
@@ -97,7 +97,7 @@ def test_paths_and_secrets(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("HF_TOKEN", "pass1word")
     monkeypatch.setenv("NUMBA_DEBUG", "1")
     monkeypatch.setenv("OMP_X", "\x1b[2J")
-    model = next(iter(models.MODELS.values()))
+    model = next(iter(aliases.MODELS.values()))
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / model.file).write_bytes(b"x" * 2_500_000)
     _, report, _ = run()

@@ -154,12 +154,26 @@ def run_text(r: Random, at: Path, kind: str) -> Case:
 MESSAGES = [{"role": "system", "content": "be"}, {"role": "user", "content": "low <|im_end|>"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 TEMPLATES = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ tools }}{{ documents }}",
-    "{{ messages", "{% for x in range(99999999) %}{% endfor %}", "{{ raise_exception('\x1b[2J\n" + FORGED + "') }}",
-    "{{ raise_exception(undefined) }}", "{{ ''.__class__ }}", "{% include 'x' %}", "{{ 'a' * 10**10 }}", "{{ 1 // 0 }}",
-    "{{ messages | tojson(indent=2) }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "\ud800", "{{ {}[[]] }}",
-    "{{ strftime_now('\x00') }}", "{{ messages[0].content.x.y }}", "{{ 9 ** 9 ** 9 }}", "(" * 5000, "{{" + "(" * 5000,
-)  # fmt: skip
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ tools }}"
+    "{{ documents }}",
+    "{{ messages",
+    "{% for x in range(99999999) %}{% endfor %}",
+    "{{ raise_exception('\x1b[2J\n" + FORGED + "') }}",
+    "{{ raise_exception(undefined) }}",
+    "{{ ''.__class__ }}",
+    "{% include 'x' %}",
+    "{{ 'a' * 10**10 }}",
+    "{{ 1 // 0 }}",
+    "{{ messages | tojson(indent=2) }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "\ud800",
+    "{{ {}[[]] }}",
+    "{{ strftime_now('\x00') }}",
+    "{{ messages[0].content.x.y }}",
+    "{{ 9 ** 9 ** 9 }}",
+    "(" * 5000,
+    "{{" + "(" * 5000,
+)
 
 
 def prompt(r: Random, at: Path) -> list[str]:
@@ -213,7 +227,7 @@ def trace(r: Random, at: Path, kind: str) -> Case:
     for flag in ("--save-tensor-layers", "--positions"):
         if r.random() < 0.2:
             argv.append(
-                f"{flag}={r.choice(('all', 'last', '0', '0..1', '1..0', '-1', '0,0', '9..99999999999', '', *NAMES[:8]))}"
+                f"{flag}={r.choice(('all', 'last', '0', '0..1', '1..0', '-1', '0,0', '9..9999999999', '', *NAMES[:8]))}"
             )
     if r.random() < 0.3:
         argv.append(f"--decode-steps={r.choice((0, 1, 2, 3, -1, 65535, 1 << 40, 10**30))}")
@@ -360,7 +374,7 @@ def options(r: Random, at: Path) -> Case:
         )
     )
     actions = [a for a in actions_of(command) if a.dest not in ("help", "model", "threads")]
-    for action in r.choice((1, 1, 2, 3)) * [None]:
+    for _ in range(r.choice((1, 1, 2, 3))):
         action = r.choice(actions)
         value = r.choice(
             ODD_PATHS if action.dest in WRITTEN else (*ODD_TEXTS, *ODD_NUMBERS, "all", "last", "0..1", dump, model)

@@ -14,8 +14,8 @@ import pytest
 
 from qwenref.engine.kernels import numba_settings
 from qwenref.engine.kernels.cpu import compiled
+from qwenref.engine.load import cores
 from qwenref.quant.errors import BadInput
-from qwenref.tools.load import cores
 
 from .tiny import tiny_weights, write_gguf
 
@@ -211,6 +211,6 @@ def test_a_planted_kernel_is_not_unpickled(tmp_path: Path) -> None:
 def test_more_threads_than_numba_was_given(tmp_path: Path) -> None:
     if cores() == 1:
         pytest.skip("one core: -t 2 is refused for another reason")
-    program = "from qwenref.tools.load import set_threads; set_threads(2)"
+    program = "from qwenref.engine.load import set_threads; set_threads(2)"
     done = python(program, tmp_path, NUMBA_NUM_THREADS="1")
     assert done.stderr.splitlines()[-1].endswith("BadInput: 2 threads: NUMBA_NUM_THREADS=1 allows no more")

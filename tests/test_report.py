@@ -18,7 +18,8 @@ import pytest
 from qwenref.quant.tensor import dequantize
 from qwenref.trace.verify.finding import UNEXPLAINED, Verification
 from qwenref.trace.verify.report.html import page
-from qwenref.trace.verify.report.text import as_json, engine_words, sentence, statement, text
+from qwenref.trace.verify.report.plain import as_json
+from qwenref.trace.verify.report.text import engine_words, sentence, statement, text
 from qwenref.trace.verify.verify import verify
 
 from .engines import Run, changed, dump_of

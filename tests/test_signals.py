@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.kernels.cpu import team
 from qwenref.engine.kernels.cpu.simd import set_i32
 from qwenref.engine.kernels.cpu.team import _read
 from qwenref.tools.convert import convert
 from qwenref.tools.main import main
-from qwenref.tools.models import DEFAULT, MODELS
 from qwenref.trace.beside import HIDDEN
 
 from .models import model
@@ -43,7 +43,7 @@ COMMANDS = {
     "run": ("engine.generate:sample", "run -m {}/tiny.gguf --backend reference -p x -n 9"),
     "inspect": ("tools.show:check", "inspect {}/tiny.gguf --check"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/tiny.gguf {}/tiny.gguf"),
-    "verify": ("tools.verify:verify", "verify {}/dump {}/tiny.gguf"),
+    "verify": ("judging:judge", "verify {}/dump {}/tiny.gguf"),
     "verify --html": (MOVE, "verify {}/dump {}/tiny.gguf --html DIR/report.html"),
     "convert": (MOVE, "convert {}/tiny.gguf DIR/again.apr"),
     "convert to a folder": (MOVE, "convert {}/tiny.gguf DIR/again/"),
@@ -288,15 +288,15 @@ def test_the_first_process_of_a_container(files: Path, tmp_path: Path) -> None:
 # ---- a file that is cut
 
 CUTS = {
-    "run": ("tools.load:check_precision", "run -m {}/cut.gguf --backend reference -p x -n 2"),
-    "run on the CPU": ("tools.load:check_precision", "run -m {}/cut.gguf -p x -n 2"),
+    "run": ("engine.load:check_precision", "run -m {}/cut.gguf --backend reference -p x -n 2"),
+    "run on the CPU": ("engine.load:check_precision", "run -m {}/cut.gguf -p x -n 2"),
     "trace": (
-        "tools.load:check_precision",
+        "engine.load:check_precision",
         "trace {}/cut.gguf --backend reference -p x --save-tensor all --save-tensor-dir DIR/d",
     ),
     "inspect": ("tools.show:check", "inspect {}/cut.gguf --check"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/cut.gguf {}/tiny.gguf"),
-    "verify": ("tools.verify:verify", "verify {}/dump {}/cut.gguf --html DIR/r.html"),
+    "verify": ("judging:judge", "verify {}/dump {}/cut.gguf --html DIR/r.html"),
     "convert": ("tools.convert_write:write_apr", "convert {}/cut.gguf DIR/again.apr"),
     "convert to a folder": ("tools.convert_write:write_folder", "convert {}/cut.gguf DIR/again/"),
     "import": ("tools.import_dump:arranged", "import {}/arrays DIR/dump -m {}/tiny.gguf"),
@@ -337,7 +337,7 @@ def test_a_file_that_is_written_to_is_told(files: Path, tmp_path: Path) -> None:
     """Also where the system does not: within a page what was cut off reads as zeros."""
     file = tmp_path / "cut.gguf"
     file.write_bytes((files / "tiny.gguf").read_bytes())
-    p = Process(tmp_path, tmp_path, "tools.load:check_precision", f"cut {file} {file.stat().st_size - 4}",
+    p = Process(tmp_path, tmp_path, "engine.load:check_precision", f"cut {file} {file.stat().st_size - 4}",
                 "run -m {}/cut.gguf --backend reference -p x -n 2")  # fmt: skip
     out, err = p.process.communicate(timeout=60)
     assert (p.process.returncode, out) == (2, b"")

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwenref import tracing
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
+from qwenref.facts import model_facts
 from qwenref.quant.errors import BadInput
-from qwenref.tools import record
-from qwenref.tools.facts import model_facts
 from qwenref.tools.main import main
 from qwenref.trace import aprt
 from qwenref.trace.dump import open_dump
+from qwenref.trace.recorder import Recorder
 from qwenref.trace.stages import shape_for
 from qwenref.trace.store import MANIFEST, check_target, files_of
 
@@ -156,9 +157,9 @@ def test_a_stage_that_the_model_does_not_yield_is_no_success(
     trace: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a model without biases in aprender, where qkv_bias wrote nothing and exited 0."""
-    whole = record.Recorder.look
+    whole = Recorder.look
     monkeypatch.setattr(
-        record.Recorder, "look", lambda self, s, *rest: whole(self, s, *rest) if s.name != "qkv_bias" else None
+        Recorder, "look", lambda self, s, *rest: whole(self, s, *rest) if s.name != "qkv_bias" else None
     )
     status, _, err = trace("--save-tensor", "attn_norm,qkv_bias")
     assert status == 2 and "did not yield stage qkv_bias of layer 0" in err and files_of(tmp_path) == []
@@ -210,7 +211,7 @@ def test_a_move_that_fails_puts_the_older_dump_back(
 
 
 def test_too_little_room_is_known_before_the_model_runs(trace: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "disk_usage", lambda _: type("Usage", (), {"free": 10_000}))
+    monkeypatch.setattr(tracing, "disk_usage", lambda _: type("Usage", (), {"free": 10_000}))
     monkeypatch.setattr(reference, "prepare", lambda *_: pytest.fail("the weights were loaded for nothing"))
     status, _, err = trace("--save-tensor", "all")
     assert status == 2 and "trace fewer" in err

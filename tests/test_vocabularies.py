@@ -185,11 +185,7 @@ def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture
         return "\n".join(lines)
 
     assert "no tokenizer" in said(None, "a.gguf")
-    assert "tool_use" in said(small(272, other_templates=("tool_use",)), "b")
-    sampling = {"generation_config": {"temperature": 0.7, "eos_token_id": 3, "transformers_version": "5"}}
-    assert said(small(272), "c.apr", metadata=sampling, container="safetensors").endswith(
-        "generation_config.json's temperature"
-    )
+    assert "tool_use" in said(small(272, other_templates={"tool_use": "x"}), "b")
     assert "263 is" not in said(small(272), "d.gguf") == ""
     assert "answers end at 9" in said(small(272, eos_ids=(3, 4, 5, 9, 263, 261)), "e.gguf")
     assert said(small(272, eos_ids=(3, 4, 5, 9, 263, 261)), "f.apr") == ""
@@ -390,3 +386,33 @@ def test_ids_do_not_need_a_tokenizer_that_can_be_read(
         (bare / "tokenizer.json").unlink()
     out, err = capsys.readouterr()
     assert len(out.split()) == 2 and "Unigram" in err.splitlines()[0]
+
+
+# -- chat templates by name -------------------------------------------------------------------------------------------
+
+
+def with_templates(folder: Path, where: str) -> Path:
+    """A folder whose default template says d, and whose tool_use says t, in one of the two places for it."""
+    write(folder, AUTO["cases"][0]["files"])
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    if where == "tokenizer_config.json":
+        settings["chat_template"] = [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]
+    else:
+        settings.pop("chat_template", None)
+        (folder / "chat_template.jinja").write_text("d")
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text("t")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "additional_chat_templates"])
+def test_tools_have_a_template_of_their_own(tmp_path: Path, where: str) -> None:
+    """As `get_chat_template` of Transformers' tokenizers chooses (tests/oracle/test_templates.py asks it)."""
+    v = folder_vocabulary(with_templates(tmp_path, where))
+    assert (v.template(tools=False), v.template(tools=True)) == ("d", "t")
+
+
+def test_one_template_serves_tools_too() -> None:
+    v = small(272, chat_template="d")
+    assert (v.template(tools=False), v.template(tools=True)) == ("d", "d")

@@ -57,7 +57,7 @@ def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated
     from ..engine.generate import generate
     from ..engine.kernels import backend
     from ..engine.kernels.cpu.bandwidth import read_weights
-    from .load import open_weights, set_threads
+    from ..engine.load import open_weights, set_threads
 
     set_threads(threads)
     _, bound = open_weights(path)
@@ -279,9 +279,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..engine.aliases import resolve
     from ..engine.kernels import backend, check_precision
-    from .load import cores, open_weights
-    from .models import resolve
+    from ..engine.load import cores
+    from .load import open_weights
     from .progress import progress
 
     path = resolve(args.model)

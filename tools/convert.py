@@ -162,9 +162,6 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
         lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
     if kind == "safetensors":
         return _for_safetensors(v, lost), lost
-    generation = source.metadata["generation_config"] if source.container == "safetensors" else {}
-    if said := [key for key in generation if not key.endswith(("_token_id", "version"))]:
-        lost.append(f"generation_config.json's {', '.join(said)}")
 
     # Two switches say what is put round a prompt; the ids are BOS and EOS.
     bos = v.prefix[0] if len(v.prefix) == 1 and v.bos_id is None else v.bos_id

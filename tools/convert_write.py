@@ -36,7 +36,6 @@ FILE_TYPES = {
 }  # fmt: skip
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STEP = 1 << 24
-SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
 def write(
@@ -151,7 +150,8 @@ def left_out(source: Checkpoint, kind: str) -> list[str]:
     if source.container == "safetensors":
         if kind == "safetensors":
             return []
-        said = [f"generation_config.json's {k}" for k, x in m["generation_config"].items() if k in SAMPLING and x]
+        advice = {k: x for k, x in m["generation_config"].items() if not k.endswith(("_token_id", "version"))}
+        said = [f"generation_config.json's {k}" for k, x in advice.items() if x]
         said += [f"config.json's {k}" for k, x in m["config"].items() if k not in a.hf_keys.known() and x is not None]
     elif source.container.startswith("GGUF"):
         prefix = f"{a.gguf}."

@@ -5,19 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from dataclasses import dataclass
 from importlib import import_module
-from math import isfinite, isnan
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
-from ..quant.errors import BadInput
-from ..trace.compare import Choice, Comparison, choice, compare, place
-from ..trace.dump import Entry
-from ..trace.pair import Pairs, pair_dumps, pair_files
+from ..trace.compare import place
+from ..trace.diff import TOLERANCE, TOP, Diff, diff
 from .terminal import json_text, one_line
-
-TOLERANCE, TOP = 1e-3, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,108 +39,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--csv", action="store_true", help="a line per stage")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A compared stage."""
-
-    a: Entry
-    b: Entry
-    figures: Comparison
-    choice: Choice | None
-
-    def as_json(self, pairs: Pairs, tolerance: float) -> dict[str, Any]:
-        f = self.figures
-        row: dict[str, Any] = {
-            "phase": self.a.phase,
-            "layer": self.a.layer,
-            "stage": self.a.stage.name,
-            "elements": f.elements,
-            "equal": f.equal,
-            "cosine": f.cosine,
-            "rms_a": f.rms_a,
-            "rms_diff": f.rms_diff,
-            "relative": f.relative if isfinite(f.relative) else None,
-            "within": f.relative <= tolerance,
-            "max_abs": f.max_abs,
-            "max_at": place(self.a, f.top[0].index, pairs.sizes) if f.top else None,
-            "mismatched": f.mismatched,
-            "nan_both": f.nan_both,
-            "top": [
-                {"at": place(self.a, d.index, pairs.sizes), "index": d.index, "a": d.a, "b": d.b, "abs_diff": d.size}
-                for d in f.top
-            ],
-        }
-        if self.choice:
-            c = self.choice
-            row |= {"argmax_a": c.argmax_a, "argmax_b": c.argmax_b, "top5_overlap": c.top5_overlap, "kl": c.kl}
-        return row
-
-
 def main(args: argparse.Namespace) -> int:
     if args.weights:
         return int(import_module(".diff_weights", __package__).main(args))
-    args.tolerance = TOLERANCE if args.tolerance is None else args.tolerance
-    args.top = TOP if args.top is None else args.top
-    if isnan(args.tolerance) or not 0 <= args.tolerance < float("inf"):
-        raise BadInput(f"--tolerance {args.tolerance}: give a number from 0 up; anything else would pass or fail all")
-    if args.top < 1:
-        raise BadInput(f"--top {args.top}: give at least 1")
-    a, b = Path(args.a), Path(args.b)
-    for path in (a, b):
-        if not path.exists():
-            raise BadInput(f"{path}: no such file or folder")
-    if a.is_dir() != b.is_dir():
-        raise BadInput(f"{a} and {b}: give two folders or two files")
-    pairs = pair_dumps(a, b) if a.is_dir() else pair_files(a, b)
-    rows = [
-        Row(x, y, compare(x, y, args.top), choice(x, y) if x.stage.name == "lm_head" else None) for x, y in pairs.both
-    ]
+    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+    found = diff(args.a, args.b, tolerance=tolerance, top=TOP if args.top is None else args.top)
     if args.json:
-        print(json_text(as_json(args, pairs, rows)))
+        print(json_text(as_json(args, found)))
     elif args.csv:
-        write_csv(pairs, rows, args.tolerance)
+        write_csv(found)
     else:
-        print_text(args, pairs, rows)
-    return 0 if not first_beyond(rows, args.tolerance) and not pairs.apart else 1
+        print_text(args, found)
+    return 0 if found.within else 1
 
 
-def first_beyond(rows: list[Row], tolerance: float) -> Row | None:
-    return next((r for r in rows if not r.figures.relative <= tolerance), None)
-
-
-def as_json(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> dict[str, Any]:
-    needed = max(r.figures.relative for r in rows)
-    first = first_beyond(rows, args.tolerance)
+def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:
+    first, needed, pairs = found.first_beyond, found.tolerance_needed, found.pairs
     return {
         "schema": "qwenref-diff-v1",
         "a": args.a,
         "b": args.b,
         "measure": "relative = RMS(a - b) / RMS(a)",
-        "tolerance": args.tolerance,
-        "within": first is None and not pairs.apart,
+        "tolerance": found.tolerance,
+        "within": found.within,
         "tolerance_needed": needed if isfinite(needed) else None,
         "first_beyond": None if first is None else first.a.label,
         "only_a": pairs.only_a,
         "only_b": pairs.only_b,
         "fed_other_tokens": pairs.apart,
         "ignored": pairs.ignored,
-        "stages": [r.as_json(pairs, args.tolerance) for r in rows],
+        "stages": found.as_json(),
     }
 
 
-def write_csv(pairs: Pairs, rows: list[Row], tolerance: float) -> None:
-    flat = [
-        {k: one_line(v) if isinstance(v, str) else v for k, v in r.as_json(pairs, tolerance).items() if k != "top"}
-        for r in rows
-    ]
-    fields = list(dict.fromkeys(k for row in flat for k in row))
+def write_csv(found: Diff) -> None:
+    rows = [{k: one_line(v) if isinstance(v, str) else v for k, v in row.items()} for row in found.rows]
+    fields = list(dict.fromkeys(k for row in rows for k in row))
     writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(rows)
 
 
-def print_text(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> None:
-    first = first_beyond(rows, args.tolerance)
+def print_text(args: argparse.Namespace, found: Diff) -> None:
+    first, rows, pairs = found.first_beyond, found.stages, found.pairs
     width = max(len(r.a.label) for r in rows)
     print(f"A {one_line(args.a)}\nB {one_line(args.b)}\nrelative = RMS(A - B) / RMS(A)\n")
     print(f"{'stage':<{width}} {'elements':>10} {'cosine':>13} {'RMS(A-B)':>10} {'relative':>10} {'max |A-B|':>10}  at")
@@ -183,7 +118,4 @@ def print_text(args: argparse.Namespace, pairs: Pairs, rows: list[Row]) -> None:
             print(one_line(f"not compared, {name}: {len(labels)} ({few})"))
     if pairs.apart:
         print(f"not compared, fed another token: {len(pairs.apart)}, from {pairs.apart[0]} on")
-    needed = max(r.figures.relative for r in rows)
-    beyond = sum(not r.figures.relative <= args.tolerance for r in rows)
-    would = f"{needed:.3e} would have passed" if isfinite(needed) else "no tolerance would have passed"
-    print(f"{len(rows)} stages compared, {beyond} beyond the tolerance {args.tolerance:g}; {would}")
+    print(found.sentence)

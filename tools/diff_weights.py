@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from ..engine.aliases import resolve
 from ..engine.config import Config
 from ..engine.files import Checkpoint
 from ..quant.errors import BadInput
@@ -18,7 +19,6 @@ from ..quant.label import mislabelled
 from ..quant.tensor import QTensor, format_of
 from .diff_causes import NOISE, WHOLE, Others, cause_of, distance, rows_of, transposed
 from .load import open_model
-from .models import resolve
 from .terminal import json_text, one_line
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")

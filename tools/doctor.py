@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..engine.aliases import MODELS, directory
 from ..engine.kernels import numba_settings
 from ..quant.errors import BadInput
-from .models import MODELS, directory
 from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.
@@ -82,7 +82,7 @@ def threads() -> Section:
     import numba
 
     from ..engine.kernels.cpu import team  # noqa: F401  it chooses the layer
-    from .load import cores
+    from ..engine.load import cores
 
     layer = numba.config.THREADING_LAYER  # type: ignore[attr-defined]
     given = {"of the machine": os.cpu_count(), "for this process": cores()}

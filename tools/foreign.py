@@ -13,25 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
-from ..engine.generate import check_prompt
+from ..engine.generate import check_prompt, greedy_passes
 from ..engine.tokenizer import Tokens
+from ..facts import model_facts, run_facts
 from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.stages import by_name
 from ..trace.store import DumpWriter, check_target
-from .facts import model_facts, run_facts
+from ..tracing import check_room, require_all
 from .leftovers import written_down
 from .load import open_weights
 from .prompt import given_tokens
-from .record import (
-    add_prompt_arguments,
-    best,
-    check_room,
-    print_files,
-    print_tokens,
-    prompt_of,
-    require_all,
-)
+from .record import add_prompt_arguments, best, print_files, print_tokens, prompt_of
 
 # A stage of a forward pass: (layer or None for the whole model, stage, value).
 Emit = Callable[[int | None, str, NDArray[np.floating[Any]]], None]
@@ -89,23 +82,20 @@ def write_dump(
     facts: what the manifest says of the engine, over what it says of every run. Raises BadInput if a stage asked for
     did not come.
     """
-    c, made, logits = j.checkpoint.config, list[int](), list[NDArray[np.floating[Any]]]()
+    c = j.checkpoint.config
     with written_down(j.target), DumpWriter(j.target, {}, c.sizes) as writer, engine as forward:
-        for phase in range(j.plan.decode_steps + 1):
-            tokens = made[-1:] if phase else j.ids
-            past = len(j.ids) + phase - 1 if phase else 0
-            positions = range(past, past + len(tokens))
 
+        def run(tokens: Sequence[int], positions: range, phase: int) -> NDArray[np.floating[Any]]:
             def emit(layer: int | None, stage: str, value: NDArray[np.floating[Any]]) -> None:
                 s = by_name(stage)
                 if j.plan.wants(s, layer):
-                    where = positions if "T" in s.letters else positions[-1:]  # noqa: B023 called within this turn only
-                    writer.put(stage, layer, value, where, phase=phase)  # noqa: B023
+                    where = positions if "T" in s.letters else positions[-1:]
+                    writer.put(stage, layer, value, where, phase=phase)
 
-            logits.append(forward(tokens, emit))
-            if phase < j.plan.decode_steps:
-                made.append(int(logits[-1].argmax()))
-        require_all(j.plan, c.num_hidden_layers, writer)
+            return forward(tokens, emit)
+
+        made, logits = greedy_passes(j.ids, j.plan.decode_steps, run)
+        require_all(j.plan, c.num_hidden_layers, writer.kept)
         writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint))
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..engine.config import Config
+from ..facts import model_facts, run_facts
 from ..quant.errors import BadInput
 from ..quant.tensor import format_of
 from ..trace import npy
 from ..trace.axes import Array, arranged, lengths
 from ..trace.stages import NAMES, STAGES, by_name
 from ..trace.store import DumpWriter, check_target
-from .facts import model_facts, run_facts
 from .import_map import PARTS, Rule, letters_of, read_map, rule
 from .leftovers import written_down
 from .load import open_weights

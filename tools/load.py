@@ -1,35 +1,20 @@
-"""What the commands that compute share: the model's arguments, and a model ready to run."""
+"""What the commands that compute share: the model's arguments, and what is odd about its file on stderr."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from ..engine.bind import bind
+from ..engine.aliases import resolve
 from ..engine.files import Checkpoint, open_checkpoint
-from ..engine.kernels import BACKENDS, Kernels, backend, check_precision
-from ..engine.nonfinite import NotFinite
+from ..engine.kernels import BACKENDS
+from ..engine.load import Loaded, Opened, bound, load, set_threads, spelling_of, tokenizer_of, vocabulary_of
 from ..engine.tokenizer import Tokenizer, Tokens
-from ..engine.weights import Weights
 from ..quant.errors import BadInput
-from .models import resolve
 from .terminal import on_stderr
 
 NOTES = 10  # on one file: one that nobody made by hand may give 65,536
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model in a backend's form."""
-
-    checkpoint: Checkpoint
-    weights: Weights
-    kernels: Kernels
-    backend: str
-    precision: str
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -54,24 +39,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
 
 
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def set_threads(count: int | None) -> None:
-    """Must run before a kernel does. Raises BadInput for a count that this machine does not have."""
-    if count is None:
-        return
-    import numba
-
-    if not 1 <= count <= cores():
-        raise BadInput(f"{count} threads: this machine has {cores()} to give")
-    if count > (most := numba.config.NUMBA_NUM_THREADS):  # type: ignore[attr-defined]
-        raise BadInput(f"{count} threads: NUMBA_NUM_THREADS={most} allows no more")
-    numba.set_num_threads(count)
-
-
 def open_model(path_or_alias: str | None) -> Checkpoint:
     """The model's file opened; what is odd about it goes to stderr."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
@@ -82,42 +49,24 @@ def open_model(path_or_alias: str | None) -> Checkpoint:
     return checkpoint
 
 
-def open_weights(path_or_alias: str | None) -> tuple[Checkpoint, Weights]:
+def open_weights(path_or_alias: str | None) -> Opened:
     """The model's file opened and its tensors bound to their roles; nothing is decoded yet."""
-    checkpoint = open_model(path_or_alias)
-    try:
-        return checkpoint, bind(checkpoint.config, checkpoint.tensors)
-    except BadInput as error:
-        raise BadInput(f"{checkpoint.path}: {error}") from None
+    return bound(open_model(path_or_alias))
 
 
-def load(
-    args: argparse.Namespace, checkpoint: Checkpoint, weights: Weights, first: Callable[[], object] = lambda: None
-) -> Loaded:
-    """The opened model in the form of the backend and precision that the arguments name.
+def load_as_asked(args: argparse.Namespace, opened: Opened, first: Callable[[], object] = lambda: None) -> Loaded:
+    """The opened model in the form of the backend and precision that the arguments name, with their threads.
 
     first: is called before kernels are compiled, which can take a minute; it may raise BadInput to spare the user that.
     """
-    k = backend(args.backend)
-    check_precision(k, args.backend, args.precision)
-    set_threads(args.threads)
 
     def compiling(done: int, total: int) -> None:
         first()
         show_compiling(done, total)
 
-    k.compile_kernels(weights, args.precision, compiling)
-    prepared = k.prepare(weights, args.precision)
-    checkpoint.check_unchanged()
-    return Loaded(checkpoint, prepared, k, args.backend, args.precision)
-
-
-def blaming(tokens: Iterator[int], checkpoint: Checkpoint, weights: Weights) -> Iterator[int]:
-    """The tokens that are generated. Raises BadInput that names the weight where the numbers leave the finite."""
-    try:
-        yield from tokens
-    except NotFinite as error:
-        raise BadInput(f"{checkpoint.path}: {error.traced_to(weights)}") from None
+    loaded = load(opened, args.backend, args.precision, args.threads, compiling)
+    set_threads(args.threads)
+    return loaded
 
 
 def show_compiling(done: int, total: int) -> None:
@@ -134,18 +83,12 @@ def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
     except BadInput as error:
         on_stderr(f"note: the tokenizer can not be read, ids are not spelled out: {error}")
         return None
-    return None if v is None else Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
+    return None if v is None else spelling_of(checkpoint, v)
 
 
-def open_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str | None]:
+def open_tokenizer(checkpoint: Checkpoint, tools: bool = False) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
-    vocabulary = checkpoint.vocabulary()
-    if vocabulary is None:
-        files = " (tokenizer.json, or vocab.json and merges.txt)" if checkpoint.container == "safetensors" else ""
-        raise BadInput(f"{checkpoint.path} has no tokenizer{files}; give token ids, as --tokens 1,2,3, instead of text")
+    vocabulary = vocabulary_of(checkpoint)
     for note in vocabulary.notes:
         on_stderr(f"note: {checkpoint.path}: {note}")
-    try:
-        return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size), vocabulary.chat_template
-    except BadInput as error:
-        raise BadInput(f"{checkpoint.path}: {error}") from None
+    return tokenizer_of(checkpoint, vocabulary), vocabulary.template(tools)

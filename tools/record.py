@@ -7,32 +7,27 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import prod
 from pathlib import Path
-from shutil import disk_usage
 from threading import Thread
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.config import Config
+from ..engine.aliases import resolve
+from ..engine.chat import Chat, prompt_ids
 from ..engine.files import Checkpoint
-from ..engine.forward import forward
-from ..engine.generate import CHUNK, check_prompt
-from ..engine.nonfinite import NotFinite, first_place
+from ..engine.generate import check_prompt
 from ..engine.tokenizer import Tokens
-from ..engine.weights import Weights
+from ..facts import model_facts
 from ..quant.errors import BadInput
-from ..trace.plan import Plan, plan
-from ..trace.recorder import Both, Recorder, Summary
-from ..trace.stages import STAGES, shape_for
-from ..trace.store import DumpWriter, check_target, phase_name
-from ..trace.tap import SILENT, Tap
-from .facts import model_facts, run_facts
+from ..trace.plan import plan
+from ..trace.stages import STAGES
+from ..trace.store import check_target, phase_name
+from ..tracing import check_room, origin, summed_up, written
 from .leftovers import written_down
-from .load import Loaded, add_model_arguments, load, open_spelling, open_tokenizer, open_weights
-from .models import resolve
+from .load import add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights
 from .payload import as_json, as_text
-from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, prompt_ids, read_prompt
+from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
 from .terminal import json_text, on_stderr, one_line
 
 PROMPT = "What is 2+2?"
@@ -97,20 +92,6 @@ def default_directory(model: Path) -> Path:
     return path.with_name(f"{path.name if path.is_dir() else path.stem}-trace")
 
 
-def check_room(p: Plan, c: Config, prompt: int, target: Path) -> None:
-    """Raises BadInput if the files would not fit the disk, which costs nothing to know before the model runs."""
-    kept, need = len(p.kept(prompt)), 0
-    for phase in range(p.decode_steps + 1):
-        T, S = (1, prompt + phase) if phase else (kept, prompt)
-        need += sum(12 + 4 * prod(shape_for(s, c.sizes, T, S)) for s, _ in p.expected(c.num_hidden_layers))
-    base = next(f for f in (target.absolute(), *target.absolute().parents) if f.is_dir())
-    if need > (free := disk_usage(base).free):
-        raise BadInput(
-            f"the files need {need / 1e9:.2f} GB and {base} has {free / 1e9:.2f} GB free; "
-            "trace fewer stages, layers or positions"
-        )
-
-
 def best(logits_V: NDArray[np.floating], tokenizer: Tokens | None, count: int = 5) -> list[dict[str, Any]]:
     """The likeliest next tokens; equal logits in order of id."""
     order = np.argsort(-logits_V, kind="stable")[:count]
@@ -131,55 +112,9 @@ def prompt_of(
     """The prompt's ids, from the text unless --tokens gave them, and what spells ids out, if the model has that."""
     if ids is not None:
         return ids, open_spelling(checkpoint)
-    tokenizer, template = open_tokenizer(checkpoint)
-    return prompt_ids(tokenizer, template, read_prompt(args, PROMPT)), tokenizer
-
-
-def trace(
-    saved: Plan | None, shown: Plan | None, ids: list[int], model: Loaded, writer: DumpWriter | None
-) -> tuple[list[int], list[NDArray[np.floating]], list[Summary]]:
-    """A pass for the prompt, one for each decode step: (tokens fed to the steps, logits of each pass, statistics)."""
-    k, w = model.kernels, model.weights
-    steps = (saved or shown or Plan(())).decode_steps
-    cache = k.new_cache(w.config, len(ids) + steps, model.precision)
-    made: list[int] = []
-    logits: list[NDArray[np.floating]] = []
-    summaries: list[Summary] = []
-    for phase in range(steps + 1):
-        tokens = made[-1:] if phase else ids
-        positions = range(len(ids) + phase - 1, len(ids) + phase) if phase else range(len(ids))
-        tap: Tap = SILENT
-        if shown is not None:
-            summaries.append(tap := Summary(shown, k.to_host, positions, phase))
-        if saved is not None and writer is not None:
-            kept = positions if phase else saved.kept(len(ids))
-            recorder = Recorder(saved, k.to_host, writer, positions, kept, phase)
-            tap = recorder if shown is None else Both(tap, recorder)
-        with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show
-            logits.append(np.array(k.to_host(forward(np.array(tokens, np.int32), w, cache, k, tap))))
-        if phase < steps:
-            made.append(int(np.argmax(logits[-1])))
-    return made, logits, summaries
-
-
-def origin(ids: list[int], logits: list[NDArray[np.floating]], model: Loaded, bound: Weights) -> str | None:
-    """Where the first value came from that is not finite, if one reached the logits of a pass. ids: all that were fed,
-    and the prompt before them."""
-    passes = next((n for n, x in enumerate(logits) if not np.isfinite(x).all()), None)
-    if passes is None:
-        return None
-    fed = ids[: len(ids) - (len(logits) - 1) + passes]
-    return NotFinite(fed, first_place(fed, model.weights, model.kernels, model.precision, CHUNK)).traced_to(bound)
-
-
-def require_all(p: Plan, layers: int, writer: DumpWriter) -> None:
-    """Raises BadInput if a file that was asked for was not written: a missing stage is never success."""
-    written = {(f["phase"], f["stage"], f["layer"]) for f in writer.files}
-    for phase in range(p.decode_steps + 1):
-        for s, layer in p.expected(layers):
-            if (phase_name(phase), s.name, layer) not in written:
-                of = "" if layer is None else f" of layer {layer}"
-                raise BadInput(f"the model did not yield stage {s.name}{of} ({phase_name(phase)}); nothing was written")
+    prompt = read_prompt(args, PROMPT)
+    tokenizer, template = open_tokenizer(checkpoint, isinstance(prompt, Chat) and prompt.tools is not None)
+    return prompt_ids(tokenizer, template, prompt), tokenizer
 
 
 def main(args: argparse.Namespace) -> int:
@@ -198,8 +133,8 @@ def main(args: argparse.Namespace) -> int:
     target = default_directory(path) if args.save_tensor_dir is None else Path(args.save_tensor_dir)
     if saved is not None:
         check_target(target)
-    checkpoint, bound = open_weights(str(path))
-    c = checkpoint.config
+    opened = open_weights(str(path))
+    checkpoint, c = opened.checkpoint, opened.checkpoint.config
     for p in (saved, shown):
         if p is not None:
             p.check(c.num_hidden_layers)
@@ -209,21 +144,15 @@ def main(args: argparse.Namespace) -> int:
         saved.check(c.num_hidden_layers, len(ids))
         check_room(saved, c, len(ids), target)
 
-    files: list[dict[str, Any]] = []
     facts = beside(model_facts, checkpoint) if saved is not None else None  # hashes while weights are packed and used
-    model = load(args, checkpoint, bound)
-    if saved is None or facts is None:
-        made, logits, summaries = trace(None, shown, ids, model, None)
-        checkpoint.check_unchanged()
+    model = load_as_asked(args, opened)
+    if saved is not None and facts is not None:
+        with written_down(target):
+            made = written(model, ids, saved, target, facts.result, shown)
     else:
-        with written_down(target), DumpWriter(target, {}, c.sizes) as writer:
-            made, logits, summaries = trace(saved, shown, ids, model, writer)
-            require_all(saved, c.num_hidden_layers, writer)
-            writer.run.update(run_facts(checkpoint, args.backend, args.precision, ids, made), model=facts.result())
-            checkpoint.check_unchanged()
-        files = writer.files
-
-    broken = origin(ids + made, logits, model, bound)
+        assert shown is not None
+        made = summed_up(model, ids, shown)
+    broken = origin(model, ids, made)
     if broken is not None:
         on_stderr(f"note: {broken}")
     report: dict[str, Any] = {
@@ -231,19 +160,19 @@ def main(args: argparse.Namespace) -> int:
         "backend": args.backend,
         "precision": args.precision,
         "tokens": ids,
-        "generated": made,
-        "next": [best(x, tokenizer) for x in logits],
+        "generated": made.generated,
+        "next": [best(x, tokenizer) for x in made.logits],
         "not_finite": broken,
     }
     if saved is not None:
-        report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in files]}
+        report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in made.files]}
     if args.json:
         if shown is not None:
-            report |= as_json(summaries)
+            report |= as_json(made.summaries)
         print(json_text(report))
         return 0
     if shown is not None:
-        print(as_text(summaries))
+        print(as_text(made.summaries))
     print_files(report)
     print_tokens(report, tokenizer)
     return 0

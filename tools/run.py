@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from ..engine.files import Checkpoint
     from ..engine.tokenizer import Tokens
 
-MAX_TOKENS = 256
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..engine.generate import MAX_TOKENS
     from .load import add_model_arguments
 
     parser.description = """Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes,
@@ -65,11 +64,6 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
     add_chat_arguments(parser)
 
 
-def ids_apart() -> Callable[[int | None], str]:
-    """Spells ids as numbers, where nothing knows their text."""
-    return lambda id: "" if id is None else f"{id} "
-
-
 def describe(f: dict[str, Any]) -> str:
     """The one line of figures."""
     line = f"load {f['load_s']:.2f} s; prompt {f['prompt_tokens']} tokens, {f['prompt_tokens_per_s']:.1f}/s"
@@ -87,38 +81,36 @@ def main(args: argparse.Namespace) -> int:
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
     if given is not None:
-        return answer(len(given), lambda c: (given, spelling_of(c)), args, started)
+        return answer(len(given), lambda c: (given, spelling(c)), args, started)
     prompt = read_prompt(args)
     with TokenizerProcess(prompt, args.model) as tokenizer:
         size = len(prompt) if isinstance(prompt, str) else len(repr(prompt))
         return answer(size, lambda _: tokenizer.result(), args, started)
 
 
-def spelling_of(checkpoint: Checkpoint) -> Tokens:
+def spelling(checkpoint: Checkpoint) -> Tokens:
     """What spells ids out, or what only knows which ids end an answer: then ids are the answer."""
-    from ..engine.files.hf_tokenizer import stop_ids
-    from ..engine.tokenizer import Tokens
+    from ..engine.load import spelling_of
     from .load import open_spelling
 
-    if (found := open_spelling(checkpoint)) is not None:
-        return found
-    m = checkpoint.metadata
-    ends = stop_ids(m["config"], m["generation_config"]) if checkpoint.container == "safetensors" else []
-    return Tokens([], [], checkpoint.config.vocab_size, tuple(i for _, i in ends))
+    return open_spelling(checkpoint) or spelling_of(checkpoint, None)
 
 
 def answer(
     size: int, tokenizer: Callable[[Checkpoint], tuple[list[int], Tokens]], args: argparse.Namespace, started: float
 ) -> int:
     """size: of the prompt, in characters or ids; tokenizer: its ids and what spells them, asked for once."""
-    from ..engine.generate import check_prompt, generate
+    from ..engine.generate import check_prompt, generate, new_tokens
+    from ..engine.generation import Generation
+    from ..engine.load import blaming
     from ..engine.sample import Sampling
-    from .load import blaming, load, open_weights
+    from .load import load_as_asked, open_weights
     from .progress import progress
     from .terminal import for_stdout, json_text
 
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
-    checkpoint, bound = open_weights(args.model)
+    opened = open_weights(args.model)
+    checkpoint = opened.checkpoint
     context = checkpoint.config.max_position_embeddings
     if args.max_tokens is not None and args.max_tokens >= context:
         raise BadInput(f"-n {args.max_tokens} and a prompt do not fit the context of {context}")
@@ -127,38 +119,35 @@ def answer(
     def tokenized() -> tuple[Tokens, list[int], int]:
         """What spells ids out, the prompt's ids and how many new ones: known to fit the context."""
         ids, spelling = tokenizer(checkpoint)
-        new = args.max_tokens or max(1, min(MAX_TOKENS, context - len(ids)))
+        new = new_tokens(len(ids), checkpoint.config, args.max_tokens)
         check_prompt(ids, checkpoint.config, new)
         return spelling, ids, new
 
     if size + (args.max_tokens or 1) > context // 2:  # a prompt that may be too long is known to fit before
         tokenized()  # the weights are packed,
-    model = load(args, checkpoint, bound, tokenized)  # and any before a kernel is compiled
+    model = load_as_asked(args, opened, tokenized)  # and any before a kernel is compiled
     spelling, ids, max_tokens = tokenized()
     loaded = time.perf_counter()
 
-    text_of = spelling.stream() if spelling.spells else ids_apart()
-    out, made = list[str](), list[int]()
     with progress("prompt", len(ids)) as advance:
         made_of = (ids, model.weights, model.kernels, args.precision)
-        tokens = blaming(generate(*made_of, max_tokens, spelling.eos_ids, sampling, advance), checkpoint, bound)
-        first_id = next(tokens)
+        tokens = blaming(generate(*made_of, max_tokens, spelling.eos_ids, sampling, advance), opened)
+        made = Generation(ids, tokens, spelling, ended=checkpoint.check_unchanged)
+        first_piece = next(made)
     first = time.perf_counter()
     told: KeyboardInterrupt | None = None
     try:
-        for id in chain((first_id,), tokens):
-            made.append(id)
-            out.append("" if id in spelling.eos_ids and spelling.spells else text_of(id))
+        for piece in chain((first_piece,), made):
             if not args.json:
-                print(for_stdout(out[-1]), end="", flush=True)
+                print(for_stdout(piece), end="", flush=True)
     except KeyboardInterrupt as interrupt:
         told = interrupt
+        checkpoint.check_unchanged()
     except BadInput:
         if not args.json:  # what was said ends in a line of its own
             print()
         raise
-    checkpoint.check_unchanged()
-    out.append(text_of(None))
+    rest = made.end()
     done = time.perf_counter()
 
     figures = {
@@ -166,15 +155,15 @@ def answer(
         "first_token_s": round(first - started, 3),
         "prompt_tokens": len(ids),
         "prompt_tokens_per_s": round(len(ids) / (first - loaded), 2),
-        "generated_tokens": len(made),
-        "generated_tokens_per_s": round((len(made) - 1) / (done - first), 2) if len(made) > 1 else None,
+        "generated_tokens": len(made.ids),
+        "generated_tokens_per_s": round((len(made.ids) - 1) / (done - first), 2) if len(made.ids) > 1 else None,
     }
     if args.json:
-        text = "".join(out) if spelling.spells else None
+        text = made.text if spelling.spells else None
         result: dict[str, Any] = {"model": str(checkpoint.path), "backend": args.backend, "precision": args.precision}
-        print(json_text(result | {"prompt_ids": ids, "ids": made, "text": text, "figures": figures}))
+        print(json_text(result | {"prompt_ids": ids, "ids": made.ids, "text": text, "figures": figures}))
     else:
-        print(for_stdout(out[-1]))
+        print(for_stdout(rest))
         print(describe(figures), file=sys.stderr)
     if told is not None:
         raise told

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..judging import judged, opened_for
 from ..quant.errors import BadInput
 from ..trace.beside import Beside
-from ..trace.dump import open_dump
-from ..trace.verify.report.html import page
-from ..trace.verify.report.text import as_json, lines_of
-from ..trace.verify.verify import verify
+from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
 from .load import add_model_argument, open_weights
 from .progress import progress
@@ -37,18 +35,15 @@ examples:
 def main(args: argparse.Namespace) -> int:
     if args.html is not None and not args.html.absolute().parent.is_dir():
         raise BadInput(f"{args.html}: no such folder")
-    checkpoint, weights = open_weights(args.model)
-    dump = open_dump(args.dump, checkpoint.config.sizes, incomplete=True)
-    dump.check_digests()
+    model = open_weights(args.model)
+    dump = opened_for(args.dump, model)
     against = open_weights(args.against) if args.against else None
     with progress("verify", len(dump.entries)) as done:
-        result = verify(dump, weights, against=against and against[1], done=done)
-    for opened in (checkpoint, *(against or ())[:1]):
-        opened.check_unchanged()
+        result = judged(dump, model, against, done)
     if args.html is not None:
-        write(args.html, page(result, dump.path.absolute().name, checkpoint.path.name))
+        write(args.html, result.html())
     if args.json:
-        print(json_text(as_json(result), indent=1))
+        print(json_text(result.as_json(), indent=1))
     else:
         print("\n".join(map(one_line, lines_of(result))))
     if result.status == 2:

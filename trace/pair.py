@@ -38,9 +38,13 @@ def pair_files(a: Path, b: Path) -> Pairs:
     return Pairs((check(x, y),), (), (), (), sizes_a or sizes_b)
 
 
-def pair_dumps(path_a: Path, path_b: Path) -> Pairs:
-    """Two folders, with or without manifests; one's sizes serve the other. Raises BadInput if they do not compare."""
-    a, b = open_dump(path_a), open_dump(path_b)
+def pair_dumps(x: Dump | Path, y: Dump | Path) -> Pairs:
+    """Two dumps, opened or by their folders, with or without manifests; one's sizes serve the other.
+
+    Raises BadInput if they do not compare.
+    """
+    a, b = (d if isinstance(d, Dump) else open_dump(d) for d in (x, y))
+    path_a, path_b = a.path, b.path
     if a.sizes is None and b.sizes is not None:
         a = open_dump(path_a, b.sizes)
     if b.sizes is None and a.sizes is not None:

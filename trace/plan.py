@@ -58,7 +58,7 @@ def plan(stages: str, layers: str = "all", positions: str = "all", decode_steps:
     if ranges is not None and not any(0 in r for r in ranges):
         asked = [s.name for s in chosen if s.scope == "first"]
         if asked and stages.strip().lower() != "all":
-            raise BadInput(f"{asked[0]} belongs to layer 0, which --save-tensor-layers {layers} leaves out")
+            raise BadInput(f"{asked[0]} belongs to layer 0, which the layers {layers} leave out")
     if decode_steps < 0:
         raise BadInput(f"{decode_steps} decode steps: the count cannot be negative")
     word = positions.strip().lower()

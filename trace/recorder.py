@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 from .plan import Plan
 from .stages import Stage, by_name
 from .stats import Statistics, statistics
-from .store import PROMPT, DumpWriter
+from .store import PROMPT
 from .tap import At, Tap
+
+
+class Sink(Protocol):
+    """Where stages go: a DumpWriter, or a DumpInMemory."""
+
+    def put(
+        self, name: str, layer: int | None, values: NDArray[np.floating], positions: Sequence[int], *, phase: int
+    ) -> None: ...
+
 
 ToHost = Callable[[Any], NDArray[np.floating]]
 
@@ -54,7 +63,7 @@ class Recorder(_Looking):
         self,
         plan: Plan,
         to_host: ToHost,
-        writer: DumpWriter,
+        writer: Sink,
         positions: Sequence[int],
         kept: Sequence[int] | None = None,
         phase: int = PROMPT,

@@ -15,6 +15,7 @@ from typing import Literal
 from ..quant.errors import BadInput
 
 Scope = Literal["layer", "first", "whole"]
+Key = tuple[int, int | None, str]  # a stage in a dump: phase (0: the prompt), layer (None: the whole model), name
 Kind = Literal[
     "look-up", "norm", "product", "bias", "rotation", "scores", "soft-max", "mix", "activation", "gate", "residual"
 ]

@@ -25,7 +25,7 @@ from ..quant.errors import BadInput
 from . import aprt
 from .beside import Beside
 from .plan import spell_ranges
-from .stages import Stage, by_name
+from .stages import Key, Stage, by_name
 
 FORMAT, VERSION = "qwenref-trace", 1
 MANIFEST = "manifest.json"
@@ -59,6 +59,7 @@ class DumpWriter:
     def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
         self.path, self.run, self.sizes = Path(path), dict(run), dict(sizes)
         self.files: list[dict[str, Any]] = []
+        self.kept: set[Key] = set()
         check_target(self.path)
         try:
             self._beside = Beside(self.path, folder=True)
@@ -80,14 +81,7 @@ class DumpWriter:
         positions: absolute; of a stage without T the one it was computed for. capture: if it is not the stage table's.
         Raises BadInput if it cannot be written, ValueError for a shape that is not the stage's.
         """
-        s = by_name(name)
-        known = {**self.sizes, "T": len(positions)}
-        if len(values.shape) != len(s.letters) or any(
-            known.get(letter, n) != n for letter, n in zip(s.letters, values.shape, strict=True)
-        ):
-            raise ValueError(f"{name} has shape {values.shape}; it must be {s.shape} with {known}")
-        if (layer is None) != (s.scope == "whole") or (s.scope == "first" and layer != 0):
-            raise ValueError(f"{name} cannot be of layer {layer}")
+        s = stage_of(name, layer, values.shape, self.sizes, len(positions))
         inside = file_name(s, layer, phase)
         target = self._beside.path / inside
         try:
@@ -95,6 +89,7 @@ class DumpWriter:
             digest = aprt.write(target, layer, values)
         except OSError as error:
             raise self._cannot(error) from None
+        self.kept.add((phase, layer, s.name))
         self.files.append(
             {
                 "path": inside,
@@ -130,6 +125,19 @@ class DumpWriter:
         return BadInput(f"{self.path}: cannot write the dump: {error.strerror or error}; nothing of it is left")
 
 
+def stage_of(name: str, layer: int | None, shape: tuple[int, ...], sizes: Mapping[str, int], T: int) -> Stage:
+    """The stage that is to be kept. Raises ValueError for a shape or a layer that is not its."""
+    s = by_name(name)
+    known = {**sizes, "T": T}
+    if len(shape) != len(s.letters) or any(
+        known.get(letter, n) != n for letter, n in zip(s.letters, shape, strict=True)
+    ):
+        raise ValueError(f"{name} has shape {shape}; it must be {s.shape} with {known}")
+    if (layer is None) != (s.scope == "whole") or (s.scope == "first" and layer != 0):
+        raise ValueError(f"{name} cannot be of layer {layer}")
+    return s
+
+
 def spell_manifest(run: Mapping[str, Any], sizes: Mapping[str, int], files: Iterable[Mapping[str, Any]]) -> str:
     """manifest.json, one file a line."""
     head = json.dumps({"format": FORMAT, "version": VERSION, "sizes": sizes, "run": run}, indent=1, allow_nan=False)
@@ -142,10 +150,10 @@ def check_target(path: Path) -> None:
     if path.is_symlink():
         raise BadInput(f"{path} is a symbolic link; name the folder itself, it will be replaced as a whole")
     if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} is a file; a dump is a folder, name another with --save-tensor-dir")
+        raise BadInput(f"{path} is a file; a dump is a folder, name another place")
     base = next(p for p in (path.absolute().parent, *path.absolute().parent.parents) if p.exists())
     if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
-        raise BadInput(f"{base} is not writable; name another folder with --save-tensor-dir")
+        raise BadInput(f"{base} is not writable; name another folder")
     if not path.exists() or not any(path.iterdir()):
         return
     manifest = read_manifest(path)

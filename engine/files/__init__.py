@@ -31,7 +31,7 @@ class Vocabulary:
     prefix, suffix: the ids that a raw prompt has before and behind those of its text;
     flags: of added tokens, by id: which of Hugging Face's lstrip, rstrip, single_word, normalized are true;
     tokenizer_json: Hugging Face's own file, where the model has one, as it is written: all that it says is above;
-    other_templates: the names of chat templates besides the default; notes: a line each on what was not used.
+    other_templates: chat templates besides the default, by name; notes: a line each on what was not used.
     """
 
     tokens: list[str]
@@ -48,8 +48,12 @@ class Vocabulary:
     eos_from: tuple[str, ...] = ()
     flags: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     tokenizer_json: str | None = None
-    other_templates: tuple[str, ...] = ()
+    other_templates: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def template(self, tools: bool) -> str | None:
+        """The chat template: of several, tool_use where there are tools, as Transformers chooses."""
+        return self.other_templates.get("tool_use", self.chat_template) if tools else self.chat_template
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,11 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         prefix=asked("add_bos_token", "bos"),
         suffix=asked("add_eos_token", "eos"),
         chat_template=get("chat_template", "str"),
-        other_templates=tuple(key.removeprefix(NAMED_TEMPLATE) for key in metadata if key.startswith(NAMED_TEMPLATE)),
+        other_templates={
+            key.removeprefix(NAMED_TEMPLATE): need(key.removeprefix("tokenizer."), "str")
+            for key in metadata
+            if key.startswith(NAMED_TEMPLATE)
+        },
     )
     text = get("huggingface.json", "str")
     return v if text is None else _with_json(v, text)

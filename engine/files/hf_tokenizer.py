@@ -92,7 +92,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         suffix=suffix,
         flags=parts.flags,
         chat_template=templates.pop("default", None),
-        other_templates=tuple(templates),
+        other_templates=templates,
         tokenizer_json=text if parts == own else None,
     )
 
@@ -184,15 +184,16 @@ def _read_parts(folder: Path, settings: Fields, special: Collection[str]) -> Par
     return assemble(read_object(folder / VOCAB), merges, added, str(folder / VOCAB))
 
 
-def _chat_templates(folder: Path, settings: Fields) -> dict[str, str | None]:
+def _chat_templates(folder: Path, settings: Fields) -> dict[str, str]:
     """By name; a file of their own goes before tokenizer_config.json, as in Transformers."""
     if isinstance(settings.values.get("chat_template"), list):
-        found = {t.text("name") or "": t.text("template") for t in settings.objects("chat_template")}
+        said = {t.text("name") or "": t.text("template") for t in settings.objects("chat_template")}
     else:
-        found = {"default": settings.text("chat_template")}
+        said = {"default": settings.text("chat_template")}
+    found = {name: text for name, text in said.items() if text is not None}
     if (folder / TEMPLATE).exists():
         found["default"] = _text(folder / TEMPLATE)
-    return found | {path.stem: None for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    return found | {path.stem: _text(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
 
 
 def _text(path: Path) -> str:

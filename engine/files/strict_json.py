@@ -58,6 +58,8 @@ def parse(raw: bytes, where: str, *, repeats: bool = False) -> Any:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=real)
     except RecursionError:
         raise BadInput(f"{where}: JSON nested too deep") from None
+    except BadInput:  # of the functions above
+        raise
     except ValueError as error:  # also an integer of more digits than Python converts
         raise BadInput(f"{where}: not JSON: {error}") from None
     if count > MAX_DEPTH and too_deep(value):

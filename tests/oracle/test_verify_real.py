@@ -27,13 +27,11 @@ from qwenref.tools import dump_hf  # noqa: E402
 from qwenref.tools.dump_hf import capture, load  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
-from qwenref.trace.dump import Dump, open_dump  # noqa: E402
+from qwenref.trace.dump import Dump, Entry, open_dump, ordered  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
 from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
 from qwenref.trace.verify.report.text import sentence  # noqa: E402
 from qwenref.trace.verify.verify import verify  # noqa: E402
-
-from ..engines import Held, ordered  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 Score = Callable[..., None]
@@ -200,13 +198,13 @@ def silent(model: Any, layer: Any, other: Any) -> None:
 
 def dumped(model: Any, folder: Path, **more: Any) -> Dump:
     """The dump of one pass of a Transformers model."""
-    entries: list[Held] = []
+    entries: list[Entry] = []
     pos = tuple(range(len(TOKENS)))
 
     def emit(layer: int | None, name: str, value: np.ndarray) -> None:
         s = by_name(name)
         where = pos if "T" in s.letters else pos[-1:]
-        entries.append(Held(Path(name), s, layer, 0, value.shape, where, array=np.asarray(value, np.float32)))
+        entries.append(Entry(Path(name), s, layer, 0, value.shape, where, array=np.asarray(value, np.float32)))
 
     with capture(model, emit):
         model(torch.tensor([TOKENS]), **more)

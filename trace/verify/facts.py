@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Key = tuple[int, int | None, str]  # of a file: phase, layer, stage
+from ..stages import Key
+
 Spot = tuple[int | None, str]  # layer, stage
 
 # -- why a stage cannot be judged -------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..engine.files import Checkpoint
+from . import __version__
+from .engine.files import Checkpoint
 
 
 def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:

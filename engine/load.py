@@ -1,0 +1,153 @@
+"""A model by its path or alias: opened, bound to roles, brought into a backend's form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..quant.errors import BadInput
+from .aliases import resolve
+from .bind import bind
+from .files import Checkpoint, Vocabulary, open_checkpoint
+from .kernels import Kernels, backend, check_precision
+from .nonfinite import NotFinite
+from .tokenizer import Tokenizer, Tokens
+from .weights import Weights
+
+
+class Opened(NamedTuple):
+    """A model's file, and its tensors by their roles; nothing is decoded yet."""
+
+    checkpoint: Checkpoint
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in a backend's form. bound: as `bind` gives it."""
+
+    checkpoint: Checkpoint
+    bound: Weights
+    weights: Weights
+    kernels: Kernels
+    backend: str
+    precision: str
+
+
+def open_weights(path_or_alias: str | os.PathLike[str] | None) -> Opened:
+    """None is the default alias. Raises BadInput that names the file and what is wrong with it."""
+    return bound(open_checkpoint(resolve(path_or_alias)))
+
+
+def bound(checkpoint: Checkpoint) -> Opened:
+    """The tensors of an opened file bound to their roles. Raises BadInput if one is missing, or of another shape."""
+    try:
+        return Opened(checkpoint, bind(checkpoint.config, checkpoint.tensors))
+    except BadInput as error:
+        raise BadInput(f"{checkpoint.path}: {error}") from None
+
+
+def load(
+    opened: Opened,
+    backend_name: str = "cpu",
+    precision: str = "f32",
+    count: int | None = None,
+    compiling: Callable[[int, int], None] = lambda done, total: None,
+) -> Loaded:
+    """The model in the form of a backend and precision.
+
+    count: threads to do it with. compiling: told (done, total) while kernels are compiled, which can take a minute; it
+    may raise to end that.
+    """
+    k = backend(backend_name)
+    check_precision(k, backend_name, precision)
+    check_threads(count)
+    with threads(count):
+        k.compile_kernels(opened.weights, precision, compiling)
+        prepared = k.prepare(opened.weights, precision)
+    opened.checkpoint.check_unchanged()
+    return Loaded(*opened, prepared, k, backend_name, precision)
+
+
+def blaming(tokens: Iterator[int], opened: Opened) -> Iterator[int]:
+    """The tokens that are generated. Raises BadInput that names the weight where the numbers leave the finite."""
+    try:
+        yield from tokens
+    except NotFinite as error:
+        raise BadInput(f"{opened.checkpoint.path}: {error.traced_to(opened.weights)}") from None
+
+
+def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
+    """What the file says about text. Raises BadInput if it says nothing."""
+    if (vocabulary := checkpoint.vocabulary()) is not None:
+        return vocabulary
+    files = " (tokenizer.json, or vocab.json and merges.txt)" if checkpoint.container == "safetensors" else ""
+    raise BadInput(f"{checkpoint.path} has no tokenizer{files}; give token ids, as --tokens 1,2,3, instead of text")
+
+
+def tokenizer_of(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Tokenizer:
+    """That vocabulary at work. Raises BadInput that names the file."""
+    try:
+        return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size)
+    except BadInput as error:
+        raise BadInput(f"{checkpoint.path}: {error}") from None
+
+
+def spelling_of(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Tokens:
+    """What spells ids out and knows which end an answer. Without a vocabulary it knows only these, and spells none."""
+    if vocabulary is not None:
+        v = vocabulary
+        return Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
+    from .files.hf_tokenizer import stop_ids
+
+    m = checkpoint.metadata
+    ends = stop_ids(m["config"], m["generation_config"]) if checkpoint.container == "safetensors" else []
+    return Tokens([], [], checkpoint.config.vocab_size, tuple(i for _, i in ends))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(count: int | None) -> None:
+    """Raises BadInput for a count that this machine does not have. None: as many as Numba has, which is all cores."""
+    if count is None:
+        return
+    if not 1 <= count <= cores():
+        raise BadInput(f"{count} threads: this machine has {cores()} to give")
+    if count > (most := _numba().config.NUMBA_NUM_THREADS):
+        raise BadInput(f"{count} threads: NUMBA_NUM_THREADS={most} allows no more")
+
+
+def set_threads(count: int | None) -> None:
+    """Computes with so many threads from here on. Raises BadInput as check_threads does."""
+    check_threads(count)
+    if count is not None:
+        _numba().set_num_threads(count)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """In here kernels compute with so many threads, behind it with as many as before. None changes nothing."""
+    if count is None:
+        yield
+        return
+    before = _numba().get_num_threads()
+    _numba().set_num_threads(count)
+    try:
+        yield
+    finally:
+        _numba().set_num_threads(before)
+
+
+def _numba() -> Any:
+    """Numba, which keeps the kind of threads that it starts with: the CPU backend chooses it."""
+    import numba
+
+    from .kernels.cpu import team  # noqa: F401
+
+    return numba

@@ -1,0 +1,58 @@
+"""A verification that tells itself: as text, as a page, as rows, and in a notebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from html import escape
+from typing import Any
+
+from ..finding import Verification
+from .html import page
+from .plain import as_json, row
+from .text import sentence, text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Report(Verification):
+    """A Verification, with the names of the dump and of the model for whoever reads it."""
+
+    dump: str
+    model: str
+
+    @classmethod
+    def of(cls, v: Verification, dump: str, model: str) -> Report:
+        return cls(**{f.name: getattr(v, f.name) for f in fields(v)}, dump=dump, model=model)
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence, after those that must come first."""
+        return sentence(self)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A dictionary of plain values for each file of the dump, in order of execution: pandas.DataFrame takes them.
+
+        Errors are relative RMS: `observed` against the plain float64 stage, `left` against the recipe, of which
+        `predicted` is allowed; `worst` is the largest error of an element over what it is allowed.
+        """
+        return [row(f) for f in self.findings]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `engine verify --json` prints; numbers that JSON does not know are None."""
+        return as_json(self)
+
+    def html(self) -> str:
+        """The page that `engine verify --html` writes: a file of its own, without scripts."""
+        return page(self, self.dump, self.model)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the page in a frame, so that its style stays inside."""
+        style = "width:100%;height:42rem;border:0"
+        return f'<iframe sandbox srcdoc="{escape(self.html())}" style="{style}"></iframe>'
+
+    def __str__(self) -> str:
+        """The report for a terminal. What a name holds of control characters is left out."""
+        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text(self))
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.sentence}>"
