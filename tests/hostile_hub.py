@@ -12,14 +12,16 @@ from random import Random
 
 import pytest
 
+from qwenref.engine.aliases import MODELS, Published
 from qwenref.tools import pull
-from qwenref.tools.models import MODELS, Model
 
 from .judged import FORGED
 from .mutations import in_bytes, noise
 
 CONTENT = noise(Random(7), 3000)
-TINY = Model("who/what", "0123abc", "tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), ("x", "1", 1), 3000)
+TINY = Published(
+    "who/what", "0123abc", "tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), ("x", "1", 1), 3000
+)
 
 STATUS = ("200 OK", "206 Partial Content", "204 No Content", "404 Not Found", "500 x", "999 x", "-1 x", "x", "",
           f"404 \x1b[2J\r\n{FORGED}: y", "401 \x7f\x9b31m", "404 " + "x" * 70_000, "301 Moved", "302 Found", "416 Range")  # fmt: skip
@@ -83,7 +85,7 @@ def hostile_hub(r: Random, store: Path) -> Callable[[pytest.MonkeyPatch], None]:
         name = r.choice(("tiny.gguf", "tiny.gguf.part"))
         (store / name).write_bytes(r.choice((CONTENT[:1000], CONTENT, CONTENT + b"x", b"")))
 
-    def nothing(model: Model, start: int, part: Path) -> Iterator[bytes]:
+    def nothing(model: Published, start: int, part: Path) -> Iterator[bytes]:
         raise pull.UnavailableError("the package index: not asked")
         yield b""
 
