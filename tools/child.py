@@ -55,9 +55,10 @@ def run_to_the_end(module: str, *arguments: str, cwd: str | None = None, **envir
         cwd=cwd,
         env=os.environ | environment,
     )
+    assert process.stderr is not None
     try:
-        assert process.stderr is not None
-        said = process.stderr.read()
+        with process.stderr:
+            said = process.stderr.read()
         return process.wait(), said
     finally:
         process.kill()
