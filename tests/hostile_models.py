@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from qwenref.engine.config_keys import APR_ALIASES, APR_OWN, GGUF, HF
-from qwenref.quant.ggml import TYPES
+from qwenref.quant import ggml
 from qwenref.tools.convert import convert
 
 from .gguf_builder import ARR, BOOL, CODES, F32, F64, I8, I32, I64, STR, U8, U32, U64, Gguf, Tensor, text
@@ -134,7 +134,7 @@ def gguf_parts(formats: str) -> tuple[tuple[tuple[str, int, Any], ...], tuple[Te
     data_at = -(-at // 32) * 32
     found = []
     for name, dims, kind, offset in tensors:
-        _, block, size = TYPES[kind]
+        block, size = ggml.size_of(ggml.NAMES[kind])
         found.append(Tensor(name, dims, kind, raw[data_at + offset :][: prod(dims) // block * size]))
     return tuple(keys), tuple(found)
 
@@ -313,7 +313,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = Fals
             dims = tuple(max(1, d + r.choice((-1, 0, 0, 1, 32))) for d in t.dims)
             tensors[n] = of_type(r, replace(t, dims=dims), t.type)
         else:  # of another format, and whole
-            tensors[n] = of_type(r, t, r.choice(list(TYPES)))
+            tensors[n] = of_type(r, t, r.choice(list(ggml.NAMES)))
 
     def head() -> None:
         nonlocal g
@@ -336,7 +336,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = Fals
             return
         n = r.randrange(len(tensors))
         t = tensors[n]
-        _, block, size = TYPES.get(t.type, TYPES[0])
+        block, size = ggml.size_of(ggml.NAMES.get(t.type, "F32"))
         tensors[n] = replace(t, data=in_weights(r, t.data, block, size, PLAIN.get(t.type)))
 
     some(r, (values,) if opens else (key, key, vocabulary, tensor, tensor, values, head))
@@ -361,7 +361,7 @@ def packed_key(name: str, kind: int, value: Any) -> tuple[bytes, int, bytes]:
 
 def of_type(r: Random, t: Tensor, kind: int) -> Tensor:
     """With data of the right size for that type, random where it has to grow."""
-    _, block, size = TYPES[kind]
+    block, size = ggml.size_of(ggml.NAMES[kind])
     wanted = prod(t.dims) // block * size
     return replace(t, type=kind, data=(t.data + noise(r, max(0, min(wanted, 1 << 16) - len(t.data))))[:wanted])
 

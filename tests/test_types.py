@@ -29,8 +29,8 @@ from qwenref.quant.tensor import QTensor, dequantize, format_of
 from qwenref.tools.convert import QUANTIZE, convert
 from qwenref.tools.diff_weights import compare_tensor
 from qwenref.tools.main import main
-from qwenref.trace.verify.evidence import PRODUCTS
 from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED
+from qwenref.trace.verify.formulas import PRODUCTS
 from qwenref.trace.verify.hypotheses.products import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import Matrix
 from qwenref.trace.verify.verify import verify

@@ -163,12 +163,12 @@ def test_a_product_in_float32_lies_in_its_span(seed: int, fmt: str) -> None:
 
 
 def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qwenref.trace import recipes_matrix
+    from qwenref.trace.verify.recipes import matrix
 
     q = tiny_tensor("w", "Q8_0", (50, 64), std=1.0, mean=0.0, rng=RNG(0))
     x = Span.point(RNG(1).standard_normal((3, 64)))
     whole = product(FLOAT32_RECIPE, x, Matrix(q))
-    monkeypatch.setattr(recipes_matrix, "SLAB", 64 * 7)
+    monkeypatch.setattr(matrix, "SLAB", 64 * 7)
     sliced = product(FLOAT32_RECIPE, x, Matrix(q))
     np.testing.assert_allclose(whole.mid, sliced.mid, rtol=1e-14)
     np.testing.assert_allclose(whole.radius, sliced.radius, rtol=1e-5)
