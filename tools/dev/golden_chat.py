@@ -124,7 +124,8 @@ def main() -> None:
         def now(cls, tz: Any = None) -> Fixed:
             return cls.fromisoformat(NOW)
 
-    chat_template_utils.datetime = Fixed  # type: ignore[misc]
+    clock: Any = chat_template_utils
+    clock.datetime = Fixed
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     bytewise = tokenizers.Tokenizer(tokenizers.models.BPE({c: n for n, c in enumerate(letters)}, []))
     bytewise.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
