@@ -162,8 +162,8 @@ def hostile_dump(r: Random, folder: Path) -> Path:
 
 def resized(r: Random, f: Stagefile) -> Stagefile:
     """Whole, with another number of positions or keys, or with other sizes; zeros where it grows."""
-    letters = by_name(f.stage).letters if f.stage in STAGES else ()
     shape = list(f.values.shape)
+    letters = by_name(f.stage).letters[: len(shape)] if f.stage in STAGES else ()
     for n, letter in enumerate(letters):
         if letter in "TS" or r.random() < 0.1:
             shape[n] = max(0, shape[n] + r.choice((-3, -1, 1, 2))) if r.random() < 0.8 else shape[n]

@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES
 
 from qwenref.engine.config_keys import APR_ALIASES, APR_OWN, GGUF, HF
-from qwenref.quant import ggml
 from qwenref.tools.convert import convert
 
 from .gguf_builder import ARR, BOOL, CODES, F32, F64, I8, I32, I64, STR, U8, U32, U64, Gguf, Tensor, text
@@ -45,7 +45,8 @@ from .mutations import (
 )
 
 SMALL = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 32}
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+CONTEXT = 512  # scores of a long prompt would be no file's fault
+SIZES = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}  # ggml's type: values and bytes of a block
 
 
 # -- the healthy ones -------------------------------------------------------------------------------------------------
@@ -89,8 +90,10 @@ def seeds(formats: str = "F32") -> Path:
     """Healthy files of one tiny model: m.gguf, m.apr, m (a folder), by this project's own writers."""
     folder = TemporaryDirectory(prefix="qwenref-fuzz-")
     _kept.append(folder)
+    m = model(formats, **SMALL)
+    m = replace(m, config=replace(m.config, max_position_embeddings=CONTEXT))
     for name in ("m.gguf", "m.apr", "m"):
-        convert(model(formats, **SMALL), Path(folder.name) / name)
+        convert(m, Path(folder.name) / name)
     (Path(folder.name) / "m" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     return Path(folder.name)
 
@@ -134,7 +137,7 @@ def gguf_parts(formats: str) -> tuple[tuple[tuple[str, int, Any], ...], tuple[Te
     data_at = -(-at // 32) * 32
     found = []
     for name, dims, kind, offset in tensors:
-        block, size = ggml.size_of(ggml.NAMES[kind])
+        block, size = SIZES[kind]
         found.append(Tensor(name, dims, kind, raw[data_at + offset :][: prod(dims) // block * size]))
     return tuple(keys), tuple(found)
 
@@ -190,31 +193,13 @@ PLAIN = {0: "<f4", 1: "<f2", "F32": "<f4", "F16": "<f2"}
 # -- GGUF -------------------------------------------------------------------------------------------------------------
 
 GGUF_MORE = (
-    *(f"qwen2.{name}" for name in sorted(GGUF.known())),
-    "qwen2.new",
-    "qwen2.attention.new",
-    "general.name",
-    "general.type",
-    "general.alignment",
-    "general.license",
-    "general.quantization_version",
-    "general.file_type",
-    "general.tags",
-    "general.sampling.temp",
-    "adapter.type",
-    "split.no",
-    "split.count",
-    "split.tensors.count",
-    "tokenizer.ggml.scores",
-    "tokenizer.ggml.eot_token_id",
-    "tokenizer.ggml.fim_pad_token_id",
-    "tokenizer.huggingface.json",
-    "tokenizer.chat_template.tool_use",
-    "tokenizer.ggml.add_eos_token",
-    "tokenizer.ggml.seperator_token_id",
-    "tokenizer.ggml.pre",
-    "tokenizer.ggml.token_type_count",
-)
+    *(f"qwen2.{name}" for name in sorted(GGUF.known())), "qwen2.new", "qwen2.attention.new", "general.name",
+    "general.type", "general.alignment", "general.license", "general.quantization_version", "general.file_type",
+    "general.tags", "general.sampling.temp", "adapter.type", "split.no", "split.count", "split.tensors.count",
+    "tokenizer.ggml.scores", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.fim_pad_token_id",
+    "tokenizer.huggingface.json", "tokenizer.chat_template.tool_use", "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.seperator_token_id", "tokenizer.ggml.pre", "tokenizer.ggml.token_type_count",
+)  # fmt: skip
 
 
 def gguf_value(r: Random) -> tuple[int, Any]:
@@ -313,7 +298,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = Fals
             dims = tuple(max(1, d + r.choice((-1, 0, 0, 1, 32))) for d in t.dims)
             tensors[n] = of_type(r, replace(t, dims=dims), t.type)
         else:  # of another format, and whole
-            tensors[n] = of_type(r, t, r.choice(list(ggml.NAMES)))
+            tensors[n] = of_type(r, t, r.choice(list(SIZES)))
 
     def head() -> None:
         nonlocal g
@@ -336,7 +321,7 @@ def hostile_gguf(r: Random, path: Path, formats: str = "F32", opens: bool = Fals
             return
         n = r.randrange(len(tensors))
         t = tensors[n]
-        block, size = ggml.size_of(ggml.NAMES.get(t.type, "F32"))
+        block, size = SIZES.get(t.type, SIZES[0])
         tensors[n] = replace(t, data=in_weights(r, t.data, block, size, PLAIN.get(t.type)))
 
     some(r, (values,) if opens else (key, key, vocabulary, tensor, tensor, values, head))
@@ -361,7 +346,7 @@ def packed_key(name: str, kind: int, value: Any) -> tuple[bytes, int, bytes]:
 
 def of_type(r: Random, t: Tensor, kind: int) -> Tensor:
     """With data of the right size for that type, random where it has to grow."""
-    block, size = ggml.size_of(ggml.NAMES[kind])
+    block, size = SIZES[kind]
     wanted = prod(t.dims) // block * size
     return replace(t, type=kind, data=(t.data + noise(r, max(0, min(wanted, 1 << 16) - len(t.data))))[:wanted])
 
@@ -369,23 +354,10 @@ def of_type(r: Random, t: Tensor, kind: int) -> Tensor:
 # -- APR --------------------------------------------------------------------------------------------------------------
 
 APR_MORE = (
-    *sorted(APR_OWN),
-    *APR_ALIASES,
-    *(a for names in APR_ALIASES.values() for a in names),
-    "is_causal",
-    "rope_scaling",
-    "sliding_window",
-    "use_sliding_window",
-    "layer_types",
-    "quantization_config",
-    "tokenizer.add_bos_token",
-    "tokenizer.eos_token_ids",
-    "tokenizer.model_type",
-    "tokenizer.chat_template",
-    "tokenizer.new",
-    "new",
-    "new.new",
-)
+    *sorted(APR_OWN), *APR_ALIASES, *(a for names in APR_ALIASES.values() for a in names), "is_causal", "rope_scaling",
+    "sliding_window", "use_sliding_window", "layer_types", "quantization_config", "tokenizer.add_bos_token",
+    "tokenizer.eos_token_ids", "tokenizer.model_type", "tokenizer.chat_template", "tokenizer.new", "new", "new.new",
+)  # fmt: skip
 
 
 def hostile_apr(r: Random, path: Path, formats: str = "F32", opens: bool = False) -> Path:
@@ -466,29 +438,11 @@ def built_apr(
     index_at = 64 + len(padded)
     index += bytes(-(index_at + len(index)) % 64)
     told = {
-        "count": len(entries),
-        "meta_at": 64,
-        "meta_size": len(metadata),
-        "index_at": index_at,
-        "data_at": index_at + len(index),
-        "checksum": 0,
-        "footer": 0,
-        "major": 2,
-    } | lies
-    head = struct.pack(
-        "<4sBBHIQIQQI20s",
-        b"APR\0",
-        told["major"] & 255,
-        0,
-        flags & 0xFFFF,
-        told["count"] & 0xFFFFFFFF,
-        told["meta_at"],
-        told["meta_size"] & 0xFFFFFFFF,
-        told["index_at"],
-        told["data_at"],
-        0,
-        b"",
-    )
+        "count": len(entries), "meta_at": 64, "meta_size": len(metadata), "index_at": index_at,
+        "data_at": index_at + len(index), "checksum": 0, "footer": 0, "major": 2,
+    } | lies  # fmt: skip
+    head = struct.pack("<4sBBHIQIQQI20s", b"APR\0", told["major"] & 255, 0, flags & 0xFFFF, told["count"] & 0xFFFFFFFF,
+                       told["meta_at"], told["meta_size"] & 0xFFFFFFFF, told["index_at"], told["data_at"], 0, b"")  # fmt: skip
     body = padded + index + data
     raw = checked_apr(head + body + bytes(4))
     if "checksum" in lies:
@@ -517,18 +471,9 @@ def checked_apr(raw: bytes) -> bytes:
 
 CONFIG_MORE = (*sorted(HF.known()), "quantization_config", "compression_config", "rope_scaling", "auto_map", "new")
 SETTINGS_MORE = (
-    "added_tokens_decoder",
-    "additional_special_tokens",
-    "extra_special_tokens",
-    "chat_template",
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "add_bos_token",
-    "add_eos_token",
-    "split_special_tokens",
-    "add_prefix_space",
-)
+    "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "chat_template", "bos_token",
+    "eos_token", "unk_token", "add_bos_token", "add_eos_token", "split_special_tokens", "add_prefix_space",
+)  # fmt: skip
 MORE = {
     "config.json": CONFIG_MORE,
     "generation_config.json": ("eos_token_id", "bos_token_id", "pad_token_id", "temperature", "new"),

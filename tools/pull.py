@@ -149,15 +149,16 @@ def from_hub(model: Published, start: int, part: Path) -> Iterator[bytes]:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 skip = start if answer.status == 200 else 0  # 200: no ranges here, the file comes from its front
-                offered = int(answer.headers.get("Content-Length") or -1)
-                if offered != model.bytes - start + skip:
-                    raise UnavailableError(f"{model.url} answered with {offered} bytes, not the model")
+                offered = answer.headers.get("Content-Length", "an unknown number of")
+                if offered != str(model.bytes - start + skip):
+                    raise UnavailableError(f"{model.url} answered with {offered:.40} bytes, not the model")
                 while chunk := answer.read(CHUNK):
                     if kept := chunk[skip:]:
                         start += len(kept)
                         yield kept
                     skip -= min(skip, len(chunk))
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+            # ValueError: it sends us on to what is no address.
             reason = getattr(error, "reason", None) or error
         if start == before:
             raise UnavailableError(f"the hub: {reason or 'no data'}")
