@@ -57,7 +57,8 @@ def run_to_the_end(module: str, *arguments: str, cwd: str | None = None, **envir
     )
     try:
         assert process.stderr is not None
-        said = process.stderr.read()
+        with process.stderr as pipe:
+            said = pipe.read()
         return process.wait(), said
     finally:
         process.kill()
