@@ -23,15 +23,48 @@ TINY = Published(
     "who/what", "0123abc", "tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), ("x", "1", 1), 3000
 )
 
-STATUS = ("200 OK", "206 Partial Content", "204 No Content", "404 Not Found", "500 x", "999 x", "-1 x", "x", "",
-          f"404 \x1b[2J\r\n{FORGED}: y", "401 \x7f\x9b31m", "404 " + "x" * 70_000, "301 Moved", "302 Found", "416 Range")  # fmt: skip
+STATUS = (
+    "200 OK",
+    "206 Partial Content",
+    "204 No Content",
+    "404 Not Found",
+    "500 x",
+    "999 x",
+    "-1 x",
+    "x",
+    "",
+    f"404 \x1b[2J\r\n{FORGED}: y",
+    "401 \x7f\x9b31m",
+    "404 " + "x" * 70_000,
+    "301 Moved",
+    "302 Found",
+    "416 Range",
+)
 HEADERS = (
-    "", "Content-Length: {}", "Content-Length: {}", "Content-Length: -1", "Content-Length: x", "Content-Length: 9e9",
-    "Content-Length: 99999999999999999999", "Content-Length: \u0663", "Content-Length: 3000\r\nContent-Length: 1",
-    "Transfer-Encoding: chunked", "Content-Encoding: gzip\r\nContent-Length: {}", "Location: file:///etc/passwd",
-    "Location: /", "Location: http://127.0.0.1:9/", "Location: http://[", "Location: \x1b[2J", "Location: http://a\x7fb/",
-    "Location: ftp://127.0.0.1:9/x", "x" * 70_000, "A: b\r\n" * 200, "Content-Range: bytes x", ": \x00", "no colon",
-)  # fmt: skip
+    "",
+    "Content-Length: {}",
+    "Content-Length: {}",
+    "Content-Length: -1",
+    "Content-Length: x",
+    "Content-Length: 9e9",
+    "Content-Length: 99999999999999999999",
+    "Content-Length: \u0663",
+    "Content-Length: 3000\r\nContent-Length: 1",
+    "Transfer-Encoding: chunked",
+    "Content-Encoding: gzip\r\nContent-Length: {}",
+    "Location: file:///etc/passwd",
+    "Location: /",
+    "Location: http://127.0.0.1:9/",
+    "Location: http://[",
+    "Location: \x1b[2J",
+    "Location: http://a\x7fb/",
+    "Location: ftp://127.0.0.1:9/x",
+    "x" * 70_000,
+    "A: b\r\n" * 200,
+    "Content-Range: bytes x",
+    ": \x00",
+    "no colon",
+)
 
 
 class Hub(socketserver.ThreadingTCPServer):
@@ -78,7 +111,7 @@ def answers(r: Random) -> Iterator[bytes]:
 
 
 def hostile_hub(r: Random, store: Path) -> Callable[[pytest.MonkeyPatch], None]:
-    """Sets the next answers; what makes `engine pull tiny` ask for them. The package index is pip's business, not asked."""
+    """Sets the next answers; what makes `engine pull tiny` ask for them."""
     hub().answers = list(answers(r))
     if r.random() < 0.4:
         store.mkdir()

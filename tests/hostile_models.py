@@ -193,13 +193,31 @@ PLAIN = {0: "<f4", 1: "<f2", "F32": "<f4", "F16": "<f2"}
 # -- GGUF -------------------------------------------------------------------------------------------------------------
 
 GGUF_MORE = (
-    *(f"qwen2.{name}" for name in sorted(GGUF.known())), "qwen2.new", "qwen2.attention.new", "general.name",
-    "general.type", "general.alignment", "general.license", "general.quantization_version", "general.file_type",
-    "general.tags", "general.sampling.temp", "adapter.type", "split.no", "split.count", "split.tensors.count",
-    "tokenizer.ggml.scores", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.fim_pad_token_id",
-    "tokenizer.huggingface.json", "tokenizer.chat_template.tool_use", "tokenizer.ggml.add_eos_token",
-    "tokenizer.ggml.seperator_token_id", "tokenizer.ggml.pre", "tokenizer.ggml.token_type_count",
-)  # fmt: skip
+    *(f"qwen2.{name}" for name in sorted(GGUF.known())),
+    "qwen2.new",
+    "qwen2.attention.new",
+    "general.name",
+    "general.type",
+    "general.alignment",
+    "general.license",
+    "general.quantization_version",
+    "general.file_type",
+    "general.tags",
+    "general.sampling.temp",
+    "adapter.type",
+    "split.no",
+    "split.count",
+    "split.tensors.count",
+    "tokenizer.ggml.scores",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.fim_pad_token_id",
+    "tokenizer.huggingface.json",
+    "tokenizer.chat_template.tool_use",
+    "tokenizer.ggml.add_eos_token",
+    "tokenizer.ggml.seperator_token_id",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.token_type_count",
+)
 
 
 def gguf_value(r: Random) -> tuple[int, Any]:
@@ -354,10 +372,23 @@ def of_type(r: Random, t: Tensor, kind: int) -> Tensor:
 # -- APR --------------------------------------------------------------------------------------------------------------
 
 APR_MORE = (
-    *sorted(APR_OWN), *APR_ALIASES, *(a for names in APR_ALIASES.values() for a in names), "is_causal", "rope_scaling",
-    "sliding_window", "use_sliding_window", "layer_types", "quantization_config", "tokenizer.add_bos_token",
-    "tokenizer.eos_token_ids", "tokenizer.model_type", "tokenizer.chat_template", "tokenizer.new", "new", "new.new",
-)  # fmt: skip
+    *sorted(APR_OWN),
+    *APR_ALIASES,
+    *(a for names in APR_ALIASES.values() for a in names),
+    "is_causal",
+    "rope_scaling",
+    "sliding_window",
+    "use_sliding_window",
+    "layer_types",
+    "quantization_config",
+    "tokenizer.add_bos_token",
+    "tokenizer.eos_token_ids",
+    "tokenizer.model_type",
+    "tokenizer.chat_template",
+    "tokenizer.new",
+    "new",
+    "new.new",
+)
 
 
 def hostile_apr(r: Random, path: Path, formats: str = "F32", opens: bool = False) -> Path:
@@ -438,11 +469,29 @@ def built_apr(
     index_at = 64 + len(padded)
     index += bytes(-(index_at + len(index)) % 64)
     told = {
-        "count": len(entries), "meta_at": 64, "meta_size": len(metadata), "index_at": index_at,
-        "data_at": index_at + len(index), "checksum": 0, "footer": 0, "major": 2,
-    } | lies  # fmt: skip
-    head = struct.pack("<4sBBHIQIQQI20s", b"APR\0", told["major"] & 255, 0, flags & 0xFFFF, told["count"] & 0xFFFFFFFF,
-                       told["meta_at"], told["meta_size"] & 0xFFFFFFFF, told["index_at"], told["data_at"], 0, b"")  # fmt: skip
+        "count": len(entries),
+        "meta_at": 64,
+        "meta_size": len(metadata),
+        "index_at": index_at,
+        "data_at": index_at + len(index),
+        "checksum": 0,
+        "footer": 0,
+        "major": 2,
+    } | lies
+    head = struct.pack(
+        "<4sBBHIQIQQI20s",
+        b"APR\0",
+        told["major"] & 255,
+        0,
+        flags & 0xFFFF,
+        told["count"] & 0xFFFFFFFF,
+        told["meta_at"],
+        told["meta_size"] & 0xFFFFFFFF,
+        told["index_at"],
+        told["data_at"],
+        0,
+        b"",
+    )
     body = padded + index + data
     raw = checked_apr(head + body + bytes(4))
     if "checksum" in lies:
@@ -471,9 +520,18 @@ def checked_apr(raw: bytes) -> bytes:
 
 CONFIG_MORE = (*sorted(HF.known()), "quantization_config", "compression_config", "rope_scaling", "auto_map", "new")
 SETTINGS_MORE = (
-    "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "chat_template", "bos_token",
-    "eos_token", "unk_token", "add_bos_token", "add_eos_token", "split_special_tokens", "add_prefix_space",
-)  # fmt: skip
+    "added_tokens_decoder",
+    "additional_special_tokens",
+    "extra_special_tokens",
+    "chat_template",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "add_bos_token",
+    "add_eos_token",
+    "split_special_tokens",
+    "add_prefix_space",
+)
 MORE = {
     "config.json": CONFIG_MORE,
     "generation_config.json": ("eos_token_id", "bos_token_id", "pad_token_id", "temperature", "new"),

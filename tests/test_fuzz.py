@@ -46,7 +46,7 @@ SEED = os.environ.get("QWENREF_FUZZ_SEED", "0")
 class Case:
     """A command line, and what may come of it.
 
-    output: what the command writes, if it is done; keeps: also if it is not; json: whether it answers in JSON; own_text:
+    output: what the command writes, if it is done; keeps: also if it is not; json: it answers in JSON; own_text:
     with the model's text.
     """
 

@@ -55,10 +55,10 @@ def run_to_the_end(module: str, *arguments: str, cwd: str | None = None, **envir
         cwd=cwd,
         env=os.environ | environment,
     )
-    assert process.stderr is not None
     try:
-        with process.stderr:
-            said = process.stderr.read()
+        assert process.stderr is not None
+        with process.stderr as pipe:
+            said = pipe.read()
         return process.wait(), said
     finally:
         process.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -31,6 +30,8 @@ def on_stderr(text: str) -> None:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """One JSON document as RFC 8259 has it (no NaN); its escapes leave a terminal nothing to obey."""
+    import json  # which `engine --help` does without
+
     return json.dumps(value, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
 
 
