@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,39 @@ def healthy_dump() -> tuple[Path, dict[str, Any], tuple[Stagefile, ...]]:
         phase = 0 if f["phase"] == "prompt" else 1
         files.append(Stagefile(f["stage"], f["layer"], phase, values, positions, f["capture"], f["layer"]))
     return folder, manifest, tuple(files)
+
+
+def written(folder: Path, files: Iterable[Stagefile], lies: Mapping[str, bytes] = MappingProxyType({})) -> list[Any]:
+    """Writes stage files; what a manifest has to say of them. lies: bytes of some, by path, whatever they should be."""
+    folder.mkdir()
+    listed = []
+    for f in files:
+        raw = lies.get(f.path, f.packed())
+        path = folder / f.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+        listed.append(
+            {
+                "path": f.path,
+                "stage": f.stage,
+                "layer": f.layer,
+                "phase": phase_name(f.phase),
+                "shape": list(f.values.shape),
+                "positions": ",".join(map(str, f.positions)),
+                "capture": f.capture,
+                "sha256": sha256(raw).hexdigest(),
+            }
+        )
+    return listed
+
+
+def written_dump(folder: Path, files: Iterable[Stagefile], *, bare: bool = False, **run: Any) -> Path:
+    """A dump of these files. bare: without a manifest; run: what its run says other than the healthy dump's."""
+    listed, manifest = written(folder, files), healthy_dump()[1]
+    if not bare:
+        whole = manifest | {"run": manifest["run"] | run, "files": listed}
+        (folder / "manifest.json").write_text(json.dumps(whole))
+    return folder
 
 
 def hostile_dump(r: Random, folder: Path) -> Path:
@@ -131,25 +166,7 @@ def hostile_dump(r: Random, folder: Path) -> Path:
             lies[f.path] = r.choice((in_bytes(r, f.packed()), f.packed(r.choice(WHOLE) & 0xFFFFFFFF), b"", b"APRT"))
 
     some(r, (one, one, one, one, few, all_of, shorter, without, manifest_, manifest_, bytes_))
-    folder.mkdir()
-    listed = []
-    for f in files:
-        raw = lies.get(f.path, f.packed())
-        path = folder / f.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(raw)
-        listed.append(
-            {
-                "path": f.path,
-                "stage": f.stage,
-                "layer": f.layer,
-                "phase": phase_name(f.phase),
-                "shape": list(f.values.shape),
-                "positions": ",".join(map(str, f.positions)),
-                "capture": f.capture,
-                "sha256": sha256(raw).hexdigest(),
-            }
-        )
+    listed = written(folder, files, lies)
     if bare:
         return folder
     whole = said | {"files": listed}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,12 +61,12 @@ class Site:
     def at(
         self, stage: str, layer: int | None = -1, pos: tuple[int, ...] | None = None, phase: int | None = None
     ) -> Site:
-        """Another stage, of the same layer, positions and phase where not said. What is given holds for this layer
-        and phase."""
+        """Another stage, of the same layer, positions and phase where not said. What is given holds for these."""
         layer = self.layer if layer == -1 else layer
         phase = self.phase if phase is None else phase
-        given = self.given if (layer, phase) == (self.layer, self.phase) else {}
-        return replace(self, stage=stage, layer=layer, pos=self.pos if pos is None else pos, phase=phase, given=given)
+        pos = self.pos if pos is None else pos
+        given = self.given if (layer, phase, pos) == (self.layer, self.phase, self.pos) else {}
+        return replace(self, stage=stage, layer=layer, pos=pos, phase=phase, given=given)
 
     def compute(self) -> Span:
         """The stage under the recipe. Raises Unjudgeable."""
@@ -127,8 +128,11 @@ class Site:
         for phase in (p for p in self.evidence.phases if p <= self.phase):
             pos = tuple(p for p in self.evidence.rows[phase] if reached <= p < S)
             if pos and pos == tuple(range(reached, reached + len(pos))):
-                site = self.at(stage, pos=pos, phase=phase)
-                span = site.input(stage) if phase == self.phase else site.value()
+                if phase == self.phase and stage in self.given and set(pos) <= set(self.pos):
+                    index = [self.pos.index(p) for p in pos]
+                    span = self.given[stage].shaped(partial(np.take, indices=index, axis=0))
+                else:
+                    span = self.at(stage, pos=pos, phase=phase).value()
                 rows.append(span if stage == "k_post_rope" else heads_of(self.config, span, 2))
                 reached = pos[-1] + 1
         if reached < S:
