@@ -548,7 +548,8 @@ def hostile_folder(r: Random, path: Path, formats: str = "F32", opens: bool = Fa
     files, said, split = dict(beside), json.loads(header), not opens and r.random() < 0.15
     if r.random() < 0.25:
         with_parts(files)
-    good = dict(files)
+    good, first = dict(files), json.loads(header)
+    names = [name for name in first if name != "__metadata__"]
 
     def json_() -> None:
         name = r.choice([name for name in good if name.endswith(".json")])
@@ -568,19 +569,17 @@ def hostile_folder(r: Random, path: Path, formats: str = "F32", opens: bool = Fa
 
     def weights() -> None:
         nonlocal split
-        name = r.choice(list(said))
-        which = r.randrange(6)
-        entry = said[name]
+        name = r.choice(names)
+        which, entry = r.randrange(6), first[name]
+        shape = entry["shape"]
         if which == 0:
-            said[r.choice((*NAMES, name.replace("model.", ""), f"_orig_mod.{name}"))] = said.pop(name)
+            said[r.choice((*NAMES, name.replace("model.", ""), f"_orig_mod.{name}"))] = said.pop(name, entry)
         elif which == 1:
-            del said[name]
-        elif which == 2 and "dtype" in entry:
+            said.pop(name, None)
+        elif which == 2:
             said[name] = in_json(r, entry)
-        elif which == 3 and "dtype" in entry:
-            said[name] = entry | {
-                "shape": r.choice((entry["shape"][::-1], [1, *entry["shape"]], [prod(entry["shape"])]))
-            }
+        elif which == 3:
+            said[name] = entry | {"shape": r.choice((shape[::-1], [1, *shape], [prod(shape)]))}
         elif which == 4:
             said["__metadata__"] = odd(r)
         else:
@@ -588,7 +587,7 @@ def hostile_folder(r: Random, path: Path, formats: str = "F32", opens: bool = Fa
 
     def values() -> None:
         nonlocal data
-        entry = json.loads(header)[r.choice([name for name in json.loads(header) if name != "__metadata__"])]
+        entry = first[r.choice(names)]
         begin, end = entry["data_offsets"]
         data = data[:begin] + in_weights(r, data[begin:end], 1, 4, PLAIN[entry["dtype"]]) + data[end:]
 

@@ -95,18 +95,18 @@ def flags(r: Random, *some: str) -> list[str]:
 # -- the commands -----------------------------------------------------------------------------------------------------
 
 
-@target(90, *MODELS)
+@target(300, *MODELS)
 def inspect(r: Random, at: Path, kind: str) -> Case:
     argv = ["inspect", str(any_model(r, at, kind)), *flags(r, "--check", "--tensors", "--json")]
     return Case(argv, json="--json" in argv)
 
 
-@target(40)
+@target(60)
 def inspect_unknown(r: Random, at: Path) -> Case:
     return Case(["inspect", str(models.unknown(r, at / "m"))])
 
 
-@target(60, *MODELS)
+@target(220, *MODELS)
 def convert(r: Random, at: Path, kind: str) -> Case:
     source = any_model(r, at, kind)
     output = at / r.choice(("out.gguf", "out.apr", "out"))
@@ -123,7 +123,7 @@ def convert(r: Random, at: Path, kind: str) -> Case:
     return Case(argv, output=output)
 
 
-@target(30, *MODELS)
+@target(100, *MODELS)
 def run_ids(r: Random, at: Path, kind: str) -> Case:
     argv = ["run", str(any_model(r, at, kind, 0.6)), "-n", "3"]
     argv += ["--backend", r.choice(("reference", "reference", "cpu"))]
@@ -146,7 +146,7 @@ def sampled(r: Random, argv: list[str]) -> Case:
     return Case(argv, json="--json" in argv, own_text="--json" not in argv)
 
 
-@target(2, *MODELS)
+@target(3, *MODELS)
 def run_text(r: Random, at: Path, kind: str) -> Case:
     """The tokenizer in a process of its own."""
     argv = ["run", str(any_model(r, at, kind)), "--backend", "reference", "-n", "2", *prompt(r, at)]
@@ -196,7 +196,7 @@ def prompt(r: Random, at: Path) -> list[str]:
     return argv
 
 
-@target(12, *MODELS)
+@target(40, *MODELS)
 def trace_text(r: Random, at: Path, kind: str) -> Case:
     """The tokenizer in this process; templates in one of their own."""
     model = any_model(r, at, kind)
@@ -208,7 +208,7 @@ def trace_text(r: Random, at: Path, kind: str) -> Case:
     return Case(argv, json="--json" in argv)
 
 
-@target(25, *MODELS)
+@target(90, *MODELS)
 def trace(r: Random, at: Path, kind: str) -> Case:
     output = at / "dump"
     argv = [
@@ -237,7 +237,7 @@ def trace(r: Random, at: Path, kind: str) -> Case:
     return Case(argv, output=output, json="--json" in argv)
 
 
-@target(120)
+@target(250)
 def diff(r: Random, at: Path) -> Case:
     two = [
         dumps.hostile_dump(r, at / "a"),
@@ -258,20 +258,20 @@ def compared(r: Random, two: list[Path]) -> Case:
     return Case(argv, (0, 1, 2), json="--json" in argv)
 
 
-@target(60)
+@target(250)
 def diff_files(r: Random, at: Path) -> Case:
     bad, good = dumps.hostile_stagefile(r, at / "a")
     return compared(r, [bad, good if r.random() < 0.8 else dumps.hostile_stagefile(r, at / "b")[0]])
 
 
-@target(35, *MODELS)
+@target(150, *MODELS)
 def diff_weights(r: Random, at: Path, kind: str) -> Case:
     case = compared(r, [any_model(r, at, kind, 0.6), models.healthy(r)])
     case.argv.append("--weights")
     return case
 
 
-@target(60)
+@target(260)
 def verify(r: Random, at: Path) -> Case:
     argv = ["verify", str(dumps.hostile_dump(r, at / "d")), str(models.healthy(r))]
     return verified(r, at, argv)
@@ -287,7 +287,7 @@ def verified(r: Random, at: Path, argv: list[str]) -> Case:
     return Case(argv, (0, 1, 2), output=output, json="--json" in argv)
 
 
-@target(12, *MODELS)
+@target(40, *MODELS)
 def verify_model(r: Random, at: Path, kind: str) -> Case:
     """A healthy dump, or one that is not, by a model that is not."""
     dump = dumps.healthy_dump()[0] if r.random() < 0.7 else dumps.hostile_dump(r, at / "d")
@@ -298,14 +298,14 @@ def verify_model(r: Random, at: Path, kind: str) -> Case:
     return verified(r, at, argv)
 
 
-@target(200)
+@target(700)
 def import_(r: Random, at: Path) -> Case:
     folder, more = dumps.hostile_arrays(r, at / "arrays")
     output = at / "dump"
     return Case(["import", str(folder), str(output), "-m", str(models.healthy(r)), *more], output=output)
 
 
-@target(10, *MODELS)
+@target(25, *MODELS)
 def bench(r: Random, at: Path, kind: str) -> Case:
     """Only what is refused: figures of a tiny model take as long as of a large one."""
     argv = ["bench", str(any_model(r, at, kind)), "-p", "0"]
@@ -346,7 +346,7 @@ def actions_of(command: str) -> list[argparse.Action]:
     return list(commands.choices[command]._actions)
 
 
-@target(250)
+@target(700)
 def options(r: Random, at: Path) -> Case:
     """Every option of every command with odd values, on files that are well."""
     model, dump, out = str(models.healthy(r)), str(dumps.healthy_dump()[0]), "out"
@@ -393,7 +393,7 @@ def options(r: Random, at: Path) -> Case:
     return Case([command, *argv], (0, 1, 2), at / "here", "--json" in argv, command == "run" and "--json" not in argv)
 
 
-@target(40)
+@target(120)
 def pull(r: Random, at: Path) -> Case:
     """What it has so far stays, to go on from."""
     arrange = hostile_hub(r, at / "store")
@@ -484,25 +484,21 @@ def hunt(name: str, seconds: float, found: dict[str, str]) -> int:
     return n
 
 
-@pytest.mark.skipif(SECONDS > 0, reason="QWENREF_FUZZ_SECONDS: as long as that instead")
 @pytest.mark.parametrize("name", TARGETS)
-def test_commands_on_hostile_files(name: str) -> None:
+def test_commands_on_hostile_files(name: str, score: Callable[..., None]) -> None:
+    dumps.healthy_dump()  # what is made once is not a case's time
+    count = TARGETS[name][1]
+    if SECONDS:
+        found: dict[str, str] = {}
+        cases = hunt(name, SECONDS * count / sum(n for _, n in TARGETS.values()), found)
+        score("fuzzing", name, cases=cases, kinds=len(found))
+        assert not found, f"{len(found)} kinds of faults in {cases} cases\n\n" + "\n\n".join(found.values())
+        return
+
     # Seeds: what draws each choice by itself (st.randoms) meets a third as many of the commands' answers.
-    @settings(max_examples=TARGETS[name][1], derandomize=True, database=None, phases=[Phase.generate])
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(seed=st.integers(0, 1 << 64))
     def case(seed: int) -> None:
         judge(name, seed)
 
-    dumps.healthy_dump()  # what is made once is not a case's time
     case()
-
-
-@pytest.mark.skipif(not SECONDS, reason="by hand: QWENREF_FUZZ_SECONDS")
-@pytest.mark.parametrize("name", TARGETS)
-def test_hunt(name: str, score: Callable[..., None]) -> None:
-    dumps.healthy_dump()
-    share = SECONDS * TARGETS[name][1] / sum(count for _, count in TARGETS.values())
-    found: dict[str, str] = {}
-    cases = hunt(name, share, found)
-    score("fuzzing", name, cases=cases, kinds=len(found))
-    assert not found, f"{len(found)} kinds of faults in {cases} cases\n\n" + "\n\n".join(found.values())
