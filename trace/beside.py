@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from contextlib import suppress
-from errno import EINVAL
+from errno import EEXIST, EINVAL, ENOTEMPTY
 from pathlib import Path
 from shutil import rmtree
 
@@ -68,8 +68,10 @@ class Beside:
                 try:
                     self.path.replace(self.place)
                     break
-                except OSError:
-                    if not (self.folder and self.path.exists() and self.place.is_dir()):
+                except OSError as error:
+                    # Windows says only that it may not; elsewhere the number says that it was taken, if not that it is.
+                    taken = error.errno in (ENOTEMPTY, EEXIST) or self.place.is_dir()
+                    if not (self.folder and self.path.exists() and taken):
                         raise
                 remove(self.older)  # of a turn before this one: another maker's has replaced it
                 with suppress(FileNotFoundError):  # another maker's turn
