@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,13 @@ settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """pytest-xdist's workers share the cores: each computes with its part of them. No result depends on the count."""
+    """pytest-xdist's workers share the cores: each computes with its part of them. No result depends on the count.
+
+    A shell's background job ignores Ctrl-C, and so do its children: the commands that are tested must not.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT) if sys.platform != "win32" else ():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
         import numba
 
