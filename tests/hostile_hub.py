@@ -19,9 +19,7 @@ from .judged import FORGED
 from .mutations import in_bytes, noise
 
 CONTENT = noise(Random(7), 3000)
-TINY = Published(
-    "who/what", "0123abc", "tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), ("x", "1", 1), 3000
-)
+TINY = Published("who/what", "0123abc", "tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 STATUS = (
     "200 OK",

