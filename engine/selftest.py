@@ -20,7 +20,7 @@ from .kernels import Kernels, backend
 from .weights import Weights
 
 # What the CPU backend computes, by precision: `engine doctor --json` prints them. They are the same on every path and
-# at any number of threads (tests/test_cpu_paths.py).
+# at any number of threads (tests/engine/kernels/test_cpu_paths.py).
 DIGESTS = {
     "f32": "5dbca0430edcdfecbe475f831cce9016",
     "int16": "c11b8b808a99d4755f22d3c82d2cc431",

@@ -10,10 +10,10 @@ HEAD = """# A corpus of model files that other tools made
 {count} small Qwen2 models, {runs} to run and {refused} to refuse, made by
 {makers}.
 
-`tests/test_corpus.py` unpacks them (`tests/corpus/models.tar.xz`) and holds the engine to what their makers said
-(`tests/corpus/expected.json`). It opens each, finds the maker's token ids of {texts} texts and of a chat, answers with
-the maker's own greedy ids, inspects it with `--check`, finds the maker's configuration, and converts it to GGUF, APR,
-safetensors and GGUF again without a change of any id. Those to refuse end in one line, exit status 2.
+`tests/engine/files/test_corpus.py` unpacks them (`tests/corpus/models.tar.xz`) and holds the engine to what their
+makers said (`tests/corpus/expected.json`). It opens each, finds the maker's token ids of {texts} texts and of a chat,
+answers with the maker's own greedy ids, inspects it with `--check`, finds the maker's configuration, and converts it to
+GGUF, APR, safetensors and GGUF again without a change of any id. Those to refuse end in one line, exit status 2.
 
 Weights are random but seeded, of a size that attention and rotary embedding decide the answer. An id counts only where
 the maker is sure: its two largest logits are at least {gap} apart in float32. The judge of a file is the tool that

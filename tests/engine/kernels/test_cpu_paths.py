@@ -1,0 +1,206 @@
+"""The same bits on every instruction set, at every thread count, replayed or not; and no kernel from a stale cache.
+
+Instruction sets are chosen when the backend is imported, so each has a process of its own; two run at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+
+from qwenref.engine import selftest
+from qwenref.engine.forward import forward
+from qwenref.engine.kernels import cpu
+from qwenref.engine.kernels.cpu import compiled
+from qwenref.engine.kernels.cpu.simd import PATHS, choose_path, features
+from qwenref.quant.errors import BadInput
+from qwenref.trace.tap import SILENT
+
+from ...tiny import tiny_weights
+
+HERE = Path(__file__).parents[2]
+NO_AVX512 = ",".join(
+    f"{'+' if there and not name.startswith('avx512') else '-'}{name}"
+    for name, there in llvm.get_host_cpu_features().items()
+)
+
+
+def has(path: str) -> bool:
+    try:
+        return choose_path(path, features()) == path
+    except BadInput:
+        return False
+
+
+# name: the environment that it runs in
+RUNS: dict[str, dict[str, str]] = {
+    "1 thread": {"NUMBA_NUM_THREADS": "1"},
+    "7 threads": {"NUMBA_NUM_THREADS": "7"},
+    "plain": {"QWENREF_SIMD": "plain"},
+}
+if has("avx512"):  # machine code of a CPU without it, not only without its special instructions
+    RUNS["CPU without AVX-512"] = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": NO_AVX512}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """What cpu_digest.py prints in each environment, two processes at a time."""
+
+    def run(name: str) -> Any:
+        command = [sys.executable, str(HERE / "cpu_digest.py")]
+        done = subprocess.run(command, env=os.environ | RUNS[name], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        return json.loads(done.stdout)
+
+    order = sorted(RUNS, key=lambda name: name == "7 threads")  # last: by then its kernels are in the cache
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(order, pool.map(run, order), strict=True))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_stage_has_the_same_bits(name: str, results: dict[str, Any]) -> None:
+    assert results[name]["digests"] == results["1 thread"]["digests"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_self_test_is_right_everywhere(name: str, results: dict[str, Any]) -> None:
+    assert results[name]["self-test"] == selftest.DIGESTS
+
+
+def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:
+    assert results["plain"]["path"] == "plain"
+    assert results["1 thread"]["path"] == choose_path(None, features())
+    if "CPU without AVX-512" in RUNS:
+        assert results["CPU without AVX-512"]["path"] == "avx2"
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if has(path)])
+def test_operations_on_this_path(path: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("test_simd.py"))]
+    run = subprocess.run(
+        command, check=False, env=os.environ | {"QWENREF_SIMD": path}, capture_output=True, text=True, cwd=HERE.parent
+    )
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+def test_a_replayed_step_has_the_bits_of_a_step(precision: str) -> None:
+    w = cpu.prepare(tiny_weights(heads=3, kv_heads=1, head_dim=32, vocab=77, formats="Q8_0", hidden=96), precision)
+    tokens = np.arange(45, dtype=np.int32)
+    plain, replayed = (cpu.new_cache(w.config, 45, precision) for _ in range(2))
+    for cache in (plain, replayed):
+        forward(tokens[:5], w, cache, cpu, SILENT)
+    step = cpu.record(lambda token_T: forward(token_T, w, replayed, cpu, SILENT), replayed)
+    for t in range(5, 45):
+        want = forward(tokens[t : t + 1], w, plain, cpu, SILENT)
+        assert step(tokens[t : t + 1]).tobytes() == want.tobytes()
+    assert replayed.length == 45
+    with pytest.raises(BadInput, match="46 positions do not fit a cache of 45"):
+        step(tokens[:1])
+
+
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("T", [1, 2, 6, 7, 41, 130])
+def test_a_batched_prompt_has_the_bits_of_a_prompt(T: int, precision: str) -> None:
+    """Put off, joined row by row, and with memory that is lent again: more layers than a batch's jobs run at once."""
+    formats = {"q": "Q8_0", "k": "Q5_0", "ffn_up": "Q5_0", "ffn_down": "F16"}
+    w = tiny_weights(layers=20, heads=3, kv_heads=1, head_dim=32, hidden=96, mlp=416, formats=formats)
+    w, tokens = cpu.prepare(w, precision), np.arange(T, dtype=np.int32) % 77
+    plain, batched = (cpu.new_cache(w.config, T + 1, precision) for _ in range(2))
+    want = forward(tokens, w, plain, cpu, SILENT)
+    got = cpu.batch(lambda: forward(tokens, w, batched, cpu, SILENT))
+    assert got.tobytes() == want.tobytes()
+    assert (batched.k.tobytes(), batched.v.tobytes()) == (plain.k.tobytes(), plain.v.tobytes())
+
+
+def test_the_cache_folder_is_named_after_every_source(tmp_path: Path) -> None:
+    source, other = tmp_path / "a.py", tmp_path / "b.py"
+    source.write_text("x = 1")
+    other.write_text("y = 1")
+    both = [source, other]
+    before = compiled.digest(both, "numba 1")
+    assert before == compiled.digest(reversed(both), "numba 1")
+    assert before != compiled.digest(both, "numba 2")
+    other.write_text("y = 2")  # a helper that no kernel's own file mentions
+    assert before != compiled.digest(both, "numba 1")
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    program = (
+        "from qwenref.engine.kernels.cpu import q8_0, rows;"
+        "print([k.compile() for k in (*rows.KERNELS[:2], q8_0.F32[0])])"
+    )
+
+    def run() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert run().strip() == "[True, True, True]"
+    kernels = tmp_path / "qwenref" / "kernels"
+    assert [p.name for p in (tmp_path / "qwenref").iterdir()] == ["kernels"]
+    assert {p.stat().st_mode & 0o777 for p in (kernels, *kernels.iterdir()) if p.is_dir()} == {0o700}
+    assert run().strip() == "[False, False, False]"
+
+
+@pytest.fixture
+def fresh_store() -> Iterator[Callable[[], compiled.Store | None]]:
+    """What a new process would find."""
+
+    def find() -> compiled.Store | None:
+        compiled.store.cache_clear()
+        return compiled.store()
+
+    yield find
+    compiled.store.cache_clear()
+
+
+def test_a_cache_that_others_can_write_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_store: Callable[[], compiled.Store | None]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    store = fresh_store()
+    assert store is not None and store.folder.parent == tmp_path
+    store.folder.chmod(0o777)
+    second = fresh_store()
+    assert second is not None and second.folder == tmp_path / "x" / "qwenref" / "kernels" / store.folder.name
+    (tmp_path / "x" / "qwenref" / "kernels").chmod(0o777)
+    third = fresh_store()
+    assert third is not None and third.folder.parent == tmp_path / "t" / f"qwenref-{os.getuid()}"
+    third.folder.parent.rename(tmp_path / "elsewhere")
+    third.folder.parent.symlink_to(tmp_path / "elsewhere")  # planted by whoever else writes there
+    assert fresh_store() is None
+
+
+def test_a_user_without_a_home_keeps_kernels_in_a_private_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_store: Callable[[], compiled.Store | None]
+) -> None:
+    """Nobody's process in a container: no $HOME, no entry in the passwd file; the second process finds the same."""
+
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = fresh_store()
+    assert store is not None and store == fresh_store()
+    assert store.folder.parent.parent == tmp_path and store.folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.chdir(tmp_path)  # what is unpacked here is the user's own too
+    assert fresh_store() is None

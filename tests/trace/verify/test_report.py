@@ -1,0 +1,295 @@
+"""A verification as text, JSON and HTML: what it says, that it is well formed, and what Chromium makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwenref.quant.tensor import dequantize
+from qwenref.trace.verify.finding import UNEXPLAINED, Verification
+from qwenref.trace.verify.report.html import page
+from qwenref.trace.verify.report.plain import as_json
+from qwenref.trace.verify.report.text import engine_words, sentence, statement, text
+from qwenref.trace.verify.verify import verify
+
+from ...engines import Run, changed, dump_of
+from ...plants import PLANTS
+from ...tiny import tiny_weights
+
+W = tiny_weights(layers=3, formats="Q8_0")
+TOKENS = [17, 3, 99, 200, 4, 17, 250]
+VOID = {"meta", "rect", "br"}
+
+
+@cache
+def planted(engine: str = "HF float32", mistake: str = "rope-missing-k_post_rope") -> Verification:
+    p = next(p for p in PLANTS if p.id == mistake)
+    return verify(dump_of(W, engine, TOKENS, steps=[9], mistakes={(p.stage, 1): p.make}), W)
+
+
+@cache
+def healthy(engine: str) -> Verification:
+    return verify(dump_of(W, engine, TOKENS, steps=[9]), W)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_dump_in_one_sentence() -> None:
+    v = healthy("ggml, 16-bit KV")
+    assert sentence(v) == "All 108 stages that were judged are explained."
+    assert engine_words(v).startswith("ggml: Q8_0 activations, 16-bit KV, the rest float32")
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("HF float32", "float32 throughout"),
+        (
+            "HF bfloat16",
+            "Hugging Face in bfloat16: weights and every result rounded, norm and soft-max inside in float32",
+        ),
+        ("ggml, 32-bit KV", "ggml: Q8_0 activations, 32-bit KV, the rest float32"),
+    ],
+)
+def test_the_recipe_in_words(engine: str, words: str) -> None:
+    assert engine_words(healthy(engine)).startswith(words)
+
+
+def test_a_planted_mistake_in_one_sentence() -> None:
+    v = planted()
+    assert sentence(v) == "2 of 108 stages are not explained, all by one mistake: RoPE is not applied."
+    assert "2 stages explained by: RoPE is not applied (k_post_rope of layer 1)" in text(v)
+    lines = statement(next(f for f in v.findings if f.verdict == UNEXPLAINED))
+    assert re.fullmatch(
+        r"layer 1 k_post_rope: unexplained \(\d\.\de[-+]\d\d; rounding allows \d\.\de-07; \d+ of 224 values outside\)",
+        lines[0],
+    )
+    assert lines[1] == "reproduced exactly by: RoPE is not applied"
+    assert any(line.startswith("where: 6 of 7 positions (1, 2, 3, 4, 5, 6)") for line in lines)
+
+
+def test_the_table_has_a_sign_for_every_stage() -> None:
+    rows = [line[6:].split(" ") for line in text(planted()).splitlines() if re.match(r" {3}\d  ", line)]
+    assert len(rows) == 6  # three layers of the prompt, three of the step
+    assert {len(row) for row in rows} == {17}
+    assert [row.count("X") for row in rows] == [0, 1, 0, 0, 1, 0]
+    assert rows[1][4] == rows[4][4] == "X"
+
+
+def test_json_is_json_and_complete() -> None:
+    told = json.loads(json.dumps(as_json(planted()), allow_nan=False))
+    assert told["status"] == 1
+    assert told["recipe"] == "float32"
+    assert told["tokens"] == [*TOKENS, 9]
+    assert len(told["stages"]) == 108
+    keys = {"layer", "stage", "verdict", "recipe", "observed", "left", "predicted", "hypotheses", "phase"}
+    assert all(keys <= set(s) for s in told["stages"])
+    assert {s["layer"] for s in told["stages"]} == {0, 1, 2, None}
+    (bad, _) = [s for s in told["stages"] if s["verdict"] == "unexplained"]
+    assert bad["hypotheses"][0]["name"] == "rope-missing"
+    assert "picture" not in bad["where"]
+
+
+def test_numbers_that_json_lacks_are_null() -> None:
+    def spoil(run: object, x: np.ndarray) -> np.ndarray:
+        return np.full_like(x, np.nan)
+
+    with np.errstate(all="ignore"):
+        v = verify(dump_of(W, "HF float32", TOKENS, mistakes={("ffn_up", 1): spoil}), W)
+    json.dumps(as_json(v), allow_nan=False)
+    page(v, "dump", "model")
+    text(v)
+
+
+# -- HTML -------------------------------------------------------------------------------------------------------------
+
+
+class Strict(HTMLParser):
+    """Checks that tags close in order, and keeps what the tests ask about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.classes: list[str] = []
+        self.titles: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(k, v or "") for k, v in attrs]
+        self.classes += [v or "" for k, v in attrs if k == "class"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.classes += [v or "" for k, v in attrs if k == "class"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "title":
+            self.titles.append(data)
+
+
+def parsed(html: str) -> Strict:
+    p = Strict()
+    p.feed(html)
+    p.close()
+    assert p.open == []
+    return p
+
+
+def test_the_page_is_well_formed_and_needs_no_network() -> None:
+    html = page(planted(), "my <dump>", "model & co.gguf")
+    p = parsed(html)
+    assert "my &lt;dump&gt;" in html
+    assert "model &amp; co.gguf" in html
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
+    assert not any(k in ("src", "href") for k, _ in p.attributes)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_the_heat_map_shows_every_stage_and_what_it_says() -> None:
+    v = planted()
+    p = parsed(page(v, "dump", "model"))
+    # one cell per layer and stage, in the map of the prompt and in that of the step; one in the legend; the picture's.
+    cells = [c for c in p.classes if c in ("exact", "reproduced")]
+    assert len(cells) == 2 * (1 + 3 * 17 + 2) - 2 + 2
+    assert any(t.startswith("layer 1 k_post_rope: unexplained") for t in p.titles)
+    assert any("layer 2 ffn_gate: reproduced by float32" in t for t in p.titles)
+
+
+def test_every_unexplained_stage_has_a_card_with_its_picture() -> None:
+    html = page(planted(), "dump", "model")
+    cards = re.findall(r"<article>.*?</article>", html, re.S)
+    assert len(cards) == 2
+    for card in cards:
+        assert "RoPE is not applied" in card
+        assert '<svg class="picture"' in card
+        assert 'class="unexplained"' in card
+
+
+def test_a_mistake_of_every_layer_is_told_once() -> None:
+    p = next(p for p in PLANTS if p.id == "rope-missing-k_post_rope")
+    v = verify(dump_of(W, "HF float32", TOKENS, mistakes={(p.stage, layer): p.make for layer in range(3)}), W)
+    assert sentence(v) == "3 of 54 stages are not explained, all by one mistake: RoPE is not applied."
+    assert "3 stages explained by: RoPE is not applied (k_post_rope of layers 0 to 2)" in text(v)
+    assert "Unexplained, largest first; 1 of 3, for the others see --json or --html:" in text(v)
+    html = page(v, "dump", "model")
+    assert html.count("<article>") == 1
+    assert "2 more unexplained stages of the same kind" in html
+
+
+def test_the_blocks_of_a_wrong_row_are_drawn() -> None:
+    def lost(run: Run, y: np.ndarray) -> np.ndarray:
+        """Columns 32 to 63 of row 7 of ffn_down, a block of Q8_0, are lost."""
+        x, (q,) = run.get("ffn_swigl"), run.weights.layers[1].ffn_down.parts
+        y = y.copy()
+        y[:, 7] -= x[:, 32:64] @ dequantize(q, 7, 8)[0, 32:64]
+        return y
+
+    v = verify(dump_of(W, "HF float32", TOKENS, mistakes={("ffn_out", 1): lost}), W)
+    assert "row 7 of blk.1.ffn_down.weight (Q8_0), block 1 (columns 32 to 63): it is lost" in text(v)
+    (drawn,) = re.findall(r'<svg class="strip".*?</svg>', page(v, "dump", "model"))
+    assert re.findall(r'<rect class="unexplained" x="(\d+)"[^>]*fill-opacity="1.00"', drawn) == ["1"]
+
+
+def test_missing_stages_are_drawn_empty() -> None:
+    v = verify(
+        changed(dump_of(W, "HF float32", TOKENS), lambda e: None if e.layer == 1 and e.stage.name == "ffn_up" else e), W
+    )
+    assert 'class="none"' in page(v, "dump", "model")
+
+
+def test_a_long_error_map_is_bounded() -> None:
+    """Whatever the tensor's size, its picture is at most 48 x 112 cells."""
+    w = tiny_weights(layers=1, hidden=256, heads=8, head_dim=32, mlp=512, formats="Q8_0")
+
+    def noise(run: object, x: np.ndarray) -> np.ndarray:
+        return x + np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+
+    v = verify(dump_of(w, "HF float32", list(range(90)), mistakes={("ffn_up", 0): noise, ("attn_scores", 0): noise}), w)
+    for f in v.findings:
+        if f.where is not None:
+            cells = f.where.picture.cells
+            assert len(cells) <= 48
+            assert len(cells[0]) <= 112
+    assert len(page(v, "dump", "model")) < 1_500_000
+
+
+# -- Chromium ---------------------------------------------------------------------------------------------------------
+
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """[height, width, channels] of an 8-bit RGB or RGBA file without interlacing, as Chromium writes them."""
+    width, height, depth, kind = struct.unpack(">IIBB", png[16:26])
+    assert depth == 8
+    channels = {2: 3, 6: 4}[kind]
+    body, at = b"", 8
+    while at < len(png):
+        (n,) = struct.unpack(">I", png[at : at + 4])
+        body += png[at + 8 : at + 8 + n] if png[at + 4 : at + 8] == b"IDAT" else b""
+        at += n + 12
+    raw = np.frombuffer(zlib.decompress(body), np.uint8).reshape(height, 1 + width * channels)
+    rows = np.zeros((height + 1, width + 1, channels), np.int32)
+    for y in range(height):
+        line, above = raw[y, 1:].reshape(width, channels).astype(np.int32), rows[y]
+        match raw[y, 0]:
+            case 0:
+                rows[y + 1, 1:] = line
+            case 1:
+                rows[y + 1, 1:] = np.cumsum(line, 0) & 255
+            case 2:
+                rows[y + 1, 1:] = (line + above[1:]) & 255
+            case filter_type:
+                for x in range(width):
+                    a, b, c = rows[y + 1, x], above[x + 1], above[x]
+                    guess = (a + b) // 2 if filter_type == 3 else _paeth(a, b, c)
+                    rows[y + 1, x + 1] = (line[x] + guess) & 255
+    return rows[1:, 1:].astype(np.uint8)
+
+
+def _paeth(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    p = a + b - c
+    pa, pb, pc = abs(p - a), abs(p - b), abs(p - c)
+    return np.where((pa <= pb) & (pa <= pc), a, np.where(pb <= pc, b, c))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1100, False), (500, False), (500, True)])
+def test_chromium_draws_it(tmp_path: Path, width: int, dark: bool) -> None:
+    """At a desktop's width and near a phone's (headless Chromium's least is 500), by day and by night: the paper has
+    its colour, the unexplained cell is red, and nothing is cut off at the right."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    html, png = tmp_path / "report.html", tmp_path / "report.png"
+    html.write_text(page(planted(), "dump", "model"), "utf-8")
+    night = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    subprocess.run(
+        [chromium, *FLAGS, *night, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+         f"--screenshot={png}", html.as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    image = pixels(png.read_bytes())[..., :3].astype(int)
+    assert image.shape[1] == width
+    paper, bad = ((0x14, 0x18, 0x1B), (0xFF, 0x5C, 0x74)) if dark else ((0xFB, 0xFB, 0xF9), (0xC8, 0x1E, 0x3A))
+    assert np.abs(image[2, 2] - paper).max() <= 3
+    assert (np.abs(image - bad).max(-1) <= 3).sum() > 30
+    assert np.abs(image[:, -3:] - paper).max() <= 3
