@@ -7,13 +7,23 @@ ifneq ($(lastword $(MAKEFILE_LIST)),Makefile)
 $(error this runs what lies in its own folder; from elsewhere say make -C FOLDER)
 endif
 
-.PHONY: run test lint pull oracle gpu clean
+.PHONY: run test check lint pull oracle gpu clean
 
 run: pull            ## ask the model a question
 	$(BIN)/engine run -m $(MODEL) --chat -p "What is 2+2?"
 
 test: lint pull      ## formatting, types, every test
 	$(BIN)/pytest -q -n auto
+
+# What goes wrong most often, in every package: formats, containers, kernels against the reference, dumps, the judge.
+CHECK := tests/test_architecture.py tests/quant/test_quant.py tests/engine/test_sample.py tests/engine/test_generate.py \
+	tests/engine/test_model_facts.py tests/engine/files/test_gguf.py tests/engine/files/test_safetensors.py \
+	tests/engine/kernels/test_contracts.py tests/engine/kernels/test_cpu.py tests/trace/test_aprt.py \
+	tests/trace/test_trace_plan.py tests/trace/test_trace_store.py tests/trace/test_trace_forward.py \
+	tests/trace/verify/test_verify_recipes.py
+
+check: lint          ## in less than 90 s, without a model or a network
+	$(BIN)/pytest -q -n auto -m "not model and not oracle" $(CHECK)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

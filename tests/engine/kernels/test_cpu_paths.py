@@ -87,7 +87,15 @@ def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", [path for path in PATHS if has(path)])
 def test_operations_on_this_path(path: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("test_simd.py"))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name("test_simd.py")),
+    ]
     run = subprocess.run(
         command, check=False, env=os.environ | {"QWENREF_SIMD": path}, capture_output=True, text=True, cwd=HERE.parent
     )
