@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # What is here, by the module that has it; imported when it is first asked for: the command line waits for nothing.
 _FROM = {
-    "BadInput": "quant.errors",
+    "BadInput": "errors",
     "Chat": "engine.chat",
     "Diff": "trace.diff",
     "Dump": "trace.dump",
@@ -27,10 +27,10 @@ TYPE_CHECKING = False  # typing's own takes its import
 if TYPE_CHECKING:
     from .engine.chat import Chat as Chat
     from .engine.generation import Generation as Generation
+    from .errors import BadInput as BadInput
     from .judging import verify as verify
     from .model import Model as Model
     from .model import load as load
-    from .quant.errors import BadInput as BadInput
     from .trace.diff import Diff as Diff
     from .trace.diff import diff as diff
     from .trace.dump import Dump as Dump

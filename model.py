@@ -31,8 +31,8 @@ from .engine.load import (
 from .engine.load import load as load_opened
 from .engine.sample import Sampling
 from .engine.tokenizer import Tokenizer, Tokens
+from .errors import BadInput
 from .facts import model_facts
-from .quant.errors import BadInput
 from .trace.dump import Dump, open_dump
 from .trace.plan import Plan, plan
 from .trace.store import check_target

@@ -17,15 +17,15 @@ from .engine.forward import forward
 from .engine.generate import CHUNK, greedy_passes
 from .engine.load import Loaded
 from .engine.nonfinite import NotFinite, first_place
+from .engine.tap import SILENT, Both, Tap
+from .errors import BadInput
 from .facts import run_facts
-from .quant.errors import BadInput
 from .trace.dump import Dump
 from .trace.memory import DumpInMemory
 from .trace.plan import Plan
-from .trace.recorder import Both, Recorder, Sink, Summary
+from .trace.recorder import Recorder, Sink, Summary
 from .trace.stages import Key, shape_for
 from .trace.store import DumpWriter, phase_name
-from .trace.tap import SILENT, Tap
 
 
 @dataclass(frozen=True, slots=True)

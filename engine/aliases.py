@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .user_cache import user_cache
 
 

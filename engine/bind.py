@@ -8,7 +8,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from ..quant.tensor import QTensor, format_of_tensor
 from .config import Config
 from .models.architecture import Tensor

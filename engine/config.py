@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from ..quant.tensor import QTensor
 from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, ROPE_NEUTRAL, brief
 from .models import Architecture, find

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 
 def brief(value: object) -> str:

@@ -2,15 +2,15 @@
 
 Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
 H head size, F mlp width, V vocabulary, E = (N + 2K) H, G = 2F. `k` is a backend, a module of pure functions
-(kernels/__init__.py); `tap` an identity that may look at a stage on its way (trace/tap.py, trace/stages.py).
+(kernels/__init__.py); `tap` an identity that may look at a stage on its way (engine/tap.py, trace/stages.py).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..trace.tap import Tap
 from .kernels import Cache, Kernels
+from .tap import Tap
 from .weights import Weights
 
 

@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
-from ..trace.tap import SILENT
+from ..errors import BadInput
 from .config import Config
 from .forward import forward
 from .kernels import Cache, Kernels
 from .nonfinite import NotFinite, first_place
 from .sample import Sampling, sample
+from .tap import SILENT
 from .weights import Weights
 
 MAX_TOKENS = 256  # where nobody asked for another number

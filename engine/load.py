@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .aliases import resolve
 from .bind import bind
 from .files import Checkpoint, Vocabulary, open_checkpoint

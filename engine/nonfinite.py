@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from ..quant.tensor import QTensor, dequantize
-from ..trace.tap import At
 from .forward import forward
 from .kernels import Kernels
+from .tap import At
 from .weights import Weights, parts
 
 HEADS_FIRST = ("attn_scores", "attn_softmax")  # N T S; every other stage has T first, or no T

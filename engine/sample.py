@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)

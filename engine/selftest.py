@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from ..quant import f32
 from ..quant.tensor import QTensor, format_of
-from ..trace.tap import SILENT, At
 from .bind import bind
 from .config import Config
 from .forward import forward
 from .generate import prefill
 from .kernels import Kernels, backend
+from .tap import SILENT, At
 from .weights import Weights
 
 # What the CPU backend computes, by precision: `engine doctor --json` prints them. They are the same on every path and

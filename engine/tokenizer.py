@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .files import Vocabulary
 from .files.tokenizer_json import QWEN2_PATTERN
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BadInput
+from ..errors import BadInput
 from .format import Format
 
 SLAB = 1 << 17  # values encoded at a time: bounds the memory of the search, and keeps it near a core's cache

@@ -63,7 +63,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def model_path() -> Path:
     """The 0.5B model: $QWENREF_TEST_MODEL, or what `engine pull` put into its place."""
     from qwenref.engine.aliases import resolve
-    from qwenref.quant.errors import BadInput
+    from qwenref.errors import BadInput
 
     if named := os.environ.get("QWENREF_TEST_MODEL"):
         return Path(named)

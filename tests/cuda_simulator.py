@@ -19,15 +19,15 @@ from qwenref.engine.kernels.cuda import cache as cache_module
 from qwenref.engine.kernels.cuda import product8 as p8
 from qwenref.engine.kernels.cuda import rows as rows_module
 from qwenref.engine.nonfinite import NotFinite
+from qwenref.engine.tap import SILENT
 from qwenref.engine.weights import Weights
+from qwenref.errors import BadInput
 from qwenref.quant import q8_0, q8_k
-from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import QTensor
 from qwenref.tests import cuda_lanes
 from qwenref.tests.cuda_judge import CUDA, REFERENCE, Judge, Pair
 from qwenref.tests.tiny import TYPES, tiny_tensor, tiny_weights, write_gguf
 from qwenref.tools.main import main
-from qwenref.trace.tap import SILENT
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
 
 assert config.ENABLE_CUDASIM, "run by test_cuda.py, with NUMBA_ENABLE_CUDASIM=1"

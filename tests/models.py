@@ -14,9 +14,9 @@ from qwenref.engine.files import Checkpoint, Vocabulary
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import reference
 from qwenref.engine.models.architecture import Spelling
+from qwenref.engine.tap import SILENT
 from qwenref.engine.weights import Weights, parts
 from qwenref.quant.tensor import QTensor
-from qwenref.trace.tap import SILENT
 
 from .tiny import tiny_weights
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .child import end_with_parent, own_process, run_to_the_end
 from .signals import end_at_a_cut_file
 from .terminal import json_text

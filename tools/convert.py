@@ -20,8 +20,8 @@ from ..engine.files.end_of_generation import by_text, told, with_control
 from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
 from ..engine.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
+from ..errors import BadInput
 from ..quant import aprq8
-from ..quant.errors import BadInput
 from ..quant.ggml import NUMBERS
 from ..quant.tensor import QTensor, dequantize, format_of, quantize
 

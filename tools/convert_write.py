@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..beside import Beside
 from ..engine.config import Config
 from ..engine.config_keys import APR_ROPE_TYPE, GGUF_KEYS
 from ..engine.files import Checkpoint, Vocabulary, open_checkpoint
@@ -25,8 +26,7 @@ from ..engine.files.gguf_writer import Pair, write_gguf
 from ..engine.files.safetensors_writer import write_safetensors
 from ..engine.files.tokenizer_json import last_used, spell
 from ..engine.files.writing import Planned
-from ..quant.errors import BadInput
-from ..trace.beside import Beside
+from ..errors import BadInput
 from .leftovers import written_down
 
 # llama.cpp's llama_ftype by the format that most weights have; for readers' eyes only.

@@ -14,7 +14,7 @@ import numpy as np
 from ..engine.aliases import resolve
 from ..engine.config import Config
 from ..engine.files import Checkpoint
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from ..quant.label import mislabelled
 from ..quant.tensor import QTensor, format_of
 from .diff_causes import NOISE, WHOLE, Others, cause_of, distance, rows_of, transposed

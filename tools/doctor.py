@@ -15,7 +15,7 @@ from typing import Any
 from .. import __version__
 from ..engine.aliases import MODELS, directory
 from ..engine.kernels import numba_settings
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.

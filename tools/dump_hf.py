@@ -14,7 +14,7 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from ..trace.stages import STAGES, Module, Stage
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 

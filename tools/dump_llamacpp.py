@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from ..trace.stages import STAGES, Stage
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 

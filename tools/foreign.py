@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt, greedy_passes
 from ..engine.tokenizer import Tokens
+from ..errors import BadInput
 from ..facts import model_facts, run_facts
-from ..quant.errors import BadInput
 from ..trace.plan import Plan, plan
 from ..trace.stages import by_name
 from ..trace.store import DumpWriter, check_target

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.config import Config
+from ..errors import BadInput
 from ..facts import model_facts, run_facts
-from ..quant.errors import BadInput
 from ..quant.tensor import format_of
 from ..trace import npy
 from ..trace.axes import Array, arranged, lengths

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.files.strict_json import parse_object
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from ..trace.stages import NAMES, by_name
 
 PARTS = {"q_proj": ("T", "N", "H"), "k_proj": ("T", "K", "H"), "v_proj": ("T", "K", "H")}  # of qkv_bias, side by side

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
+from ..beside import sweep
 from ..engine.user_cache import user_cache
-from ..trace.beside import sweep
 
 PATIENCE_S = 2.0  # a folder of an hour ago may be on a network that is gone
 

@@ -11,7 +11,7 @@ from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS
 from ..engine.load import Loaded, Opened, bound, load, set_threads, spelling_of, tokenizer_of, vocabulary_of
 from ..engine.tokenizer import Tokenizer, Tokens
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .terminal import on_stderr
 
 NOTES = 10  # on one file: one that nobody made by hand may give 65,536

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .terminal import on_stderr
 
 # command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a

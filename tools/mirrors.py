@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)

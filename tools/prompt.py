@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.chat import Chat, Renderer, prompt_ids
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .child import end_with_parent, own_process
 from .signals import end_at_a_cut_file
 

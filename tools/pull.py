@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..beside import Beside, lock
 from ..engine.aliases import DEFAULT, MODELS, Published, directory
-from ..quant.errors import BadInput
-from ..trace.beside import Beside, lock
+from ..errors import BadInput
 from .child import run_to_the_end
 from .leftovers import written_down
 from .mirrors import mirrors

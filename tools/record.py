@@ -18,8 +18,8 @@ from ..engine.chat import Chat, prompt_ids
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
 from ..engine.tokenizer import Tokens
+from ..errors import BadInput
 from ..facts import model_facts
-from ..quant.errors import BadInput
 from ..trace.plan import plan
 from ..trace.stages import STAGES
 from ..trace.store import check_target, phase_name

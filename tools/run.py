@@ -10,7 +10,7 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .prompt import TokenizerProcess, add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
 
 if TYPE_CHECKING:

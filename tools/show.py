@@ -9,7 +9,7 @@ from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 if TYPE_CHECKING:
     from ..engine.files import Checkpoint, Vocabulary

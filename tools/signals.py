@@ -100,7 +100,7 @@ def imported(module: str, name: str) -> Any:
 
 def clean_up() -> None:
     """Removes what this process has in the making. Its children end with it by themselves."""
-    if discard_all := imported("trace.beside", "discard_all"):
+    if discard_all := imported("beside", "discard_all"):
         discard_all()
     with suppress(OSError):
         if os.isatty(2):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..beside import Beside
+from ..errors import BadInput
 from ..judging import judged, opened_for
-from ..quant.errors import BadInput
-from ..trace.beside import Beside
 from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
 from .load import add_model_argument, open_weights

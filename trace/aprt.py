@@ -14,7 +14,7 @@ from struct import Struct
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 MAGIC = b"APRT"
 WHOLE_MODEL = 0xFFFFFFFF

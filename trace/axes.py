@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 Array = NDArray[np.floating[Any]]
 Letters = tuple[str, ...]

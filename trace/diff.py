@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .compare import Choice, Comparison, choice, compare, place
 from .dump import Dump, Entry
 from .pair import Pairs, pair_dumps, pair_files

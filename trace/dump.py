@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from . import aprt
 from .plan import parse_ranges
 from .stages import STAGES, Key, Scope, Stage, by_name, execution_order, find, layer_name, shape_of_count, unknown_stage

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .dump import Dump, Entry, ordered
 from .stages import Key
 from .store import PROMPT, file_name, stage_of

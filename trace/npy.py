@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 HEADER_BYTES = 10_000  # NumPy's own limit for a header that it has not written itself
 READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

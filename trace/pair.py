@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .dump import Dump, Entry, open_dump, open_stage
 from .plan import spell_ranges
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 from .stages import STAGES, Stage, by_name
 
 Ranges = tuple[range, ...]

@@ -1,4 +1,5 @@
-"""Taps that look: `Recorder` writes the stages of a forward pass, `Summary` counts what is in them, `Both` are two."""
+"""Taps that look: `Recorder` writes the stages of a forward pass, `Summary` counts what is in them
+(engine/tap.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from .plan import Plan
 from .stages import Stage, by_name
 from .stats import Statistics, statistics
 from .store import PROMPT
-from .tap import At, Tap
 
 
 class Sink(Protocol):
@@ -33,7 +33,7 @@ class _Looking:
     def __init__(self, plan: Plan, to_host: ToHost) -> None:
         self.plan, self.to_host = plan, to_host
 
-    def layer(self, index: int) -> At:
+    def layer(self, index: int) -> Callable[[str, Any], Any]:
         def at(stage: str, value: Any) -> Any:
             return self._show(stage, index, value)
 
@@ -116,17 +116,3 @@ class Summary(_Looking):
         else:
             every, last = statistics(values), statistics([values[-1]])
         self.rows.append(Row(self.phase, s, layer, every, last))
-
-
-class Both:
-    """Two taps at one place."""
-
-    def __init__(self, a: Tap, b: Tap) -> None:
-        self.a, self.b = a, b
-
-    def layer(self, index: int) -> At:
-        a, b = self.a.layer(index), self.b.layer(index)
-        return lambda stage, value: b(stage, a(stage, value))
-
-    def whole(self, stage: str, value: Any) -> Any:
-        return self.b.whole(stage, self.a.whole(stage, value))

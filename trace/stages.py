@@ -12,7 +12,7 @@ from math import isqrt, prod
 from types import MappingProxyType
 from typing import Literal
 
-from ..quant.errors import BadInput
+from ..errors import BadInput
 
 Scope = Literal["layer", "first", "whole"]
 Key = tuple[int, int | None, str]  # a stage in a dump: phase (0: the prompt), layer (None: the whole model), name

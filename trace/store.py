@@ -21,9 +21,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant.errors import BadInput
+from ..beside import Beside
+from ..errors import BadInput
 from . import aprt
-from .beside import Beside
 from .plan import spell_ranges
 from .stages import Key, Stage, by_name
 

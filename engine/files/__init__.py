@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ...quant.tensor import QTensor, dequantize
 from ..config import Config
 from .foreign import file_kind, folder_kind, model_inside

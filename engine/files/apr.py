@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import BadInput
 from ...quant import aprq8
-from ...quant.errors import BadInput
 from ...quant.ggml import size_of
 from ...quant.label import mislabelled
 from ...quant.tensor import QTensor, dequantize

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 
 HEADER, ZSTD = 64, 0x0002
 MAX_RATIO = 64  # weights do not shrink that far; a small file that grows into a disk full of zeros does

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from reprlib import repr as brief
 from typing import Any
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ..config import Config, from_hf
 from ..config_keys import APR_ALIASES, APR_OWN, APR_ROPE_TYPE
 from ..models import meant

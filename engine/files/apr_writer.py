@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ...quant.ggml import NUMBERS
 from .apr import HEADER, ROW_MAJOR
 from .writing import Planned, Sink, Told, padding, write_tensors

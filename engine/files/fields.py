@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 
 
 class Fields:

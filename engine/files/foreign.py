@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 
 SAVE = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)"
 PICKLE = f"Python pickles can run code and are never opened; convert it to safetensors (Transformers: {SAVE})"

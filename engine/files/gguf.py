@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ...quant.ggml import NAMES, size_of
 from ...quant.tensor import QTensor
 from ..config import from_gguf

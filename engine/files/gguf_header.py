@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from . import MAX_TENSORS
 
 # Bounds on the time and memory that a hostile file can take. Qwen2's header takes 6 MB, nearly all of it vocabulary.

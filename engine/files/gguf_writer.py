@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ...quant.ggml import NUMBERS as TYPES
 from .gguf_header import KINDS, MAX_NAME, NUMBERS
 from .writing import Planned, Told, padding, write_tensors

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from . import Vocabulary
 from .end_of_generation import CONTROL, by_text, ends
 from .fields import Fields, one

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 
 
 def _open(path: Path) -> tuple[int, int]:

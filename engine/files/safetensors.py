@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ...quant.tensor import QTensor
 from ..config import check_hf, from_hf
 from ..models import decoder

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, NoReturn
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 
 MAX_CONTAINERS = 1_000_000  # objects and lists, of which newer files have one per merge; bounds what parsing takes
 MAX_DEPTH = 128  # of them one in another, as serde_json has it; whoever walks through the value recurses

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from . import Vocabulary
 from .end_of_generation import CONTROL, CONTROL_TEXTS, NORMAL, USER_DEFINED
 from .fields import Fields

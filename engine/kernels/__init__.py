@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ..config import Config
 from ..weights import Weights
 from . import numba_settings

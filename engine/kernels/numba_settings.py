@@ -17,7 +17,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 
 MOST_THREADS = 1024
 LAYERS = ("workqueue", "omp", "tbb", "default", "safe", "threadsafe", "forksafe")

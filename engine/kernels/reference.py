@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ...quant.tensor import QTensor, dequantize, take
 from ..config import Config
 from ..weights import Weights

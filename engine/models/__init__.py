@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ..config_keys import brief
 from . import qwen2
 from .architecture import Architecture

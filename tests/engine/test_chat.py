@@ -23,7 +23,7 @@ from qwenref.engine import chat, chat_render
 from qwenref.engine.chat import Chat, chat_ids, render
 from qwenref.engine.files import Vocabulary, open_checkpoint
 from qwenref.engine.tokenizer import Tokenizer
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 
 from .test_tokenizer import GOLDEN as TOKENIZER_GOLDEN
 from .test_tokenizer import names, small

@@ -17,7 +17,7 @@ from qwenref.engine.config_keys import GGUF, Keys
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.models import ARCHITECTURES
 from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools.convert import convert
 from qwenref.tools.dev.golden_config import CASES, CONFIG, IDS, write_case
 

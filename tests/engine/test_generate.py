@@ -15,10 +15,10 @@ from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
 from qwenref.engine.nonfinite import NotFinite
 from qwenref.engine.sample import Sampling
+from qwenref.engine.tap import SILENT
 from qwenref.engine.weights import Weights
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize
-from qwenref.trace.tap import SILENT
 
 from ..tiny import tiny_weights
 

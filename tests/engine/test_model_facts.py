@@ -18,7 +18,7 @@ from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.models.architecture import Architecture, Tensor
 from qwenref.engine.models.decoder import ATTENTION, ATTENTION_OUT, MLP, WHOLE
 from qwenref.engine.weights import Layer, Weights, parts
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize
 from qwenref.tools.convert import convert
 

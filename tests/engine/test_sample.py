@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenref.engine.sample import Sampling, sample
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 

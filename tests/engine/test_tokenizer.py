@@ -21,7 +21,7 @@ from qwenref.engine.chat import Chat, chat_ids
 from qwenref.engine.files import Vocabulary, open_checkpoint
 from qwenref.engine.files.tokenizer_json import QWEN2_PATTERN, parse
 from qwenref.engine.tokenizer import Tokenizer
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer.json.gz"
 

@@ -22,7 +22,7 @@ from qwenref.engine.files.gguf import vocabulary as gguf_vocabulary
 from qwenref.engine.files.gguf_header import read_header
 from qwenref.engine.files.hf_tokenizer import read_vocabulary
 from qwenref.engine.tokenizer import Tokenizer
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools.convert import convert
 from qwenref.tools.main import main
 

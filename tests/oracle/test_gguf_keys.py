@@ -14,7 +14,7 @@ import pytest
 
 from qwenref.engine.bind import bind
 from qwenref.engine.files import open_checkpoint
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tests.gguf_builder import ARR, BOOL, F32, I32, STR, U16, U32, Gguf, array, f32
 from qwenref.tests.models import logits
 

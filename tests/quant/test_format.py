@@ -12,8 +12,8 @@ import pytest
 
 import qwenref.quant
 from qwenref.engine.kernels import backend
+from qwenref.errors import BadInput
 from qwenref.quant import aprq4
-from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import dequantize, format_of, quantize
 from qwenref.trace.verify.hypotheses.products import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import Matrix

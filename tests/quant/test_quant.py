@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qwenref.errors import BadInput
 from qwenref.quant import ggml, tensor
-from qwenref.quant.errors import BadInput
 from qwenref.quant.format import Format
 from qwenref.quant.tensor import QTensor, dequantize, row_bytes
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from qwenref.errors import BadInput
 from qwenref.quant import ggml, tensor
-from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import dequantize, format_of, quantize
 
 WRITTEN = [n for n in ggml.NAMES.values() if n not in ggml.UNDECODED and format_of(n).encode is not None]

@@ -24,7 +24,7 @@ from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend, reference
 from qwenref.engine.weights import Weights
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize, format_of
 from qwenref.tools.convert import QUANTIZE, convert
 from qwenref.tools.diff_weights import compare_tensor

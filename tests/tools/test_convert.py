@@ -20,7 +20,7 @@ from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.files.writing import Planned
 from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.engine.tokenizer import Tokenizer
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize
 from qwenref.tools import convert_write
 from qwenref.tools.convert import carried, convert

@@ -21,9 +21,9 @@ from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend, cpu
 from qwenref.engine.kernels.cpu.simd import NEEDS, PATH
 from qwenref.engine.load import cores
+from qwenref.engine.tap import SILENT
 from qwenref.tools import doctor
 from qwenref.tools.main import main
-from qwenref.trace.tap import SILENT
 
 from ..tiny import relative
 

@@ -14,7 +14,7 @@ import pytest
 from qwenref.engine.files import strict_json
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools import pull
 from qwenref.trace.dump import open_dump
 

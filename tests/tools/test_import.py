@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools.import_map import rule
 from qwenref.tools.main import main
 from qwenref.trace import npy

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwenref.engine.files import open_checkpoint
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools.main import main
 from qwenref.tools.show import check
 

@@ -18,7 +18,7 @@ import pytest
 
 from qwenref.engine import aliases
 from qwenref.engine.aliases import Published
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools import pull
 from qwenref.tools.mirrors import mirrors
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwenref.beside import HIDDEN
 from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.kernels.cpu import team
@@ -30,7 +31,6 @@ from qwenref.engine.kernels.cpu.simd import set_i32
 from qwenref.engine.kernels.cpu.team import _read
 from qwenref.tools.convert import convert
 from qwenref.tools.main import main
-from qwenref.trace.beside import HIDDEN
 
 from ..models import model
 from ..tiny import tiny_weights, write_gguf
@@ -38,7 +38,7 @@ from ..tiny import tiny_weights, write_gguf
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
 
 BUSY = [sys.executable, str(Path(__file__).parents[1] / "busy.py")]
-MOVE = "trace.beside:Beside.move"
+MOVE = "beside:Beside.move"
 # command: (where it stops, its words); {} is a folder with tiny.gguf, dump/ and arrays/, DIR one to write to.
 COMMANDS = {
     "run": ("engine.generate:sample", "run -m {}/tiny.gguf --backend reference -p x -n 9"),

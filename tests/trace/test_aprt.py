@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.trace import aprt
 
 NAN = np.array([0x7FC00000, 0xFFC00001, 0x7F800001, 0x80000000, 0xFF800000, 0x00000001], np.uint32).view(np.float32)

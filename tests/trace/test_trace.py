@@ -18,8 +18,8 @@ from qwenref import tracing
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
+from qwenref.errors import BadInput
 from qwenref.facts import model_facts
-from qwenref.quant.errors import BadInput
 from qwenref.tools.main import main
 from qwenref.trace import aprt
 from qwenref.trace.dump import open_dump

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.trace.plan import parse_ranges, plan, spell_ranges
 from qwenref.trace.stages import NAMES, STAGES, by_name, execution_order, shape_for, shape_of_count
 

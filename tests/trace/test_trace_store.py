@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.trace import aprt
 from qwenref.trace.dump import open_dump, open_stage
 from qwenref.trace.stages import by_name

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from ...engine.forward import forward
 from ...engine.generate import prefill
 from ...engine.kernels import backend
-from ...quant.errors import BadInput
+from ...engine.tap import SILENT
+from ...errors import BadInput
 from ...quant.tensor import QTensor, dequantize, format_of
-from ...trace.tap import SILENT
 from ..child import own_process
 from ..load import open_weights
 from .random_model import SHAPES, random_tensor, write_model

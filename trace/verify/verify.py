@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...engine.weights import Weights
-from ...quant.errors import BadInput
+from ...errors import BadInput
 from ..dump import Dump
 from .evidence import Evidence
 from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, NotFinite, OtherModel, OtherTokens

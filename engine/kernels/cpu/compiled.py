@@ -31,7 +31,7 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from ....quant.errors import BadInput
+from ....errors import BadInput
 from ...user_cache import user_cache
 from ..numba_settings import CACHE_DIR
 from .simd import PATH

@@ -26,7 +26,7 @@ from numba import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from ....quant.errors import BadInput
+from ....errors import BadInput
 
 config: Any = numba_config
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from ....quant.errors import BadInput
+from ....errors import BadInput
 from ...config import Config
 from . import attention
 from .memory import Rows, allocate, launch, require_room

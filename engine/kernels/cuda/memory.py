@@ -17,7 +17,7 @@ from numba import config, cuda
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ....quant.errors import BadInput
+from ....errors import BadInput
 from .ptx import SIMULATED
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]  # a decode step's small grids are as they should be

@@ -21,8 +21,8 @@ from qwenref.engine.files.apr import _read_file
 from qwenref.engine.files.apr_writer import write_apr
 from qwenref.engine.files.writing import Planned
 from qwenref.engine.tokenizer import Tokenizer
+from qwenref.errors import BadInput
 from qwenref.quant import aprq4, aprq8
-from qwenref.quant.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize, quantize
 from qwenref.tools.convert import convert
 
@@ -567,7 +567,7 @@ def test_padded_rows_on_every_backend(tmp_path: Path) -> None:
     from qwenref.engine.bind import bind
     from qwenref.engine.forward import forward
     from qwenref.engine.kernels import backend
-    from qwenref.trace.tap import SILENT
+    from qwenref.engine.tap import SILENT
 
     convert(model("F32"), tmp_path / "m.apr", "q4_k")  # rows of 64 and 96 values in blocks of 256
     m = open_checkpoint(tmp_path / "m.apr")

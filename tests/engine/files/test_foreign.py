@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwenref.engine.files import open_checkpoint
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools.convert import convert
 
 from ...gguf_builder import ARR, I32, STR, U16, Gguf, array

@@ -19,7 +19,7 @@ import pytest
 
 from qwenref.engine.bind import bind
 from qwenref.engine.files import Checkpoint, open_checkpoint
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tests.gguf_builder import (
     ARR,
     BOOL,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.tools.main import main
 from qwenref.trace import aprt
 from qwenref.trace.plan import parse_stages

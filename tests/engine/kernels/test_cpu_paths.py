@@ -24,8 +24,8 @@ from qwenref.engine.forward import forward
 from qwenref.engine.kernels import cpu
 from qwenref.engine.kernels.cpu import compiled
 from qwenref.engine.kernels.cpu.simd import PATHS, choose_path, features
-from qwenref.quant.errors import BadInput
-from qwenref.trace.tap import SILENT
+from qwenref.engine.tap import SILENT
+from qwenref.errors import BadInput
 
 from ...tiny import tiny_weights
 

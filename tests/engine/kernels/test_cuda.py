@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 
 installed = pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed (extra cuda)")
 TESTS = Path(__file__).parents[2]
@@ -84,9 +84,7 @@ def test_in_the_simulator(part: str) -> None:
 
 def refusal(code: str) -> str:
     """What `code` is refused with, in a process of its own."""
-    program = (
-        f"from qwenref.quant.errors import BadInput\ntry:\n    {code}\nexcept BadInput as e:\n    print('refused:', e)"
-    )
+    program = f"from qwenref.errors import BadInput\ntry:\n    {code}\nexcept BadInput as e:\n    print('refused:', e)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "NUMBA_ENABLE_CUDASIM": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

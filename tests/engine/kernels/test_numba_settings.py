@@ -15,7 +15,7 @@ import pytest
 from qwenref.engine.kernels import numba_settings
 from qwenref.engine.kernels.cpu import compiled
 from qwenref.engine.load import cores
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 
 from ...tiny import tiny_weights, write_gguf
 

@@ -11,7 +11,7 @@ from numba import njit
 
 from qwenref.engine.kernels.cpu import simd as s
 from qwenref.engine.kernels.cpu.simd import LANES, PATH, choose_path
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 
 N = 3
 zero_f, zero_i = s.zero_tile(s.floats, N), s.zero_tile(s.ints, N)

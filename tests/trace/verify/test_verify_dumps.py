@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qwenref.quant.errors import BadInput
+from qwenref.errors import BadInput
 from qwenref.trace.dump import Dump, Entry
 from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from qwenref.trace.verify.report.html import page

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant.errors import BadInput
+from ....errors import BadInput
 from ..facts import Unjudgeable
 from ..finding import Named
 from ..fit import Fit, compare

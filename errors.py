@@ -1,4 +1,4 @@
-"""The one error for what the user gave wrong. It lives in quant because every other package may import quant."""
+"""The one error for what the user gave wrong."""
 
 
 class BadInput(ValueError):  # noqa: N818 (it names what is wrong, not where in the program)

@@ -34,3 +34,17 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Both:
+    """Two taps at one place."""
+
+    def __init__(self, a: Tap, b: Tap) -> None:
+        self.a, self.b = a, b
+
+    def layer(self, index: int) -> At:
+        a, b = self.a.layer(index), self.b.layer(index)
+        return lambda stage, value: b(stage, a(stage, value))
+
+    def whole(self, stage: str, value: Any) -> Any:
+        return self.b.whole(stage, self.a.whole(stage, value))

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from qwenref import beside
+from qwenref.beside import FORGOTTEN_S, HIDDEN, Beside, discard_all, hidden, sweep
 from qwenref.tools import leftovers
-from qwenref.trace import beside
-from qwenref.trace.beside import FORGOTTEN_S, HIDDEN, Beside, discard_all, hidden, sweep
 
 # Makes sys.argv[2] and is killed: at once ("making"), or between the two renamings ("moving").
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qwenref.trace.beside import Beside
+from qwenref.beside import Beside
 when, place, folder = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "folder"
 b = Beside(place, folder=folder)
 if folder:
