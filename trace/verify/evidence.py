@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...engine.config import Config
 from ...engine.weights import Weights, parts
@@ -71,6 +72,15 @@ class Evidence:
     def stored(self, key: Key) -> Entry | None:
         phase, layer, name = key
         return None if key in self.distrusted else self.dump.get(name, layer, phase)
+
+    def values(self, e: Entry) -> NDArray[np.float32]:
+        """What a file holds of its stage. Above the diagonal of scores each source has its own (raw products, -inf, a
+        large negative number, NaN, nothing), which no later stage reads: 0 stands for it."""
+        values = e.values()
+        if e.stage.kind != "scores":
+            return values
+        after_TS = np.arange(values.shape[2]) > np.array(self.positions(e))[:, None]
+        return np.where(after_TS, np.float32(0), values)
 
     def gain(self, layer: int | None, name: str) -> Array:
         """A norm's gain or the QKV bias, as the file decodes."""

@@ -20,6 +20,8 @@ from .recipes.recipe import FLOAT32_RECIPE, RECIPES, Recipe
 from .site import Site
 from .span import Array, Span
 
+MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
+
 
 @dataclass
 class Judge:
@@ -50,6 +52,8 @@ class Judge:
     def judge(self, e: Entry) -> Finding:
         """The verdict on one file, before budgets and hypotheses."""
         told = tuple((k, v) for k, v in (e.capture or {}).items() if e.stage.capture.get(k) != v)
+        if e.stage.kind == "scores":
+            told = tuple((k, v) for k, v in told if k not in MASKED)
         if told:
             return Finding(e.phase, e.layer, e.stage.name, UNJUDGED, CapturedElsewhere(told))
         notes: dict[Note, None] = {}
@@ -60,7 +64,7 @@ class Judge:
 
     def _judge(self, e: Entry, notes: dict[Note, None]) -> Finding:
         """notes: filled as it goes, also where it then raises Unjudgeable."""
-        got = e.values()
+        got = self.evidence.values(e)
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
         tried: dict[Any, tuple[Recipe, Span, Fit]] = {}
         for recipe in self.ranked():
@@ -106,8 +110,9 @@ class Judge:
     def again(self, e: Entry, recipe: Recipe) -> tuple[Site, Span, Fit]:
         """The stage under one recipe."""
         site = self.site(e, recipe)
-        span = shown(e.values(), site.compute(), e)
-        return site, span, compare(e.values(), span)
+        got = self.evidence.values(e)
+        span = shown(got, site.compute(), e)
+        return site, span, compare(got, span)
 
     def with_recipes_named(self, findings: Sequence[Finding]) -> list[Finding]:
         """The findings, with every stage that the dump's recipe explains called by its name."""
@@ -122,7 +127,7 @@ class Judge:
 
 
 def shown(got: NDArray[np.float32], span: Span, e: Entry) -> Span:
-    """The span in the dump's own frame: scores above the diagonal are nobody's business, a wider S holds zeros."""
+    """The span in the dump's own frame: a wider S holds zeros."""
     if "S" not in e.stage.letters:
         if got.shape != span.mid.shape:
             raise Unjudgeable(OtherShape(got.shape, span.mid.shape))

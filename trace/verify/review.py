@@ -90,7 +90,7 @@ def _noise(judge: Judge, findings: Sequence[Finding], under: Mapping[Key, Recipe
         if f.verdict == UNEXPLAINED and kind(f.stage) in wanting:
             e = entry(judge, f)
             site, span, fit = judge.again(e, under[f.key])
-            fitting = budgets(site, e.values(), span.mid)
+            fitting = budgets(site, judge.evidence.values(e), span.mid)
             if fitting:
                 found[f.key] = f, fit, fitting
     common = commonest(fitting for _, _, fitting in found.values())
@@ -150,6 +150,6 @@ def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) 
 
 def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> Finding:
     site, span, fit = judge.again(e, recipe)
-    got = e.values()
+    got = judge.evidence.values(e)
     named = tuple(explain(site, got, only))
     return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=named)

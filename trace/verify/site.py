@@ -82,7 +82,7 @@ class Site:
                 self.used[key] = None
                 index = [rows[p] for p in self.pos]
                 axis = entry.stage.letters.index("T") if "T" in entry.stage.letters else 0
-                values = entry.values()
+                values = self.evidence.values(entry)
                 if "S" in entry.stage.letters:
                     values = values[:, :, : self.keys(values.shape[2])]
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
