@@ -1,0 +1,109 @@
+"""Which arithmetics a stage may have been computed with, and what of one it shows.
+
+A recipe is composed: for each fact that bears on a stage, or on an input which the dump lacks, one of its values. What
+the dump has shown so far comes first, then what differs from that in one fact, then in two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
+from typing import Any
+
+from ..dump import Entry
+from ..stages import BEFORE, Key, Stage, by_name
+from .evidence import Evidence
+from .formulas import codes
+from .recipes.facts.fused import NONE
+from .recipes.facts.table import FACTS
+from .recipes.recipe import Recipe
+from .site import Site
+from .span import BFLOAT16, FLOAT16, FLOAT32, Float
+
+DEVIATIONS = 2  # facts in which a stage may differ from what the dump has shown so far
+Votes = Counter[tuple[str, Any]]
+
+
+def involved(evidence: Evidence, key: Key) -> tuple[Stage, ...]:
+    """The stage, and those of its inputs that the dump lacks, and theirs."""
+    found: dict[str, Stage] = {}
+
+    def visit(phase: int, layer: int | None, name: str) -> None:
+        if name in found:
+            return
+        found[name] = by_name(name)
+        for given in by_name(name).inputs:
+            if given == BEFORE:
+                last = evidence.config.num_hidden_layers - 1 if layer is None else layer - 1
+                at = (phase, last, "post_ffn_residual") if last >= 0 else (phase, 0, "embedding")
+            else:
+                at = (phase, layer, given)
+            if evidence.stored(at) is None:
+                visit(*at)
+
+    visit(*key)
+    return tuple(found.values())
+
+
+def narrowest(got: Any) -> Float:
+    """The narrowest format that holds all these values."""
+    for f in (BFLOAT16, FLOAT16):
+        if f.holds(got.reshape(-1)[:64]) and f.holds(got):
+            return f
+    return FLOAT32
+
+
+def choices(stages: Sequence[Stage], result: Float, votes: Votes) -> dict[str, list[Any]]:
+    """For each fact that bears on these stages, if the first is stored so: its values, the likeliest first."""
+    found: dict[str, list[Any]] = {}
+    for fact in FACTS:
+        if fact.field == "fused":
+            sets = {NONE: None}
+            for stage in stages:
+                more = dict.fromkeys(fact.values(stage, result))
+                sets |= {one | other: None for one in sets for other in more} if len(sets) < 8 else more
+            values: list[Any] = list(sets)
+        else:
+            values = list(dict.fromkeys(v for stage in stages for v in fact.values(stage, result)))
+        if values and values != [NONE]:
+            found[fact.field] = sorted(values, key=lambda v, field=fact.field: -votes[field, v])  # type: ignore[misc]
+    return found
+
+
+def candidates(stages: Sequence[Stage], stored: Float, votes: Votes) -> Iterator[Recipe]:
+    """The arithmetics that a stage with such values may have, the likeliest first."""
+    formats = [FLOAT32] if stored is FLOAT32 else sorted([FLOAT32, stored], key=lambda f: -votes["result", f.name])
+    usual = likeliest(votes)
+    for distance in range(DEVIATIONS + 1):
+        for result in formats:
+            facts = choices(stages, result, votes)
+            first = {**usual, "result": result} | {field: values[0] for field, values in facts.items()}
+            for others in combinations(facts, distance):
+                for values in product(*(facts[field][1:] for field in others)):
+                    yield Recipe(**first | dict(zip(others, values, strict=True)))
+
+
+def likeliest(votes: Votes) -> dict[str, Any]:
+    """Of each fact that some stage has shown, but for what is fused with a stage, the value that most have."""
+    best: dict[str, Any] = {}
+    for (field, value), n in votes.items():
+        if field not in ("result", "fused") and n > votes.get((field, best.get(field)), 0):
+            best[field] = value
+    return best
+
+
+def shows(site: Site, stages: Sequence[Stage]) -> tuple[Any, ...]:
+    """What of a recipe the stage shows: recipes that agree in it cannot be told apart here."""
+    r = site.how
+    facts = choices(stages, r.result, Votes())
+    said: list[Any] = [r.result.name]
+    for field in facts:
+        if field == "fused":
+            said.append(r.fused & frozenset().union(*facts[field]))
+        elif field == "quantiser":
+            formats = [m.format for s in stages if s.kind == "product" for m in site.at(s.name).matrices()]
+            said += [tuple(map(r.operand, formats)), codes(site, formats) if len(stages) == 1 else r.quantiser]
+        else:
+            said.append(getattr(r, field))
+    return tuple(said)

@@ -1,0 +1,165 @@
+"""The engine behind a dump: one arithmetic for each kind of stage, or the exception is a finding; and its name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..dump import Entry
+from .arithmetic import choices, likeliest
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
+from .judge import Group, Judge
+from .recipes.facts.table import FACTS
+from .recipes.recipe import RECIPES, Recipe
+
+KINDS = {
+    "look-up": "embedding", "norm": "norms", "product": "products", "bias": "biased products", "rotation": "RoPE",
+    "scores": "scores", "soft-max": "soft-max", "mix": "attention", "activation": "SiLU", "gate": "gates",
+    "residual": "residuals",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    finding: Finding
+    entry: Entry
+
+
+def settled(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], Recipe]:
+    """The findings, each under the arithmetic of its group, and the engine's recipe, with its name.
+
+    A fact holds for all stages of a kind. One that only another arithmetic explains (a residual that is kept in half in
+    one layer) is a mistake of that place.
+    """
+    groups = groups_of(judge, findings)
+    seen = {f.key: f for f in findings}
+    for group, places in groups.items():
+        if group in judge.good:
+            best = agreed(judge, group, places)
+            seen |= {p.finding.key: under(judge, p, best, places) for p in places}
+    held = {g: [p for p in places if seen[p.finding.key].explained] for g, places in groups.items() if g in judge.good}
+    recipe, fitting = named(judge, {g: places for g, places in held.items() if places})
+    for group, places in held.items():
+        own = judge.good[group][0]
+        name = recipe.name if group in fitting else alone(judge, places, own, recipe)
+        for p in places:
+            seen[p.finding.key] = replace(seen[p.finding.key], recipe=name)
+    for key, parts in judge.parts.items():
+        called = dict.fromkeys(f"{product_name(r, fmt, recipe)} for {fmt}" for r, fmt in parts)
+        seen[key] = replace(seen[key], recipe=", ".join(called))
+    return list(seen.values()), recipe
+
+
+def groups_of(judge: Judge, findings: Iterable[Finding]) -> dict[Group, list[Place]]:
+    """What was judged, but for what is explained part by part."""
+    groups: dict[Group, list[Place]] = {}
+    for f in findings:
+        e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
+        if e is not None and f.verdict in (EXACT, REPRODUCED, UNEXPLAINED) and f.key not in judge.parts:
+            groups.setdefault(judge.group(e), []).append(Place(f, e))
+    return groups
+
+
+def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
+    """The arithmetic that explains most of a group; it is put first of those that explain some."""
+    known = judge.good[group]
+    best, most = known[0], -1
+    for recipe in known:
+        count = sum(judge.explains(p.entry, recipe) is not None for p in places if p.finding.explained)
+        if count > most:
+            best, most = recipe, count
+        if count == sum(p.finding.explained for p in places):
+            break
+    judge.good[group] = [best, *(r for r in known if r != best)]
+    return best
+
+
+def under(judge: Judge, p: Place, best: Recipe, places: Sequence[Place]) -> Finding:
+    """The finding under the arithmetic of its group."""
+    f, fit = p.finding, judge.explains(p.entry, best)
+    if fit is not None:
+        return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
+    if not f.explained:
+        return f
+    others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
+    odd = words_of(judge, [p], others[0], others[0])
+    assert f.fit is not None
+    named = Named(
+        "odd-arithmetic", f"it is computed otherwise than its like: {odd}", f.stage, f.fit.left, f.fit.allowed
+    )
+    return replace(f, verdict=UNEXPLAINED, hypotheses=(named,))
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe, set[Group]]:
+    """The engine's recipe, called by a known engine's name if that explains all, or all but products by weights of some
+    formats; else by its facts. And the groups that it explains.
+    """
+    angle = likeliest(judge.votes).get("angle", "product")
+    for known in RECIPES:
+        engine = replace(known, angle=angle)
+        fitting = {g for g, places in groups.items() if all(judge.explains(p.entry, engine) for p in places)}
+        lacking = set(groups) - fitting
+        products = {g for g in fitting if g[0] == "product" and g[1] == "layer"}
+        if not lacking or (products and all(g[0] == "product" for g in lacking)):
+            return engine, fitting
+    return composed(judge, groups), set(groups)
+
+
+def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:
+    """The facts of all groups together."""
+    results = Counter({f: 0 for g in groups for f in [judge.good[g][0].result]})
+    for g, places in groups.items():
+        results[judge.good[g][0].result] += len(places)
+    facts = likeliest(judge.votes)
+    fused = frozenset().union(*(judge.good[g][0].fused for g in groups)) if groups else frozenset()
+    whole = Recipe(**{**facts, "fused": fused})
+    if results:
+        whole = replace(whole, result=max(results, key=lambda f: results[f]))
+    said: dict[str, None] = {}
+    for g, places in groups.items():
+        said |= dict.fromkeys(clauses(judge, places, judge.good[g][0], whole))
+    return replace(whole, name="; ".join([whole.result.name, *said]))
+
+
+def words_of(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> str:
+    return "; ".join([recipe.result.name, *clauses(judge, places, recipe, whole)])
+
+
+def clauses(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> Iterator[str]:
+    """What the recipe of some stages says, in an engine that stores most of its results as `whole` does."""
+    stages = judge.involved(places[0].entry)
+    if recipe.result is not whole.result:
+        yield f"{KINDS[stages[0].kind]} in {recipe.result.name}"
+    shown = choices(stages, recipe.result, Counter())
+    for fact in FACTS:
+        if fact.field in shown and (said := fact.words(getattr(recipe, fact.field), recipe.result)):
+            yield said
+
+
+def alike(engine: Recipe) -> list[Recipe]:
+    """The engines that have a name, those that keep keys and values as this one first."""
+    return [engine, *sorted(RECIPES, key=lambda known: known.attention is not engine.attention)]
+
+
+def alone(judge: Judge, places: Sequence[Place], own: Recipe, engine: Recipe) -> str:
+    """The name for some stages of an engine that has another one."""
+    for known in alike(engine):
+        if all(judge.explains(p.entry, replace(known, angle=own.angle)) for p in places):
+            return known.name
+    return words_of(judge, places, own, own)
+
+
+def product_name(r: Recipe, weight_format: str, engine: Recipe) -> str:
+    """The first known engine, or this one, that multiplies weights of a format like that."""
+    for known in alike(engine):
+        if (known.result, known.weights, known.operand(weight_format)) == (
+            r.result,
+            r.weights,
+            r.operand(weight_format),
+        ):
+            return known.name
+    return r.operand(weight_format)
