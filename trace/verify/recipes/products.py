@@ -68,7 +68,7 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
     if kind in ("F16", "BF16"):
         return (FLOAT16 if kind == "F16" else BFLOAT16).round(x_TI), None
     if kind == "F32":
-        return x_TI, None
+        return (x_TI if r.weights is None else r.weights.round(x_TI)), None  # a product has one format for both
     T, I = x_TI.shape
     if kind in q16.BLOCKS:
         return q16.rounded(_in_blocks(x_TI, q16.BLOCKS[kind])).reshape(T, -1)[:, :I], None

@@ -61,7 +61,7 @@ def sixteen(name: str, f: Float, **facts: Any) -> Recipe:
     return Recipe(name, result=f, weights=f, attention=f, **facts)
 
 
-SDPA: dict[str, Any] = {"fused": frozenset({"qkv_matmul"}), "mix": "flash"}
+SDPA: dict[str, Any] = {"fused": frozenset({"qkv_matmul"}), "mix": "fast flash"}
 
 # Engines that have a name.
 RECIPES = (
