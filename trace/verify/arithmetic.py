@@ -1,13 +1,15 @@
 """Which arithmetics a stage may have been computed with, and what of one it shows.
 
 A recipe is composed: for each fact that bears on a stage, or on an input which the dump lacks, one of its values. What
-the dump has shown so far comes first, then what differs from that in one fact, then in two.
+the dump has shown so far comes first, then the engines that have a name, then what differs from the first in one fact,
+or in two.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
 
@@ -17,23 +19,25 @@ from .evidence import Evidence
 from .formulas import codes
 from .recipes.facts.fused import NONE
 from .recipes.facts.table import FACTS
-from .recipes.recipe import Recipe
+from .recipes.recipe import RECIPES, Recipe
 from .site import Site
 from .span import BFLOAT16, FLOAT16, FLOAT32, Float
 
 DEVIATIONS = 2  # facts in which a stage may differ from what the dump has shown so far
 Votes = Counter[tuple[str, Any]]
+Spot = tuple[int | None, Stage]
 
 
-def involved(evidence: Evidence, key: Key) -> tuple[Stage, ...]:
-    """The stage, and those of its inputs that the dump lacks, and theirs."""
-    found: dict[str, Stage] = {}
+def involved(evidence: Evidence, key: Key) -> tuple[Spot, ...]:
+    """The stage, and those of its inputs that the dump lacks, and theirs, each with its layer."""
+    found: dict[tuple[int | None, str], Spot] = {}
 
     def visit(phase: int, layer: int | None, name: str) -> None:
-        if name in found:
+        if (layer, name) in found:
             return
-        found[name] = by_name(name)
+        found[layer, name] = layer, by_name(name)
         for given in by_name(name).inputs:
+            at: Key
             if given == BEFORE:
                 last = evidence.config.num_hidden_layers - 1 if layer is None else layer - 1
                 at = (phase, last, "post_ffn_residual") if last >= 0 else (phase, 0, "embedding")
@@ -54,9 +58,10 @@ def narrowest(got: Any) -> Float:
     return FLOAT32
 
 
-def choices(stages: Sequence[Stage], result: Float, votes: Votes) -> dict[str, list[Any]]:
+def choices(spots: Sequence[Spot], result: Float, votes: Votes) -> dict[str, list[Any]]:
     """For each fact that bears on these stages, if the first is stored so: its values, the likeliest first."""
     found: dict[str, list[Any]] = {}
+    stages = [stage for _, stage in spots]
     for fact in FACTS:
         if fact.field == "fused":
             sets = {NONE: None}
@@ -71,17 +76,27 @@ def choices(stages: Sequence[Stage], result: Float, votes: Votes) -> dict[str, l
     return found
 
 
-def candidates(stages: Sequence[Stage], stored: Float, votes: Votes) -> Iterator[Recipe]:
+def candidates(spots: Sequence[Spot], stored: Float, votes: Votes) -> Iterator[Recipe]:
     """The arithmetics that a stage with such values may have, the likeliest first."""
     formats = [FLOAT32] if stored is FLOAT32 else sorted([FLOAT32, stored], key=lambda f: -votes["result", f.name])
     usual = likeliest(votes)
     for distance in range(DEVIATIONS + 1):
+        if distance == 1:
+            yield from whole_engines(spots, formats, votes)
         for result in formats:
-            facts = choices(stages, result, votes)
+            facts = choices(spots, result, votes)
             first = {**usual, "result": result} | {field: values[0] for field, values in facts.items()}
             for others in combinations(facts, distance):
                 for values in product(*(facts[field][1:] for field in others)):
                     yield Recipe(**first | dict(zip(others, values, strict=True)))
+
+
+def whole_engines(spots: Sequence[Spot], formats: Sequence[Float], votes: Votes) -> Iterator[Recipe]:
+    """The engines that have a name: where much is missing, they differ from the likeliest in many facts at once."""
+    for known in RECIPES:
+        if known.result in formats:
+            for angle in choices(spots, known.result, votes).get("angle", [known.angle]):
+                yield replace(known, angle=angle)
 
 
 def likeliest(votes: Votes) -> dict[str, Any]:
@@ -93,17 +108,17 @@ def likeliest(votes: Votes) -> dict[str, Any]:
     return best
 
 
-def shows(site: Site, stages: Sequence[Stage]) -> tuple[Any, ...]:
+def shows(site: Site, spots: Sequence[Spot]) -> tuple[Any, ...]:
     """What of a recipe the stage shows: recipes that agree in it cannot be told apart here."""
     r = site.how
-    facts = choices(stages, r.result, Votes())
+    facts = choices(spots, r.result, Votes())
     said: list[Any] = [r.result.name]
     for field in facts:
         if field == "fused":
             said.append(r.fused & frozenset().union(*facts[field]))
         elif field == "quantiser":
-            formats = [m.format for s in stages if s.kind == "product" for m in site.at(s.name).matrices()]
-            said += [tuple(map(r.operand, formats)), codes(site, formats) if len(stages) == 1 else r.quantiser]
+            formats = [m.format for at, s in spots if s.kind == "product" for m in site.evidence.matrices(at, s.name)]
+            said += [tuple(map(r.operand, formats)), codes(site, formats) if len(spots) == 1 else r.quantiser]
         else:
             said.append(getattr(r, field))
     return tuple(said)

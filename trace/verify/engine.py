@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..dump import Entry
-from .arithmetic import choices, likeliest
+from ..stages import Key
+from .arithmetic import choices, likeliest, whole_engines
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
 from .judge import Group, Judge
 from .recipes.facts.table import FACTS
@@ -22,8 +23,11 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
+    """spoilt: an input of it is wrong, so that it says nothing of how it was computed."""
+
     finding: Finding
     entry: Entry
+    spoilt: bool
 
 
 def settled(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], Recipe]:
@@ -32,12 +36,13 @@ def settled(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], R
     A fact holds for all stages of a kind. One that only another arithmetic explains (a residual that is kept in half in
     one layer) is a mistake of that place.
     """
-    groups = groups_of(judge, findings)
+    wrong = {f.key for f in findings if f.verdict == UNEXPLAINED}
+    groups = groups_of(judge, findings, wrong)
     seen = {f.key: f for f in findings}
     for group, places in groups.items():
         if group in judge.good:
-            best = agreed(judge, group, places)
-            seen |= {p.finding.key: under(judge, p, best, places) for p in places}
+            best = agreed(judge, group, [p for p in places if not p.spoilt] or places)
+            seen |= {p.finding.key: under(judge, p, best) for p in places}
     held = {g: [p for p in places if seen[p.finding.key].explained] for g, places in groups.items() if g in judge.good}
     recipe, fitting = named(judge, {g: places for g, places in held.items() if places})
     for group, places in held.items():
@@ -51,21 +56,27 @@ def settled(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], R
     return list(seen.values()), recipe
 
 
-def groups_of(judge: Judge, findings: Iterable[Finding]) -> dict[Group, list[Place]]:
+def groups_of(judge: Judge, findings: Iterable[Finding], wrong: Collection[Key]) -> dict[Group, list[Place]]:
     """What was judged, but for what is explained part by part."""
     groups: dict[Group, list[Place]] = {}
     for f in findings:
         e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
         if e is not None and f.verdict in (EXACT, REPRODUCED, UNEXPLAINED) and f.key not in judge.parts:
-            groups.setdefault(judge.group(e), []).append(Place(f, e))
+            spoilt = any((f.phase, f.layer, name) in wrong for name in e.stage.inputs)
+            groups.setdefault(judge.group(e), []).append(Place(f, e, spoilt))
     return groups
 
 
 def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
-    """The arithmetic that explains most of a group; it is put first of those that explain some."""
+    """The arithmetic that explains most of a group; it is put first of those that explain some.
+
+    Where much is missing, a place may be explained by several, and what was taken for the first need not hold for all:
+    then the engines that have a name are tried, too.
+    """
     known = judge.good[group]
     best, most = known[0], -1
-    for recipe in known:
+    others = whole_engines(judge.involved(places[0].entry), [r.result for r in known], judge.votes)
+    for recipe in (*known, *others):
         count = sum(judge.explains(p.entry, recipe) is not None for p in places if p.finding.explained)
         if count > most:
             best, most = recipe, count
@@ -75,13 +86,13 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
     return best
 
 
-def under(judge: Judge, p: Place, best: Recipe, places: Sequence[Place]) -> Finding:
+def under(judge: Judge, p: Place, best: Recipe) -> Finding:
     """The finding under the arithmetic of its group."""
     f, fit = p.finding, judge.explains(p.entry, best)
     if fit is not None:
         return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
-    if not f.explained:
-        return f
+    if not f.explained or p.spoilt:
+        return replace(f, verdict=UNEXPLAINED)
     others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
     odd = words_of(judge, [p], others[0], others[0])
     assert f.fit is not None
@@ -133,7 +144,7 @@ def clauses(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe
     """What the recipe of some stages says, in an engine that stores most of its results as `whole` does."""
     stages = judge.involved(places[0].entry)
     if recipe.result is not whole.result:
-        yield f"{KINDS[stages[0].kind]} in {recipe.result.name}"
+        yield f"{KINDS[stages[0][1].kind]} in {recipe.result.name}"
     shown = choices(stages, recipe.result, Counter())
     for fact in FACTS:
         if fact.field in shown and (said := fact.words(getattr(recipe, fact.field), recipe.result)):

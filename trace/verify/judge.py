@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dump import Entry
-from ..stages import Stage
-from .arithmetic import Votes, candidates, choices, involved, narrowest, shows
+from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows
 from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
@@ -46,7 +45,7 @@ class Judge:
     fits: dict[Key, dict[Shown, Fit]] = field(default_factory=dict)
     good: dict[Group, list[Recipe]] = field(default_factory=dict)
     hopeless: Counter[Group] = field(default_factory=Counter)
-    stages: dict[Key, tuple[Stage, ...]] = field(default_factory=dict)
+    stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
     parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,7 +55,7 @@ class Judge:
     def site(self, e: Entry, recipe: Recipe) -> Site:
         return Site(self.evidence, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe, e.stage.name)
 
-    def involved(self, e: Entry) -> tuple[Stage, ...]:
+    def involved(self, e: Entry) -> tuple[Spot, ...]:
         if e.key not in self.stages:
             self.stages[e.key] = involved(self.evidence, e.key)
         return self.stages[e.key]
@@ -103,7 +102,9 @@ class Judge:
             spans.append((recipe, span, fit))
             if recipe == FLOAT32_RECIPE:
                 plain = span, fit
-            if fit.good:
+            if fit.good and (
+                recipe in self.good.get(self.group(e), ()) or e.stage.kind == "product" or len(tried) == 1
+            ):
                 break
         if plain is None:
             span = shown(got, self.site(e, FLOAT32_RECIPE).compute(), e)

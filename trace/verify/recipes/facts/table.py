@@ -7,7 +7,6 @@ from .fact import Fact
 
 FACTS: tuple[Fact, ...] = (
     operands.FACT,
-    fused.FACT,
     mixing.FACT,
     weights.FACT,
     cache.FACT,
@@ -15,5 +14,6 @@ FACTS: tuple[Fact, ...] = (
     turn.FACT,
     scale.FACT,
     sigmoid.FACT,
+    fused.FACT,
     angle.FACT,
 )
