@@ -93,6 +93,8 @@ def under(judge: Judge, p: Place, best: Recipe) -> Finding:
         return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
     if not f.explained or p.spoilt:
         return replace(f, verdict=UNEXPLAINED)
+    if len({layer for layer, _ in judge.involved(p.entry)}) > 1:
+        return f  # a layer is missing on the way: the span is too wide to tell one arithmetic from another
     others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
     odd = words_of(judge, [p], others[0], others[0])
     assert f.fit is not None
