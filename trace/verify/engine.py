@@ -74,13 +74,15 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
     then the engines that have a name are tried, too.
     """
     known = judge.good[group]
-    best, most = known[0], -1
+    explained = [p.entry for p in places if p.finding.explained]
+    best, most = known[0], (-1, 0)
     others = whole_engines(judge.involved(places[0].entry), [r.result for r in known], judge.votes)
     for recipe in (*known, *others):
-        count = sum(judge.explains(p.entry, recipe) is not None for p in places if p.finding.explained)
-        if count > most:
-            best, most = recipe, count
-        if count == sum(p.finding.explained for p in places):
+        count = sum(judge.explains(e, recipe) is not None for e in explained)
+        likely = count, judge.votes["result", recipe.result.name]
+        if likely > most:
+            best, most = recipe, likely
+        if count == len(explained):
             break
     judge.good[group] = [best, *(r for r in known if r != best)]
     return best

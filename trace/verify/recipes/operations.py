@@ -8,8 +8,6 @@ throughout: 16-bit engines compute inside in float32 and round what they store.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -113,7 +111,7 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     share = 1 / root if scale is None else scale
     before = {"queries": (share, 1.0), "halves": (np.sqrt(share), np.sqrt(share))}.get(r.scale)
     if before is not None:
-        q, k = (x.map(partial(_scaled, r, f)) for x, f in zip((q, k), before, strict=True))
+        q, k = (scaled(r, x, f) if f != 1 else x for x, f in zip((q, k), before, strict=True))
 
     def dot(a: Array, b: Array) -> Array:
         return reference.attn_scores(a, b, pos_T) * root
@@ -132,8 +130,10 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
 
 
-def _scaled(r: Recipe, factor: float, x: Array) -> Array:
-    return r.result.round(x * factor)
+def scaled(r: Recipe, x: Span, factor: float) -> Span:
+    """x times a float32 factor (or over its inverse), rounded."""
+    slack = 2 * U * np.abs(x.mid * factor)
+    return rounded(r, Span(x.mid * factor, x.lo * factor - slack, x.hi * factor + slack))
 
 
 def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:

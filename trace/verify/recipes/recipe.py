@@ -61,7 +61,7 @@ def sixteen(name: str, f: Float, **facts: Any) -> Recipe:
     return Recipe(name, result=f, weights=f, attention=f, **facts)
 
 
-SDPA: dict[str, Any] = {"fused": frozenset({"qkv_matmul"}), "mix": "fast flash"}
+FUSED: dict[str, Any] = {"fused": frozenset({"qkv_matmul"})}
 
 # Engines that have a name.
 RECIPES = (
@@ -75,6 +75,8 @@ RECIPES = (
     Recipe("int16", quantiser="int16"),
     sixteen("HF float16", FLOAT16),
     sixteen("HF bfloat16", BFLOAT16),
-    sixteen("HF float16, sdpa", FLOAT16, **SDPA),
-    sixteen("HF bfloat16, sdpa", BFLOAT16, **SDPA),
+    sixteen("HF float16, bias inside the product", FLOAT16, **FUSED),
+    sixteen("HF bfloat16, bias inside the product", BFLOAT16, **FUSED),
+    sixteen("HF float16, sdpa", FLOAT16, mix="fast flash", **FUSED),
+    sixteen("HF bfloat16, sdpa", BFLOAT16, mix="fast flash", **FUSED),
 )
