@@ -13,7 +13,6 @@ from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
 
-from ..dump import Entry
 from ..stages import BEFORE, Key, Stage, by_name
 from .evidence import Evidence
 from .formulas import codes

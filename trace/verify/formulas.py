@@ -118,7 +118,7 @@ def bias_of(s: Inputs) -> Span:
     b = operations.weight(s.recipe, weight_of(s))[None]
     # Inside the product, the sum may begin at the bias: each of its additions rounds a sum that is larger by as much.
     more = summation(s.config.hidden_size, 2 * np.square(b), np.zeros(1)) if "qkv_matmul" in s.recipe.fused else 0.0
-    return operations.add(s.recipe, input_of(s), Span.point(b), more)
+    return operations.add(s.recipe, input_of(s), Span.point(b), more=more)
 
 
 def rotation_of(s: Inputs) -> Span:

@@ -35,8 +35,8 @@ Shown = tuple[Any, ...]  # what of a recipe a stage shows
 class Judge:
     """Tries arithmetics on stages, and learns which engine this is as it goes.
 
-    votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each arithmetic
-    that was tried on it explains it. good: the recipes that explained a stage of each group. hopeless: how many stages
+    votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
+    arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group. hopeless: how many stages
     of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
     """
 

@@ -49,7 +49,7 @@ def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
     return Span.around(y, radius).map(lambda v: r.result.round(first.round(v) * gain))
 
 
-def add(r: Recipe, x: Span, y: Span, more: Array | float = 0.0) -> Span:
+def add(r: Recipe, x: Span, y: Span, *, more: Array | float = 0.0) -> Span:
     """x + y. more: what else the sum may be off by."""
     slack = r.slack * (np.abs(x.mid) + np.abs(y.mid)) + more
     both = plus(x, y)

@@ -140,8 +140,9 @@ def describe(r: Recipe, operands: Sequence[str]) -> str:
     if r.name not in (known.name for known in RECIPES):
         return r.name
     if r.result.name != "float32":
-        one = "; bias inside the product" * ("qkv_matmul" in r.fused) + "; flash attention" * (r.mix != "stored")
-        return f"Hugging Face in {r.result.name}: weights and every result rounded, norm and soft-max inside in float32{one}"
+        inside = "weights and every result rounded, norm and soft-max inside in float32"
+        more = "; bias inside the product" * ("qkv_matmul" in r.fused) + "; flash attention" * (r.mix != "stored")
+        return f"Hugging Face in {r.result.name}: {inside}{more}"
     kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
     if r.quantiser == "int16":
         return f"qwenref's int16: {' and '.join(operands) or 'unrounded'} activations, the rest float32"

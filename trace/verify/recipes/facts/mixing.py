@@ -1,9 +1,9 @@
 """What the sum over values takes for probabilities.
 
-Stored: those of the soft-max, as the dump has them. Float32: attention in one piece, in float32 inside. Flash: the same
-with exp(s - m), not normalised, rounded to the format of the values; m is the largest score of the row so far. Fast
-flash: with an exponential that is good to 13 bits (PyTorch's on a CPU, in 16 bits), so that more of them may round either
-way.
+Stored: those of the soft-max, as the dump has them. Float32: attention in one piece, in float32 inside. Flash: the
+same with exp(s - m), not normalised, rounded to the format of the values; m is the largest score of the row so far.
+Fast flash: with an exponential that is good to 13 bits (PyTorch's on a CPU, in 16 bits), so that more of them may
+round either way.
 """
 
 from __future__ import annotations
