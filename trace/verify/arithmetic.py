@@ -118,6 +118,6 @@ def shows(site: Site, spots: Sequence[Spot]) -> tuple[Any, ...]:
         elif field == "quantiser":
             formats = [m.format for at, s in spots if s.kind == "product" for m in site.evidence.matrices(at, s.name)]
             said += [tuple(map(r.operand, formats)), codes(site, formats) if len(spots) == 1 else r.quantiser]
-        else:
+        elif field != "scale" or r.mix == "stored" or spots[0][1].kind != "mix":  # in one piece, no score is rounded
             said.append(getattr(r, field))
     return tuple(said)

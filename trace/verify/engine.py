@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..dump import Entry
 from ..stages import Key
 from .arithmetic import choices, likeliest, whole_engines
@@ -19,6 +21,19 @@ KINDS = {
     "scores": "scores", "soft-max": "soft-max", "mix": "attention", "activation": "SiLU", "gate": "gates",
     "residual": "residuals",
 }  # fmt: skip
+
+
+WIDER = 3.0  # times what the tightest allows: more is no explanation of a place that the tightest does not explain
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How many places of a group a recipe explains, how likely its format is, and what it allows there."""
+
+    recipe: Recipe
+    count: int
+    likely: int
+    allowed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +83,29 @@ def groups_of(judge: Judge, findings: Iterable[Finding], wrong: Collection[Key])
 
 
 def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
-    """The arithmetic that explains most of a group; it is put first of those that explain some.
+    """The arithmetic that explains most of a group; it is put first of those that explain some. One that allows much
+    more than another, which explains half of the group or more, might explain anything.
 
     Where much is missing, a place may be explained by several, and what was taken for the first need not hold for all:
     then the engines that have a name are tried, too.
     """
     known = judge.good[group]
     explained = [p.entry for p in places if p.finding.explained]
-    best, most = known[0], (-1, 0)
     others = whole_engines(judge.involved(places[0].entry), [r.result for r in known], judge.votes)
+    found: list[Agreement] = []
     for recipe in (*known, *others):
-        count = sum(judge.explains(e, recipe) is not None for e in explained)
-        likely = count, judge.votes["result", recipe.result.name]
-        if likely > most:
-            best, most = recipe, likely
-        if count == len(explained):
+        fits = [fit for e in explained if (fit := judge.explains(e, recipe)) is not None]
+        allowed = float(np.median([fit.allowed for fit in fits])) if fits else np.inf
+        found.append(Agreement(recipe, len(fits), judge.votes["result", recipe.result.name], allowed))
+        if len(fits) == len(explained) and len(found) == 1:
             break
+    best = known[0]
+    if explained:
+        most = [a for a in found if 2 * a.count >= len(explained)] or found
+        tight = min((a.allowed for a in most if a.count), default=np.inf)
+        best = max(
+            (a for a in most if a.allowed <= WIDER * max(tight, a.recipe.result.u)), key=lambda a: (a.count, a.likely)
+        ).recipe
     judge.good[group] = [best, *(r for r in known if r != best)]
     return best
 

@@ -23,7 +23,7 @@ from .site import Site
 from .span import Array, Span
 
 MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
-TRIES = 64  # arithmetics of one stage
+TRIES = 96  # arithmetics of one stage
 PLACES = 3  # of a group on which all of them are tried, if none explains any
 
 
@@ -36,8 +36,8 @@ class Judge:
     """Tries arithmetics on stages, and learns which engine this is as it goes.
 
     votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
-    arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group. hopeless: how many stages
-    of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
+    arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
+    hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
     """
 
     evidence: Evidence
@@ -102,9 +102,7 @@ class Judge:
             spans.append((recipe, span, fit))
             if recipe == FLOAT32_RECIPE:
                 plain = span, fit
-            if fit.good and (
-                recipe in self.good.get(self.group(e), ()) or e.stage.kind == "product" or len(tried) == 1
-            ):
+            if fit.good or len(spans) == TRIES:
                 break
         if plain is None:
             span = shown(got, self.site(e, FLOAT32_RECIPE).compute(), e)
@@ -133,7 +131,7 @@ class Judge:
         group = self.group(e)
         yield from self.good.get(group, ())
         every = candidates(self.involved(e), narrowest(got), self.votes)
-        yield from islice(every, TRIES if self.hopeless[group] < PLACES else 1)
+        yield from every if self.hopeless[group] < PLACES else islice(every, 1)
 
     def learn(self, e: Entry, recipe: Recipe) -> None:
         """What a stage says of the engine, by this recipe and by all that it cannot tell from it."""

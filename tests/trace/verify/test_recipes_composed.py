@@ -1,5 +1,5 @@
 """An engine's arithmetic is composed of facts. Each fact, emulated in NumPy from what the engines that have it do, in
-every layer of an engine: nothing is unexplained, and the fact is said. In one layer alone it is a mistake of that layer.
+every layer of an engine: nothing is unexplained, and the fact is said. In one layer alone it is a mistake there.
 
 tests/oracle/test_recipes_real.py holds the same facts to the engines themselves.
 """

@@ -17,7 +17,8 @@ def silent(value: Any, result: Float) -> str:
 @dataclass(frozen=True, slots=True)
 class Fact:
     """field: of Recipe. values: what it may be for a stage whose results are stored so, the commonest first; () where
-    it does not show. words: of a value in an engine that stores most of its results so; "" for what goes without saying.
+    it does not show. words: of a value in an engine that stores most of its results so; "" for what goes without
+    saying.
     """
 
     field: str
