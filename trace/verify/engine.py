@@ -136,13 +136,18 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
     formats; else by its facts. And the groups that it explains.
     """
     angle = likeliest(judge.votes).get("angle", "product")
+    mixed: list[tuple[int, Recipe, set[Group]]] = []
     for known in RECIPES:
         engine = replace(known, angle=angle)
         fitting = {g for g, places in groups.items() if all(judge.explains(p.entry, engine) for p in places)}
         lacking = set(groups) - fitting
-        products = {g for g in fitting if g[0] == "product" and g[1] == "layer"}
-        if not lacking or (products and all(g[0] == "product" for g in lacking)):
+        if not lacking:
             return engine, fitting
+        if any(g[0] == "product" and g[1] == "layer" for g in fitting) and all(g[0] == "product" for g in lacking):
+            mixed.append((sum(len(groups[g]) for g in fitting), engine, fitting))
+    if mixed:
+        _, engine, fitting = max(mixed, key=lambda m: m[0])
+        return engine, fitting
     return composed(judge, groups), set(groups)
 
 

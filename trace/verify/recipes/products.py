@@ -35,6 +35,8 @@ def product(r: Recipe, x: Span, w: Matrix) -> Span:
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
     and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
     """
+    if r.weights is not None and r.operand(w.format) == "F32":
+        x = x.map(r.weights.round)  # a product has one format for both of its sides
     x_TI, extra_TB = operand(r, x.mid, w.format)
     radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
     square_TI = np.square(x_TI)
@@ -68,7 +70,7 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
     if kind in ("F16", "BF16"):
         return (FLOAT16 if kind == "F16" else BFLOAT16).round(x_TI), None
     if kind == "F32":
-        return (x_TI if r.weights is None else r.weights.round(x_TI)), None  # a product has one format for both
+        return x_TI, None
     T, I = x_TI.shape
     if kind in q16.BLOCKS:
         return q16.rounded(_in_blocks(x_TI, q16.BLOCKS[kind])).reshape(T, -1)[:, :I], None
