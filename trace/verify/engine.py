@@ -113,6 +113,8 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
 def under(judge: Judge, p: Place, best: Recipe) -> Finding:
     """The finding under the arithmetic of its group."""
     f, fit = p.finding, judge.explains(p.entry, best)
+    if f.hypotheses:
+        return f  # an overflow is one, whoever computes so
     if fit is not None:
         return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
     if not f.explained or p.spoilt:

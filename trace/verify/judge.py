@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ..dump import Entry
 from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows
 from .evidence import Evidence
-from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Recomputed, Unjudgeable
-from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
 from .site import Site
-from .span import Array, Span
+from .span import FLOAT16, FLOAT32, Array, Span
 
 MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
 TRIES = 96  # arithmetics of one stage
@@ -119,12 +119,37 @@ class Judge:
             mixed = by_parts(self.site(e, recipe), got, spans)
             if mixed is not None:
                 verdict, (self.parts[e.key], fit) = REPRODUCED, mixed
-        reason = None
-        if broken and verdict != UNEXPLAINED:
+        reason: Reason | None = None
+        hypotheses: tuple[Named, ...] = ()
+        overflow = self.overflow(e, got, recipe) if broken else None
+        if overflow is not None:
+            verdict, hypotheses = UNEXPLAINED, (Named("overflow", overflow, e.stage.name, fit.left, fit.allowed),)
+        elif broken and verdict != UNEXPLAINED:
             verdict, reason = UNJUDGED, NotFinite(broken, inputs=True)
         elif broken:
             notes[NotFinite(broken, inputs=False)] = None
-        return Finding(e.phase, e.layer, e.stage.name, verdict, reason, None, plain[1].left, fit, tuple(notes))
+        f = Finding(e.phase, e.layer, e.stage.name, verdict, reason, None, plain[1].left, fit, tuple(notes))
+        return replace(f, hypotheses=hypotheses)
+
+    def overflow(self, e: Entry, got: NDArray[np.float32], recipe: Recipe) -> str | None:
+        """What a stage of finite inputs that is not finite would be, in float32; None for another reason.
+
+        It is a mistake also where a recipe reproduces it: the engine's format does not hold this model's values.
+        """
+        mid = shown(got, self.site(e, replace(recipe, result=FLOAT32)).compute(), e).mid
+        within = ""
+        if e.stage.kind == "scores" and recipe.scale == "after":
+            mid, within = mid * np.sqrt(self.evidence.config.head_dim), ", before the scale,"
+        lost = mid[~np.isfinite(got) & np.isfinite(mid)]
+        if not lost.size:
+            return None
+        largest = float(lost[np.abs(lost).argmax()])
+        kept = recipe.result if recipe.result is not FLOAT32 else FLOAT16
+        return (
+            f"it reaches{within} {largest:,.0f} where {kept.name} ends at {kept.most:,.0f}"
+            if abs(largest) > kept.most
+            else None
+        )
 
     def tries(self, e: Entry, got: NDArray[np.float32]) -> Iterator[Recipe]:
         """What may explain a stage. Where nothing did, in several of its group, only what explained others of it."""

@@ -136,4 +136,4 @@ def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[s
     site, span, fit = judge.again(e, recipe)
     got = judge.evidence.values(e)
     named = tuple(explain(site, got, only))
-    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=(*named, *f.hypotheses))
+    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=(*f.hypotheses, *named))

@@ -197,3 +197,33 @@ def test_rope_in_float32_with_the_tables_of_either_kind() -> None:
         bad = {f.stage for f in v.findings if f.verdict == UNEXPLAINED}
         assert not bad, bad
         assert words in v.recipe.name.split("; ")
+
+
+def test_a_value_that_left_its_format_is_said_with_its_true_size() -> None:
+    """Qwen2's key bias: scores beyond 65,504 in float16, which a float16 recipe reproduces, as infinity."""
+    from dataclasses import replace
+
+    from qwenref.quant.tensor import QTensor
+
+    first = W.layers[0]
+    bias = np.concatenate([np.asarray(b.data.view(f32)) for b in first.qkv_bias_E])
+    N, K, H = W.config.num_attention_heads, W.config.num_key_value_heads, W.config.head_dim
+    bias = bias.copy()
+    bias[: (N + K) * H] = 120.0
+    parts, at = [], 0
+    for b in first.qkv_bias_E:
+        parts.append(QTensor(b.format, b.shape, bias[at : at + b.shape[0]].view(np.uint8)))
+        at += b.shape[0]
+    loud = replace(W, layers=[replace(first, qkv_bias_E=tuple(parts)), *W.layers[1:]])
+    dump = dump_of(loud, "HF float16", TOKENS)
+    e = dump.get("attn_scores", 0)
+    assert e is not None
+    assert np.isinf(e.values()).any()
+    v = verify(dump, loud)
+    (f,) = [f for f in v.findings if f.verdict == UNEXPLAINED]
+    assert (f.layer, f.stage, v.status) == (0, "attn_scores", 1)
+    said = f.hypotheses[0].sentence
+    assert "where float16 ends at 65,504" in said
+    q, k = (dump.get(name, 0).values().astype(float) for name in ("q_post_rope", "k_post_rope"))  # type: ignore[union-attr]
+    largest = np.abs(np.where(np.tri(len(q), dtype=bool), np.einsum("tnh,snh->nts", q, k.repeat(N // K, 1)), 0)).max()
+    assert f"{largest:,.0f}" in said
