@@ -96,14 +96,9 @@ def best(logits_V: NDArray[np.floating], tokenizer: Tokens | None, count: int = 
     """The likeliest next tokens; equal logits in order of id."""
     order = np.argsort(-logits_V, kind="stable")[:count]
     return [
-        {"id": int(i), "text": tokenizer.decode([int(i)]) if tokenizer else None, "logit": number(float(logits_V[i]))}
+        {"id": int(i), "text": tokenizer.decode([int(i)]) if tokenizer else None, "logit": float(logits_V[i])}
         for i in order
     ]
-
-
-def number(x: float) -> float | None:
-    """JSON knows no NaN and no infinity."""
-    return x if np.isfinite(x) else None
 
 
 def prompt_of(
@@ -210,7 +205,7 @@ def print_tokens(report: Mapping[str, Any], tokenizer: Tokens | None) -> None:
     for phase, choices in enumerate(report["next"]):
         spelled = "  ".join(
             f"{t['id']}{'' if t['text'] is None else ' ' + repr(t['text'])} "
-            + ("not finite" if t["logit"] is None else f"{t['logit']:.4f}")
+            + ("not finite" if not np.isfinite(t["logit"]) else f"{t['logit']:.4f}")
             for t in choices
         )
         print(f"next after {phase_name(phase)}: {spelled}")
