@@ -14,7 +14,7 @@ from .bind import bind
 from .files import Checkpoint, Vocabulary, open_checkpoint
 from .kernels import Kernels, backend, check_precision
 from .nonfinite import NotFinite
-from .tokenizer import Tokenizer, Tokens
+from .text.tokenizer import Tokenizer, Tokens
 from .weights import Weights
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.aliases import resolve
-from ..engine.chat import Chat, prompt_ids
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
-from ..engine.tokenizer import Tokens
+from ..engine.text.chat import Chat, prompt_ids
+from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..facts import model_facts
 from ..trace.plan import plan

@@ -17,7 +17,7 @@ import pytest
 
 from qwenref.engine import generate
 from qwenref.engine.files.convert import convert
-from qwenref.engine.tokenizer import Tokens
+from qwenref.engine.text.tokenizer import Tokens
 from qwenref.tools import run
 from qwenref.tools.main import COMMANDS, main
 from qwenref.tools.progress import progress

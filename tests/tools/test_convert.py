@@ -21,7 +21,7 @@ from qwenref.engine.files.carried import carried
 from qwenref.engine.files.convert import convert
 from qwenref.engine.files.writing import Planned
 from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize
 from qwenref.tools.main import main

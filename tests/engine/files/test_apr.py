@@ -21,7 +21,7 @@ from qwenref.engine.files.apr import _read_file
 from qwenref.engine.files.apr_writer import write_apr
 from qwenref.engine.files.convert import convert
 from qwenref.engine.files.writing import Planned
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.quant import aprq4, aprq8
 from qwenref.quant.tensor import QTensor, dequantize, quantize

@@ -22,15 +22,15 @@ from qwenref.engine.files.convert import convert
 from qwenref.engine.files.gguf import vocabulary as gguf_vocabulary
 from qwenref.engine.files.gguf_header import read_header
 from qwenref.engine.files.hf_tokenizer import read_vocabulary
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.tools.main import main
 
-from ..gguf_builder import ARR, BOOL, F32, I32, STR, U8, U32, Gguf, array
-from ..models import model
-from ..models import vocabulary as small
+from ...gguf_builder import ARR, BOOL, F32, I32, STR, U8, U32, Gguf, array
+from ...models import model
+from ...models import vocabulary as small
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 ROWS = 400
 
 

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..errors import BadInput
-from .files.tokenizer_json import QWEN2_PATTERN
-from .files.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from ...errors import BadInput
+from ..files.tokenizer_json import QWEN2_PATTERN
+from ..files.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 # llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and Transformers loads the R1 distills with
 # Qwen2Tokenizer (huggingface/transformers#48211).
