@@ -43,7 +43,7 @@ MOVE = "beside:Beside.move"
 COMMANDS = {
     "run": ("engine.generate:sample", "run -m {}/tiny.gguf --backend reference -p x -n 9"),
     "inspect": ("tools.show:check", "inspect {}/tiny.gguf --check"),
-    "eval": ("tools.eval:evaluate", "eval {}/tiny.gguf --backend reference -f {}/text -c 8 --save-logits DIR/l.dat"),
+    "eval": (MOVE, "eval {}/tiny.gguf --backend reference -f {}/text -c 8 --save-logits DIR/l.dat"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/tiny.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/tiny.gguf"),
     "verify --html": (MOVE, "verify {}/dump {}/tiny.gguf --html DIR/report.html"),
