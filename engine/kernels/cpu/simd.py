@@ -513,20 +513,39 @@ code4_8, code5_16 = (_operation(floats, ints, intp)(_code(*k)) for k in ((4, 8),
 code6_32, code8_128 = (_operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
 
 
+BYTES, WORDS = _wide(i8, 32), _wide(i16, 16)  # of a register of 256 bits
+
+
+def _maddubs(b: Any, u: Any, s: Any) -> Any:
+    """Sums of 2 products of unsigned and signed bytes, 16 bits each, of 8 lanes. They must not overflow."""
+    return _call(b, "llvm.x86.avx2.pmadd.ub.sw", WORDS, [b.bitcast(u, BYTES), b.bitcast(s, BYTES)])
+
+
+def _madd(b: Any, x: Any, y: Any) -> Any:
+    """Sums of 2 products of signed 16-bit numbers, 32 bits each, of 8 lanes."""
+    return _call(b, "llvm.x86.avx2.pmadd.wd", _wide(i32, 8), [b.bitcast(x, WORDS), b.bitcast(y, WORDS)])
+
+
+def _halves(b: Any, u: Any) -> tuple[Any, Any]:
+    """Bytes as sums of two, neither over 128: products of 2 of them and bytes from -127 fit 16 bits, 255's do not."""
+    half = b.and_(b.lshr(u, _const(i32, 1, 8)), _const(i32, 0x7F7F7F7F, 8))
+    return half, b.sub(u, half)
+
+
 def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
     """acc + the sum of 4 products of unsigned and signed bytes, exactly, in each lane."""
     if PATH == "avx512":
         name = "llvm.x86.avx512.vpdpbusd.512"
         return _in_pieces(b, 16, lambda *a: _call(b, name, _wide(i32, 16), list(a)), acc, u, s)
-    if PATH == "avx2" and not wide:
-        bytes_, words = _wide(i8, 32), _wide(i16, 16)
-        ones = ir.Constant(words, [1] * 16)
+    if PATH == "avx2":
+        ones = ir.Constant(WORDS, [1] * 16)
 
-        def maddubs(a: Any, x: Any, y: Any) -> Any:
-            pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", words, [b.bitcast(x, bytes_), b.bitcast(y, bytes_)])
-            return b.add(a, _call(b, "llvm.x86.avx2.pmadd.wd", _wide(i32, 8), [pairs, ones]))
+        def add(a: Any, x: Any, y: Any) -> Any:
+            for part in _halves(b, x) if wide else (x,):
+                a = b.add(a, _madd(b, _maddubs(b, part, y), ones))
+            return a
 
-        return _in_pieces(b, 8, maddubs, acc, u, s)
+        return _in_pieces(b, 8, add, acc, u, s)
     for i in range(4):
         byte = b.ashr(b.shl(s, _const(i32, 24 - 8 * i)), _const(i32, 24))
         acc = b.add(acc, b.mul(_byte(b, u, ir.Constant(i64, i)), byte))
@@ -538,6 +557,8 @@ def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
     if PATH == "avx512":
         name = "llvm.x86.avx512.vpdpwssd.512"
         return _in_pieces(b, 16, lambda *a: _call(b, name, _wide(i32, 16), list(a)), acc, u, s)
+    if PATH == "avx2":
+        return _in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
     sixteen = _const(i32, 16)
     high = b.mul(b.ashr(u, sixteen), b.ashr(s, sixteen))
     low = b.mul(b.ashr(b.shl(u, sixteen), sixteen), b.ashr(b.shl(s, sixteen), sixteen))
@@ -641,6 +662,66 @@ def dot2_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
 def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
     """acc[t] + p[t] * v, ints."""
     return b.add(acc, b.mul(p, v))
+
+
+# How many sums of 2 products of codes and bytes add up in 16 bits: 2 x (2^bits - 1) x 128 each, together below 2^15.
+TOGETHER = {4: 8, 5: 4, 6: 2}
+
+
+def group_tile(quads: int, bits: int) -> Any:
+    """An intrinsic (panel, x, step, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
+
+    panel: the address of `quads` vectors of codes, four of `bits` bits to a lane; x: of their bytes, four to a token,
+    each quad's `step` behind the one before; scale: 16 bits a lane, signed. All exact, so in any order.
+    """
+
+    write = _group16 if PATH == "avx2" and bits in TOGETHER else _group32
+
+    def typed(typingctx: Any, panel: Any, x: Any, step: Any, scale: Any, acc: Any) -> Any:
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            panel, x, step, scale, acc = args
+            n = sig.args[4].n
+            codes = [b.add(panel, ir.Constant(i64, 4 * LANES * q)) for q in range(quads)]
+            tokens = [b.add(x, b.mul(step, ir.Constant(i64, q))) for q in range(quads)]
+            totals = write(b, codes, tokens, scale, [b.extract_value(acc, t) for t in range(n)], bits)
+            for t, total in enumerate(totals):
+                acc = b.insert_value(acc, total, t)
+            return acc
+
+        return acc(panel, x, step, scale, acc), codegen
+
+    return intrinsic(typed)
+
+
+def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
+    """32-bit sums, times the scale."""
+    vectors = [_read(b, at, VI) for at in codes]
+    found = []
+    for t, total in enumerate(totals):
+        p = ZERO[ints]
+        for code, x in zip(vectors, tokens, strict=True):
+            p = _dot4(b, p, code, _token(b, x, t, i32), wide=bits > 7)
+        found.append(b.add(total, b.mul(p, scale)))
+    return found
+
+
+def _group16(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
+    """16-bit sums of several quads, then a multiplication by the scale that widens; a register of 8 lanes after the
+    other, so that 16 registers are enough."""
+    pair = b.or_(b.and_(scale, _const(i32, 0xFFFF)), b.shl(scale, _const(i32, 16)))
+    factors = _pieces(b, pair, 8)
+    split = [_pieces(b, total, 8) for total in totals]
+    for piece in range(LANES // 8):
+        own = [_read(b, b.add(at, ir.Constant(i64, 32 * piece)), _wide(i32, 8)) for at in codes]
+        for t, total in enumerate(split):
+            for first in range(0, len(own), TOGETHER[bits]):
+                sums = None
+                for q in range(first, min(first + TOGETHER[bits], len(own))):
+                    at = b.add(tokens[q], ir.Constant(i64, 4 * t))
+                    more = _maddubs(b, own[q], _splat(b, _read(b, at, i32), 8))
+                    sums = more if sums is None else b.add(sums, more)
+                total[piece] = b.add(total[piece], _madd(b, sums, factors[piece]))
+    return [_join(b, total) for total in split]
 
 
 def _zeros_like(like: Any) -> Any:
