@@ -16,10 +16,12 @@ from .simd import (
     even_bytes,
     load_f32,
     load_i32,
+    mask,
     multiply_tile,
     odd_bytes,
     scale2_tile,
     scale_tile,
+    shift_right,
     signed_byte,
     splat_i32,
     spread_tile,
@@ -123,12 +125,20 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, ze
 
 
 @helper
-def fill_codes(codes, scale, w, k, width, panel):
-    """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales."""
+def fill_codes(codes, planes, scale, w, k, width, panel):
+    """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales.
+
+    planes: 1, or 2 where a group's low nibbles lie before its high ones.
+    """
     first = k // 32
     for g in range(width // 32):
         for quad in range(8):
-            store_i32(panel + (g * 8 + quad) * VECTOR, codes(w, first + g, quad))
+            at, code = panel + (g * planes * 8 + quad) * VECTOR, codes(w, first + g, quad)
+            if planes == 1:
+                store_i32(at, code)
+            else:
+                store_i32(at, mask(code, 0x0F0F0F0F))
+                store_i32(at + 8 * VECTOR, mask(shift_right(code, 4), 0x0F0F0F0F))
         store_f32(panel + (PIECE + g) * VECTOR, scale(w, first + g))
 
 
@@ -158,14 +168,16 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, size, w, k, pan
 
 
 @helper
-def q8_0_many(group, offset, panel, x, k, width, K, acc):
+def q8_0_many(group, planes, offset, panel, x, k, width, K, acc):
     """acc and a panel of fill_codes times a tile in Q8_0. group: of 8 quads."""
     steps = x + (K + k // 32 * 4) * TILE
     sums = steps + K // 32 * TILE * 4
     x += k * TILE
     for g in range(width // 32):
         p = start_tile(sums + g * TILE * 4, -offset, acc)
-        p = group(panel + g * 8 * VECTOR, x + g * 32 * TILE, TILE * 4, splat_i32(np.int32(1)), p)
+        for plane in range(planes):
+            at = panel + (g * planes + plane) * 8 * VECTOR
+            p = group(at, x + g * 32 * TILE, TILE * 4, splat_i32(np.int32(1 << 4 * plane)), p)
         acc = scale2_tile(p, load_f32(panel + (PIECE + g) * VECTOR), steps + g * TILE * 4, acc)
     return acc
 

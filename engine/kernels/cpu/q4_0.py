@@ -47,12 +47,12 @@ def int8_one(w, size, x, K, zero):
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, w, k, width, panel)
+    fill_codes(codes, 1, scale, w, k, width, panel)
 
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_0_many(GROUP, 8, panel, x, k, width, K, acc)
+    return q8_0_many(GROUP, 1, 8, panel, x, k, width, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

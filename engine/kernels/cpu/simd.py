@@ -706,22 +706,33 @@ def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: li
 
 
 def _group16(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
-    """16-bit sums of several quads, then a multiplication by the scale that widens; a register of 8 lanes after the
-    other, so that 16 registers are enough."""
+    """16-bit sums of several quads, then a multiplication by the scale that widens, in registers of 8 lanes.
+
+    16 registers are enough where all of a quad's products are added before the next's: sums of two tokens take 8. Of
+    four quads the codes of 8 lanes and the tokens' bytes fit, so that 8 lanes are done before the next.
+    """
     pair = b.or_(b.and_(scale, _const(i32, 0xFFFF)), b.shl(scale, _const(i32, 16)))
     factors = _pieces(b, pair, 8)
     split = [_pieces(b, total, 8) for total in totals]
-    for piece in range(LANES // 8):
-        own = [_read(b, b.add(at, ir.Constant(i64, 32 * piece)), _wide(i32, 8)) for at in codes]
-        for t, total in enumerate(split):
-            for first in range(0, len(own), TOGETHER[bits]):
-                sums = None
-                for q in range(first, min(first + TOGETHER[bits], len(own))):
-                    at = b.add(tokens[q], ir.Constant(i64, 4 * t))
-                    more = _maddubs(b, own[q], _splat(b, _read(b, at, i32), 8))
-                    sums = more if sums is None else b.add(sums, more)
-                total[piece] = b.add(total[piece], _madd(b, sums, factors[piece]))
+    pieces = range(len(factors))
+    for at_once in [pieces] if len(codes) > 4 else [[i] for i in pieces]:
+        for first in range(0, len(codes), TOGETHER[bits]):
+            sums: dict[tuple[int, int], Any] = {}
+            for q in range(first, min(first + TOGETHER[bits], len(codes))):
+                own = {i: _read(b, b.add(codes[q], ir.Constant(i64, 32 * i)), _wide(i32, 8)) for i in at_once}
+                for t in range(len(totals)):
+                    x = _splat(b, _read(b, b.add(tokens[q], ir.Constant(i64, 4 * t)), i32), 8)
+                    for i in at_once:
+                        more = _maddubs(b, own[i], x)
+                        sums[t, i] = _here(b, b.add(sums[t, i], more) if (t, i) in sums else more)
+            for (t, i), products in sums.items():
+                split[t][i] = b.add(split[t][i], _madd(b, products, factors[i]))
     return [_join(b, total) for total in split]
+
+
+def _here(b: Any, v: Any) -> Any:
+    """v, computed at this place of the program: LLVM would load all codes first, and spill most of them."""
+    return b.asm(ir.FunctionType(v.type, [v.type]), "", "=x,0", [v], True)
 
 
 def _zeros_like(like: Any) -> Any:
