@@ -4,7 +4,7 @@ llvmlite's IR.
 A vector is an LLVM <32 x i32> or <32 x float>; LLVM splits it into the machine's registers (two of 512 bits, four of
 256). Addresses are plain intp: kernels work on memory as C does, without bounds checks. Only three operations know
 the machine: `dot4`, `code4`/`code5` and `load_f16`. PATH says which instructions they use ("avx512": AVX-512 with
-VNNI, "avx2", "plain"); it follows the host, or the environment variable QWENREF_SIMD. Every operation gives equal
+VNNI, "avxvnni": AVX2 with VNNI, "avx2", "plain"); it follows the host, or the variable QWENREF_SIMD. Each gives equal
 bits on every path: integer ones are exact, floating-point ones are the same IEEE operations in the same order, and a
 multiply-add is fused on all of them.
 
@@ -33,7 +33,17 @@ config: Any = numba_config
 LANES = 32
 # The features that each path takes, the best path first.
 AVX2 = {"avx2", "fma", "f16c"}
-NEEDS = {"avx512": AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}, "avx2": AVX2, "plain": set()}
+NEEDS = {
+    "avx512": AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"},
+    "avxvnni": AVX2 | {"avxvnni"},
+    "avx2": AVX2,
+    "plain": set(),
+}
+# llvmlite's names of the dot products of bytes and of 16-bit numbers, and the lanes that they take.
+VNNI = {
+    "avx512": ("llvm.x86.avx512.vpdpbusd.512", "llvm.x86.avx512.vpdpwssd.512", 16),
+    "avxvnni": ("llvm.x86.avx512.vpdpbusd.256", "llvm.x86.avx512.vpdpwssd.256", 8),
+}
 PATHS = tuple(NEEDS)
 
 
@@ -534,9 +544,9 @@ def _halves(b: Any, u: Any) -> tuple[Any, Any]:
 
 def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
     """acc + the sum of 4 products of unsigned and signed bytes, exactly, in each lane."""
-    if PATH == "avx512":
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        return _in_pieces(b, 16, lambda *a: _call(b, name, _wide(i32, 16), list(a)), acc, u, s)
+    if PATH in VNNI:
+        name, _, lanes = VNNI[PATH]
+        return _in_pieces(b, lanes, lambda *a: _call(b, name, _wide(i32, lanes), list(a)), acc, u, s)
     if PATH == "avx2":
         ones = ir.Constant(WORDS, [1] * 16)
 
@@ -554,9 +564,9 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
 
 def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
     """acc + the sum of 2 products of signed 16-bit numbers in each lane, modulo 2^32."""
-    if PATH == "avx512":
-        name = "llvm.x86.avx512.vpdpwssd.512"
-        return _in_pieces(b, 16, lambda *a: _call(b, name, _wide(i32, 16), list(a)), acc, u, s)
+    if PATH in VNNI:
+        _, name, lanes = VNNI[PATH]
+        return _in_pieces(b, lanes, lambda *a: _call(b, name, _wide(i32, lanes), list(a)), acc, u, s)
     if PATH == "avx2":
         return _in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
     sixteen = _const(i32, 16)
@@ -675,7 +685,8 @@ def group_tile(quads: int, bits: int) -> Any:
     each quad's `step` behind the one before; scale: 16 bits a lane, signed. All exact, so in any order.
     """
 
-    write = _group16 if PATH == "avx2" and bits in TOGETHER else _group32
+    in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
+    write = _register_by_register if in_order else _group32
 
     def typed(typingctx: Any, panel: Any, x: Any, step: Any, scale: Any, acc: Any) -> Any:
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
@@ -705,29 +716,47 @@ def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: li
     return found
 
 
-def _group16(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
-    """16-bit sums of several quads, then a multiplication by the scale that widens, in registers of 8 lanes.
+def _register_by_register(
+    b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int
+) -> list[Any]:
+    """The same in registers of 8 lanes, of which there are 16.
 
-    16 registers are enough where all of a quad's products are added before the next's: sums of two tokens take 8. Of
-    four quads the codes of 8 lanes and the tokens' bytes fit, so that 8 lanes are done before the next.
+    They are enough where a quad's products are all added before the next one's: sums of two tokens take 8. Of four
+    quads the codes of 8 lanes and the tokens' bytes fit, and 8 lanes are done before the next.
     """
-    pair = b.or_(b.and_(scale, _const(i32, 0xFFFF)), b.shl(scale, _const(i32, 16)))
-    factors = _pieces(b, pair, 8)
+    factors = _pieces(b, _factors(b, scale), 8)
     split = [_pieces(b, total, 8) for total in totals]
     pieces = range(len(factors))
+    together = len(codes) if PATH == "avxvnni" else TOGETHER[bits]
     for at_once in [pieces] if len(codes) > 4 else [[i] for i in pieces]:
-        for first in range(0, len(codes), TOGETHER[bits]):
+        for first in range(0, len(codes), together):
             sums: dict[tuple[int, int], Any] = {}
-            for q in range(first, min(first + TOGETHER[bits], len(codes))):
+            for q in range(first, min(first + together, len(codes))):
                 own = {i: _read(b, b.add(codes[q], ir.Constant(i64, 32 * i)), _wide(i32, 8)) for i in at_once}
                 for t in range(len(totals)):
                     x = _splat(b, _read(b, b.add(tokens[q], ir.Constant(i64, 4 * t)), i32), 8)
                     for i in at_once:
-                        more = _maddubs(b, own[i], x)
-                        sums[t, i] = _here(b, b.add(sums[t, i], more) if (t, i) in sums else more)
+                        sums[t, i] = _here(b, _add_products(b, sums.get((t, i)), own[i], x))
             for (t, i), products in sums.items():
-                split[t][i] = b.add(split[t][i], _madd(b, products, factors[i]))
+                split[t][i] = _add_scaled(b, split[t][i], products, factors[i])
     return [_join(b, total) for total in split]
+
+
+def _add_products(b: Any, sums: Any, u: Any, s: Any) -> Any:
+    """sums, None for 0, and 4 products in each of 8 lanes: 32 bits with VNNI, else two sums of 16 bits."""
+    if PATH == "avxvnni":
+        return _call(b, VNNI[PATH][0], _wide(i32, 8), [_const(i32, 0, 8) if sums is None else sums, u, s])
+    more = _maddubs(b, u, s)
+    return more if sums is None else b.add(sums, more)
+
+
+def _factors(b: Any, scale: Any) -> Any:
+    """What sums are multiplied by: of two sums of 16 bits the scale twice."""
+    return scale if PATH == "avxvnni" else b.or_(b.and_(scale, _const(i32, 0xFFFF)), b.shl(scale, _const(i32, 16)))
+
+
+def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
+    return b.add(total, b.mul(sums, factor) if PATH == "avxvnni" else _madd(b, sums, factor))
 
 
 def _here(b: Any, v: Any) -> Any:
