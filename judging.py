@@ -8,7 +8,8 @@ from pathlib import Path
 
 from .engine.load import Opened, open_weights
 from .model import Model
-from .trace.dump import Dump, open_dump
+from .trace.dump import Dump
+from .trace.sources import AS_IT_IS, Asked, open_dump
 from .trace.verify.report.report import Report
 from .trace.verify.verify import verify as judge
 
@@ -20,16 +21,19 @@ def verify(
     model: AnyModel,
     *,
     against: AnyModel | None = None,
+    asked: Asked = AS_IT_IS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Recomputes every stage of a dump in float64 from the dump's own inputs, and says what explains it.
 
-    dump: opened, or the path of a folder. model: loaded, or a path or alias: no backend is needed. against: a second
-    model that the engine may have run. progress: told how many stages are judged.
+    dump: opened, or the path of what holds one (docs/dumps.md). model: loaded, or a path or alias: no backend is needed. against: a second
+    model that the engine may have run. asked: which prompt of a batch, and what else is to be said of another tool's
+    arrays. progress: told how many stages are judged.
     Raises BadInput if the dump cannot be one of this model's shape, or is not what its manifest says.
     """
     second = None if against is None else _opened(against)
-    return judged(dump, _opened(model), second, progress)
+    opened = _opened(model)
+    return judged(opened_for(dump, opened, asked), opened, second, progress)
 
 
 def judged(
@@ -49,12 +53,13 @@ def judged(
     return Report.of(found, dump.path.absolute().name, checkpoint.path.name)
 
 
-def opened_for(dump: Dump | str | os.PathLike[str], model: Opened) -> Dump:
+def opened_for(dump: Dump | str | os.PathLike[str], model: Opened, asked: Asked = AS_IT_IS) -> Dump:
     """The dump, which the model gives its sizes if nothing else does. Files may be missing."""
     if isinstance(dump, Dump) and dump.sizes is not None:
         return dump
     path = dump.path if isinstance(dump, Dump) else Path(dump)
-    return open_dump(path, model.checkpoint.config.sizes, incomplete=True)
+    c = model.checkpoint.config
+    return open_dump(path, c.sizes, layers=c.num_hidden_layers, incomplete=True, asked=asked)
 
 
 def _opened(model: AnyModel) -> Opened:

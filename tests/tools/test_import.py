@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from qwenref.errors import BadInput
-from qwenref.tools.import_map import rule
 from qwenref.tools.main import main
-from qwenref.trace import npy
 from qwenref.trace.axes import arranged
-from qwenref.trace.dump import open_dump
+from qwenref.trace.sources import npz, open_dump
+from qwenref.trace.sources.names import rule
 from qwenref.trace.verify.verify import verify
 
 from ..tiny import collect, tiny_weights, write_gguf
@@ -274,7 +273,7 @@ def described(shape: str = "(5, 64)", descr: str = "'<f4'", order: str = "False"
 def test_headers_that_nobody_vouches_for(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(data)
     with pytest.raises(BadInput) as error:
-        npy.read(tmp_path / "x.npy")
+        npz.read(tmp_path / "x.npy")
     assert str(error.value).startswith(f"{tmp_path}/x.npy: ") and len(str(error.value)) < len(str(tmp_path)) + 250
 
 
@@ -286,7 +285,7 @@ def test_mutated_files_are_arrays_or_refused(tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.mktemp("npy") / "x.npy"
     path.write_bytes(bytes(raw))
     with suppress(BadInput):
-        assert npy.read(path).dtype.kind == "f"
+        assert npz.read(path).dtype.kind == "f"
 
 
 def test_safetensors_of_several_tensors_or_of_none(gguf: Path, tmp_path: Path) -> None:
