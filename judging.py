@@ -26,9 +26,9 @@ def verify(
 ) -> Report:
     """Recomputes every stage of a dump in float64 from the dump's own inputs, and says what explains it.
 
-    dump: opened, or the path of what holds one (docs/dumps.md). model: loaded, or a path or alias: no backend is needed. against: a second
-    model that the engine may have run. asked: which prompt of a batch, and what else is to be said of another tool's
-    arrays. progress: told how many stages are judged.
+    dump: opened, or the path of what holds one (docs/dumps.md). model: loaded, or a path or alias: no backend is
+    needed. against: a second model that the engine may have run. asked: which prompt of a batch, and what else is to be
+    said of another tool's arrays. progress: told how many stages are judged.
     Raises BadInput if the dump cannot be one of this model's shape, or is not what its manifest says.
     """
     second = None if against is None else _opened(against)

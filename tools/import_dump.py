@@ -24,9 +24,9 @@ SHOWN = 10  # names in a message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = f"""Writes an APRT dump from what another engine has left. verify and diff read the same: import is to keep it.
+    parser.description = f"""Writes an APRT dump from what another engine has left. verify and diff read the same as it is.
 {KINDS}
-What no name maps to is listed on stderr, with the stage whose name is nearest. Stages that are not there are absent."""
+What no name maps to is listed on stderr, with the stage whose name is nearest. What is not there is absent."""
     parser.epilog = """a map is JSON, name -> stage; * is anything, {layer}, {phase} and {rank} are numbers:
   {"blk{layer}_norm1": "attn_norm", "blk{layer}_kq": {"stage": "attn_scores", "axes": "N S T", "scale": 0.125},
    "blk{layer}_qkv": ["q_proj", "k_proj", "v_proj"], "h{layer}": {"stage": "post_ffn_residual", "take": [0, 1]},

@@ -72,7 +72,7 @@ class Stage:
     mask, of the output projection. It goes into the manifest.
     hf: Transformers' modules that show it, the stage's parts side by side; hf_too: others that show the whole.
     fused, fused_too: the same of SGLang, vLLM, nano-vllm and TensorRT-LLM, where Q, K and V are one product, gate and
-    up another, and a norm adds the residual that it also hands on. A module that two stages name holds both side by side.
+    up another, and a norm adds the residual that it also hands on. A module of two stages holds both side by side.
     meta: by the names of Meta's own Llama, which llama2.c and its ports have. graph: by those that llama.cpp's
     callbacks are told, without the layer.
     ggml: llama.cpp's nodes, part by part; unless_ggml: why there is none.

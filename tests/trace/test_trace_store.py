@@ -12,7 +12,7 @@ import pytest
 
 from qwenref.errors import BadInput
 from qwenref.trace import aprt
-from qwenref.trace.dump import open_stage
+from qwenref.trace.sources.aprt_folder import open_stage
 from qwenref.trace.sources import open_dump
 from qwenref.trace.stages import by_name
 from qwenref.trace.store import MANIFEST, DumpWriter
