@@ -87,7 +87,7 @@ def test_wrong_dumps_are_refused(tmp_path: Path) -> None:
             open_dump(path, SIZES)
             pytest.fail(name)
     for path in (tmp_path / "nowhere", tmp_path / "0" / "x.bin"):
-        with pytest.raises(BadInput, match="no such folder"):
+        with pytest.raises(BadInput, match="no such file or folder"):
             open_dump(path)
 
 

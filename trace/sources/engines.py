@@ -16,16 +16,16 @@ NUMBER, SEPARATOR = r"(?P<layer>\d{1,9})", "[./_-]"
 INSIDE = "(?:.*[./_])?"  # what a dumper puts before a module's path
 OUTPUT, INPUT = r"(?:[./_]out(?:puts?)?)?", r"[./_]in(?:puts?)?(?:_args)?(?:[./_]0)?"
 
-# Facts are called alike everywhere.
+# Facts are called alike everywhere. embed_tokens is none: an underscore ends what stands before a longer name only.
 TOLD = {
-    "tokens": "tokens|input_ids|token_ids|inp_tokens",
-    "positions": "positions|position_ids|inp_pos",
-    "attention_mask": "attention_mask",
+    "tokens": "tokens|token_ids|inp_tokens|(?:.*_)?input_ids",
+    "positions": "positions|inp_pos|(?:.*_)?position_ids",
+    "attention_mask": "(?:.*_)?attention_mask",
     "seq_lens": "seq_lens|seqlens|sequence_lengths",
     "cu_seqlens": "cu_seqlens|cu_seqlens_q|cu_seq_lens|query_start_loc",
 }
 FACT_RULES = tuple(
-    Rule(re.compile(f"{INSIDE}(?:{names})(?:{SEPARATOR}{NUMBER})?"), (fact,)) for fact, names in TOLD.items()
+    Rule(re.compile(f"(?:.*[./])?(?:{names})(?:{SEPARATOR}{NUMBER})?"), (fact,)) for fact, names in TOLD.items()
 )
 
 
