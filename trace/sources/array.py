@@ -22,6 +22,7 @@ LAYOUT = MappingProxyType(
 FLOATS = ("F64", "F32", "F16", "BF16")
 BYTES = MappingProxyType({kind: np.dtype(layout).itemsize for kind, layout in LAYOUT.items()})
 KINDS = MappingProxyType({np.dtype(layout): kind for kind, layout in LAYOUT.items() if kind != "BF16"})
+FORMAT = "qwenref-dump-1"  # under `format` in the facts of a source that docs/dumps.md describes: axes are in order
 MAX_FACTS = 1 << 24  # ids, positions and masks of one pass, that are read at once
 
 

@@ -16,7 +16,7 @@ from ..axes import Letters, arranged, lengths, orders
 from ..axes import fits as whole_fit
 from ..dump import Dump, Entry, ordered
 from ..stages import NAMES, by_name, layer_name
-from .array import FLOATS, Arrays, decoded
+from .array import FLOATS, FORMAT, Arrays, decoded
 from .names import PARTS, Rule, letters_of
 from .places import Held, Places, Target, placed, stage_name, told_facts
 from .rows import Batch, Rows, rows_of
@@ -54,6 +54,8 @@ def assembled(source: Arrays, sizes: Mapping[str, int], layers: int | None, aske
     sizes, layers: the model's. Raises BadInput where nothing is understood, or two arrays contradict each other.
     """
     places = placed(source.arrays, asked.rules, layers)
+    if source.facts.get("format") == FORMAT:
+        places.ordered = True
     if asked.passes is not None:
         places = _passes(places, asked.passes, source)
     if not places.held:
@@ -80,7 +82,7 @@ def _passes(places: Places, wanted: tuple[range, ...], source: Arrays) -> Places
     number = {p: i for i, p in enumerate(chosen)}
     held = {(number[p], layer, t): h for (p, layer, t), h in places.held.items() if p in number}
     facts = {number[p]: f for p, f in places.facts.items() if p in number}
-    return Places(places.engine, held, facts, places.unknown, places.spare)
+    return Places(places.engine, places.ordered, held, facts, places.unknown, places.spare)
 
 
 def listed(source: Arrays, count: int = 10) -> str:
@@ -298,7 +300,7 @@ def _piece(a: Assembly, rows: Rows, target: str, held: Held, ranks: int) -> Piec
             f"{where}: shape {held.array.shape} does not fit {target} ({_spelled(a, held)}){_why(a, rows, raw)}"
         )
     try:
-        _, axes = arranged(mine, letters, {**sizes, **known}, r.axes)
+        _, axes = arranged(mine, letters, {**sizes, **known}, r.axes or (letters if a.places.ordered else None))
     except BadInput as error:
         raise BadInput(f"{where}: as {target}: {error}") from None
     if not r.axes and axes != letters and len(r.targets) == 1:

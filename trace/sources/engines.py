@@ -31,10 +31,12 @@ FACT_RULES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """name: whose names these are, for people."""
+    """name: whose names these are, for people. ordered: whether its arrays have the axes of their stages in order, a
+    batch before them; a name of ours may be anybody's."""
 
     name: str
     rules: tuple[Rule, ...]
+    ordered: bool = True
 
 
 def _module(m: Module) -> re.Pattern[str]:
@@ -91,7 +93,7 @@ def _graph() -> tuple[Rule, ...]:
 
 
 ENGINES = (
-    Engine("the stages' own", _own()),
+    Engine("the stages' own", _own(), ordered=False),
     Engine("Transformers' modules", _modules(lambda s: s.hf, lambda s: s.hf_too)),
     Engine("the fused modules of SGLang, vLLM and nano-vllm", _modules(lambda s: s.fused, lambda s: s.fused_too)),
     Engine("Meta's modules", _modules(lambda s: s.meta)),

@@ -34,9 +34,10 @@ class Held:
 @dataclass
 class Places:
     """held: by rank. facts: of each pass. unknown: arrays whose names say nothing. spare: arrays of what a better one
-    holds, or that are known to be no stage. engine: whose names these are."""
+    holds, or that are known to be no stage. engine: whose names these are. ordered: see Engine."""
 
     engine: str
+    ordered: bool = False
     held: dict[Target, dict[int, Held]] = field(default_factory=dict)
     facts: dict[int, dict[str, Array]] = field(default_factory=dict)
     unknown: list[Array] = field(default_factory=list)
@@ -70,7 +71,7 @@ def placed(arrays: Sequence[Array], rules: Sequence[Rule] | None, layers: int | 
     named = {a.name: Name(a.name, 0, 0, False) if rules else name_of(a.name) for a in arrays}
     engine = None if rules else engine_of([n.inside for n in named.values()])
     known = rules or (*FACT_RULES, *engine.rules) if engine else rules or ()
-    places = Places("a map" if engine is None else engine.name)
+    places = Places("a map") if engine is None else Places(engine.name, engine.ordered)
     deepest = layers or _deepest(named.values(), known)
     for a in arrays:
         _place(places, a, named[a.name], known, deepest)
