@@ -7,6 +7,7 @@ x.py with FORMAT(group), "X/64" is FORMAT(64).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -23,6 +24,7 @@ from ..errors import BadInput
 from .format import Format
 
 SLAB = 1 << 17  # values encoded at a time: bounds the memory of the search, and keeps it near a core's cache
+DECODED = 1 << 22  # values decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,14 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
     with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN scales decode to what ggml makes of them
         values: NDArray[np.float32] = f.decode(blocks).reshape(-1, per_row * f.block)[:, :width]
     return values.reshape(-1, *w.shape[1:]) if outer else values.reshape(-1)[start:stop]
+
+
+def row_slabs(w: QTensor, most: int = DECODED) -> Iterator[tuple[int, int]]:
+    """Ranges of rows (of the outermost dimension), first and behind the last, of at most so many values, but of a row
+    each: what to decode at a time, so that memory stays bounded."""
+    step = max(1, most * w.shape[0] // max(1, prod(w.shape)))
+    for start in range(0, w.shape[0], step):
+        yield start, min(start + step, w.shape[0])
 
 
 def take(w: QTensor, rows: NDArray[np.integer[Any]]) -> QTensor:

@@ -92,7 +92,9 @@ def sglang(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) 
 
 def sglang_rank(whole: Arrays, c: Config, rank: int, ranks: int) -> Arrays:
     """What one rank of several holds: columns of the column-parallel products, a summand of the row-parallel ones."""
-    N, K, H, F = (x // ranks for x in (c.num_attention_heads, c.num_key_value_heads, ranks * c.head_dim, c.intermediate_size))
+    N, K, H, F = (
+        x // ranks for x in (c.num_attention_heads, c.num_key_value_heads, ranks * c.head_dim, c.intermediate_size)
+    )
 
     def heads(x: np.ndarray, n: int) -> np.ndarray:
         return x[:, rank * n * H : (rank + 1) * n * H]

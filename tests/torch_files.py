@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-STORAGE = {"<f8": "DoubleStorage", "<f4": "FloatStorage", "<f2": "HalfStorage", "<i8": "LongStorage", "<i4": "IntStorage"}
+STORAGE = {
+    "<f8": "DoubleStorage",
+    "<f4": "FloatStorage",
+    "<f2": "HalfStorage",
+    "<i8": "LongStorage",
+    "<i4": "IntStorage",
+}
 
 
 class Bf16:
@@ -79,5 +85,3 @@ class Writer:
 def save(path: Path, x: Any) -> Path:
     w = Writer()
     return w.write(path, w.value(x))
-
-

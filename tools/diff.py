@@ -75,7 +75,7 @@ def known(args: argparse.Namespace) -> Known:
 
 
 def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:
-    first, needed, pairs = found.first_beyond, found.tolerance_needed, found.pairs
+    first, pairs = found.first_beyond, found.pairs
     return {
         "schema": "qwenref-diff-v1",
         "a": args.a,
@@ -83,7 +83,7 @@ def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:
         "measure": "relative = RMS(a - b) / RMS(a)",
         "tolerance": found.tolerance,
         "within": found.within,
-        "tolerance_needed": needed if isfinite(needed) else None,
+        "tolerance_needed": found.tolerance_needed,
         "first_beyond": None if first is None else first.a.label,
         "only_a": pairs.only_a,
         "only_b": pairs.only_b,

@@ -17,13 +17,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.chat import Chat, Renderer, prompt_ids
+from ..engine.text.chat import Chat, Renderer, prompt_ids
 from ..errors import BadInput
 from .child import end_with_parent, own_process
 from .signals import end_at_a_cut_file
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
-    from ..engine.tokenizer import Tokens
+    from ..engine.text.tokenizer import Tokens
 
 # What --chat needs to have any meaning: destination, flag.
 CHAT_FLAGS = {

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import BadInput
+from ...errors import BadInput, blamed_on
 from ...quant.tensor import QTensor
 from ..config import check_hf, from_hf
 from ..models import decoder
@@ -57,10 +57,8 @@ def open(path: Path) -> Checkpoint:
     # A tied model may have been saved with a copy of the embedding as its head; it is tied if the copy is one.
     tied = config.get("tie_word_embeddings") is True and EMBED in tensors and HEAD in tensors
     own_head = HEAD in tensors and not (tied and same_values(tensors[HEAD], tensors[EMBED]))
-    try:
+    with blamed_on(folder / CONFIG):
         c, more = from_hf(config, own_head)
-    except BadInput as error:
-        raise BadInput(f"{folder / CONFIG}: {error}") from None
     metadata = {
         "config": config,
         "generation_config": read_generation_config(folder),
@@ -82,10 +80,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """config.json, with nothing in it that is not computed; what it says of weights explains what they look like."""
     path = folder / CONFIG
     config = read_object(path)
-    try:
+    with blamed_on(path):
         check_hf(config)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
     return config
 
 

@@ -15,10 +15,10 @@ import pytest
 from qwenref.engine.bind import bind
 from qwenref.engine.config_keys import GGUF, Keys
 from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.models import ARCHITECTURES
 from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
 from qwenref.errors import BadInput
-from qwenref.tools.convert import convert
 from qwenref.tools.dev.golden_config import CASES, CONFIG, IDS, write_case
 
 from ..models import logits

@@ -26,10 +26,10 @@ import pytest
 from qwenref.beside import HIDDEN
 from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.kernels.cpu import team
 from qwenref.engine.kernels.cpu.simd import set_i32
 from qwenref.engine.kernels.cpu.team import _read
-from qwenref.tools.convert import convert
 from qwenref.tools.main import main
 
 from ..models import model
@@ -295,8 +295,8 @@ CUTS = {
     "inspect": ("tools.show:check", "inspect {}/cut.gguf --check"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/cut.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/cut.gguf --html DIR/r.html"),
-    "convert": ("tools.convert_write:write_apr", "convert {}/cut.gguf DIR/again.apr"),
-    "convert to a folder": ("tools.convert_write:write_folder", "convert {}/cut.gguf DIR/again/"),
+    "convert": ("engine.files.apr_writer:write_apr", "convert {}/cut.gguf DIR/again.apr"),
+    "convert to a folder": ("engine.files.safetensors_writer:write", "convert {}/cut.gguf DIR/again/"),
     "import": ("tools.import_dump:arranged", "import {}/arrays DIR/dump -m {}/tiny.gguf"),
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenref.tools.convert import convert
+from qwenref.engine.files.convert import convert
 from qwenref.tools.main import COMMANDS
 
 from ..models import model

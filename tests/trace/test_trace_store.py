@@ -12,8 +12,8 @@ import pytest
 
 from qwenref.errors import BadInput
 from qwenref.trace import aprt
-from qwenref.trace.sources.aprt_folder import open_stage
 from qwenref.trace.sources import open_dump
+from qwenref.trace.sources.aprt_folder import open_stage
 from qwenref.trace.stages import by_name
 from qwenref.trace.store import MANIFEST, DumpWriter
 

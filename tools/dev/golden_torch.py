@@ -25,7 +25,10 @@ def make(folder: Path) -> None:
         model.bias.copy_(torch.arange(2))
     torch.save(
         {
-            "kinds": {k: (torch.arange(2) if k == "bool" else torch.arange(6).reshape(2, 3)).to(getattr(torch, k)) for k in kinds},
+            "kinds": {
+                k: (torch.arange(2) if k == "bool" else torch.arange(6).reshape(2, 3)).to(getattr(torch, k))
+                for k in kinds
+            },
             "turned": torch.arange(6.0).reshape(3, 2).T.contiguous().T,
             "part": two[1:3, ::2],
             "shared": [whole, whole.reshape(-1)],

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.files.safetensors import _read_file
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize
-from qwenref.tools.convert import convert
 
 from ...models import logits, model
 

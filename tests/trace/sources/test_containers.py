@@ -73,7 +73,11 @@ def test_a_zip_that_lies(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays())
     raw = bytearray((tmp_path / "x.npz").read_bytes())
     at = raw.rindex(b"PK\1\2")
-    for where, says in ((at + 42, "no member where it says"), (at + 20, "are there; is the file cut"), (at + 8, "encrypted")):
+    for where, says in (
+        (at + 42, "no member where it says"),
+        (at + 20, "are there; is the file cut"),
+        (at + 8, "encrypted"),
+    ):
         changed = raw.copy()
         changed[where] ^= 0x11
         (tmp_path / "y.npz").write_bytes(bytes(changed))

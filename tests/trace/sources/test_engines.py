@@ -64,7 +64,9 @@ def write_vllm(folder: Path, dump: Dump) -> Path:
     """Plain hooks: linear layers put out (value, bias), which is None."""
     made = passes(sglang, dump)[0]
     told = {k.rsplit(".", 1)[1]: made.pop(k) for k in list(made) if "forward_batch_info" in k}
-    hooks = {k: (v, None) if k.endswith(("_proj",)) else tuple(v) if isinstance(v, list) else v for k, v in made.items()}
+    hooks = {
+        k: (v, None) if k.endswith(("_proj",)) else tuple(v) if isinstance(v, list) else v for k, v in made.items()
+    }
     return save(folder / "hooks.pt", {**hooks, "input_ids": told["input_ids"], "positions": told["positions"]})
 
 

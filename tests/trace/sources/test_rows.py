@@ -16,7 +16,7 @@ from qwenref.trace.sources import Asked, open_dump
 from qwenref.trace.verify.verify import verify
 
 from ...engines import dump_of
-from ...foreign_dumps import Arrays, own
+from ...foreign_dumps import Arrays
 from ...tiny import tiny_weights
 
 W = tiny_weights()
@@ -62,7 +62,11 @@ def padded(left: bool) -> Arrays:
 
 
 def written(tmp_path: Path, arrays: Arrays) -> Path:
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, tmp_path / "d.safetensors", {"format": "qwenref-dump-1"})
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in arrays.items()},
+        tmp_path / "d.safetensors",
+        {"format": "qwenref-dump-1"},
+    )
     return tmp_path / "d.safetensors"
 
 

@@ -39,7 +39,9 @@ def test_what_torch_wrote() -> None:
 
 
 def test_values_are_mapped_not_copied() -> None:
-    first, second = (next(a for a in torch_pt.read(GOLDEN / "torch.pt").arrays if a.name == f"shared/{i}") for i in (0, 1))
+    first, second = (
+        next(a for a in torch_pt.read(GOLDEN / "torch.pt").arrays if a.name == f"shared/{i}") for i in (0, 1)
+    )
     base = first.raw
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qwenref.engine.bind import bind
+from qwenref.engine.files.convert import convert
 from qwenref.engine.weights import Weights
-from qwenref.tools.convert import convert
 from qwenref.tools.main import main
 from qwenref.trace.store import DumpWriter
 
