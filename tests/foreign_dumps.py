@@ -1,4 +1,4 @@
-"""A dump laid out as other engines lay theirs out: names, tuples, fused products, ranks; written down from their sources.
+"""A dump laid out as other engines lay theirs out: names, tuples, fused products, ranks; from their sources.
 
 SGLang: python/sglang/srt/debug_utils/tensor_dump_forward_hook.py, models/qwen2.py. llama.cpp: src/models/qwen2.cpp.
 """

@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, without torch: for the tests, from the format's description, and hostile ones too."""
+"""Files as torch.save writes them, without torch, from the format's description; and hostile ones, too."""
 
 from __future__ import annotations
 

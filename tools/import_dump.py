@@ -24,7 +24,7 @@ SHOWN = 10  # names in a message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = f"""Writes an APRT dump from what another engine has left. verify and diff read the same as it is.
+    parser.description = f"""Writes an APRT dump from what another engine has left. verify and diff read that, too.
 {KINDS}
 What no name maps to is listed on stderr, with the stage whose name is nearest. What is not there is absent."""
     parser.epilog = """a map is JSON, name -> stage; * is anything, {layer}, {phase} and {rank} are numbers:

@@ -291,7 +291,8 @@ def test_mutated_files_are_arrays_or_refused(tmp_path_factory: pytest.TempPathFa
 def test_safetensors_of_several_tensors_or_of_none(gguf: Path, tmp_path: Path) -> None:
     source = tmp_path / "s"
     source.mkdir()
-    for tensors, says in (({"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}, '"model.norm_outputs/a", '), ({}, "no array")):
+    two = {"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
+    for tensors, says in ((two, '"model.norm_outputs/a", '), ({}, "no array")):
         save_file(tensors, source / "model.norm_outputs.safetensors")
         assert says in refused("import", str(source), str(tmp_path / "d"), "-m", str(gguf))
 

@@ -101,6 +101,9 @@ def _rows(a: Assembly, phase: int, asked: Asked) -> Rows:
     past = a.rows[-1].positions[-1] + 1 if a.rows and a.rows[-1].positions else 0
     width, prompts = _width(a, phase)
     where = f"{a.source.path}" + (f": pass {phase}" if phase else "")
+    alone = all(target == "lm_head" for p, _, target in a.places.held if p == phase)
+    if not told and width == 1 and alone and asked.tokens and not phase:
+        width = len(asked.tokens)  # logits of the last position say nothing of those before it
     if not told and prompts == 1 and asked.row is None:
         return Rows(None, width, np.arange(width), tuple(range(past, past + width)))
     rows = rows_of(told, width, prompts, past, asked.row, where)

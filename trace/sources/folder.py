@@ -60,6 +60,6 @@ def read(path: Path) -> Arrays:
         if any(path.glob(DEBUGGER_TEXT)):
             raise BadInput(f"{path}: its values are only printed, not saved; run the debugger with use_repr=False")
         raise BadInput(
-            f"{path}: holds no stage files and no array; {', '.join(sorted(READERS))} are read, and raw .bin with .json beside"
+            f"{path}: holds no stage files and no array; {', '.join(sorted(READERS))} are read, raw .bin with JSON"
         )
     return Arrays(path, tuple(found), no_arrays=tuple(rest))

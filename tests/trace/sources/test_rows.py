@@ -115,7 +115,7 @@ def test_pads_are_told_without_a_mask(told: str, left: bool, tmp_path: Path) -> 
         ({}, {}, "a batch of 3 prompts; say which is meant with --row 0, up to 2"),
         ({}, {"row": 3}, "--row 3, where the batch has 3 prompts, from 0 to 2"),
         ({"attention_mask": np.zeros((3, 5), np.int64)}, {"row": 0}, "row 0 holds pads only"),
-        ({"tokens": np.ones((3, 5), np.int64), "attention_mask": None}, {"row": 0}, "which of the 5 positions of row 0 are pads"),
+        ({"tokens": np.ones((3, 5), np.int64), "attention_mask": None}, {"row": 0}, "which of the 5 positions"),
         ({"layer-1/ffn_norm": np.ones((2, 5, 64), np.float32)}, {"row": 0}, r"none of 3 prompts of 5 positions"),
     ],
 )  # fmt: skip

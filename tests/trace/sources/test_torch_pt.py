@@ -1,4 +1,4 @@
-"""Files of torch.save without torch: what PyTorch 2 wrote (tools/dev/golden_torch.py), and what nobody may make us do."""
+"""Files of torch.save without torch: what PyTorch 2 wrote (tools/dev/golden_torch.py), and hostile ones."""
 
 from __future__ import annotations
 
@@ -90,6 +90,13 @@ LAUGHS = text("x") + pickle.MEMOIZE + b"".join(
     pickle.BINGET + bytes([i]) + pickle.BINGET + bytes([i]) + pickle.TUPLE2 + pickle.MEMOIZE for i in range(60)
 )  # fmt: skip
 
+
+def script(path: Path) -> None:
+    save(path, {"x": np.zeros(2, np.float32)})
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("archive/constants.pkl", "")
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "os.system": (bomb, "asks for os.system"),
     "eval": (global_of("builtins", "eval"), "asks for builtins.eval"),
@@ -122,14 +129,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "no pickle": (lambda p: zipfile.ZipFile(p, "w").writestr("x", "y"), "a zip|without data.pkl"),
     "old format": (lambda p: p.write_bytes(pickle.dumps({"x": 1}, 2)), "not a zip, as torch.save has written since"),
     "no zip": (lambda p: p.write_bytes(b"PK\3\4" + bytes(100)), "not a zip that can be read"),
-    "script": (lambda p: _script(p), "TorchScript"),
+    "script": (script, "TorchScript"),
 }  # fmt: skip
-
-
-def _script(path: Path) -> None:
-    save(path, {"x": np.zeros(2, np.float32)})
-    with zipfile.ZipFile(path, "a") as file:
-        file.writestr("archive/constants.pkl", "")
 
 
 @pytest.mark.timeout(20)
