@@ -129,6 +129,7 @@ def llama_cpp(dump: Dump, c: Config, phase: int, ids: list[int], positions: rang
             f"attn_norm-{i}": get("attn_norm", i),
             f"Qcur-{i}": get("q_post_rope", i),
             f"Kcur-{i}": get("k_post_rope", i),
+            f"kq-{i}": get("attn_scores", i) * np.float32(4),  # sqrt(16), which is exact
             f"kq_soft_max-{i}": get("attn_softmax", i),
             f"kqv_out-{i}": get("attention", i).reshape(len(ids), -1),
             f"ffn_inp-{i}": get("post_attn_residual", i),

@@ -9,8 +9,9 @@ from pathlib import Path
 from ..errors import BadInput
 from ..facts import model_facts, run_facts
 from ..trace.dump import Dump
-from ..trace.sources import Assembly, foreign_reader, notes, read
+from ..trace.sources import foreign_reader, notes
 from ..trace.sources.array import Array
+from ..trace.sources.assemble import Assembly, assembled
 from ..trace.sources.explain import explained
 from ..trace.sources.names import nearest
 from ..trace.stages import NAMES, STAGES
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     checkpoint, _ = open_weights(args.model)
     c = checkpoint.config
-    dump, how = read(args.source, reader, c.sizes, c.num_hidden_layers, said)
+    dump, how = assembled(reader(args.source), c.sizes, c.num_hidden_layers, said)
     with written_down(Path(args.directory)), DumpWriter(args.directory, {}, c.sizes) as writer:
         for e in dump.entries:
             assert e.positions is not None

@@ -75,17 +75,11 @@ def open_dump(
                 "--tokens are for the arrays of other tools"
             )
         return aprt_folder.open_folder(path, sizes, incomplete)
+    source = reader(path)
     if sizes is None:
         raise BadInput(f"{path}: the sizes of the model are needed to tell heads from columns; give the model with -m")
-    dump, how = read(path, reader, sizes, layers, asked)
+    dump, how = assembled(source, sizes, layers, asked)
     return replace(dump, notes=tuple(notes(how)))
-
-
-def read(
-    path: Path, reader: Reader, sizes: Mapping[str, int], layers: int | None, asked: Asked
-) -> tuple[Dump, Assembly]:
-    """A source of another tool, and how it was read."""
-    return assembled(reader(path), sizes, layers, asked)
 
 
 def notes(how: Assembly) -> list[str]:

@@ -100,7 +100,7 @@ WRITERS: dict[str, tuple[Callable[[Path, Dump], Path], int, int]] = {  # how, ph
     "sglang": (write_sglang, 3, 13 * 2 + 3),
     "sglang-ranks": (write_sglang_ranks, 3, 13 * 2 + 2),
     "vllm": (write_vllm, 1, 13 * 2 + 2),
-    "llama.cpp": (write_llama_cpp, 1, 12 * 2 + 3),
+    "llama.cpp": (write_llama_cpp, 1, 13 * 2 + 3),
     "meta": (write_meta, 1, 8 * 2 + 3),
     "raw": (write_raw, 1, 17 * 2 + 3),
 }
@@ -118,8 +118,6 @@ def test_each_layout_is_the_plain_dump(how: str, engine: str, tmp_path: Path) ->
     for e in dump.entries:
         right = plain.get(e.stage.name, e.layer, e.phase)
         assert right is not None and e.positions == right.positions
-        if how == "llama.cpp" and e.stage.name == "attn_scores":
-            continue
         np.testing.assert_array_equal(e.values().view(np.uint32), np.asarray(right.values()).view(np.uint32), e.label)
     assert list(dump.run["tokens"]) == IDS and dump.ignored == ()
     assert verify(dump, W).status == 0
