@@ -24,6 +24,7 @@ C = W.config
 PROMPTS = [[3, 200, 17, 9, 4], [50, 51], [8, 7, 6]]
 STEPS = [[77], [78], [79]]
 PAD = 258
+IN_USE = np.array([PROMPTS[0], [17, 17, 17, 50, 51], [17, 17, 8, 7, 6]])  # padded by an id that the first prompt has
 
 
 def plain(i: int) -> Dump:
@@ -116,6 +117,7 @@ def test_pads_are_told_without_a_mask(told: str, left: bool, tmp_path: Path) -> 
         ({}, {"row": 3}, "--row 3, where the batch has 3 prompts, from 0 to 2"),
         ({"attention_mask": np.zeros((3, 5), np.int64)}, {"row": 0}, "row 0 holds pads only"),
         ({"tokens": np.ones((3, 5), np.int64), "attention_mask": None}, {"row": 0}, "which of the 5 positions"),
+        ({"tokens": IN_USE, "attention_mask": None}, {"row": 1}, "which of the 5 positions"),
         ({"layer-1/ffn_norm": np.ones((2, 5, 64), np.float32)}, {"row": 0}, r"none of 3 prompts of 5 positions"),
     ],
 )  # fmt: skip

@@ -109,7 +109,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "constructor": (program(called("torch", "Size") + pickle.EMPTY_TUPLE + pickle.NEWOBJ), "operation"),
     "bytearray": (program(b"\x96" + (1 << 40).to_bytes(8, "little")), "operation"),
     "memo": (program(pickle.NONE + pickle.LONG_BINPUT + b"\xff\xff\xff\x7f"), None),
-    "laughs as a key": (program(pickle.EMPTY_DICT + LAUGHS + pickle.NONE + pickle.SETITEM), "neither text nor numbers"),
+    "laughs as a key": (
+        program(LAUGHS + pickle.EMPTY_DICT + pickle.BINGET + bytes([60]) + pickle.NONE + pickle.SETITEM),
+        "neither text nor numbers",
+    ),
     "laughs": (program(LAUGHS), "objects, or nested deeper"),
     "laughs as a shape": (
         program(called("torch._utils", "_rebuild_tensor_v2") + pickle.MARK + LAUGHS + pickle.TUPLE + pickle.REDUCE),
