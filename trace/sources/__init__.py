@@ -87,6 +87,8 @@ def notes(how: Assembly) -> list[str]:
     said = list(how.odd)
     if how.turned:
         said.append(f"read by their axes: {_few(how.turned)}")
+    if how.places.spare:
+        said.append(f"not needed, {len(how.places.spare)} arrays: {_few([a.name for a in how.places.spare])}")
     return said
 
 

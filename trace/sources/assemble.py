@@ -53,7 +53,7 @@ def assembled(source: Arrays, sizes: Mapping[str, int], layers: int | None, aske
 
     sizes, layers: the model's. Raises BadInput where nothing is understood, or two arrays contradict each other.
     """
-    places = placed(source.arrays, asked.rules, layers)
+    places = placed(source.arrays, asked.rules, sizes, layers)
     if source.facts.get("format") == FORMAT:
         places.ordered = True
     if asked.passes is not None:
@@ -141,7 +141,7 @@ def _check_order(a: Assembly) -> None:
     """One prompt's passes follow one another. Rows that a later pass does again (rejected drafts) are left out."""
     for i, rows in enumerate(a.rows):
         later = [r.positions[0] for r in a.rows[i + 1 :] if r.positions]
-        if later and rows.positions and min(later) <= rows.positions[0] and a.rows[i + 1].ids is not None:
+        if later and rows.positions and min(later) <= rows.positions[0]:
             again = next(
                 n for n, r in enumerate(a.rows) if n > i and r.positions and r.positions[0] <= rows.positions[0]
             )
@@ -197,6 +197,8 @@ def _entries(a: Assembly, phase: int) -> list[Entry]:
                 f"{where.where}: {', '.join(missing)} of {layer_name(layer)} are missing; {name} needs all three"
             )
         makers = [_maker(a, phase, target, parts[target]) for target in wanted]
+        if rows.cut and rows.width > 1 and makers[0].pieces[0].sizes["T"] == 1:
+            continue  # of the last row, which a later pass computes again
         s = by_name(name)
         T = makers[0].T
         letters = {"T": T, "S": makers[0].S, **a.sizes}
@@ -312,8 +314,10 @@ def _piece(a: Assembly, rows: Rows, target: str, held: Held, ranks: int) -> Piec
 
 
 def _possible(target: str, rows: Rows) -> tuple[int, ...]:
-    """How many rows an array may have: all of the pass, the last alone, of logits one of each prompt."""
-    return (rows.width, 1, rows.sequence[1]) if target == "lm_head" else (rows.width, 1)
+    """How many rows an array may have: all of the pass, the last alone if it is this prompt's, of logits one of each
+    prompt."""
+    last = (1,) if rows.cut or rows.take[-1] == rows.width - 1 or (rows.batch and target == "lm_head") else ()
+    return (rows.width, *last, *([rows.sequence[1]] if target == "lm_head" else []))
 
 
 def _taken(held: Held) -> Raw:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from ...errors import BadInput
 from ..stages import by_name
@@ -63,8 +64,11 @@ def name_of(name: str) -> Name:
     return Name(name, phase, rank, late)
 
 
-def placed(arrays: Sequence[Array], rules: Sequence[Rule] | None, layers: int | None) -> Places:
-    """Every array by its name. rules: a user's map; None for the engine's whose names these are. layers: the model's.
+def placed(
+    arrays: Sequence[Array], rules: Sequence[Rule] | None, sizes: Mapping[str, int], layers: int | None
+) -> Places:
+    """Every array by its name. rules: a user's map; None for the engine's whose names these are. sizes, layers: the
+    model's.
 
     Raises BadInput where two arrays are the same stage, and for layers that the model has not.
     """
@@ -74,7 +78,7 @@ def placed(arrays: Sequence[Array], rules: Sequence[Rule] | None, layers: int | 
     places = Places("a map") if engine is None else Places(engine.name, engine.ordered)
     deepest = layers or _deepest(named.values(), known)
     for a in arrays:
-        _place(places, a, named[a.name], known, deepest)
+        _place(places, a, named[a.name], known, sizes, deepest)
     return _renumbered(places)
 
 
@@ -83,12 +87,8 @@ def _deepest(names: Iterable[Name], rules: Sequence[Rule]) -> int:
     return max((int(x) + 1 for x in told if x), default=0)
 
 
-def _matching(a: Array, name: Name, rules: Sequence[Rule]) -> tuple[Rule, re.Match[str]] | None:
-    return next(((r, m) for r in rules if (m := r.name.fullmatch(name.inside))), None)
-
-
-def _place(places: Places, a: Array, name: Name, rules: Sequence[Rule], layers: int) -> None:
-    found = _matching(a, name, rules)
+def _place(places: Places, a: Array, name: Name, rules: Sequence[Rule], sizes: Mapping[str, int], layers: int) -> None:
+    found = next(((r, m) for r in rules if (m := r.name.fullmatch(name.inside)) and _wide(a, r, sizes)), None)
     if found is None:
         places.unknown.append(a)
         return
@@ -116,6 +116,11 @@ def _place(places: Places, a: Array, name: Name, rules: Sequence[Rule], layers: 
             raise BadInput(f"{a.where}: {target} of layer {layer}; the model has layers 0 to {layers - 1}")
         late = name.late and target == "lm_head"
         _keep(places, (phase - late, layer, target), rank, Held(a, r, which))
+
+
+def _wide(a: Array, r: Rule, sizes: Mapping[str, int]) -> bool:
+    """Whether the last axis is what the rule asks for."""
+    return not r.last or a.shape[-1:] == (prod(sizes[x] for x in r.last),)
 
 
 def _keep(places: Places, key: Target, rank: int, new: Held) -> None:

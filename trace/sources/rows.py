@@ -7,7 +7,7 @@ if it had been alone: pads are no rows of it, and the first of its tokens stands
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -35,7 +35,7 @@ class Rows:
     take: which of them are this prompt's. positions: of those, absolute. ids: of those, if known.
     columns: how many columns of keys the pass adds, and so where the next pass's begin.
     sequence: (which, of how many) prompts, for logits of which each prompt has one row.
-    odd: what is strange about them, for people.
+    odd: what is strange about them, for people. cut: whether rows behind these were left out.
     """
 
     batch: Batch | None
@@ -45,12 +45,13 @@ class Rows:
     ids: tuple[int, ...] | None = None
     sequence: tuple[int, int] = (0, 1)
     odd: str = ""
+    cut: bool = False
 
     def until(self, end: int) -> Rows:
         """Without the rows from position `end` on."""
         n = sum(p < end for p in self.positions)
         ids = None if self.ids is None else self.ids[:n]
-        return Rows(self.batch, self.width, self.take[:n], self.positions[:n], ids, self.sequence, self.odd)
+        return replace(self, take=self.take[:n], positions=self.positions[:n], ids=ids, cut=True)
 
 
 def rows_of(facts: Mapping[str, Ints], width: int, prompts: int, past: int, row: int | None, where: str) -> Rows:

@@ -138,3 +138,26 @@ def test_a_mistake_is_found_where_it_is(how: str, tmp_path: Path) -> None:
         assert wrong == {(1, "post_attn_residual")}
     else:
         assert wrong == {(1, "attn_out")}
+
+
+def test_queries_before_they_are_rotated_have_the_same_name(tmp_path: Path) -> None:
+    """llama.cpp's Qcur is three nodes: with its heads apart it is the rotated one, in one row it is not."""
+    dump = dump_of(W, "HF float32", IDS)
+    ends = np.cumsum([C.num_attention_heads * C.head_dim, C.num_key_value_heads * C.head_dim])
+    found = passes(llama_cpp, dump, [])[0]
+    for i in range(C.num_hidden_layers):
+        q, k, v = np.split(np.asarray(dump["qkv_bias", i]), ends, 1)
+        found |= {f"Qcur-{i}": q, f"Kcur-{i}": k, f"Vcur-{i}": v.reshape(len(IDS), -1, C.head_dim)}
+    np.savez(tmp_path / "x.npz", **found)
+    read = open_dump(tmp_path / "x.npz", C.sizes, layers=C.num_hidden_layers)
+    for i in range(C.num_hidden_layers):
+        np.testing.assert_array_equal(read["qkv_bias", i], dump["qkv_bias", i])
+    assert not any(e.stage.name.endswith("post_rope") for e in read.entries) and verify(read, W).status == 0
+
+
+def test_arrays_held_twice_are_said(tmp_path: Path) -> None:
+    """A layer's output is the next layer's input: one is read, the other named."""
+    found = passes(transformers, dump_of(W, "HF float32", IDS), [])[0]
+    found["model.layers.1.input"] = found["model.layers.0"]
+    dump = open_dump(save(tmp_path / "x.pt", found), C.sizes, layers=C.num_hidden_layers)
+    assert dump.notes == ('not needed, 1 arrays: "model.layers.1.input"',)
