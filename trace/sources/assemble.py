@@ -97,6 +97,8 @@ def listed(source: Arrays, count: int = 10) -> str:
 
 def _rows(a: Assembly, phase: int, asked: Asked) -> Rows:
     facts = told_facts(a.places.facts.get(phase, {}))
+    if bad := next(((k, x) for k, x in facts.items() if len(x.shape) not in (1, 2) or not prod(x.shape)), None):
+        raise BadInput(f"{bad[1].where}: shape {bad[1].shape}; {bad[0]} have one axis, or prompts before it")
     told = {k: x.whole_numbers() for k, x in facts.items()}
     past = a.rows[-1].positions[-1] + 1 if a.rows and a.rows[-1].positions else 0
     width, prompts = _width(a, phase)

@@ -146,6 +146,8 @@ def _packed(facts: Mapping[str, Ints], width: int, past: int, row: int | None, w
         told = _run(past, len(take))
     if any(b <= a for a, b in pairwise(told)) or (told and told[0] < 0):
         raise BadInput(f"{where}: positions {told[:8]} ... do not rise: say which prompts they are of with seq_lens")
+    if told and told[-1] >= 1 << 31:
+        raise BadInput(f"{where}: position {told[-1]}; they end at 2^31")
     ids = None if tokens is None else tuple(map(int, tokens[take]))
     return Rows(None, width, take, told, ids, (i, of))
 
