@@ -68,6 +68,8 @@ def rows_of(facts: Mapping[str, Ints], width: int, prompts: int, past: int, row:
         width = tokens.shape[-1] if tokens.ndim == 2 else tokens.size
     elif positions is not None:
         width = positions.shape[-1]
+    if B > 1 and any(n != B for n in sides):
+        raise BadInput(f"{where}: tokens, attention_mask and arrays are of {sorted({*sides, prompts})} prompts")
     if B > 1 and (tokens is None or tokens.ndim == 2):
         return _padded(facts, width, B, past, _chosen(row, B, where), where)
     flat = {k: v.reshape(-1) for k, v in facts.items()}

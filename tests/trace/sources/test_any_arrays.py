@@ -39,7 +39,7 @@ def arrays(draw: st.DrawFn) -> Array:
     return Array(name, f"file: {name}", KINDS[np.dtype(dtype)], raw)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 @given(
     st.lists(arrays(), min_size=1, max_size=7, unique_by=lambda a: a.name),
     st.sampled_from([None, None, 0, 1, 9]),
