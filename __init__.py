@@ -20,7 +20,7 @@ _FROM = {
     "Report": "trace.verify.report.report",
     "diff": "trace.diff",
     "load": "model",
-    "open_dump": "trace.dump",
+    "open_dump": "trace.sources",
     "verify": "judging",
 }
 TYPE_CHECKING = False  # typing's own takes its import
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .trace.diff import Diff as Diff
     from .trace.diff import diff as diff
     from .trace.dump import Dump as Dump
-    from .trace.dump import open_dump as open_dump
+    from .trace.sources import open_dump as open_dump
     from .trace.verify.report.report import Report as Report
 
 

@@ -33,8 +33,9 @@ from .engine.text.generation import Generation
 from .engine.text.tokenizer import Tokenizer, Tokens
 from .errors import BadInput
 from .facts import model_facts
-from .trace.dump import Dump, open_dump
+from .trace.dump import Dump
 from .trace.plan import Plan, plan
+from .trace.sources import open_dump
 from .trace.store import check_target
 from .tracing import check_room, held, written
 

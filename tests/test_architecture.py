@@ -20,11 +20,13 @@ FRONT = ("facts", "judging", "model", "tracing")  # beside __init__: the front d
 FOREIGN = {"torch", "transformers", "llama_cpp"}
 
 # who -> what it may import of this project. The longest matching prefix of a file's path rules.
+FILES = {"engine/files/mapped", "engine/files/safetensors_header", "engine/files/strict_json"}  # know no model
 JUDGE = {"engine/kernels/reference", "engine/config", "engine/weights"}
 ARROWS: dict[str, set[str]] = {
     "quant": {"quant"},
     "trace": {"trace", "quant"},
     "trace/verify": {"trace", "quant"} | JUDGE,
+    "trace/sources": {"trace", "quant"} | FILES,
     "engine/config": {"engine/config", "engine/models", "quant"},
     "engine/models": {"engine/config_keys", "engine/models", "quant"},
     "engine/weights": {"engine/config", "quant"},
