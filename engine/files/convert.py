@@ -113,14 +113,14 @@ def plan(w: QTensor, kind: str, wanted: str | None, holds: set[str], source: Che
     elif kind == "gguf" and len(w.shape) == 1 and not source.container.startswith("GGUF"):
         format, why = "F32", "llama.cpp computes norms and biases in F32"
     if format not in holds:
-        format, why = "F16" if exact_in_f16(w) else "F32", f"{kind} has no code for {w.format}"
+        format, why = narrowest(w, holds), f"{kind} has no code for {w.format}"
     whole = w.shape[-1] % format_of(format).block == 0
     if not whole and not (pads and (format == w.format or format_of(format).encode is not None)):
         narrower = NARROWER.get(format, "")
         if wanted and narrower in holds and w.shape[-1] % format_of(narrower).block == 0:
             format, why = narrower, f"rows of {w.shape[-1]} are no whole {format} blocks"
         else:
-            format, why = "F16" if wanted or exact_in_f16(w) else "F32", f"rows of {w.shape[-1]} are no whole blocks"
+            format, why = "F16" if wanted else narrowest(w, holds), f"rows of {w.shape[-1]} are no whole blocks"
     if format == w.format:
         why = ""
     name = source.config.architecture.renamed(w.name, "ggml" if kind == "gguf" else "hf")
@@ -151,11 +151,21 @@ def recode(w: QTensor, format: str) -> Iterator[NDArray[np.uint8]]:
             yield quantize(whole, format, w.name).data
 
 
-def exact_in_f16(w: QTensor) -> bool:
-    """Whether every value is the same in half precision; most tensors are not, and their first slab says so."""
-    with np.errstate(over="ignore"):
-        slabs = (dequantize(w, *rows) for rows in row_slabs(w))
-        return all(np.array_equal(x.astype(np.float16).astype(np.float32), x) for x in slabs)
+def narrowest(w: QTensor, holds: set[str]) -> str:
+    """The narrowest float format, of those held, in which every value is the same; most tensors' first slab tells."""
+
+    def exact(format: str) -> bool:
+        f = format_of(format)
+        assert f.encode is not None
+        for rows in row_slabs(w):
+            x = dequantize(w, *rows)
+            with np.errstate(over="ignore"):
+                again = f.decode(f.encode(x)).reshape(x.shape)
+            if not np.array_equal(again, x):
+                return False
+        return True
+
+    return next((format for format in ("F16", "BF16") if format in holds and exact(format)), "F32")
 
 
 def report(steps: list[Step]) -> Iterator[str]:

@@ -13,17 +13,19 @@ from typing import Any
 from ...errors import BadInput, blamed_on
 from ...quant.tensor import QTensor
 from ..config import check_hf, from_hf
-from ..models import decoder
+from ..models import Architecture, decoder
 from . import Checkpoint, same_values
 from .foreign import check_adapter, folder_kind
 from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
 from .mapped import read_head
+from .quantised import FIELDS, Quantised, quantised_by
 from .safetensors_header import read_tensors
 
 # What torch.compile, FSDP and activation checkpointing put into a name, wherever the module was that they wrapped.
 WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 EMBED, HEAD = decoder.EMBED.hf, decoder.HEAD.hf
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+FLOATS = ("F32", "F16", "BF16")
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 
 
@@ -40,7 +42,7 @@ def open(path: Path) -> Checkpoint:
     whole = path.is_dir() or path.name == INDEX
     check_adapter(folder, read_object)
     shards: dict[Path, set[str] | None] = _shards(folder) if whole else {path: None}
-    config = _read_config(folder) if (folder / CONFIG).exists() else None
+    config, quantised = _read_config(folder) if (folder / CONFIG).exists() else (None, None)
     if whole:
         tensors, about = _read_shards(folder, shards)
     else:
@@ -52,6 +54,13 @@ def open(path: Path) -> Checkpoint:
             f"{folder / CONFIG}: no such file; safetensors hold no hyper-parameters, so it must lie beside them"
         )
     tensors, notes = _plain_names(tensors, path)
+    if quantised is not None:
+        with blamed_on(path):
+            tensors, said = quantised.assembled(tensors)
+        notes += [f"{path}: {note}" for note in said]
+    for name, w in tensors.items():
+        if w.format in BYTES and w.format not in FLOATS:
+            raise BadInput(f"{path}: tensor {name!r:.80}: dtype {w.format!r} is not supported; {', '.join(FLOATS)} are")
     if HEAD in tensors and EMBED not in tensors and config.get("tie_word_embeddings") is True:
         tensors[EMBED] = replace(tensors.pop(HEAD), name=EMBED)  # Transformers 5 ties them in either direction
     # A tied model may have been saved with a copy of the embedding as its head; it is tied if the copy is one.
@@ -59,6 +68,9 @@ def open(path: Path) -> Checkpoint:
     own_head = HEAD in tensors and not (tied and same_values(tensors[HEAD], tensors[EMBED]))
     with blamed_on(folder / CONFIG):
         c, more = from_hf(config, own_head)
+    if quantised is not None:
+        tensors, said = _without_added_biases(tensors, c.architecture)
+        notes += [f"{path}: {note}" for note in said]
     metadata = {
         "config": config,
         "generation_config": read_generation_config(folder),
@@ -76,13 +88,16 @@ def open(path: Path) -> Checkpoint:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with nothing in it that is not computed; what it says of weights explains what they look like."""
+def _read_config(folder: Path) -> tuple[dict[str, Any], Quantised | None]:
+    """config.json, with nothing in it that is not computed, and apart from it what it says of quantised weights; what
+    it says of weights explains what they look like."""
     path = folder / CONFIG
     config = read_object(path)
     with blamed_on(path):
+        quantised = quantised_by(config)
+        config = {field: value for field, value in config.items() if field not in FIELDS}
         check_hf(config)
-    return config
+    return config, quantised
 
 
 def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTensor], list[str]]:
@@ -108,6 +123,17 @@ def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTe
     name, old = next((name, old) for name, old in named.items() if name != old)
     found = {name: replace(tensors[old], name=name) for name, old in named.items()}
     return found, [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
+
+
+def _without_added_biases(tensors: dict[str, QTensor], a: Architecture) -> tuple[dict[str, QTensor], list[str]]:
+    """The tensors without biases of zeros that have no role: AutoGPTQ gave one to every module. And a note if so."""
+    added = [n for n, w in tensors.items() if n.endswith(".bias") and not a.renamed(n, "hf") and not w.data.any()]
+    if not added:
+        return tensors, []
+    kept = dict(tensors)
+    for name in added:
+        del kept[name]
+    return kept, [f"{added[0]!r:.80} and {len(added) - 1} more biases have no place, and are zero"]
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
