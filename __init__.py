@@ -19,6 +19,7 @@ _FROM = {
     "Model": "model",
     "Report": "trace.verify.report.report",
     "diff": "trace.diff",
+    "hooks": "hooks",
     "load": "model",
     "open_dump": "trace.sources",
     "verify": "judging",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .engine.text.chat import Chat as Chat
     from .engine.text.generation import Generation as Generation
     from .errors import BadInput as BadInput
+    from .hooks import hooks as hooks
     from .judging import verify as verify
     from .model import Model as Model
     from .model import load as load
