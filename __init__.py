@@ -12,29 +12,31 @@ __version__ = "0.1.0"
 # What is here, by the module that has it; imported when it is first asked for: the command line waits for nothing.
 _FROM = {
     "BadInput": "errors",
-    "Chat": "engine.chat",
+    "Chat": "engine.text.chat",
     "Diff": "trace.diff",
     "Dump": "trace.dump",
-    "Generation": "engine.generation",
+    "Generation": "engine.text.generation",
     "Model": "model",
     "Report": "trace.verify.report.report",
     "diff": "trace.diff",
+    "hooks": "hooks",
     "load": "model",
-    "open_dump": "trace.dump",
+    "open_dump": "trace.sources",
     "verify": "judging",
 }
 TYPE_CHECKING = False  # typing's own takes its import
 if TYPE_CHECKING:
-    from .engine.chat import Chat as Chat
-    from .engine.generation import Generation as Generation
+    from .engine.text.chat import Chat as Chat
+    from .engine.text.generation import Generation as Generation
     from .errors import BadInput as BadInput
+    from .hooks import hooks as hooks
     from .judging import verify as verify
     from .model import Model as Model
     from .model import load as load
     from .trace.diff import Diff as Diff
     from .trace.diff import diff as diff
     from .trace.dump import Dump as Dump
-    from .trace.dump import open_dump as open_dump
+    from .trace.sources import open_dump as open_dump
     from .trace.verify.report.report import Report as Report
 
 

@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine.chat import Chat, Message
-from .engine.chat import prompt_ids as ids_of
 from .engine.config import Config
 from .engine.files import Vocabulary
 from .engine.generate import check_prompt, generate, new_tokens, prefill
-from .engine.generation import Generation
 from .engine.load import (
     Loaded,
     Opened,
@@ -30,11 +27,15 @@ from .engine.load import (
 )
 from .engine.load import load as load_opened
 from .engine.sample import Sampling
-from .engine.tokenizer import Tokenizer, Tokens
+from .engine.text.chat import Chat, Message
+from .engine.text.chat import prompt_ids as ids_of
+from .engine.text.generation import Generation
+from .engine.text.tokenizer import Tokenizer, Tokens
 from .errors import BadInput
 from .facts import model_facts
-from .trace.dump import Dump, open_dump
+from .trace.dump import Dump
 from .trace.plan import Plan, plan
+from .trace.sources import open_dump
 from .trace.store import check_target
 from .tracing import check_room, held, written
 

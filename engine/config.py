@@ -136,21 +136,10 @@ def _float32(value: float) -> float:
 
 def check_hf(data: Mapping[str, Any]) -> tuple[Architecture, list[str]]:
     """Whose config.json it is, and notes on its fields. Raises BadInput for one that asks for what is not computed."""
-    check_quantization(data)
     a, classes = find(data.get("model_type")), data.get("architectures")
     if classes and classes not in ([a.hf_class], [f"{a.title}Model"]):
         _refuse("architectures", f"is {brief(classes)}; only {a.hf_class} is supported")
     return a, a.hf_keys.look(data)
-
-
-def check_quantization(data: Mapping[str, Any]) -> None:
-    """Raises BadInput that names the method if the weights are in none of the formats of quant/."""
-    for field in ("quantization_config", "compression_config", "quantization"):
-        if (asked := data.get(field)) is not None:
-            told = asked if isinstance(asked, dict) else {}
-            method = told.get("quant_method", told.get("mode", "MLX" if "group_size" in told else asked))
-            way_out = "give the model as it was before, or a GGUF file of it"
-            _refuse(field, f"says that the weights are quantised ({brief(method)}), which is not supported; {way_out}")
 
 
 def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]:

@@ -93,8 +93,8 @@ HF = Keys(
         _names("""
             architectures model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
             intermediate_size vocab_size max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta
-            rope_parameters rope_scaling partial_rotary_factor sliding_window layer_types quantization_config
-            compression_config quantization bos_token_id eos_token_id pad_token_id
+            rope_parameters rope_scaling partial_rotary_factor sliding_window layer_types bos_token_id eos_token_id
+            pad_token_id
         """)
     ),
     inert={
@@ -134,6 +134,9 @@ HF = Keys(
         """),
     },
     neutral={
+        "quantization_config": (None,),  # these three are read where weights lie as they say: quantised/
+        "compression_config": (None,),
+        "quantization": (None,),
         "is_causal": (True,),  # null is not causal for Transformers 5
         "use_bidirectional_attention": (None, False),
         "hidden_act": (None, "silu", "swish"),

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import BadInput
+from ..errors import BadInput, blamed_on
 from .aliases import resolve
 from .bind import bind
 from .files import Checkpoint, Vocabulary, open_checkpoint
 from .kernels import Kernels, backend, check_precision
 from .nonfinite import NotFinite
-from .tokenizer import Tokenizer, Tokens
+from .text.tokenizer import Tokenizer, Tokens
 from .weights import Weights
 
 
@@ -44,10 +44,8 @@ def open_weights(path_or_alias: str | os.PathLike[str] | None) -> Opened:
 
 def bound(checkpoint: Checkpoint) -> Opened:
     """The tensors of an opened file bound to their roles. Raises BadInput if one is missing, or of another shape."""
-    try:
+    with blamed_on(checkpoint.path):
         return Opened(checkpoint, bind(checkpoint.config, checkpoint.tensors))
-    except BadInput as error:
-        raise BadInput(f"{checkpoint.path}: {error}") from None
 
 
 def load(
@@ -90,10 +88,8 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
 
 def tokenizer_of(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Tokenizer:
     """That vocabulary at work. Raises BadInput that names the file."""
-    try:
+    with blamed_on(checkpoint.path):
         return Tokenizer.from_vocabulary(vocabulary, checkpoint.config.vocab_size)
-    except BadInput as error:
-        raise BadInput(f"{checkpoint.path}: {error}") from None
 
 
 def spelling_of(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Tokens:

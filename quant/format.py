@@ -31,7 +31,8 @@ class Format:
     codes: the fields that hold nothing but codes. levels: how many values a code can stand for, spaced evenly or nearly
     so; 0: not even. offset: the code that stands for 0, or for the minimum.
     nibbles: the field whose bytes are two codes each (or their low bits), and how many values a run of them holds: the
-    low nibbles are its first half, the high ones its second. high: the field of the codes' upper bits.
+    low nibbles are its first half, the high ones its second; of 2, they are neighbours. high: the field of the codes'
+    upper bits.
 
     activations: the format that ggml gives the activations of a product with it (its `vec_dot_type`), and
     activations_int16 that of `--precision int16` (q16.py). F32: as they are.

@@ -1,15 +1,16 @@
 """QTensor: a tensor as it lies in its file, and the one way from a format's name to the file that knows it.
 
 Every format is a module of this package, named as ggml names the type, in lower case, with its FORMAT: a Format; or,
-where the format comes in sizes, a function of whole numbers that makes one. These numbers follow the name: of module
-x.py with FORMAT(group), "X/64" is FORMAT(64).
+where the format comes in sizes, a function of whole numbers, and of types by their names, that makes one. They follow
+the name: of module x.py with FORMAT(group: int, scales: str), "X/64/F16" is FORMAT(64, "F16").
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from inspect import signature
 from math import prod
@@ -20,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadInput
-from .format import Format
+from .format import Bytes, Format
 
 SLAB = 1 << 17  # values encoded at a time: bounds the memory of the search, and keeps it near a core's cache
+DECODED = 1 << 22  # values decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +44,39 @@ class QTensor:
     name: str = ""
 
 
+class Assembled(QTensor):
+    """A tensor whose bytes are made out of several of its file's, when they are first asked for; then they are kept.
+
+    data: what makes them; or bytes, as in a QTensor.
+    """
+
+    def __init__(self, format: str, shape: tuple[int, ...], data: Callable[[], Bytes] | Bytes, name: str = "") -> None:
+        for field, value in (("format", format), ("shape", shape), ("name", name), ("_make", data)):
+            object.__setattr__(self, field, value)
+
+    @cached_property
+    def data(self) -> Bytes:
+        made = self._make  # type: ignore[attr-defined]
+        return made() if callable(made) else made
+
+
 @cache
 def format_of(name: str) -> Format:
     """The format of that name, in either case. Raises BadInput if there is none, saying which one is like it."""
-    file, *numbers = name.split("/")
+    file, *said = name.split("/")
     found = _declared(file)
     if isinstance(found, Format):
-        if not numbers:
+        if not said:
             return found
     elif found is not None:
-        wants = list(signature(found).parameters)
-        if len(numbers) != len(wants) or not all(n.isascii() and n.isdecimal() for n in numbers):
-            raise BadInput(f"weight format {name:.80}: is written {'/'.join([file.upper(), *wants])}, in whole numbers")
-        made: Format = found(*map(int, numbers))
+        wants = signature(found).parameters.values()
+        whole = [w.annotation not in (str, "str") for w in wants]
+        if len(said) != len(whole) or not all(
+            s.isascii() and s.isdecimal() and len(s) < 10 for s, w in zip(said, whole, strict=True) if w
+        ):
+            written = "/".join([file.upper(), *(w.name for w in wants)])
+            raise BadInput(f"weight format {name:.80}: is written {written}, in whole numbers")
+        made: Format = found(*(int(s) if w else s.upper() for s, w in zip(said, whole, strict=True)))
         return made
     like = get_close_matches(name.upper(), _names(), 1)
     raise BadInput(f"no decoder for weight format {name:.80}" + (f"; did you mean {like[0]}?" if like else ""))
@@ -121,6 +143,14 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
     with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN scales decode to what ggml makes of them
         values: NDArray[np.float32] = f.decode(blocks).reshape(-1, per_row * f.block)[:, :width]
     return values.reshape(-1, *w.shape[1:]) if outer else values.reshape(-1)[start:stop]
+
+
+def row_slabs(w: QTensor, most: int = DECODED) -> Iterator[tuple[int, int]]:
+    """Ranges of rows (of the outermost dimension), first and behind the last, of at most so many values, but of a row
+    each: what to decode at a time, so that memory stays bounded."""
+    step = max(1, most * w.shape[0] // max(1, prod(w.shape)))
+    for start in range(0, w.shape[0], step):
+        yield start, min(start + step, w.shape[0])
 
 
 def take(w: QTensor, rows: NDArray[np.integer[Any]]) -> QTensor:

@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 import qwenref.engine.kernels  # noqa: F401  Numba's settings, before any test imports Numba
 
@@ -30,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
         import numba
 
         numba.set_num_threads(max(1, numba.config.NUMBA_NUM_THREADS // workers))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_blas_thread() -> Iterator[None]:
+    """Of each of pytest's processes: several, with threads that spin while they wait, take each other's cores."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES
 
 from qwenref.engine.config_keys import APR_ALIASES, APR_OWN, GGUF, HF
-from qwenref.tools.convert import convert
+from qwenref.engine.files.convert import convert
 
 from .gguf_builder import ARR, BOOL, CODES, F32, F64, I8, I32, I64, STR, U8, U32, U64, Gguf, Tensor, text
 from .models import model

@@ -14,17 +14,19 @@ import pytest
 from qwenref.tools.dev.docs_map import files, first_sentence, render
 
 ROOT = Path(__file__).parents[1]
-CODE = ("engine", "quant", "trace", "tools")
+CODE = ("engine", "quant", "trace", "tools", "writers")
 BASE = ("beside", "errors")  # of the root: they import nothing, and everybody may import them
-FRONT = ("facts", "judging", "model", "tracing")  # beside __init__: the front door, and what it shares with tools
+FRONT = ("facts", "hooks", "judging", "model", "tracing")  # the front door, and what it shares with tools
 FOREIGN = {"torch", "transformers", "llama_cpp"}
 
 # who -> what it may import of this project. The longest matching prefix of a file's path rules.
+FILES = {"engine/files/mapped", "engine/files/safetensors_header", "engine/files/strict_json"}  # know no model
 JUDGE = {"engine/kernels/reference", "engine/config", "engine/weights"}
 ARROWS: dict[str, set[str]] = {
     "quant": {"quant"},
     "trace": {"trace", "quant"},
     "trace/verify": {"trace", "quant"} | JUDGE,
+    "trace/sources": {"trace", "quant"} | FILES,
     "engine/config": {"engine/config", "engine/models", "quant"},
     "engine/models": {"engine/config_keys", "engine/models", "quant"},
     "engine/weights": {"engine/config", "quant"},
@@ -33,7 +35,8 @@ ARROWS: dict[str, set[str]] = {
     "engine/files": {"engine/files", "engine/config", "engine/models", "quant"},
     "engine": {"engine", "quant"},
     **{name: set() for name in BASE},
-    **{name: {"engine", "quant", "trace", *FRONT, ""} for name in FRONT},
+    "writers": set(),
+    **{name: {"engine", "quant", "trace", "writers", *FRONT, ""} for name in FRONT},
     "tools": {"engine", "quant", "trace", "tools", *FRONT, ""},
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
-from qwenref.tools.convert import convert
+from qwenref.engine.files.convert import convert
 
 from .models import model
 

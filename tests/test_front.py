@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 import qwenref
 from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.files.strict_json import parse
-from qwenref.engine.generation import Generation
-from qwenref.engine.tokenizer import Tokens
-from qwenref.tools.convert import convert
+from qwenref.engine.text.generation import Generation
+from qwenref.engine.text.tokenizer import Tokens
 from qwenref.tools.main import main
 from qwenref.trace.dump import Dump, Entry
 from qwenref.trace.plan import plan

@@ -11,16 +11,20 @@ from typing import Any
 
 from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
-from .terminal import json_text, one_line
+from ..trace.pair import Known
+from .source import KINDS, add_source_arguments, asked
+from .terminal import json_text, on_stderr, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Compares B with the reference A: two folders of stage files (with or without a manifest), two stage files,\n"
-        "or with --weights two model files. Exit status 0: within tolerance; 1: beyond; 2: not comparable."
+        "Compares B with the reference A: two dumps of any engines, two stage files, or with --weights two model\n"
+        "files. Exit status 0: within tolerance; 1: beyond; 2: not comparable.\n" + KINDS
     )
     parser.epilog = """examples:
   engine diff reference-trace candidate-trace
+  engine diff reference-trace sglang-dump/ --row 2
+  engine diff hf.safetensors vllm.pt -m model.gguf
   engine diff a/layer-0/attention.bin b/layer-0/attention.bin --top 20
   engine diff a b --tolerance 1e-5 --json
   engine diff --weights model.gguf model.apr"""
@@ -34,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"largest relative error, RMS(A - B) / RMS(A), of a stage that passes (default: {TOLERANCE:g})",
     )
     parser.add_argument("--top", type=int, metavar="K", help=f"largest differences to list of a stage (default: {TOP})")
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL", help="the model that was run, where no dump of ours says its sizes"
+    )
+    add_source_arguments(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object; NaN and infinity are null")
     form.add_argument("--csv", action="store_true", help="a line per stage")
@@ -43,7 +51,9 @@ def main(args: argparse.Namespace) -> int:
     if args.weights:
         return int(import_module(".diff_weights", __package__).main(args))
     tolerance = TOLERANCE if args.tolerance is None else args.tolerance
-    found = diff(args.a, args.b, tolerance=tolerance, top=TOP if args.top is None else args.top)
+    found = diff(args.a, args.b, tolerance=tolerance, top=TOP if args.top is None else args.top, known=known(args))
+    for note in found.pairs.notes:
+        on_stderr(f"note: {note}")
     if args.json:
         print(json_text(as_json(args, found)))
     elif args.csv:
@@ -53,8 +63,19 @@ def main(args: argparse.Namespace) -> int:
     return 0 if found.within else 1
 
 
+def known(args: argparse.Namespace) -> Known:
+    """What opens dumps of other engines."""
+    said = asked(args)
+    if args.model is None:
+        return Known(asked=said)
+    from .load import open_model
+
+    c = open_model(args.model).config
+    return Known(c.sizes, c.num_hidden_layers, said)
+
+
 def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:
-    first, needed, pairs = found.first_beyond, found.tolerance_needed, found.pairs
+    first, pairs = found.first_beyond, found.pairs
     return {
         "schema": "qwenref-diff-v1",
         "a": args.a,
@@ -62,7 +83,7 @@ def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:
         "measure": "relative = RMS(a - b) / RMS(a)",
         "tolerance": found.tolerance,
         "within": found.within,
-        "tolerance_needed": needed if isfinite(needed) else None,
+        "tolerance_needed": found.tolerance_needed,
         "first_beyond": None if first is None else first.a.label,
         "only_a": pairs.only_a,
         "only_b": pairs.only_b,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt, greedy_passes
-from ..engine.tokenizer import Tokens
+from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..facts import model_facts, run_facts
 from ..trace.plan import Plan, plan

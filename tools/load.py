@@ -10,7 +10,7 @@ from ..engine.aliases import resolve
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS
 from ..engine.load import Loaded, Opened, bound, load, set_threads, spelling_of, tokenizer_of, vocabulary_of
-from ..engine.tokenizer import Tokenizer, Tokens
+from ..engine.text.tokenizer import Tokenizer, Tokens
 from ..errors import BadInput
 from .terminal import on_stderr
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": ("show", "what is in a model file"),
     "convert": ("convert", "a model into another container"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
+    "eval": ("eval", "perplexity of a text, and how far from another model"),
     "diff": ("diff", "two dumps, or the weights of two models, side by side"),
     "verify": ("verify", "judge a dump of any engine, stage by stage"),
     "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),

@@ -10,13 +10,14 @@ from .terminal import one_line
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes how much is done so far; the bar is on stderr and goes at the end.
+def progress(label: str, total: int | None = None, unit: str = "") -> Iterator[Callable[..., None]]:
+    """Yields a function that takes how much is done so far, and of how much if that is known only then; the bar is on
+    stderr and goes at the end.
 
     unit: "bytes" shows sizes and speed, anything else a plain count. rich is imported only where there is a terminal.
     """
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield lambda *done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -29,4 +30,4 @@ def progress(label: str, total: int, unit: str = "") -> Iterator[Callable[[int],
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), *numbers, TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(one_line(label), total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, total=total: bar.update(task, completed=done, total=total)

@@ -17,13 +17,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.chat import Chat, Renderer, prompt_ids
+from ..engine.text.chat import Chat, Renderer, prompt_ids
 from ..errors import BadInput
 from .child import end_with_parent, own_process
 from .signals import end_at_a_cut_file
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before
-    from ..engine.tokenizer import Tokens
+    from ..engine.text.tokenizer import Tokens
 
 # What --chat needs to have any meaning: destination, flag.
 CHAT_FLAGS = {
@@ -126,10 +126,7 @@ def _read_text(args: argparse.Namespace, default: str | None) -> str:
     if args.prompt is not None and args.prompt != "-":
         text: str = args.prompt
     elif args.file is not None:
-        try:
-            text = _utf8(Path(args.file).read_bytes(), args.file).removesuffix("\n")
-        except OSError as error:
-            raise BadInput(f"prompt file {args.file}: {error.strerror}") from None
+        text = text_of_file(args.file)
     elif args.prompt is None and default is not None:
         return default
     elif args.prompt == "-" or not sys.stdin.isatty():
@@ -141,6 +138,14 @@ def _read_text(args: argparse.Namespace, default: str | None) -> str:
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise BadInput("the prompt is not valid UTF-8")
     return text
+
+
+def text_of_file(name: str) -> str:
+    """A file's text, without one newline at its end. Raises BadInput."""
+    try:
+        return _utf8(Path(name).read_bytes(), name).removesuffix("\n")
+    except OSError as error:
+        raise BadInput(f"prompt file {name}: {error.strerror}") from None
 
 
 def add_tokens_argument(group: argparse._MutuallyExclusiveGroup) -> None:

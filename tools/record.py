@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.aliases import resolve
-from ..engine.chat import Chat, prompt_ids
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
-from ..engine.tokenizer import Tokens
+from ..engine.text.chat import Chat, prompt_ids
+from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..facts import model_facts
 from ..trace.plan import plan
@@ -96,14 +96,9 @@ def best(logits_V: NDArray[np.floating], tokenizer: Tokens | None, count: int = 
     """The likeliest next tokens; equal logits in order of id."""
     order = np.argsort(-logits_V, kind="stable")[:count]
     return [
-        {"id": int(i), "text": tokenizer.decode([int(i)]) if tokenizer else None, "logit": number(float(logits_V[i]))}
+        {"id": int(i), "text": tokenizer.decode([int(i)]) if tokenizer else None, "logit": float(logits_V[i])}
         for i in order
     ]
-
-
-def number(x: float) -> float | None:
-    """JSON knows no NaN and no infinity."""
-    return x if np.isfinite(x) else None
 
 
 def prompt_of(
@@ -210,7 +205,7 @@ def print_tokens(report: Mapping[str, Any], tokenizer: Tokens | None) -> None:
     for phase, choices in enumerate(report["next"]):
         spelled = "  ".join(
             f"{t['id']}{'' if t['text'] is None else ' ' + repr(t['text'])} "
-            + ("not finite" if t["logit"] is None else f"{t['logit']:.4f}")
+            + ("not finite" if not np.isfinite(t["logit"]) else f"{t['logit']:.4f}")
             for t in choices
         )
         print(f"next after {phase_name(phase)}: {spelled}")

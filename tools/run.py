@@ -15,7 +15,7 @@ from .prompt import TokenizerProcess, add_chat_arguments, add_tokens_argument, g
 
 if TYPE_CHECKING:
     from ..engine.files import Checkpoint
-    from ..engine.tokenizer import Tokens
+    from ..engine.text.tokenizer import Tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,9 +101,9 @@ def answer(
 ) -> int:
     """size: of the prompt, in characters or ids; tokenizer: its ids and what spells them, asked for once."""
     from ..engine.generate import check_prompt, generate, new_tokens
-    from ..engine.generation import Generation
     from ..engine.load import blaming
     from ..engine.sample import Sampling
+    from ..engine.text.generation import Generation
     from .load import load_as_asked, open_weights
     from .progress import progress
     from .terminal import for_stdout, json_text

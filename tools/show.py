@@ -9,13 +9,11 @@ from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput
+from ..errors import BadInput, blamed_on
 
 if TYPE_CHECKING:
     from ..engine.files import Checkpoint, Vocabulary
     from ..quant.tensor import QTensor
-
-SLAB = 1 << 22  # values decoded at a time by --check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,15 +131,13 @@ def check(c: Checkpoint) -> None:
     """
     from ..engine.bind import bind
 
-    try:
+    with blamed_on(c.path):
         bind(c.config, c.tensors)
         broken = {t.name: bad for t in c.tensors.values() if (bad := unusable_row(t)) is not None}
         if broken:
             name, row = next(iter(broken.items()))
             more = f", and so do {len(broken) - 1} tensors more: {', '.join(list(broken)[1:6])}" * (len(broken) > 1)
             raise BadInput(f"tensor {name}: row {row} holds a NaN or an infinity{more}")
-    except BadInput as error:
-        raise BadInput(f"{c.path}: {error}") from None
     c.check_unchanged()
 
 
@@ -154,12 +150,11 @@ def decoded(t: QTensor) -> Iterator[tuple[int, Any]]:
     """A slab at a time: its first row, and for each of its rows whether all values are finite."""
     import numpy as np
 
-    from ..quant.tensor import dequantize
+    from ..quant.tensor import dequantize, row_slabs
 
-    rows = max(1, SLAB * t.shape[0] // prod(t.shape))
-    for start in range(0, t.shape[0], rows):
+    for start, stop in row_slabs(t):
         with np.errstate(all="ignore"):
-            values = dequantize(t, start, min(start + rows, t.shape[0]))
+            values = dequantize(t, start, stop)
         yield start, np.isfinite(values.reshape(len(values), -1)).all(axis=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import isfinite
 from typing import Any
 
 # C0, DEL and C1 (ECMA-48), ESC and CSI among them: they move the cursor, hide, or make the terminal type.
@@ -29,10 +30,19 @@ def on_stderr(text: str) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """One JSON document as RFC 8259 has it (no NaN); its escapes leave a terminal nothing to obey."""
+    """One JSON document as RFC 8259 has it: numbers that are not finite are null there. Its escapes leave a terminal
+    nothing to obey."""
     import json  # which `engine --help` does without
 
-    return json.dumps(value, allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
+    return json.dumps(_finite(value), allow_nan=False, indent=indent).replace("\x7f", "\\u007f")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def for_stdout(text: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import BadInput
 from .compare import Choice, Comparison, choice, compare, place
 from .dump import Dump, Entry
-from .pair import Pairs, pair_dumps, pair_files
+from .pair import Known, Pairs, pair_dumps, pair_files
+from .sources import reader_of
 
 TOLERANCE, TOP = 1e-3, 10
 
@@ -104,10 +105,18 @@ class Diff:
         return f"<Diff: {self.sentence}>"
 
 
-def diff(a: Source, b: Source, *, tolerance: float = TOLERANCE, top: int = TOP) -> Diff:
-    """Compares b with the reference a: two dumps, opened or by the paths of their folders, or two stage files.
+def diff(
+    a: Source,
+    b: Source,
+    *,
+    tolerance: float = TOLERANCE,
+    top: int = TOP,
+    known: Known = Known(),  # noqa: B008
+) -> Diff:
+    """Compares b with the reference a: two dumps, opened or by their paths, or two stage files.
 
-    top: how many of the largest differences to keep of a stage. Raises BadInput for what cannot be compared: nothing in
+    top: how many of the largest differences to keep of a stage. known: the model's sizes, which sources of other tools
+    need, and which of their prompts is meant. Raises BadInput for what cannot be compared: nothing in
     common, other tokens, other capture points, other sizes.
     """
     if not 0 <= tolerance < float("inf"):
@@ -118,10 +127,10 @@ def diff(a: Source, b: Source, *, tolerance: float = TOLERANCE, top: int = TOP) 
     for s in (x, y):
         if isinstance(s, Path) and not s.exists():
             raise BadInput(f"{s}: no such file or folder")
-    files = [isinstance(s, Path) and not s.is_dir() for s in (x, y)]
+    files = [isinstance(s, Path) and not s.is_dir() and reader_of(s) is None for s in (x, y)]
     if files[0] != files[1]:
         raise BadInput(f"{_name(x)} and {_name(y)}: give two folders or two files")
-    pairs = pair_files(x, y) if isinstance(x, Path) and isinstance(y, Path) and files[0] else pair_dumps(x, y)
+    pairs = pair_files(x, y) if isinstance(x, Path) and isinstance(y, Path) and files[0] else pair_dumps(x, y, known)
     stages = (Row(p, q, compare(p, q, top), choice(p, q) if p.stage.name == "lm_head" else None) for p, q in pairs.both)
     return Diff(pairs, tuple(stages), tolerance)
 

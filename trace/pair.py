@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import BadInput
-from .dump import Dump, Entry, open_dump, open_stage
+from .dump import Dump, Entry
 from .plan import spell_ranges
+from .sources import AS_IT_IS, Asked, open_dump, reader_of
+from .sources.aprt_folder import open_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class Pairs:
     """both: entries of one stage, layer and phase, in order of execution. only_a, only_b: labels of the rest.
 
     apart: labels of decode steps that were fed another token in each dump, and so are no longer comparable.
-    ignored: paths of .bin files that are no stage's.
+    ignored: paths of .bin files, and arrays of other tools, that are no stage's. notes: how such a tool's were read.
     """
 
     both: tuple[tuple[Entry, Entry], ...]
@@ -25,6 +27,7 @@ class Pairs:
     apart: tuple[str, ...]
     sizes: Mapping[str, int] | None
     ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def pair_files(a: Path, b: Path) -> Pairs:
@@ -38,12 +41,21 @@ def pair_files(a: Path, b: Path) -> Pairs:
     return Pairs((check(x, y),), (), (), (), sizes_a or sizes_b)
 
 
-def pair_dumps(x: Dump | Path, y: Dump | Path) -> Pairs:
-    """Two dumps, opened or by their folders, with or without manifests; one's sizes serve the other.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What opens sources of other tools: the model's sizes and layers, and what the user says of both sources."""
+
+    sizes: Mapping[str, int] | None = None
+    layers: int | None = None
+    asked: Asked = AS_IT_IS
+
+
+def pair_dumps(x: Dump | Path, y: Dump | Path, known: Known = Known()) -> Pairs:
+    """Two dumps, opened or by their paths, with or without manifests; one's sizes serve the other.
 
     Raises BadInput if they do not compare.
     """
-    a, b = (d if isinstance(d, Dump) else open_dump(d) for d in (x, y))
+    a, b = _opened(x, y, known)
     path_a, path_b = a.path, b.path
     if a.sizes is None and b.sizes is not None:
         a = open_dump(path_a, b.sizes)
@@ -73,7 +85,23 @@ def pair_dumps(x: Dump | Path, y: Dump | Path) -> Pairs:
         apart=tuple(x.label for x, _ in common if x.phase > agreed),
         sizes=a.sizes,
         ignored=tuple(str(d.path / f) for d in (a, b) for f in d.ignored),
+        notes=(*a.notes, *b.notes),
     )
+
+
+def _opened(x: Dump | Path, y: Dump | Path, known: Known) -> tuple[Dump, Dump]:
+    """Both, the one that says its sizes itself first."""
+    found: dict[int, Dump] = {}
+    sizes = known.sizes
+    for i, d in sorted(enumerate((x, y)), key=lambda p: not isinstance(p[1], Dump) and reader_of(p[1]) is not None):
+        if isinstance(d, Dump):
+            found[i] = d
+        elif reader_of(d) is None:
+            found[i] = open_dump(d, sizes)
+        else:
+            found[i] = open_dump(d, sizes, layers=known.layers, asked=known.asked)
+        sizes = sizes or found[i].sizes
+    return found[0], found[1]
 
 
 def _agreed_steps(a: Dump, b: Dump) -> int:

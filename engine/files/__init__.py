@@ -14,46 +14,11 @@ from typing import Any, cast
 import numpy as np
 
 from ...errors import BadInput
-from ...quant.tensor import QTensor, dequantize
+from ...quant.tensor import QTensor, dequantize, row_slabs
 from ..config import Config
 from .foreign import file_kind, folder_kind, model_inside
 from .mapped import read_head
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """What a file says about text: a byte-level BPE.
-
-    tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first, none twice;
-    types: ggml's token types by id (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte);
-    model, pre: ggml's names of the algorithm ("gpt2") and of the pre-tokenizer ("qwen2");
-    eos_ids: every id that ends an answer, the tokenizer's own first; eos_from: how each came;
-    prefix, suffix: the ids that a raw prompt has before and behind those of its text;
-    flags: of added tokens, by id: which of Hugging Face's lstrip, rstrip, single_word, normalized are true;
-    tokenizer_json: Hugging Face's own file, where the model has one, as it is written: all that it says is above;
-    other_templates: chat templates besides the default, by name; notes: a line each on what was not used.
-    """
-
-    tokens: list[str]
-    merges: list[str]
-    types: list[int]
-    model: str
-    pre: str
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    pad_id: int | None
-    chat_template: str | None
-    prefix: tuple[int, ...] = ()
-    suffix: tuple[int, ...] = ()
-    eos_from: tuple[str, ...] = ()
-    flags: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    tokenizer_json: str | None = None
-    other_templates: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def template(self, tools: bool) -> str | None:
-        """The chat template: of several, tool_use where there are tools, as Transformers chooses."""
-        return self.other_templates.get("tool_use", self.chat_template) if tools else self.chat_template
+from .vocabulary import Vocabulary as Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +89,4 @@ def same_values(a: QTensor, b: QTensor) -> bool:
         return False
     if 0 in a.shape or (a.format == b.format and np.array_equal(a.data, b.data)):
         return True
-    step = max(1, (1 << 20) // a.shape[1])
-    ranges = ((start, min(start + step, a.shape[0])) for start in range(0, a.shape[0], step))
-    return all(np.array_equal(dequantize(a, *rows), dequantize(b, *rows)) for rows in ranges)
+    return all(np.array_equal(dequantize(a, *rows), dequantize(b, *rows)) for rows in row_slabs(a, 1 << 20))

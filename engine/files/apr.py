@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BadInput
+from ...errors import BadInput, blamed_on
 from ...quant import aprq8
 from ...quant.ggml import size_of
 from ...quant.label import mislabelled
@@ -76,10 +76,8 @@ def open(path: Path) -> Checkpoint:
                 raise BadInput(f"{other}: tensor {min(both)!r:.80} is in another shard too")
             tensors, notes = tensors | more, notes + said
             metadata = first | metadata
-    try:
+    with blamed_on(f"{path}: metadata"):
         c, more_notes = read_config(metadata, _own_head(tensors, metadata))
-    except BadInput as error:
-        raise BadInput(f"{path}: metadata: {error}") from None
     tensors = _named_as_one_layer_each(tensors, c)
     if metadata.get("format") == "entrenar-checkpoint":
         tensors = {name: _transposed(w) for name, w in tensors.items()}

@@ -11,10 +11,10 @@ from ...errors import BadInput
 from ..config import Config, from_hf
 from ..config_keys import APR_ALIASES, APR_OWN, APR_ROPE_TYPE
 from ..models import meant
-from . import Vocabulary
 from .end_of_generation import by_text, ends, with_control
 from .fields import Fields
 from .strict_json import parse_object
+from .vocabulary import Vocabulary
 
 DOTTED = ("tokenizer.", "model.", "general.")  # the tokenizer; copies for people; what came from GGUF
 

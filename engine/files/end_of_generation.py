@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from . import Vocabulary
+from .vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # llama_token_type
 TEXT = "its text"
 
 ENDS = frozenset({

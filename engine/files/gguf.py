@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BadInput
+from ...errors import BadInput, blamed_on
 from ...quant.ggml import NAMES, size_of
 from ...quant.tensor import QTensor
 from ..config import from_gguf
 from ..config_keys import brief
-from . import Checkpoint, Vocabulary
-from .end_of_generation import FILL_IN, NORMAL, by_text, ends, with_control
+from . import Checkpoint
+from .end_of_generation import FILL_IN, by_text, ends, with_control
 from .foreign import gguf_kind
 from .gguf_header import Header, Metadata, read_header
 from .mapped import map_file
 from .tokenizer_json import last_used, parse
+from .vocabulary import NORMAL, Vocabulary
 
 # What llama.cpp's `gguf-split` calls part i of n; nothing inside a file names another file.
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -59,10 +60,8 @@ def open(path: Path) -> Checkpoint:
         raise BadInput(f"{first}: split.tensors.count is {brief(total)}, but the parts hold {len(tensors)} tensors")
     if kind := gguf_kind(metadata, len(tensors)):
         raise BadInput(f"{first}: {kind}")
-    try:
+    with blamed_on(first):
         config, more_notes = from_gguf(metadata, tensors)
-    except BadInput as error:
-        raise BadInput(f"{first}: {error}") from None
     notes += [f"{first}: {note}" for note in more_notes]
     return Checkpoint(
         path=first,

@@ -1,10 +1,13 @@
-"""Writes GGUF v3, streaming; gguf-py's writer wants each tensor whole in memory."""
+"""Writes GGUF v3, streaming; gguf-py's writer wants each tensor whole in memory. Keys are as llama.cpp's converter
+spells them."""
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from pathlib import Path
 from reprlib import repr as brief
 from typing import IO, Any
 
@@ -12,15 +15,33 @@ import numpy as np
 
 from ...errors import BadInput
 from ...quant.ggml import NUMBERS as TYPES
+from ..config_keys import GGUF_KEYS
+from . import Checkpoint
+from .end_of_generation import told
 from .gguf_header import KINDS, MAX_NAME, NUMBERS
-from .writing import Planned, Told, padding, write_tensors
+from .vocabulary import Vocabulary
+from .writing import Planned, Progress, about, most_common_format, padded, padding, write_tensors
 
 ALIGNMENT = 32
+HOLDS = frozenset(TYPES)
+# llama.cpp's llama_ftype by the format that most weights have; for readers' eyes only.
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18,
+    "BF16": 32,
+}  # fmt: skip
 
 Pair = tuple[str, str, Any]  # key, kind as Metadata.kind spells it ("u32", "str", "[str]"), value
 
 
-def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned], told: Told) -> None:
+def write(
+    place: Path, source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None, show: Progress
+) -> None:
+    """The model as one file. recoded: the format that its matrices were asked to become."""
+    with place.open("wb") as file:
+        write_gguf(file, pairs_of(source, v, tensors, recoded), tensors, show)
+
+
+def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned], show: Progress) -> None:
     """Keys and tensors in their order. Raises BadInput for what GGUF does not hold: a value, a tensor's name."""
     pairs = list(pairs)
     file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(pairs)))
@@ -36,7 +57,52 @@ def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned
         shape = struct.pack(f"<I{len(t.shape)}Q", len(t.shape), *t.shape[::-1])
         file.write(_text(t.name) + shape + struct.pack("<IQ", TYPES[t.format], offset))
     file.write(bytes(padding(file.tell(), ALIGNMENT)))
-    write_tensors(file, tensors, ALIGNMENT, told)
+    write_tensors(file, tensors, ALIGNMENT, show)
+
+
+def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None) -> list[Pair]:
+    """The keys of a GGUF file. From GGUF they are the source's own; else as llama.cpp's converter spells them."""
+    file_type: Pair = ("general.file_type", "u32", FILE_TYPES.get(most_common_format(tensors), 1))
+    if source.container.startswith("GGUF"):
+        m: Any = source.metadata
+        dropped = ("split.", "general.alignment") + (("general.file_type",) if recoded else ())
+        pairs = [(key, m.kind(key), m[key]) for key in m if not key.startswith(dropped)]
+        return [*pairs, file_type] if recoded else pairs
+    c, name = source.config, source.config.architecture.gguf
+    pairs = [("general.architecture", "str", name), ("general.type", "str", "model")]
+    pairs += [(k, _kind_of(x), x) for k, x in about(source).items() if k != "general.type"]
+    pairs += [(f"{name}.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
+    if c.head_dim * c.num_attention_heads != c.hidden_size:
+        pairs += [(f"{name}.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
+    pairs += [file_type, ("general.quantization_version", "u32", 2)]
+    if v is None:
+        return pairs
+    v = padded(v, c.vocab_size)
+    pairs += [
+        ("tokenizer.ggml.model", "str", v.model),
+        ("tokenizer.ggml.pre", "str", v.pre),
+        ("tokenizer.ggml.tokens", "[str]", v.tokens),
+        ("tokenizer.ggml.token_type", "[i32]", v.types),
+        ("tokenizer.ggml.merges", "[str]", v.merges),
+        ("tokenizer.ggml.add_bos_token", "bool", bool(v.prefix)),
+        ("tokenizer.ggml.add_eos_token", "bool", bool(v.suffix)),
+    ]
+    ids = {"bos": v.bos_id, "padding": v.pad_id} | dict(zip(("eos", "eot", "eom"), told(v), strict=False))
+    pairs += [(f"tokenizer.ggml.{name}_token_id", "u32", i) for name, i in ids.items() if i is not None]
+    if v.chat_template is not None:
+        pairs.append(("tokenizer.chat_template", "str", v.chat_template))
+    if v.tokenizer_json is not None:
+        pairs.append(("tokenizer.huggingface.json", "str", v.tokenizer_json))
+    return pairs
+
+
+def _kind_of(value: Any) -> str:
+    """The type that a key of GGUF has for a value of JSON."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return next((kind for kind, most in (("u32", 32), ("u64", 64)) if 0 <= value < 1 << most), "i64")
+    if isinstance(value, float):  # f32 is what llama.cpp reads, and what GGUF's own came from
+        return "f32" if ctypes.c_float(value).value == value else "f64"
+    return {bool: "bool", str: "str", list: "[str]"}[type(value)]
 
 
 def _value(kind: str, value: Any) -> bytes:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput
-from . import Vocabulary
-from .end_of_generation import CONTROL, by_text, ends
+from .end_of_generation import by_text, ends
 from .fields import Fields, one
 from .mapped import read_head
 from .strict_json import parse_object
 from .tokenizer_json import Added, Parts, added_token, assemble, parse, with_added
+from .vocabulary import CONTROL, Vocabulary
 
 MAX_BYTES = 100_000_000  # Qwen's tokenizer.json has 7 to 11 million
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"

@@ -1,32 +1,31 @@
 """safetensors, Hugging Face's container: a folder as `save_pretrained` leaves it, or a file with config.json beside it.
 
-An own parser of the header (github.com/huggingface/safetensors, "Format"), because the library's NumPy binding has no
-BF16, takes a tensor named twice, and copies. Every tensor is a view of its file's memory map.
+Every tensor is a view of its file's memory map.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...errors import BadInput
+from ...errors import BadInput, blamed_on
 from ...quant.tensor import QTensor
 from ..config import check_hf, from_hf
-from ..models import decoder
-from . import MAX_TENSORS, Checkpoint, same_values
-from .foreign import check_adapter, file_kind, folder_kind
+from ..models import Architecture, decoder
+from . import Checkpoint, same_values
+from .foreign import check_adapter, folder_kind
 from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
-from .mapped import map_file, read_head
-from .strict_json import parse_object
+from .mapped import read_head
+from .quantised import FIELDS, Quantised, quantised_by
+from .safetensors_header import read_tensors
 
-MAX_HEADER = 100_000_000  # the format's own limit
 # What torch.compile, FSDP and activation checkpointing put into a name, wherever the module was that they wrapped.
 WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 EMBED, HEAD = decoder.EMBED.hf, decoder.HEAD.hf
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+FLOATS = ("F32", "F16", "BF16")
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 
 
@@ -43,7 +42,7 @@ def open(path: Path) -> Checkpoint:
     whole = path.is_dir() or path.name == INDEX
     check_adapter(folder, read_object)
     shards: dict[Path, set[str] | None] = _shards(folder) if whole else {path: None}
-    config = _read_config(folder) if (folder / CONFIG).exists() else None
+    config, quantised = _read_config(folder) if (folder / CONFIG).exists() else (None, None)
     if whole:
         tensors, about = _read_shards(folder, shards)
     else:
@@ -55,15 +54,23 @@ def open(path: Path) -> Checkpoint:
             f"{folder / CONFIG}: no such file; safetensors hold no hyper-parameters, so it must lie beside them"
         )
     tensors, notes = _plain_names(tensors, path)
+    if quantised is not None:
+        with blamed_on(path):
+            tensors, said = quantised.assembled(tensors)
+        notes += [f"{path}: {note}" for note in said]
+    for name, w in tensors.items():
+        if w.format in BYTES and w.format not in FLOATS:
+            raise BadInput(f"{path}: tensor {name!r:.80}: dtype {w.format!r} is not supported; {', '.join(FLOATS)} are")
     if HEAD in tensors and EMBED not in tensors and config.get("tie_word_embeddings") is True:
         tensors[EMBED] = replace(tensors.pop(HEAD), name=EMBED)  # Transformers 5 ties them in either direction
     # A tied model may have been saved with a copy of the embedding as its head; it is tied if the copy is one.
     tied = config.get("tie_word_embeddings") is True and EMBED in tensors and HEAD in tensors
     own_head = HEAD in tensors and not (tied and same_values(tensors[HEAD], tensors[EMBED]))
-    try:
+    with blamed_on(folder / CONFIG):
         c, more = from_hf(config, own_head)
-    except BadInput as error:
-        raise BadInput(f"{folder / CONFIG}: {error}") from None
+    if quantised is not None:
+        tensors, said = _without_added_biases(tensors, c.architecture)
+        notes += [f"{path}: {note}" for note in said]
     metadata = {
         "config": config,
         "generation_config": read_generation_config(folder),
@@ -81,15 +88,16 @@ def open(path: Path) -> Checkpoint:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with nothing in it that is not computed; what it says of weights explains what they look like."""
+def _read_config(folder: Path) -> tuple[dict[str, Any], Quantised | None]:
+    """config.json, with nothing in it that is not computed, and apart from it what it says of quantised weights; what
+    it says of weights explains what they look like."""
     path = folder / CONFIG
     config = read_object(path)
-    try:
+    with blamed_on(path):
+        quantised = quantised_by(config)
+        config = {field: value for field, value in config.items() if field not in FIELDS}
         check_hf(config)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
-    return config
+    return config, quantised
 
 
 def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTensor], list[str]]:
@@ -115,6 +123,17 @@ def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTe
     name, old = next((name, old) for name, old in named.items() if name != old)
     found = {name: replace(tensors[old], name=name) for name, old in named.items()}
     return found, [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
+
+
+def _without_added_biases(tensors: dict[str, QTensor], a: Architecture) -> tuple[dict[str, QTensor], list[str]]:
+    """The tensors without biases of zeros that have no role: AutoGPTQ gave one to every module. And a note if so."""
+    added = [n for n, w in tensors.items() if n.endswith(".bias") and not a.renamed(n, "hf") and not w.data.any()]
+    if not added:
+        return tensors, []
+    kept = dict(tensors)
+    for name in added:
+        del kept[name]
+    return kept, [f"{added[0]!r:.80} and {len(added) - 1} more biases have no place, and are zero"]
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
@@ -174,65 +193,6 @@ def _read_shards(folder: Path, shards: dict[Path, set[str] | None]) -> tuple[dic
 
 
 def _read_file(path: Path) -> tuple[dict[str, QTensor], dict[str, str]]:
-    """Tensors and metadata of a file, checked as the format asks: no hole, no overlap, nothing behind the last."""
-    raw = map_file(path)
-    if raw.size < 8:
-        raise BadInput(
-            f"{path}: {raw.size} bytes; a safetensors file begins with 8 bytes that give its header's length"
-        )
-    length = int.from_bytes(raw[:8].tobytes(), "little")
-    # A length may begin as a pickle or a page does, so only what is no safetensors is called by its first bytes.
-    if raw[8:9].tobytes() != b"{" and (kind := file_kind(Path("-"), raw[:64].tobytes())):
-        raise BadInput(f"{path}: {kind}")
-    if not 2 <= length <= min(MAX_HEADER, raw.size - 8):
-        limit = f"the file has {raw.size} bytes, and the format allows {MAX_HEADER}"
-        raise BadInput(f"{path}: header length {length} at offset 0; {limit}")
-    text = raw[8 : 8 + length].tobytes()
-    if not text.startswith(b"{"):
-        raise BadInput(f"{path}: the header at offset 8 must begin with '{{', not {text[:8]!r}")
-    if (count := text.count(b"{")) > MAX_TENSORS:
-        raise BadInput(f"{path}: the header claims {count - 1} tensors, and {MAX_TENSORS} is the limit")
-    header = parse_object(text, f"{path}: header")
-    about = header.pop("__metadata__", {})
-    if not isinstance(about, dict) or not all(isinstance(v, str) for v in about.values()):
-        raise BadInput(f"{path}: __metadata__ must hold text only")
-
-    data, end = raw[8 + length :], 0
-    spans = [(*_span(path, name, entry), name) for name, entry in header.items()]
-    spans.sort(key=lambda span: span[:2])
-    tensors = {}
-    for start, stop, name in spans:
-        if start != end:
-            what = "overlaps the tensor before it" if start < end else f"leaves a hole of {start - end} bytes before it"
-            raise BadInput(f"{path}: tensor {name!r:.80} at data offset {start} {what}")
-        if stop > data.size:
-            raise BadInput(
-                f"{path}: tensor {name!r:.80} ends at data offset {stop}, past the file's {data.size}; is it cut?"
-            )
-        tensors[name] = QTensor(header[name]["dtype"], tuple(header[name]["shape"]), data[start:stop], name)
-        end = stop
-    if end != data.size:
-        raise BadInput(f"{path}: {data.size - end} bytes behind the last tensor belong to none")
-    return tensors, about
-
-
-def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """Begin and end of a tensor in the data, from its header entry; both are checked against shape and dtype."""
-
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-    where = f"{path}: tensor {name!r:.80}"
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise BadInput(f"{where}: its entry must have dtype, shape and data_offsets, and nothing else")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BYTES:
-        raise BadInput(f"{where}: dtype {dtype!r:.20} is not supported; {', '.join(BYTES)} are")
-    if not isinstance(shape, list) or len(shape) > 8 or not all(map(whole, shape)):
-        raise BadInput(f"{where}: shape {shape!r:.60} must be up to 8 whole numbers, none negative")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(whole, offsets)) or offsets[0] > offsets[1]:
-        raise BadInput(f"{where}: data_offsets {offsets!r:.60} must be a begin and an end, not before it")
-    if prod(shape) * BYTES[dtype] != offsets[1] - offsets[0]:
-        size = prod(shape) * BYTES[dtype]
-        raise BadInput(f"{where}: {dtype} {shape} takes {size} bytes; its data_offsets hold {offsets[1] - offsets[0]}")
-    return offsets[0], offsets[1]
+    """Tensors and metadata of a file."""
+    held, about = read_tensors(path, BYTES)
+    return {name: QTensor(dtype, shape, data, name) for name, (dtype, shape, data) in held.items()}, about

@@ -1,17 +1,75 @@
-"""Writes model.safetensors, streaming (the library wants every tensor in memory). The rules are in safetensors.py."""
+"""Writes a folder as Hugging Face's save_pretrained leaves it; the weights streaming, where the library wants every
+tensor in memory. The rules are in safetensors.py."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import accumulate
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
+from . import Checkpoint
+from .end_of_generation import stops
+from .fields import Fields
 from .safetensors import BYTES
-from .writing import Planned, Told, padding, write_tensors
+from .tokenizer_json import spell
+from .vocabulary import Vocabulary
+from .writing import Planned, Progress, most_common_format, padding, shortest, write_tensors
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+HOLDS = frozenset(DTYPES)
 
 
-def write_safetensors(file: IO[bytes], about: Mapping[str, str], tensors: Sequence[Planned], told: Told) -> None:
+def write(
+    folder: Path, source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None, show: Progress
+) -> None:
+    """config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors."""
+    c, a = source.config, source.config.architecture
+    config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
+    for said_anew in ("torch_dtype", "rope_scaling", "partial_rotary_factor", "layer_types", "sliding_window"):
+        config.pop(said_anew, None)
+    config |= {"architectures": [a.hf_class], "dtype": DTYPES[most_common_format(tensors)]}
+    config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
+    config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
+    config |= {"hidden_act": "silu", **a.hf_full}
+    if v is not None:
+        eos = stops(v)
+        ids = {"bos_token_id": v.bos_id, "eos_token_id": eos[0] if eos else None, "pad_token_id": v.pad_id}
+        config |= ids
+        generation = dict(source.metadata["generation_config"]) if source.container == "safetensors" else {}
+        if not Fields(generation, "generation_config.json").ids("eos_token_id"):
+            generation.pop("eos_token_id", None)
+        _save(folder / "generation_config.json", ids | {"eos_token_id": eos} | generation)
+        (folder / "tokenizer.json").write_text(spell(v), encoding="utf-8")
+
+        def spelled(i: int | None) -> str | None:
+            return None if i is None or i >= len(v.tokens) else v.tokens[i]
+
+        settings = {
+            "tokenizer_class": a.tokenizer_class,
+            "add_bos_token": bool(v.prefix),
+            "add_eos_token": bool(v.suffix),
+            "add_prefix_space": False,
+            "bos_token": spelled(v.bos_id) if v.prefix else None,
+            "eos_token": spelled(eos[0]) if eos else None,
+            "pad_token": spelled(v.pad_id),
+            "unk_token": None,
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+            "model_max_length": c.max_position_embeddings,
+            "split_special_tokens": False,
+        }
+        if v.chat_template is not None:
+            settings["chat_template"] = v.chat_template
+        _save(folder / "tokenizer_config.json", settings)
+    _save(folder / "config.json", config)
+    with (folder / "model.safetensors").open("xb") as file:
+        write_safetensors(file, {"format": "pt"}, tensors, show)
+
+
+def write_safetensors(file: IO[bytes], about: Mapping[str, str], tensors: Sequence[Planned], show: Progress) -> None:
     """about: __metadata__. Wider elements come first and spaces pad the header, so that every tensor is aligned."""
     tensors = sorted(tensors, key=lambda t: -BYTES[t.format])
     ends = list(accumulate(t.size for t in tensors))
@@ -21,4 +79,8 @@ def write_safetensors(file: IO[bytes], about: Mapping[str, str], tensors: Sequen
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * padding(len(text), 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    write_tensors(file, tensors, 1, told)
+    write_tensors(file, tensors, 1, show)
+
+
+def _save(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

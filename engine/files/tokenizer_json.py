@@ -16,17 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import BadInput
-from . import Vocabulary
-from .end_of_generation import CONTROL, CONTROL_TEXTS, NORMAL, USER_DEFINED
+from .end_of_generation import CONTROL_TEXTS
 from .fields import Fields
 from .strict_json import parse_object
+from .vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 
 # The Split pattern of Qwen2's tokenizer.json, which ggml calls the pre-tokenizer "qwen2".
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-UNUSED = 5
 
 
 @dataclass(frozen=True, slots=True)

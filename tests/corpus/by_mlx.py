@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 from ground import CHAT, ENDS, NFD, STEPS, TEXTS, record, runs
+from mlx_lm.utils import dequantize_model
 
 MAKER = f"mlx-lm {version('mlx-lm')}"
 FIELDS = {
@@ -25,20 +26,21 @@ FIELDS = {
 }  # fmt: skip
 
 # mlx-lm does not read Transformers 5's rope_parameters: these are of 4.
-# name: folder, arguments of mlx_lm.convert, what is special, what a refusal says
-MODELS: dict[str, tuple[str, dict[str, Any], str, list[str] | None]] = {
-    "mlx-bf16": ("t457-bf16-tied", {}, "bfloat16, tied", None),
-    "mlx-f32": ("t446-f32-fine-untied", {"dtype": "float32"}, "float32 with all bits of the mantissa", None),
-    "mlx-f16": ("t457-f16-untied", {"dtype": "float16"}, "float16", None),
-    "mlx-theta": ("t446-theta-1000000", {}, "rope_theta 1000000", None),
-    "mlx-q4": ("t457-bf16-sharded", {"quantize": True, "q_bits": 4, "q_group_size": 32}, "4 bits", ["MLX|quantiz"]),
-    "mlx-q8": ("t457-bf16-sharded", {"quantize": True, "q_bits": 8, "q_group_size": 32}, "8 bits", ["MLX|quantiz"]),
+# name: folder, arguments of mlx_lm.convert, what is special
+MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mlx-bf16": ("t457-bf16-tied", {}, "bfloat16, tied"),
+    "mlx-f32": ("t446-f32-fine-untied", {"dtype": "float32"}, "float32 with all bits of the mantissa"),
+    "mlx-f16": ("t457-f16-untied", {"dtype": "float16"}, "float16"),
+    "mlx-theta": ("t446-theta-1000000", {}, "rope_theta 1000000"),
+    "mlx-q4": ("t457-bf16-sharded", {"quantize": True, "q_bits": 4, "q_group_size": 32}, "4 bits"),
+    "mlx-q8": ("t457-bf16-sharded", {"quantize": True, "q_bits": 8, "q_group_size": 32}, "8 bits"),
 }
 
 
 def judged(folder: Path) -> dict[str, Any]:
-    """What mlx_lm makes of the folder, its weights widened to float32."""
+    """What mlx_lm makes of the folder, its weights decoded as mlx does it, then widened to float32."""
     model, tokenizer, config = mlx_lm.load(str(folder), return_config=True)
+    model = dequantize_model(model)
     model.set_dtype(mx.float32)
     ends = {config["eos_token_id"]}
 
@@ -76,11 +78,9 @@ def judged(folder: Path) -> dict[str, Any]:
 def main() -> None:
     mx.set_default_device(mx.cpu)
     root = Path(sys.argv[1])
-    for name, (folder, arguments, what, refused) in MODELS.items():
+    for name, (folder, arguments, what) in MODELS.items():
         mlx_lm.convert(str(root / folder), str(root / name), **arguments)
-        facts: dict[str, Any] = {"maker": MAKER, "what": f"{what} ({folder})", "path": name}
-        facts |= {"refused": refused} if refused else judged(root / name)
-        record(root, name, **facts)
+        record(root, name, maker=MAKER, what=f"{what} ({folder})", path=name, **judged(root / name))
 
 
 if __name__ == "__main__":

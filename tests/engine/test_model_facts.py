@@ -15,12 +15,12 @@ from qwenref.engine import models
 from qwenref.engine.bind import bind
 from qwenref.engine.config_keys import GGUF, HF, Keys
 from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.models.architecture import Architecture, Tensor
 from qwenref.engine.models.decoder import ATTENTION, ATTENTION_OUT, MLP, WHOLE
 from qwenref.engine.weights import Layer, Weights, parts
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize
-from qwenref.tools.convert import convert
 
 from ..tiny import tiny_weights
 

@@ -13,13 +13,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (make oracle)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
 
+from qwenref.engine.files.convert import convert  # noqa: E402
 from qwenref.errors import BadInput  # noqa: E402
-from qwenref.tools.convert import convert  # noqa: E402
 from qwenref.tools.dev.golden_config import write_case  # noqa: E402
 from qwenref.tools.dump_hf import DTYPES, capture, load  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
-from qwenref.trace.dump import Dump, open_dump  # noqa: E402
+from qwenref.trace.dump import Dump  # noqa: E402
+from qwenref.trace.sources import open_dump  # noqa: E402
 from qwenref.trace.stages import STAGES, shape_for  # noqa: E402
 
 from ..models import model  # noqa: E402

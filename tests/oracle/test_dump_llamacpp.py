@@ -19,7 +19,8 @@ from qwenref.quant.tensor import dequantize  # noqa: E402
 from qwenref.tools import dump_llamacpp  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
-from qwenref.trace.dump import Dump, open_dump  # noqa: E402
+from qwenref.trace.dump import Dump  # noqa: E402
+from qwenref.trace.sources import open_dump  # noqa: E402
 from qwenref.trace.stages import STAGES, shape_for  # noqa: E402
 
 from ..tiny import relative  # noqa: E402

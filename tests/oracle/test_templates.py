@@ -8,7 +8,7 @@ import pytest
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
 
-from ..engine.test_vocabularies import with_templates  # noqa: E402
+from ..engine.text.test_vocabularies import with_templates  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 

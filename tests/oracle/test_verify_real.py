@@ -27,7 +27,8 @@ from qwenref.tools import dump_hf  # noqa: E402
 from qwenref.tools.dump_hf import capture, load  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
-from qwenref.trace.dump import Dump, Entry, open_dump, ordered  # noqa: E402
+from qwenref.trace.dump import Dump, Entry, ordered  # noqa: E402
+from qwenref.trace.sources import open_dump  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
 from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
 from qwenref.trace.verify.report.text import sentence  # noqa: E402

@@ -21,7 +21,9 @@ from qwenref.quant.format import Format
 from qwenref.quant.tensor import QTensor, dequantize, row_bytes
 
 MODULES = [import_module(f"qwenref.quant.{p.stem}") for p in sorted(Path(tensor.__file__).parent.glob("*.py"))]
-FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in MODULES if hasattr(m, "FORMAT")}
+FORMATS: dict[str, Format] = {
+    m.FORMAT.name: m.FORMAT for m in MODULES if isinstance(getattr(m, "FORMAT", None), Format)
+}
 FORMATS = {name: m for name, m in FORMATS.items() if not name.startswith("APR")}  # aprender's own: test_apr.py
 ACTIVATIONS = ("Q8_1", "Q8_K")  # no file holds them, so gguf-py does not decode them
 STORED = [name for name in FORMATS if name not in ACTIVATIONS]

@@ -21,13 +21,14 @@ from gguf.quants import dequantize as gguf_dequantize
 
 from qwenref.engine.bind import bind
 from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.files.convert import convert
+from qwenref.engine.files.diff_weights import compare_tensor
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend, reference
 from qwenref.engine.weights import Weights
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize, format_of
-from qwenref.tools.convert import QUANTIZE, convert
-from qwenref.tools.diff_weights import compare_tensor
+from qwenref.tools.convert import QUANTIZE
 from qwenref.tools.main import main
 from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED
 from qwenref.trace.verify.formulas import PRODUCTS

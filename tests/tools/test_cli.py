@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from qwenref.engine import generate
-from qwenref.engine.tokenizer import Tokens
+from qwenref.engine.files.convert import convert
+from qwenref.engine.text.tokenizer import Tokens
 from qwenref.tools import run
-from qwenref.tools.convert import convert
 from qwenref.tools.main import COMMANDS, main
 from qwenref.tools.progress import progress
 from qwenref.trace import aprt

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.files import Checkpoint, apr_writer, open_checkpoint, safetensors_writer
+from qwenref.engine.files.carried import carried
+from qwenref.engine.files.convert import convert
 from qwenref.engine.files.writing import Planned
 from qwenref.engine.models.qwen2 import ARCHITECTURE as QWEN2
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize, quantize
-from qwenref.tools import convert_write
-from qwenref.tools.convert import carried, convert
 from qwenref.tools.main import main
 
 from ..gguf_builder import F32, KEYS, Gguf
@@ -251,6 +251,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.apr", "folder", "v2.5"]
 
 
+def test_what_is_lost_is_said_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(replace(model(), vocabulary=lambda: None), tmp_path / "mute.gguf")
+    status, _, err = run(capsys, tmp_path / "mute.gguf", tmp_path / "mute.apr")
+    assert status == 0 and err == "not in mute.apr: the source has no tokenizer, and so the result has none\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -291,7 +297,7 @@ def test_a_tensor_without_a_role_is_not_dropped(tmp_path: Path) -> None:
 
 def test_what_is_read_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that forgets: the file is refused and nothing is left behind."""
-    wrote = convert_write.write_apr
+    wrote = apr_writer.write_apr
 
     def forgets(file: Any, *rest: Any) -> None:
         wrote(file, *rest)
@@ -299,14 +305,14 @@ def test_what_is_read_back_is_compared(tmp_path: Path, monkeypatch: pytest.Monke
         file.seek(size - 4 - 64)
         file.write(b"\x00" * 16)
 
-    monkeypatch.setattr(convert_write, "write_apr", forgets)
+    monkeypatch.setattr(apr_writer, "write_apr", forgets)
     with pytest.raises(BadInput, match="damaged"):
         convert(model("F16"), tmp_path / "m.apr")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qwenref.tools import convert as command
+    from qwenref.engine.files import convert as command
 
     monkeypatch.setattr(command.shutil, "disk_usage", lambda path: type("U", (), {"free": 10})())
     with pytest.raises(BadInput, match="are free there"):
@@ -316,7 +322,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert_write, "write_apr", full)
+    monkeypatch.setattr(apr_writer, "write_apr", full)
     with pytest.raises(BadInput, match="No space left on device"):
         convert(model(), tmp_path / "m.apr")
     assert not list(tmp_path.iterdir())
@@ -439,7 +445,7 @@ def test_the_real_tokenizer_in_transformers(tmp_path: Path, model_path: Path) ->
     v = source.vocabulary()
     one = model("F32", layers=1)
     planned = [Planned("w", "F32", (1,), 4, lambda: iter([np.zeros(4, np.uint8)]))]
-    convert_write.write_folder(replace(one, config=source.config), v, tmp_path, planned, lambda count: None)
+    safetensors_writer.write(tmp_path, replace(one, config=source.config), v, planned, None, lambda count: None)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     golden = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "tokenizer.json.gz").read_bytes()))
     assert len(golden["texts"]) > 2000

@@ -16,7 +16,7 @@ from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
 from qwenref.errors import BadInput
 from qwenref.tools import pull
-from qwenref.trace.dump import open_dump
+from qwenref.trace.sources import open_dump
 
 from ..hostile_dumps import TOKENS, Stagefile, healthy_dump, written_dump
 from ..hostile_hub import CONTENT, TINY, hub

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from qwenref.engine.chat import Chat, chat_ids
+from qwenref.engine.files.convert import convert
+from qwenref.engine.text.chat import Chat, chat_ids
 from qwenref.errors import BadInput
-from qwenref.tools.convert import convert
 from qwenref.tools.load import open_model, open_tokenizer
 from qwenref.tools.main import main
 from qwenref.tools.prompt import TokenizerProcess

@@ -26,10 +26,10 @@ import pytest
 from qwenref.beside import HIDDEN
 from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.kernels.cpu import team
 from qwenref.engine.kernels.cpu.simd import set_i32
 from qwenref.engine.kernels.cpu.team import _read
-from qwenref.tools.convert import convert
 from qwenref.tools.main import main
 
 from ..models import model
@@ -43,6 +43,7 @@ MOVE = "beside:Beside.move"
 COMMANDS = {
     "run": ("engine.generate:sample", "run -m {}/tiny.gguf --backend reference -p x -n 9"),
     "inspect": ("tools.show:check", "inspect {}/tiny.gguf --check"),
+    "eval": (MOVE, "eval {}/tiny.gguf --backend reference -f {}/text -c 8 --save-logits DIR/l.dat"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/tiny.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/tiny.gguf"),
     "verify --html": (MOVE, "verify {}/dump {}/tiny.gguf --html DIR/report.html"),
@@ -67,6 +68,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_gguf(folder / "silent.gguf", tiny_weights())  # without a tokenizer: bench does not time a first token
     assert main(["trace", str(folder / "tiny.gguf"), "--backend", "reference", "--save-tensor", "all", "-p", "x",
                  "--save-tensor-dir", str(folder / "dump")]) == 0  # fmt: skip
+    (folder / "text").write_text("low and behold, the lowest of the low\n")
     (folder / "arrays").mkdir()
     for name in ("attn_norm.0", "ffn_out.1"):
         np.save(folder / "arrays" / f"{name}.npy", np.ones((3, model().config.hidden_size), np.float32))
@@ -295,8 +297,8 @@ CUTS = {
     "inspect": ("tools.show:check", "inspect {}/cut.gguf --check"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/cut.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/cut.gguf --html DIR/r.html"),
-    "convert": ("tools.convert_write:write_apr", "convert {}/cut.gguf DIR/again.apr"),
-    "convert to a folder": ("tools.convert_write:write_folder", "convert {}/cut.gguf DIR/again/"),
+    "convert": ("engine.files.apr_writer:write_apr", "convert {}/cut.gguf DIR/again.apr"),
+    "convert to a folder": ("engine.files.safetensors_writer:write", "convert {}/cut.gguf DIR/again/"),
     "import": ("tools.import_dump:arranged", "import {}/arrays DIR/dump -m {}/tiny.gguf"),
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenref.tools.convert import convert
+from qwenref.engine.files.convert import convert
 from qwenref.tools.main import COMMANDS
 
 from ..models import model
@@ -84,6 +84,8 @@ def lines(path: Path, out: Path) -> Iterator[tuple[list[str], int]]:
     yield ["run", "-m", m, "-p", "low", "-n", "2"], 0
     yield ["inspect", m, "--check"], 0
     yield ["trace", m, *ids, "--save-tensor", "all", "--save-tensor-dir", str(out / "d")], 0
+    (out / "text").write_text("low and behold, the lowest of the low\n")
+    yield ["eval", m, "-f", str(out / "text"), "-c", "8"], 0
     yield ["diff", str(out / "d"), str(out / "d")], 0
     yield ["verify", str(out / "d"), "-m", m], 0
     yield ["import", str(out / "arrays"), str(out / "i"), "-m", m, *ids], 0

@@ -17,7 +17,8 @@ from hypothesis.extra.numpy import arrays
 
 from qwenref.tools.main import main
 from qwenref.trace import aprt, compare
-from qwenref.trace.dump import Entry, open_dump
+from qwenref.trace.dump import Entry
+from qwenref.trace.sources import open_dump
 from qwenref.trace.stages import by_name
 from qwenref.trace.store import DumpWriter
 

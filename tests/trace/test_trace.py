@@ -22,8 +22,8 @@ from qwenref.errors import BadInput
 from qwenref.facts import model_facts
 from qwenref.tools.main import main
 from qwenref.trace import aprt
-from qwenref.trace.dump import open_dump
 from qwenref.trace.recorder import Recorder
+from qwenref.trace.sources import open_dump
 from qwenref.trace.stages import shape_for
 from qwenref.trace.store import MANIFEST, check_target, files_of
 

@@ -14,9 +14,9 @@ from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
 from qwenref.engine.tap import SILENT, Both
 from qwenref.engine.weights import Weights
-from qwenref.trace.dump import open_dump
 from qwenref.trace.plan import plan
 from qwenref.trace.recorder import Recorder, Summary
+from qwenref.trace.sources import open_dump
 from qwenref.trace.stages import STAGES, shape_for
 from qwenref.trace.store import MANIFEST, DumpWriter, files_of
 

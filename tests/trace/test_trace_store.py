@@ -12,7 +12,8 @@ import pytest
 
 from qwenref.errors import BadInput
 from qwenref.trace import aprt
-from qwenref.trace.dump import open_dump, open_stage
+from qwenref.trace.sources import open_dump
+from qwenref.trace.sources.aprt_folder import open_stage
 from qwenref.trace.stages import by_name
 from qwenref.trace.store import MANIFEST, DumpWriter
 
@@ -86,7 +87,7 @@ def test_wrong_dumps_are_refused(tmp_path: Path) -> None:
             open_dump(path, SIZES)
             pytest.fail(name)
     for path in (tmp_path / "nowhere", tmp_path / "0" / "x.bin"):
-        with pytest.raises(BadInput, match="no such folder"):
+        with pytest.raises(BadInput, match="no such file or folder"):
             open_dump(path)
 
 

@@ -119,6 +119,27 @@ class NextToken:
 
 
 @dataclass(frozen=True, slots=True)
+class FromTokens:
+    """The dump's first choice against float64's from the same tokens, through all layers: logits by themselves.
+
+    rank, gap, noise: as of NextToken. relative: RMS of the logits' error over theirs. divergence: KL(float64 || dump),
+    in nats, of what the two soft-max distributions say.
+    """
+
+    token: int
+    best: int
+    rank: int
+    gap: float
+    noise: float
+    relative: float
+    divergence: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.token == self.best
+
+
+@dataclass(frozen=True, slots=True)
 class FileWrong:
     """The stage that follows was computed from the right value: the file is wrong, not the engine."""
 
@@ -140,7 +161,7 @@ class NotAllTried:
     before: int
 
 
-Note = Recomputed | NextToken | FileWrong | WithoutFile | NotAllTried | NotFinite
+Note = Recomputed | NextToken | FromTokens | FileWrong | WithoutFile | NotAllTried | NotFinite
 
 # -- what is to be known of the whole dump ----------------------------------------------------------------------------
 

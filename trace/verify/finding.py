@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from .facts import First, Key, Note, Reason, Remark
+from .facts import First, FromTokens, Key, Note, Reason, Remark
 from .fit import Fit
 from .recipes.recipe import Recipe
 
@@ -175,7 +175,11 @@ class Verification:
 
     @property
     def status(self) -> int:
-        """0: all that could be judged is explained; 1: something is not; 2: nothing could be judged."""
+        """0: all that could be judged is explained; 1: something is not; 2: nothing could be judged. Of logits by
+        themselves: 0 where the tokens that they choose are float64's, 1 where one is not."""
         if any(f.verdict == UNEXPLAINED for f in self.findings):
             return 1
-        return 0 if any(f.explained for f in self.findings) else 2
+        if any(f.explained for f in self.findings):
+            return 0
+        chosen = [n.agrees for f in self.findings for n in f.notes if isinstance(n, FromTokens)]
+        return 2 if not chosen else 0 if all(chosen) else 1

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ...engine.weights import Weights
 from ...errors import BadInput
@@ -26,6 +27,8 @@ from .span import Span
 from .tokens import known_tokens, nearest
 
 
+# BLAS threads wait for one another by spinning: beside other work that took 9 times the processor time, and longer.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 @np.errstate(all="ignore")  # overflow is an answer here: what is not finite is judged as such
 def verify(
     dump: Dump, weights: Weights, *, against: Weights | None = None, done: Callable[[int], None] = lambda n: None

@@ -7,6 +7,8 @@ says; a tile's parts lie as quantize.py says. `multiply` is dot4_tile, or dot4_w
 
 from __future__ import annotations
 
+import numpy as np
+
 from .product import PIECE, TILE, VECTOR, fetch_ahead, many
 from .simd import (
     dot2_tile,
@@ -14,11 +16,14 @@ from .simd import (
     even_bytes,
     load_f32,
     load_i32,
+    mask,
     multiply_tile,
     odd_bytes,
     scale2_tile,
     scale_tile,
+    shift_right,
     signed_byte,
+    splat_i32,
     spread_tile,
     start_tile,
     store_f32,
@@ -120,12 +125,20 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, ze
 
 
 @helper
-def fill_codes(codes, scale, w, k, width, panel):
-    """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales."""
+def fill_codes(codes, planes, scale, w, k, width, panel):
+    """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales.
+
+    planes: 1, or 2 where a group's low nibbles lie before its high ones.
+    """
     first = k // 32
     for g in range(width // 32):
         for quad in range(8):
-            store_i32(panel + (g * 8 + quad) * VECTOR, codes(w, first + g, quad))
+            at, code = panel + (g * planes * 8 + quad) * VECTOR, codes(w, first + g, quad)
+            if planes == 1:
+                store_i32(at, code)
+            else:
+                store_i32(at, mask(code, 0x0F0F0F0F))
+                store_i32(at + 8 * VECTOR, mask(shift_right(code, 4), 0x0F0F0F0F))
         store_f32(panel + (PIECE + g) * VECTOR, scale(w, first + g))
 
 
@@ -155,29 +168,23 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, size, w, k, pan
 
 
 @helper
-def dot(multiply, panel, quads, x, p):
-    """p and a group's sum of code * x, for a tile."""
-    for quad in range(quads):
-        p = multiply(load_i32(panel + quad * VECTOR), x + quad * TILE * 4, p)
-    return p
-
-
-@helper
-def q8_0_many(multiply, offset, panel, x, k, width, K, acc):
-    """acc and a panel of fill_codes times a tile in Q8_0."""
+def q8_0_many(group, planes, offset, panel, x, k, width, K, acc):
+    """acc and a panel of fill_codes times a tile in Q8_0. group: of 8 quads."""
     steps = x + (K + k // 32 * 4) * TILE
     sums = steps + K // 32 * TILE * 4
     x += k * TILE
     for g in range(width // 32):
         p = start_tile(sums + g * TILE * 4, -offset, acc)
-        p = dot(multiply, panel + g * 8 * VECTOR, 8, x + g * 32 * TILE, p)
+        for plane in range(planes):
+            at = panel + (g * planes + plane) * 8 * VECTOR
+            p = group(at, x + g * 32 * TILE, TILE * 4, splat_i32(np.int32(1 << 4 * plane)), p)
         acc = scale2_tile(p, load_f32(panel + (PIECE + g) * VECTOR), steps + g * TILE * 4, acc)
     return acc
 
 
 @helper
-def q8_k_many(minima, quads, panel, x, k, K, acc):
-    """acc and a panel of fill_block times a tile in Q8_K."""
+def q8_k_many(group, minima, quads, panel, x, k, K, acc):
+    """acc and a panel of fill_block times a tile in Q8_K. group: of `quads` quads."""
     groups = 64 // quads
     scales = panel + 64 * VECTOR
     pairs = scales + groups * VECTOR
@@ -188,8 +195,8 @@ def q8_k_many(minima, quads, panel, x, k, K, acc):
     x += k * TILE
     total = zeros_like(acc)
     for g in range(groups):
-        p = dot(dot4_tile, panel + g * quads * VECTOR, quads, x + g * quads * 4 * TILE, zeros_like(acc))
-        total = multiply_tile(p, load_i32(scales + g * VECTOR), total)
+        at = x + g * quads * 4 * TILE
+        total = group(panel + g * quads * VECTOR, at, TILE * 4, load_i32(scales + g * VECTOR), total)
     if minima is None:
         for i in range(groups // 2):
             total = dot2_tile(load_i32(pairs + i * VECTOR), sums16 + i * TILE * 4, total)

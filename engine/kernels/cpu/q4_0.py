@@ -5,12 +5,13 @@ from __future__ import annotations
 from ....quant import q4_0
 from .integer import fill_codes, q8_0_many, q8_0_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import code4_8, dot4_tile, load_f16, load_i32, mask, shift_right
+from .simd import code4_8, dot4_tile, group_tile, load_f16, load_i32, mask, shift_right
 from .team import helper
 
 FORMAT = q4_0.FORMAT
 HALF_AT, WORDS_AT = 0, 2
 SIZE = 64 + 4 * 128
+GROUP = group_tile(8, 4)
 
 
 @helper
@@ -46,12 +47,12 @@ def int8_one(w, size, x, K, zero):
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, w, k, width, panel)
+    fill_codes(codes, 1, scale, w, k, width, panel)
 
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_0_many(dot4_tile, 8, panel, x, k, width, K, acc)
+    return q8_0_many(GROUP, 1, 8, panel, x, k, width, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

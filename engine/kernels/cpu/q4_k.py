@@ -7,12 +7,13 @@ from __future__ import annotations
 from ....quant import q4_k
 from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import code4_8, high_half, load_i32, low_half, mask, shift_right, signed_byte, splat_f32, to_f32
+from .simd import code4_8, group_tile, high_half, load_i32, low_half, mask, shift_right, signed_byte, splat_f32, to_f32
 from .team import helper
 
 FORMAT = q4_k.FORMAT
 HALF_AT, WORDS_AT = -1, 0
 SIZE = 36 * 128
+GROUP = group_tile(8, 4)
 
 
 @helper
@@ -111,7 +112,7 @@ def int8_fill(w, k, width, panel):
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_k_many(minima, 8, panel, x, k, K, acc)
+    return q8_k_many(GROUP, minima, 8, panel, x, k, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

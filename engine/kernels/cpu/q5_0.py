@@ -9,12 +9,13 @@ from __future__ import annotations
 from ....quant import q5_0
 from .integer import fill_codes, q8_0_many, q8_0_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import code5_16, dot4_tile, load_f16, load_i32, mask, shift_left, shift_right, store_i32
+from .simd import code5_16, dot4_tile, group_tile, load_f16, load_i32, mask, shift_left, shift_right, store_i32
 from .team import Kernel, helper
 
 FORMAT = q5_0.FORMAT
 HALF_AT, WORDS_AT = 0, 2
 SIZE = 64 + 5 * 128
+GROUP = group_tile(8, 5)
 
 
 def _spread(first, last, w):
@@ -68,12 +69,12 @@ def int8_one(w, size, x, K, zero):
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, w, k, width, panel)
+    fill_codes(codes, 1, scale, w, k, width, panel)
 
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_0_many(dot4_tile, 16, panel, x, k, width, K, acc)
+    return q8_0_many(GROUP, 1, 16, panel, x, k, width, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

@@ -8,12 +8,13 @@ from ....quant import q5_k
 from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
 from .q4_k import factor, min_factor, minima, minimum_in, scale_in, scales
-from .simd import code5_16, load_i32, mask, shift_left, shift_right, splat_f32
+from .simd import code5_16, group_tile, load_i32, mask, shift_left, shift_right, splat_f32
 from .team import helper
 
 FORMAT = q5_k.FORMAT
 HALF_AT, WORDS_AT = -1, 0
 SIZE = 44 * 128
+GROUP = group_tile(8, 5)
 
 
 @helper
@@ -70,7 +71,7 @@ def int8_fill(w, k, width, panel):
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_k_many(minima, 8, panel, x, k, K, acc)
+    return q8_k_many(GROUP, minima, 8, panel, x, k, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

@@ -7,12 +7,13 @@ from __future__ import annotations
 from ....quant import q6_k
 from .integer import fill_block, q8_k_many, q8_k_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import code6_32, load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
+from .simd import code6_32, group_tile, load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
 from .team import helper
 
 FORMAT = q6_k.FORMAT
 HALF_AT, WORDS_AT = 208, 0
 SIZE = 64 + 52 * 128
+GROUP = group_tile(4, 6)
 
 
 @helper
@@ -76,7 +77,7 @@ def int8_fill(w, k, width, panel):
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_k_many(None, 4, panel, x, k, K, acc)
+    return q8_k_many(GROUP, None, 4, panel, x, k, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

@@ -7,12 +7,14 @@ from __future__ import annotations
 from ....quant import q8_0
 from .integer import fill_codes, q8_0_many, q8_0_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import code8_128, dot4_wide_tile, load_f16, load_i32, splat_i32
+from .simd import PATH, code8_128, dot4_wide_tile, group_tile, load_f16, load_i32, splat_i32
 from .team import helper
 
 FORMAT = q8_0.FORMAT
 HALF_AT, WORDS_AT = 0, 2
 SIZE = 64 + 8 * 128
+PLANES = 2 if PATH == "avx2" else 1  # two products of a byte and a byte need 17 bits, of a nibble and a byte 13
+GROUP = group_tile(8, 8 // PLANES)
 
 
 @helper
@@ -47,12 +49,12 @@ def int8_one(w, size, x, K, zero):
 
 @helper
 def int8_fill(w, k, width, panel):
-    fill_codes(codes, scale, w, k, width, panel)
+    fill_codes(codes, PLANES, scale, w, k, width, panel)
 
 
 @helper
 def int8_many(panel, x, k, width, K, acc):
-    return q8_0_many(dot4_wide_tile, 128, panel, x, k, width, K, acc)
+    return q8_0_many(GROUP, PLANES, 128, panel, x, k, width, K, acc)
 
 
 F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)

@@ -4,7 +4,7 @@ llvmlite's IR.
 A vector is an LLVM <32 x i32> or <32 x float>; LLVM splits it into the machine's registers (two of 512 bits, four of
 256). Addresses are plain intp: kernels work on memory as C does, without bounds checks. Only three operations know
 the machine: `dot4`, `code4`/`code5` and `load_f16`. PATH says which instructions they use ("avx512": AVX-512 with
-VNNI, "avx2", "plain"); it follows the host, or the environment variable QWENREF_SIMD. Every operation gives equal
+VNNI, "avxvnni": AVX2 with VNNI, "avx2", "plain"); it follows the host, or the variable QWENREF_SIMD. Each gives equal
 bits on every path: integer ones are exact, floating-point ones are the same IEEE operations in the same order, and a
 multiply-add is fused on all of them.
 
@@ -33,7 +33,17 @@ config: Any = numba_config
 LANES = 32
 # The features that each path takes, the best path first.
 AVX2 = {"avx2", "fma", "f16c"}
-NEEDS = {"avx512": AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}, "avx2": AVX2, "plain": set()}
+NEEDS = {
+    "avx512": AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"},
+    "avxvnni": AVX2 | {"avxvnni"},
+    "avx2": AVX2,
+    "plain": set(),
+}
+# llvmlite's names of the dot products of bytes and of 16-bit numbers, and the lanes that they take.
+VNNI = {
+    "avx512": ("llvm.x86.avx512.vpdpbusd.512", "llvm.x86.avx512.vpdpwssd.512", 16),
+    "avxvnni": ("llvm.x86.avx512.vpdpbusd.256", "llvm.x86.avx512.vpdpwssd.256", 8),
+}
 PATHS = tuple(NEEDS)
 
 
@@ -513,20 +523,39 @@ code4_8, code5_16 = (_operation(floats, ints, intp)(_code(*k)) for k in ((4, 8),
 code6_32, code8_128 = (_operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
 
 
+BYTES, WORDS = _wide(i8, 32), _wide(i16, 16)  # of a register of 256 bits
+
+
+def _maddubs(b: Any, u: Any, s: Any) -> Any:
+    """Sums of 2 products of unsigned and signed bytes, 16 bits each, of 8 lanes. They must not overflow."""
+    return _call(b, "llvm.x86.avx2.pmadd.ub.sw", WORDS, [b.bitcast(u, BYTES), b.bitcast(s, BYTES)])
+
+
+def _madd(b: Any, x: Any, y: Any) -> Any:
+    """Sums of 2 products of signed 16-bit numbers, 32 bits each, of 8 lanes."""
+    return _call(b, "llvm.x86.avx2.pmadd.wd", _wide(i32, 8), [b.bitcast(x, WORDS), b.bitcast(y, WORDS)])
+
+
+def _halves(b: Any, u: Any) -> tuple[Any, Any]:
+    """Bytes as sums of two, neither over 128: products of 2 of them and bytes from -127 fit 16 bits, 255's do not."""
+    half = b.and_(b.lshr(u, _const(i32, 1, 8)), _const(i32, 0x7F7F7F7F, 8))
+    return half, b.sub(u, half)
+
+
 def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
     """acc + the sum of 4 products of unsigned and signed bytes, exactly, in each lane."""
-    if PATH == "avx512":
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        return _in_pieces(b, 16, lambda *a: _call(b, name, _wide(i32, 16), list(a)), acc, u, s)
-    if PATH == "avx2" and not wide:
-        bytes_, words = _wide(i8, 32), _wide(i16, 16)
-        ones = ir.Constant(words, [1] * 16)
+    if PATH in VNNI:
+        name, _, lanes = VNNI[PATH]
+        return _in_pieces(b, lanes, lambda *a: _call(b, name, _wide(i32, lanes), list(a)), acc, u, s)
+    if PATH == "avx2":
+        ones = ir.Constant(WORDS, [1] * 16)
 
-        def maddubs(a: Any, x: Any, y: Any) -> Any:
-            pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", words, [b.bitcast(x, bytes_), b.bitcast(y, bytes_)])
-            return b.add(a, _call(b, "llvm.x86.avx2.pmadd.wd", _wide(i32, 8), [pairs, ones]))
+        def add(a: Any, x: Any, y: Any) -> Any:
+            for part in _halves(b, x) if wide else (x,):
+                a = b.add(a, _madd(b, _maddubs(b, part, y), ones))
+            return a
 
-        return _in_pieces(b, 8, maddubs, acc, u, s)
+        return _in_pieces(b, 8, add, acc, u, s)
     for i in range(4):
         byte = b.ashr(b.shl(s, _const(i32, 24 - 8 * i)), _const(i32, 24))
         acc = b.add(acc, b.mul(_byte(b, u, ir.Constant(i64, i)), byte))
@@ -535,9 +564,11 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
 
 def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
     """acc + the sum of 2 products of signed 16-bit numbers in each lane, modulo 2^32."""
-    if PATH == "avx512":
-        name = "llvm.x86.avx512.vpdpwssd.512"
-        return _in_pieces(b, 16, lambda *a: _call(b, name, _wide(i32, 16), list(a)), acc, u, s)
+    if PATH in VNNI:
+        _, name, lanes = VNNI[PATH]
+        return _in_pieces(b, lanes, lambda *a: _call(b, name, _wide(i32, lanes), list(a)), acc, u, s)
+    if PATH == "avx2":
+        return _in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
     sixteen = _const(i32, 16)
     high = b.mul(b.ashr(u, sixteen), b.ashr(s, sixteen))
     low = b.mul(b.ashr(b.shl(u, sixteen), sixteen), b.ashr(b.shl(s, sixteen), sixteen))
@@ -641,6 +672,96 @@ def dot2_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
 def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
     """acc[t] + p[t] * v, ints."""
     return b.add(acc, b.mul(p, v))
+
+
+# How many sums of 2 products of codes and bytes add up in 16 bits: 2 x (2^bits - 1) x 128 each, together below 2^15.
+TOGETHER = {4: 8, 5: 4, 6: 2}
+
+
+def group_tile(quads: int, bits: int) -> Any:
+    """An intrinsic (panel, x, step, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
+
+    panel: the address of `quads` vectors of codes, four of `bits` bits to a lane; x: of their bytes, four to a token,
+    each quad's `step` behind the one before; scale: 16 bits a lane, signed. All exact, so in any order.
+    """
+
+    in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
+    write = _register_by_register if in_order else _group32
+
+    def typed(typingctx: Any, panel: Any, x: Any, step: Any, scale: Any, acc: Any) -> Any:
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            panel, x, step, scale, acc = args
+            n = sig.args[4].n
+            codes = [b.add(panel, ir.Constant(i64, 4 * LANES * q)) for q in range(quads)]
+            tokens = [b.add(x, b.mul(step, ir.Constant(i64, q))) for q in range(quads)]
+            totals = write(b, codes, tokens, scale, [b.extract_value(acc, t) for t in range(n)], bits)
+            for t, total in enumerate(totals):
+                acc = b.insert_value(acc, total, t)
+            return acc
+
+        return acc(panel, x, step, scale, acc), codegen
+
+    return intrinsic(typed)
+
+
+def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
+    """32-bit sums, times the scale."""
+    vectors = [_read(b, at, VI) for at in codes]
+    found = []
+    for t, total in enumerate(totals):
+        p = ZERO[ints]
+        for code, x in zip(vectors, tokens, strict=True):
+            p = _dot4(b, p, code, _token(b, x, t, i32), wide=bits > 7)
+        found.append(b.add(total, b.mul(p, scale)))
+    return found
+
+
+def _register_by_register(
+    b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int
+) -> list[Any]:
+    """The same in registers of 8 lanes, of which there are 16.
+
+    They are enough where a quad's products are all added before the next one's: sums of two tokens take 8. Of four
+    quads the codes of 8 lanes and the tokens' bytes fit, and 8 lanes are done before the next.
+    """
+    factors = _pieces(b, _factors(b, scale), 8)
+    split = [_pieces(b, total, 8) for total in totals]
+    pieces = range(len(factors))
+    together = len(codes) if PATH == "avxvnni" else TOGETHER[bits]
+    for at_once in [pieces] if len(codes) > 4 else [[i] for i in pieces]:
+        for first in range(0, len(codes), together):
+            sums: dict[tuple[int, int], Any] = {}
+            for q in range(first, min(first + together, len(codes))):
+                own = {i: _read(b, b.add(codes[q], ir.Constant(i64, 32 * i)), _wide(i32, 8)) for i in at_once}
+                for t in range(len(totals)):
+                    x = _splat(b, _read(b, b.add(tokens[q], ir.Constant(i64, 4 * t)), i32), 8)
+                    for i in at_once:
+                        sums[t, i] = _here(b, _add_products(b, sums.get((t, i)), own[i], x))
+            for (t, i), products in sums.items():
+                split[t][i] = _add_scaled(b, split[t][i], products, factors[i])
+    return [_join(b, total) for total in split]
+
+
+def _add_products(b: Any, sums: Any, u: Any, s: Any) -> Any:
+    """sums, None for 0, and 4 products in each of 8 lanes: 32 bits with VNNI, else two sums of 16 bits."""
+    if PATH == "avxvnni":
+        return _call(b, VNNI[PATH][0], _wide(i32, 8), [_const(i32, 0, 8) if sums is None else sums, u, s])
+    more = _maddubs(b, u, s)
+    return more if sums is None else b.add(sums, more)
+
+
+def _factors(b: Any, scale: Any) -> Any:
+    """What sums are multiplied by: of two sums of 16 bits the scale twice."""
+    return scale if PATH == "avxvnni" else b.or_(b.and_(scale, _const(i32, 0xFFFF)), b.shl(scale, _const(i32, 16)))
+
+
+def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
+    return b.add(total, b.mul(sums, factor) if PATH == "avxvnni" else _madd(b, sums, factor))
+
+
+def _here(b: Any, v: Any) -> Any:
+    """v, computed at this place of the program: LLVM would load all codes first, and spill most of them."""
+    return b.asm(ir.FunctionType(v.type, [v.type]), "", "=x,0", [v], True)
 
 
 def _zeros_like(like: Any) -> Any:

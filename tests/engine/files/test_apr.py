@@ -19,12 +19,12 @@ from qwenref.engine.config_keys import APR_ALIASES as ALIASES
 from qwenref.engine.files import Checkpoint, open_checkpoint
 from qwenref.engine.files.apr import _read_file
 from qwenref.engine.files.apr_writer import write_apr
+from qwenref.engine.files.convert import convert
 from qwenref.engine.files.writing import Planned
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.quant import aprq4, aprq8
 from qwenref.quant.tensor import QTensor, dequantize, quantize
-from qwenref.tools.convert import convert
 
 from ...models import logits, model, vocabulary
 

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from qwenref.engine.bind import bind
-from qwenref.engine.chat import Chat, chat_ids
 from qwenref.engine.files import Checkpoint, open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import reference
 from qwenref.engine.load import bound, load
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.chat import Chat, chat_ids
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.engine.weights import Layer, Weights
 from qwenref.quant.tensor import QTensor
-from qwenref.tools.convert import convert
 from qwenref.tools.load import open_tokenizer
 from qwenref.tools.main import main
 

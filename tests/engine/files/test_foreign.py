@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.errors import BadInput
-from qwenref.tools.convert import convert
 
 from ...gguf_builder import ARR, I32, STR, U16, Gguf, array
 from ...models import model

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from qwenref.engine.bind import bind
 from qwenref.engine.config_keys import GGUF
 from qwenref.engine.files import open_checkpoint
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.files.convert import convert
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
-from qwenref.tools.convert import convert
 
 from ...gguf_builder import ARR, BOOL, F32, F64, I8, I32, I64, KEYS, STR, U8, U32, U64, Gguf, array
 from ...models import model

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.files.safetensors import _read_file
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize
-from qwenref.tools.convert import convert
 
 from ...models import logits, model
 
@@ -79,7 +79,7 @@ def one(**changes: Any) -> dict[str, Any]:
         pytest.param(b'{"w":%s}' % (b"1" * 5000), b"", None, ["not JSON"], id="S21-digits"),
         pytest.param(one(shape=[1 << 32, 1 << 32]), bytes(16), None, ["takes 73786976294838206464 bytes"], id="S22"),
         pytest.param(one(data_offsets=[16, 0]), bytes(16), None, ["begin and an end"], id="S23"),
-        pytest.param(one(dtype="F8_E4M3"), bytes(16), None, ["F8_E4M3", "not supported", "BF16"], id="S24-F8"),
+        pytest.param(one(dtype="F8_E5M2FNUZ"), bytes(16), None, ["F8_E5M2FNUZ", "not supported", "BF16"], id="S24-F8"),
         pytest.param(one(dtype="F4"), bytes(16), None, ["'F4'", "not supported"], id="S24-F4"),
         pytest.param(one(dtype=7), bytes(16), None, ["dtype 7"], id="S24-number"),
         pytest.param({"__metadata__": {"a": 1}, "w": GOOD}, bytes(16), None, ["__metadata__"], id="S25"),
@@ -239,7 +239,8 @@ def test_s30_index_and_shards_disagree(tmp_path: Path) -> None:
         ({"use_sliding_window": True, "sliding_window": 9, "max_window_layers": []}, ["max_window_layers is []"]),
         ({"layer_types": ["sliding_attention"] * 2}, ["layer_types"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
+        ({"quantization_config": {"quant_method": "hqq"}}, ["quantization_config", "hqq"]),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config", "gptq", ".qweight"]),
         ({"model_type": "llama"}, ["'llama' is not supported", "qwen2 is"]),
         ({"model_type": ...}, ["None is not supported"]),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, ["architectures"]),

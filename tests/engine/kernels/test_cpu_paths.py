@@ -30,10 +30,13 @@ from qwenref.errors import BadInput
 from ...tiny import tiny_weights
 
 HERE = Path(__file__).parents[2]
-NO_AVX512 = ",".join(
-    f"{'+' if there and not name.startswith('avx512') else '-'}{name}"
-    for name, there in llvm.get_host_cpu_features().items()
-)
+
+
+def without(*prefixes: str) -> dict[str, str]:
+    """A processor without the features that begin so: machine code without them, not only without our own use."""
+    host = llvm.get_host_cpu_features().items()
+    features = (f"{'+' if there and not name.startswith(prefixes) else '-'}{name}" for name, there in host)
+    return {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ",".join(features)}
 
 
 def has(path: str) -> bool:
@@ -49,8 +52,10 @@ RUNS: dict[str, dict[str, str]] = {
     "7 threads": {"NUMBA_NUM_THREADS": "7"},
     "plain": {"QWENREF_SIMD": "plain"},
 }
-if has("avx512"):  # machine code of a CPU without it, not only without its special instructions
-    RUNS["CPU without AVX-512"] = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": NO_AVX512}
+if has("avx512"):
+    RUNS["CPU without AVX-512"] = without("avx512", "avxvnni")
+if has("avxvnni"):
+    RUNS["CPU with VNNI of 256 bits"] = without("avx512")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,8 @@ def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:
     assert results["1 thread"]["path"] == choose_path(None, features())
     if "CPU without AVX-512" in RUNS:
         assert results["CPU without AVX-512"]["path"] == "avx2"
+    if "CPU with VNNI of 256 bits" in RUNS:
+        assert results["CPU with VNNI of 256 bits"]["path"] == "avxvnni"
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if has(path)])

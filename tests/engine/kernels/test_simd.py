@@ -207,6 +207,27 @@ def test_integer_dots_are_exact(operation: Any, top: int) -> None:
     assert equal(got, (x.astype(np.int64) @ u.T.astype(np.int64) - top * sums[:, None]).astype(np.float32))
 
 
+@pytest.mark.parametrize(("quads", "bits"), [(8, 4), (8, 5), (4, 6), (8, 8)])
+def test_groups_are_exact(quads: int, bits: int) -> None:
+    """Where as many products add up in 16 bits as a format's codes allow, also with the largest of both signs."""
+    group, top = s.group_tile(quads, bits), (1 << bits) - 1
+
+    @njit
+    def kernel(out, u, x, scale):
+        p = group(u, x, 4 * N, s.load_i32(scale), s.zeros_like(zero_f()))
+        s.store_tile(out, 128, s.scale_tile(p, s.splat_f32(np.float32(1)), zero_f()), 32)
+
+    u = RNG.integers(0, top + 1, (quads, LANES, 4), dtype=np.uint8)
+    x = RNG.integers(-128, 128, (quads, N, 4), dtype=np.int8)
+    scale = RNG.integers(-128, 128, LANES, dtype=np.int32)
+    u[:, :3], u[:, 3], scale[:2] = top, 0, (-128, 127)
+    if bits == 8:  # whose products with -128 have a path of their own
+        x = np.maximum(x, -127)
+    x[:, 0], x[:, 1] = x.min(), 127
+    want = np.einsum("qtb,qlb->tl", x.astype(np.int64), u.astype(np.int64)) * scale
+    assert equal(floats_of(kernel, u, x, scale, rows=N), want.astype(np.float32))
+
+
 def test_sixteen_bit_dots_and_products_of_ints_are_exact() -> None:
     @njit
     def kernel(out, v, x):
@@ -279,7 +300,8 @@ def test_choice_of_path() -> None:
     avx2, all_ = {"avx2", "fma", "f16c"}, {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
     assert choose_path(None, set()) == "plain"
     assert choose_path(None, avx2) == "avx2"
-    assert choose_path(None, avx2 | all_) == "avx512"
+    assert choose_path(None, avx2 | {"avxvnni"}) == "avxvnni"
+    assert choose_path(None, avx2 | all_ | {"avxvnni"}) == "avx512"
     assert choose_path("avx2", avx2 | all_) == "avx2"
     assert choose_path("plain", avx2 | all_) == "plain"
     for forced in ("avx512", "sse9"):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qwenref.engine.bind import bind
+from qwenref.engine.files.convert import convert
 from qwenref.engine.weights import Weights
-from qwenref.tools.convert import convert
 from qwenref.tools.main import main
 from qwenref.trace.store import DumpWriter
 
@@ -116,7 +116,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_what_cannot_be_judged_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "d")
     assert "a dump of another model: D 64 for 96" in refused(capsys, str(path), "-m", "wide.gguf")
-    assert "no such folder" in refused(capsys, str(tmp_path / "none"), "-m", "tiny.gguf")
+    assert "no such file or folder" in refused(capsys, str(tmp_path / "none"), "-m", "tiny.gguf")
     assert "no such folder" in refused(capsys, str(path), "-m", "tiny.gguf", "--html", str(tmp_path / "no" / "r.html"))
     cut = tmp_path / "cut"
     shutil.copytree(path, cut)

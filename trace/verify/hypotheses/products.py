@@ -151,7 +151,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     if f.nibbles is not None:
         field, run = f.nibbles
         yield "the nibbles of a byte are swapped", m.rebuilt(lambda b: swapped_nibbles(b, field))
-        if m.shape[1] % run == 0:
+        if run > 2 and m.shape[1] % run == 0:
             order = np.arange(run).reshape(2, -1).T.reshape(-1)
             pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, run)[..., order].reshape(w.shape))
             yield "the two nibbles of a byte are taken for neighbours", pairs

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ...stages import STAGES
-from ..facts import NotFinite
+from ..facts import FromTokens, NotFinite
 from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification
 from ..recipes.recipe import RECIPES, Recipe
 from .places import surely, where_words
@@ -42,6 +42,9 @@ def _verdict(v: Verification) -> str:
     bad, unjudged = count[UNEXPLAINED], count[UNJUDGED]
     judged = sum(count.values()) - unjudged
     tail = f"; {plural(unjudged, 'stage')} could not be judged" if unjudged else ""
+    if not judged and (alone := [(f, n) for f in v.findings for n in f.notes if isinstance(n, FromTokens)]):
+        f, note = next((x for x in alone if not x[1].agrees), alone[0])
+        return f"No stage can be judged by itself; {named(f)}: {words(note)}."
     if not judged:
         why = f"{named(v.findings[0])}: {reason(v.findings[0])}" if v.findings else "the dump is empty"
         return f"Nothing could be judged: {why}; dump the stages before it, too."
@@ -210,7 +213,7 @@ def lines_of(v: Verification) -> list[str]:
     lines += [""] * bool(unjudged) + [
         f"Not judged: {s} in {plural(n, 'place')}: {why}" for (s, why), n in unjudged.items()
     ]
-    heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict not in (UNEXPLAINED, UNJUDGED)]
+    heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict != UNEXPLAINED]
     lines += [""] * bool(heads) + [f"{named(f)}: {words(note)}" for f in heads for note in f.notes]
     said = Counter((f.stage, words(n)) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
     return lines + [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]

@@ -12,6 +12,7 @@ from ..facts import (
     FileWrong,
     First,
     FirstNotFinite,
+    FromTokens,
     IdsFromEmbedding,
     IdsUnknown,
     KeysMissing,
@@ -58,6 +59,8 @@ def words(fact: Reason | Note | First | Remark) -> str:
             return f"recomputed from {_spots(used, layer) or 'the tokens'}; missing: {_spots(missing, layer)}"
         case NextToken():
             return _next_token(fact)
+        case FromTokens():
+            return _from_tokens(fact)
         case FileWrong(follower):
             return f"{follower} was not computed from it, but from the right value: the file is wrong, not the engine"
         case WithoutFile((layer, stage)):
@@ -91,6 +94,17 @@ def _spots(spots: Sequence[Spot], layer: int | None) -> str:
 
 def _few(files: Sequence[str]) -> str:
     return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+
+def _from_tokens(n: FromTokens) -> str:
+    gap = f"{n.gap:.3g}, " + (f"{n.gap / n.noise:.2g} times the RMS error of the logits" if n.noise else "no error")
+    size = f"relative error {n.relative:.1e}, KL {n.divergence:.1e} nats"
+    if n.agrees:
+        return f"token {n.token}, as float64 has it from the same tokens (gap to the second: {gap}; {size})"
+    return (
+        f"token {n.token} is float64's number {n.rank} from the same tokens; "
+        f"float64 takes {n.best} (top-2 gap: {gap}; {size})"
+    )
 
 
 def _next_token(n: NextToken) -> str:

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwenref.engine.chat import Chat, chat_ids
 from qwenref.engine.files import Vocabulary, open_checkpoint
 from qwenref.engine.files.tokenizer_json import QWEN2_PATTERN, parse
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.chat import Chat, chat_ids
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer.json.gz"
+GOLDEN = Path(__file__).parents[2] / "golden" / "tokenizer.json.gz"
 
 # GPT-2's byte alphabet, spelled by its own rule: printable Latin-1 is itself, the others follow from U+0100 on.
 PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -20,7 +20,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput
+from ...errors import BadInput
 
 if TYPE_CHECKING:  # NumPy comes with it; a Renderer is started before
     from .tokenizer import Tokenizer

@@ -19,16 +19,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenref.engine import chat, chat_render
-from qwenref.engine.chat import Chat, chat_ids, render
 from qwenref.engine.files import Vocabulary, open_checkpoint
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text import chat, chat_render
+from qwenref.engine.text.chat import Chat, chat_ids, render
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 
 from .test_tokenizer import GOLDEN as TOKENIZER_GOLDEN
 from .test_tokenizer import names, small
 
-GOLDEN = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "chat.json.gz").read_bytes()))
+GOLDEN = json.loads(gzip.decompress((Path(__file__).parents[2] / "golden" / "chat.json.gz").read_bytes()))
 CONTROL = re.compile("|".join(map(re.escape, sorted(GOLDEN["control"], key=len, reverse=True))))
 CHATML = GOLDEN["templates"]["chatml"]
 HELLO = Chat([{"role": "user", "content": "hello"}])
@@ -367,7 +367,7 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_memory_that_the_process_takes() -> None:
     """Counted by the system, over the whole of its life."""
     program = (
-        "import resource, sys; from qwenref.engine.chat import *\n"
+        "import resource, sys; from qwenref.engine.text.chat import *\n"
         "for t in sys.argv[1:]:\n"
         "    try: render(t, Chat([{'role': 'user', 'content': 'x'}]))\n"
         "    except BadInput: print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
@@ -381,7 +381,7 @@ def test_the_memory_that_the_process_takes() -> None:
 def test_the_process_ends_with_its_caller(tmp_path: Path) -> None:
     """Killed, so that it cannot end it; and long before the time is up."""
     program = (
-        "from qwenref.engine import chat\n"
+        "from qwenref.engine.text import chat\n"
         "chat.CPU_SECONDS = 60\n"
         "r = chat.Renderer(); print(r._process.pid, flush=True)\n"
         f"r.ask(chat._request({TIME['T25 x in range']!r}, chat.Chat([{{'role': 'user'}}]), {{}}, []))\n"

@@ -18,19 +18,19 @@ from typing import Any
 import pytest
 
 from qwenref.engine.files import Checkpoint, Vocabulary, open_checkpoint
+from qwenref.engine.files.convert import convert
 from qwenref.engine.files.gguf import vocabulary as gguf_vocabulary
 from qwenref.engine.files.gguf_header import read_header
 from qwenref.engine.files.hf_tokenizer import read_vocabulary
-from qwenref.engine.tokenizer import Tokenizer
+from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
-from qwenref.tools.convert import convert
 from qwenref.tools.main import main
 
-from ..gguf_builder import ARR, BOOL, F32, I32, STR, U8, U32, Gguf, array
-from ..models import model
-from ..models import vocabulary as small
+from ...gguf_builder import ARR, BOOL, F32, I32, STR, U8, U32, Gguf, array
+from ...models import model
+from ...models import vocabulary as small
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 ROWS = 400
 
 
@@ -134,15 +134,19 @@ def with_vocabulary(v: Vocabulary) -> Checkpoint:
 CARRIED = [name for name in BY_NAME if "add_bos_token and add_eos_token None" in name or "parts" in name]
 
 
+def lost(source: Checkpoint, destination: Path) -> str:
+    """What is said to be lost, a line each."""
+    lines: list[str] = []
+    convert(source, destination, lost=lines.append)
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize("name", CARRIED)
 @pytest.mark.parametrize("destination", ["m.gguf", "m.apr", "hf"])
-def test_convert_carries_what_is_put_round_a_prompt(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, destination: str
-) -> None:
+def test_convert_carries_what_is_put_round_a_prompt(tmp_path: Path, name: str, destination: str) -> None:
     """The same ids after it, and from there in a folder again; or a line on what does not fit, and none of it."""
     v = folder_vocabulary(write(tmp_path / "tokenizer", BY_NAME[name]["files"]))
-    convert(with_vocabulary(v), tmp_path / destination)
-    said = capsys.readouterr().err
+    said = lost(with_vocabulary(v), tmp_path / destination)
     read = open_checkpoint(tmp_path / destination).vocabulary()
     assert read is not None
     exact = prompts(read) == BY_NAME[name]["ids"]
@@ -156,33 +160,29 @@ def test_convert_carries_what_is_put_round_a_prompt(
 
 
 @pytest.mark.parametrize(("destination", "carried"), [("m.gguf", True), ("m.apr", False), ("hf", True)])
-def test_convert_carries_how_added_tokens_are_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], destination: str, carried: bool
-) -> None:
+def test_convert_carries_how_added_tokens_are_found(tmp_path: Path, destination: str, carried: bool) -> None:
     case = BY_NAME["lstrip and rstrip"]
-    convert(with_vocabulary(folder_vocabulary(write(tmp_path / "t", case["files"]))), tmp_path / destination)
+    told = lost(with_vocabulary(folder_vocabulary(write(tmp_path / "t", case["files"]))), tmp_path / destination)
     read = open_checkpoint(tmp_path / destination).vocabulary()
     assert read is not None and (prompts(read) == case["ids"]) is carried
     said = {"m.gguf": "llama.cpp", "m.apr": "lstrip, rstrip", "hf": ""}[destination]
-    assert said in capsys.readouterr().err
+    assert said in told
 
 
-def test_convert_loses_what_needs_the_whole_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_loses_what_needs_the_whole_file(tmp_path: Path) -> None:
     """Two ids before a prompt, which GGUF can not say: a tokenizer.json would contradict it, and is left out."""
     v = replace(small(272), prefix=(261, 262), flags={264: ("lstrip",)})
-    convert(replace(model(), vocabulary=lambda: v), tmp_path / "m.gguf")
-    said = capsys.readouterr().err
+    said = lost(replace(model(), vocabulary=lambda: v), tmp_path / "m.gguf")
     assert "ids 261, 262 before a prompt" in said and "lstrip" in said
     read = open_checkpoint(tmp_path / "m.gguf").vocabulary()
     assert read is not None and (read.prefix, read.flags, read.tokenizer_json, read.notes) == ((), {}, None, ())
 
 
-def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def said(v: Vocabulary | None, name: str, **changes: Any) -> str:
-        convert(replace(model(), vocabulary=lambda: v, **changes), tmp_path / name)
-        lines = capsys.readouterr().err.splitlines()
-        assert all(line.startswith(f"not in {name}: ") for line in lines)
-        return "\n".join(lines)
+def test_convert_says_what_is_lost(tmp_path: Path) -> None:
+    def said(v: Vocabulary | None, name: str) -> str:
+        told = lost(replace(model(), vocabulary=lambda: v), tmp_path / name)
+        assert all(line.startswith(f"not in {name}: ") for line in told.splitlines())
+        return told
 
     assert "no tokenizer" in said(None, "a.gguf")
     assert "tool_use" in said(small(272, other_templates={"tool_use": "x"}), "b")

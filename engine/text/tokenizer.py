@@ -12,12 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..errors import BadInput
-from .files import Vocabulary
-from .files.tokenizer_json import QWEN2_PATTERN
-
-# ggml's token types (gguf.TokenType).
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+from ...errors import BadInput
+from ..files.tokenizer_json import QWEN2_PATTERN
+from ..files.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 # llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and Transformers loads the R1 distills with
 # Qwen2Tokenizer (huggingface/transformers#48211).

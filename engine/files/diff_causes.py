@@ -10,13 +10,12 @@ from math import inf, isfinite, prod, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.config import Config
-from ..quant.tensor import QTensor, dequantize, take
+from ...quant.tensor import DECODED, QTensor, dequantize, row_slabs, take
+from ..config import Config
 
 Array = NDArray[np.float32]
 Reader = Callable[[int, int], Array]  # rows start..stop of what B is compared with
 
-SLAB = 1 << 22  # values compared at a time
 WHOLE = 1 << 26  # values of a transpose held at a time
 NOISE = 0.3  # the largest relative RMS that can be two formats of the same values
 BETTER = 4  # times nearer than A as it is, or the guess explains nothing
@@ -60,27 +59,25 @@ class Distance:
 @dataclass(frozen=True, slots=True)
 class Cause:
     """What B holds, in words. other: the tensor of A that it is, if it is another one's. slab: values to read at a
-    time, where it is not SLAB."""
+    time."""
 
     sentence: str
     read: Reader
     other: str | None = None
-    slab: int | None = None
+    slab: int = DECODED
 
 
 def rows_of(w: QTensor) -> Reader:
     return lambda start, stop: dequantize(w, start, stop)
 
 
-def distance(read: Reader, y: QTensor, slab: int | None = None) -> Distance:
+def distance(read: Reader, y: QTensor, slab: int = DECODED) -> Distance:
     """Compares B, a slab of rows at a time, with what `read` gives."""
     O = y.shape[0]
     a2, b2, ab = np.zeros((3, O))
     largest = square = 0.0
     unlike = incomparable = alike = 0
-    step = max(1, (slab or SLAB) * O // prod(y.shape))
-    for start in range(0, O, step):
-        stop = min(start + step, O)
+    for start, stop in row_slabs(y, slab):
         u, v = (x.reshape(stop - start, -1) for x in (read(start, stop), dequantize(y, start, stop)))
         other = ~((u == v) | (np.isnan(u) & np.isnan(v)))
         p, q = (np.where(np.isfinite(x), x, 0).astype(np.float64) for x in (u, v))
@@ -174,10 +171,8 @@ def transposed(x: QTensor) -> Reader:
 
     def read(start: int, stop: int) -> Array:
         columns = np.empty((stop - start, x.shape[0]), np.float32)
-        step = max(1, SLAB // x.shape[1])
-        for row in range(0, x.shape[0], step):
-            slab = dequantize(x, row, min(row + step, x.shape[0]))
-            columns[:, row : row + len(slab)] = slab[:, start:stop].T
+        for first, last in row_slabs(x):
+            columns[:, first:last] = dequantize(x, first, last)[:, start:stop].T
         return columns
 
     return read
@@ -204,12 +199,11 @@ def hashes(w: QTensor) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     O, I = w.shape[0], prod(w.shape[1:])
     of_row, of_column = (np.random.default_rng(n).integers(0, 1 << 63, n, np.uint64) * 2 + 1 for n in (O, I))
     row_O, column_I = np.empty(O, np.uint64), np.zeros(I, np.uint64)
-    step = max(1, SLAB // 4 // I)
-    for start in range(0, O, step):
-        values = dequantize(w, start, min(start + step, O)).reshape(-1, I) + np.float32(0)  # -0 is 0
+    for start, stop in row_slabs(w, DECODED // 4):
+        values = dequantize(w, start, stop).reshape(-1, I) + np.float32(0)  # -0 is 0
         bits = values.view(np.uint32).astype(np.uint64)
-        row_O[start : start + len(bits)] = (bits * of_column).sum(1, dtype=np.uint64)
-        column_I += (bits * of_row[start : start + len(bits), None]).sum(0, dtype=np.uint64)
+        row_O[start:stop] = (bits * of_column).sum(1, dtype=np.uint64)
+        column_I += (bits * of_row[start:stop, None]).sum(0, dtype=np.uint64)
     return row_O, column_I
 
 

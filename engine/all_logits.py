@@ -1,0 +1,54 @@
+"""Logits of every position of a text, a block at a time: what `generate` does not need, and `evaluate` lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .forward import forward
+from .generate import CHUNK
+from .kernels import Kernels
+from .tap import SILENT, At
+from .weights import Weights
+
+BLOCK = 64  # positions whose logits are in memory at once: 39 MB of a vocabulary of 151,936
+
+
+class _FinalNorm:
+    """A tap that keeps the last stage before the head."""
+
+    x_TD: Any = None
+
+    def layer(self, index: int) -> At:
+        return SILENT.layer(index)
+
+    def whole(self, stage: str, value: Any) -> Any:
+        if stage == "final_norm":
+            self.x_TD = value
+        return value
+
+
+def all_logits(
+    ids: Sequence[int], w: Weights, k: Kernels, precision: str, first: int = 0
+) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    """(position, logits [n, V] of it and the next n - 1) of the positions from `first` on, in order.
+
+    The same bits as prefill gives for each position's own prefix; the array's memory may be used anew at the next.
+    """
+    cache = k.new_cache(w.config, len(ids), precision)
+
+    def hidden(tokens_T: NDArray[np.int32]) -> Any:
+        seen = _FinalNorm()
+        forward(tokens_T, w, cache, k, seen)
+        return seen.x_TD
+
+    for start in range(0, len(ids), CHUNK):
+        x_TD = k.batch(partial(hidden, np.array(ids[start : start + CHUNK], np.int32)))
+        stop = min(start + CHUNK, len(ids))
+        for at in range(max(first, start), stop, BLOCK):
+            rows = slice(at - start, min(at + BLOCK, stop) - start)
+            yield at, k.to_host(k.batch(partial(k.linear, x_TD[rows], w.lm_head)))

@@ -1,0 +1,83 @@
+"""What of a model's tokenizer and configuration the next container has a place for, and what is lost on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import Checkpoint
+from .end_of_generation import by_text, told, with_control
+from .tokenizer_json import last_used, spell
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Vocabulary
+
+
+def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]]:
+    """The Vocabulary as a container of that kind can say it, and a line on each thing that it can not."""
+    v = source.vocabulary()
+    if v is None:
+        return None, ["the source has no tokenizer, and so the result has none"]
+    if kind == "gguf" and source.container.startswith("GGUF"):
+        return v, []  # its keys are copied as they are
+    lost = list(v.notes)
+    if v.other_templates:
+        lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
+    if kind == "safetensors":
+        return _for_safetensors(v, lost), lost
+
+    # Two switches say what is put round a prompt; the ids are BOS and EOS.
+    bos = v.prefix[0] if len(v.prefix) == 1 and v.bos_id is None else v.bos_id
+    eos = v.eos_ids[0] if v.eos_ids else None
+    prefix, suffix = v.prefix if v.prefix == (bos,) else (), v.suffix if v.suffix == (eos,) else ()
+    for where, ids, kept, name, one in (
+        ("before", v.prefix, prefix, "BOS", bos),
+        ("behind", v.suffix, suffix, "EOS", eos),
+    ):
+        if ids != kept:
+            lost.append(f"ids {', '.join(map(str, ids))} {where} a prompt: {kind} can say {name} ({one}), or nothing")
+    whole = (prefix, suffix) == (v.prefix, v.suffix)
+    v = replace(v, bos_id=bos, prefix=prefix, suffix=suffix)
+    types = with_control(v.types, by_text(v.tokens), v.merges)
+    if types != v.types:
+        changed = [v.tokens[i] for i, t in enumerate(types) if t != v.types[i]]
+        lost.append(f"that {', '.join(changed)} is ordinary text: readers of {kind} take it for a control token")
+        v = replace(v, types=types)
+    if v.flags and (kind == "apr" or not whole):
+        lost.append(f"how added tokens are found ({', '.join(sorted(set().union(*v.flags.values())))})")
+        v = replace(v, flags={})
+    if kind == "apr":
+        return replace(v, tokenizer_json=None), lost
+    # The whole tokenizer.json goes along where it agrees with the other keys.
+    v = replace(v, tokenizer_json=None if not whole else spell(v) if v.flags else v.tokenizer_json)
+    if v.flags:
+        lost.append("for llama.cpp, how added tokens are found: only tokenizer.huggingface.json says it")
+    if over := told(v)[3:]:
+        lost.append(f"that answers end at {', '.join(map(str, over))}: GGUF has keys for three ids")
+    return replace(v, eos_ids=tuple(i for i in v.eos_ids if i not in over)), lost
+
+
+def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
+    """tokenizer.json knows added tokens, special or not, and ordinary ones."""
+    used = last_used(v) + 1
+    if v.types[:used].count(BYTE):
+        lost.append(f"{v.types.count(BYTE)} tokens stand for single bytes in GGUF alone, and become ordinary text")
+    kinds = {UNKNOWN: CONTROL, BYTE: NORMAL, UNUSED: NORMAL}
+    return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
+
+
+def left_out(source: Checkpoint, kind: str) -> list[str]:
+    """A line on what somebody may miss in the new file: fields that nothing here knows, and how to sample."""
+    m, a = source.metadata, source.config.architecture
+    if source.container == "safetensors":
+        if kind == "safetensors":
+            return []
+        advice = {k: x for k, x in m["generation_config"].items() if not k.endswith(("_token_id", "version"))}
+        said = [f"generation_config.json's {k}" for k, x in advice.items() if x]
+        said += [f"config.json's {k}" for k, x in m["config"].items() if k not in a.hf_keys.known() and x is not None]
+    elif source.container.startswith("GGUF"):
+        prefix = f"{a.gguf}."
+        strange = [k for k in m if k.startswith(prefix) and k.removeprefix(prefix) not in a.gguf_keys.known()]
+        sampling = [k for k in m if k.startswith("general.sampling.") and kind == "safetensors"]
+        said = [] if kind == "gguf" else strange + sampling
+    else:
+        said = []
+    names = said[:8] + (["..."] if len(said) > 8 else [])
+    return [f"left out, with no place in {kind}: {', '.join(names)}"] if said else []

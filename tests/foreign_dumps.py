@@ -1,0 +1,161 @@
+"""A dump laid out as other engines lay theirs out: names, tuples, fused products, ranks; from their sources.
+
+SGLang: python/sglang/srt/debug_utils/tensor_dump_forward_hook.py, models/qwen2.py. llama.cpp: src/models/qwen2.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qwenref.engine.config import Config
+from qwenref.trace.dump import Dump
+
+Arrays = dict[str, Any]
+Get = Callable[..., np.ndarray]
+
+
+def getter(dump: Dump, phase: int) -> Get:
+    def get(name: str, layer: int | None = None) -> np.ndarray:
+        return np.asarray(dump[name, layer, phase])
+
+    return get
+
+
+def own(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """One safetensors file, docs/dumps.md: heads flattened."""
+    head = f"phase-{phase}/" if phase else ""
+    found: Arrays = {f"{head}tokens": np.array(ids, np.int32), f"{head}positions": np.array(positions)}
+    for e in dump.entries:
+        if e.phase == phase:
+            values = np.asarray(e.values())
+            if e.stage.name in ("q_post_rope", "k_post_rope", "attention"):
+                values = values.reshape(len(ids), -1)
+            values = values[None] if e.stage.name == "lm_head" else values
+            name = e.stage.name if e.stage.scope != "layer" else f"layer-{e.layer}/{e.stage.name}"
+            found[head + name] = np.ascontiguousarray(values)
+    return found
+
+
+def transformers(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """Forward hooks on Transformers' modules: a batch axis, outputs by the module's name, inputs behind it."""
+    get, found = getter(dump, phase), {"input_ids": np.array([ids])}
+    ends = np.cumsum([c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim])
+    found["model.embed_tokens"] = get("embedding", 0)[None]
+    for i in range(c.num_hidden_layers):
+        at = f"model.layers.{i}"
+        found[f"{at}.input_layernorm"] = get("attn_norm", i)[None]
+        for x, part in zip("qkv", np.split(get("qkv_bias", i), ends, 1), strict=True):
+            found[f"{at}.self_attn.{x}_proj"] = part[None]
+        found[f"{at}.self_attn.o_proj.input"] = get("attention", i).reshape(1, len(ids), -1)
+        found[f"{at}.self_attn.o_proj"] = get("attn_out", i)[None]
+        found[f"{at}.post_attention_layernorm.input"] = get("post_attn_residual", i)[None]
+        found[f"{at}.post_attention_layernorm"] = get("ffn_norm", i)[None]
+        found[f"{at}.mlp.gate_proj"] = get("ffn_gate", i)[None]
+        found[f"{at}.mlp.up_proj"] = get("ffn_up", i)[None]
+        found[f"{at}.mlp.act_fn"] = get("ffn_silu", i)[None]
+        found[f"{at}.mlp.down_proj.input"] = get("ffn_swigl", i)[None]
+        found[f"{at}.mlp.down_proj"] = get("ffn_out", i)[None]
+        found[at] = get("post_ffn_residual", i)[None]
+    found["model.norm"] = get("final_norm")[None]
+    found["lm_head"] = get("lm_head")[None, None]
+    return found
+
+
+def sglang(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """Leaf modules of SGLang, without the logits, which lie in the next file."""
+    get, L = getter(dump, phase), c.num_hidden_layers
+    found: Arrays = {
+        "model.embed_tokens": get("embedding", 0),
+        "model.forward_batch_info.input_ids": np.array(ids),
+        "model.forward_batch_info.seq_lens": np.array([positions[-1] + 1]),
+        "model.forward_batch_info.positions": np.array(positions),
+    }
+    for i in range(L):
+        at = f"model.layers.{i}"
+        norm = get("attn_norm", i)
+        found[f"{at}.input_layernorm"] = [norm, get("post_ffn_residual", i - 1)] if i else norm
+        found[f"{at}.self_attn.qkv_proj"] = get("qkv_bias", i)
+        q, k = (get(f"{x}_post_rope", i).reshape(len(ids), -1) for x in "qk")
+        found[f"{at}.self_attn.rotary_emb"] = [q, k]
+        found[f"{at}.self_attn.attn"] = get("attention", i).reshape(len(ids), -1)
+        found[f"{at}.self_attn.o_proj"] = get("attn_out", i)
+        found[f"{at}.post_attention_layernorm"] = [get("ffn_norm", i), get("post_attn_residual", i)]
+        found[f"{at}.mlp.gate_up_proj"] = np.concatenate([get("ffn_gate", i), get("ffn_up", i)], 1)
+        found[f"{at}.mlp.act_fn"] = get("ffn_swigl", i)
+        found[f"{at}.mlp.down_proj"] = get("ffn_out", i)
+    found["model.norm"] = [get("final_norm"), get("post_ffn_residual", L - 1)]
+    return found
+
+
+def sglang_rank(whole: Arrays, c: Config, rank: int, ranks: int) -> Arrays:
+    """What one rank of several holds: columns of the column-parallel products, a summand of the row-parallel ones."""
+    N, K, H, F = (
+        x // ranks for x in (c.num_attention_heads, c.num_key_value_heads, ranks * c.head_dim, c.intermediate_size)
+    )
+
+    def heads(x: np.ndarray, n: int) -> np.ndarray:
+        return x[:, rank * n * H : (rank + 1) * n * H]
+
+    found = dict(whole)
+    for name, x in whole.items():
+        if name.endswith("qkv_proj"):
+            q, k, v = np.split(x, [ranks * N * H, ranks * (N + K) * H], 1)
+            found[name] = np.concatenate([heads(q, N), heads(k, K), heads(v, K)], 1)
+        elif name.endswith("rotary_emb"):
+            found[name] = [heads(x[0], N), heads(x[1], K)]
+        elif name.endswith("self_attn.attn"):
+            found[name] = heads(x, N)
+        elif name.endswith("gate_up_proj"):
+            gate, up = np.split(x, 2, 1)
+            mine = slice(rank * F, (rank + 1) * F)
+            found[name] = np.concatenate([gate[:, mine], up[:, mine]], 1)
+        elif name.endswith("act_fn"):
+            found[name] = x[:, rank * F : (rank + 1) * F]
+        elif name.endswith(("o_proj", "down_proj")):  # two summands that float32 adds exactly
+            high = (x.view(np.uint32) & 0xFFFFF000).view(np.float32)
+            found[name] = high if rank == 0 else x - high
+    return found
+
+
+def llama_cpp(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """The graph's nodes by the names that callbacks are told; products of attention before their scale."""
+    get = getter(dump, phase)
+    found: Arrays = {"inp_tokens": np.array(ids, np.int32), "inp_embd": get("embedding", 0)}
+    for i in range(c.num_hidden_layers):
+        found |= {
+            f"attn_norm-{i}": get("attn_norm", i),
+            f"Qcur-{i}": get("q_post_rope", i),
+            f"Kcur-{i}": get("k_post_rope", i),
+            f"kq-{i}": get("attn_scores", i) * np.float32(4),  # sqrt(16), which is exact
+            f"kq_soft_max-{i}": get("attn_softmax", i),
+            f"kqv_out-{i}": get("attention", i).reshape(len(ids), -1),
+            f"ffn_inp-{i}": get("post_attn_residual", i),
+            f"ffn_norm-{i}": get("ffn_norm", i),
+            f"ffn_gate-{i}": get("ffn_gate", i),
+            f"ffn_up-{i}": get("ffn_up", i),
+            f"ffn_swiglu-{i}": get("ffn_swigl", i),
+            f"ffn_out-{i}": get("ffn_out", i),
+            f"l_out-{i}": get("post_ffn_residual", i),
+        }
+    return found | {"result_norm": get("final_norm"), "result_output": get("lm_head")[None]}
+
+
+def meta(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """Meta's modules, as ports of llama2.c name them."""
+    get, found = getter(dump, phase), {"tokens": np.array(ids), "tok_embeddings": getter(dump, phase)("embedding", 0)}
+    ends = np.cumsum([c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim])
+    for i in range(c.num_hidden_layers):
+        at = f"layers.{i}"
+        found[f"{at}.attention_norm"] = get("attn_norm", i)
+        for x, part in zip("qkv", np.split(get("qkv_bias", i), ends, 1), strict=True):
+            found[f"{at}.attention.w{x}"] = part
+        found[f"{at}.attention.wo"] = get("attn_out", i)
+        found[f"{at}.ffn_norm"] = get("ffn_norm", i)
+        found[f"{at}.feed_forward.w1"] = get("ffn_gate", i)
+        found[f"{at}.feed_forward.w3"] = get("ffn_up", i)
+        found[f"{at}.feed_forward.w2"] = get("ffn_out", i)
+        found[at] = get("post_ffn_residual", i)
+    return found | {"norm": get("final_norm"), "output": get("lm_head")[None]}

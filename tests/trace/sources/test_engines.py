@@ -1,0 +1,163 @@
+"""Dumps as other engines lay them out: each is judged as the plain dump of the same pass, and a mistake is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from qwenref.trace.dump import Dump
+from qwenref.trace.sources import open_dump
+from qwenref.trace.verify.finding import UNEXPLAINED
+from qwenref.trace.verify.verify import verify
+
+from ...engines import dump_of
+from ...foreign_dumps import Arrays, llama_cpp, meta, own, sglang, sglang_rank, transformers
+from ...tiny import tiny_weights
+from ...torch_files import save
+
+IDS, STEPS = [3, 200, 17, 9, 4], [77, 12]
+W = tiny_weights()
+C = W.config
+
+
+def passes(lay_out: Callable[..., Arrays], dump: Dump, steps: list[int] = STEPS) -> list[Arrays]:
+    """One dictionary for the prompt and for each step."""
+    fed = [(IDS, range(len(IDS))), *(([t], range(len(IDS) + i, len(IDS) + i + 1)) for i, t in enumerate(steps))]
+    return [lay_out(dump, C, phase, ids, positions) for phase, (ids, positions) in enumerate(fed)]
+
+
+def write_own(folder: Path, dump: Dump) -> Path:
+    path = folder / "dump.safetensors"
+    everything: Arrays = {}
+    for p in passes(own, dump):
+        everything |= p
+    save_file(everything, path, {"format": "qwenref-dump-1", "producer": "toy"})
+    return path
+
+
+def write_transformers(folder: Path, dump: Dump) -> Path:
+    return save(folder / "hooks.pt", passes(transformers, dump)[0])
+
+
+def write_sglang(folder: Path, dump: Dump) -> Path:
+    late: Arrays = {}
+    for i, p in enumerate(passes(sglang, dump)):
+        save(folder / f"d/TP0_PP0_Rank0_pid77/Pass{i:05d}.pt", {**late, **p})
+        late = {"logits_processor": dump["lm_head", None, i][None]}
+    return folder / "d"
+
+
+def write_sglang_ranks(folder: Path, dump: Dump) -> Path:
+    for i, p in enumerate(passes(sglang, dump)):
+        for rank in range(2):
+            save(folder / f"d/TP{rank}_PP0_Rank{rank}_pid77/Pass{i:05d}.pt", sglang_rank(p, C, rank, 2))
+    return folder / "d"
+
+
+def write_vllm(folder: Path, dump: Dump) -> Path:
+    """Plain hooks: linear layers put out (value, bias), which is None."""
+    made = passes(sglang, dump)[0]
+    told = {k.rsplit(".", 1)[1]: made.pop(k) for k in list(made) if "forward_batch_info" in k}
+    hooks = {
+        k: (v, None) if k.endswith(("_proj",)) else tuple(v) if isinstance(v, list) else v for k, v in made.items()
+    }
+    return save(folder / "hooks.pt", {**hooks, "input_ids": told["input_ids"], "positions": told["positions"]})
+
+
+def write_llama_cpp(folder: Path, dump: Dump) -> Path:
+    np.savez(folder / "graph.npz", **passes(llama_cpp, dump)[0])
+    return folder / "graph.npz"
+
+
+def write_meta(folder: Path, dump: Dump) -> Path:
+    (folder / "arrays").mkdir()
+    for name, x in passes(meta, dump)[0].items():
+        np.save(folder / f"arrays/{name}.npy", x)
+    return folder / "arrays"
+
+
+def write_raw(folder: Path, dump: Dump) -> Path:
+    """One file of values, and a manifest that says where each array lies in it."""
+    entries, at = [], 0
+    with (folder / "all.bin").open("wb") as file:
+        for name, x in passes(own, dump)[0].items():
+            dtype = {"f": "float32", "i": f"int{8 * x.itemsize}"}[x.dtype.kind]
+            entries.append({"name": name, "shape": list(x.shape), "dtype": dtype, "file": "all.bin", "offset": at})
+            at += file.write(np.ascontiguousarray(x).tobytes())
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    return folder
+
+
+WRITERS: dict[str, tuple[Callable[[Path, Dump], Path], int, int]] = {  # how, phases, stages of the prompt
+    "own": (write_own, 3, 17 * 2 + 3),
+    "transformers": (write_transformers, 1, 12 * 2 + 3),
+    "sglang": (write_sglang, 3, 13 * 2 + 3),
+    "sglang-ranks": (write_sglang_ranks, 3, 13 * 2 + 2),
+    "vllm": (write_vllm, 1, 13 * 2 + 2),
+    "llama.cpp": (write_llama_cpp, 1, 13 * 2 + 3),
+    "meta": (write_meta, 1, 8 * 2 + 3),
+    "raw": (write_raw, 1, 17 * 2 + 3),
+}
+
+
+@pytest.mark.parametrize("engine", ["HF float32", "ggml, 16-bit KV"])
+@pytest.mark.parametrize("how", WRITERS)
+def test_each_layout_is_the_plain_dump(how: str, engine: str, tmp_path: Path) -> None:
+    """Every value of every stage that the layout holds, bit for bit, and so every verdict."""
+    write, phases, stages = WRITERS[how]
+    plain = dump_of(W, engine, IDS, steps=STEPS)
+    dump = open_dump(write(tmp_path, plain), C.sizes, layers=C.num_hidden_layers)
+    assert {e.phase for e in dump.entries} == set(range(phases))
+    assert sum(e.phase == 0 for e in dump.entries) == stages
+    for e in dump.entries:
+        right = plain.get(e.stage.name, e.layer, e.phase)
+        assert right is not None and e.positions == right.positions
+        np.testing.assert_array_equal(e.values().view(np.uint32), np.asarray(right.values()).view(np.uint32), e.label)
+    assert list(dump.run["tokens"]) == IDS and dump.ignored == ()
+    assert verify(dump, W).status == 0
+
+
+@pytest.mark.parametrize("how", WRITERS)
+def test_a_mistake_is_found_where_it_is(how: str, tmp_path: Path) -> None:
+    """Two rows of one layer's output projection are swapped for each other, and the engine goes on with it."""
+
+    def swapped(run: Any, right: np.ndarray) -> np.ndarray:
+        return right[:, [1, 0, *range(2, right.shape[1])]]
+
+    plain = dump_of(W, "HF float32", IDS, steps=STEPS, mistakes={("attn_out", 1): swapped})
+    dump = open_dump(WRITERS[how][0](tmp_path, plain), C.sizes, layers=C.num_hidden_layers)
+    found = verify(dump, W)
+    wrong = {(f.layer, f.stage) for f in found.findings if f.verdict == UNEXPLAINED}
+    if how == "llama.cpp":  # whose graph does not name the product: the sum shows it
+        assert wrong == {(1, "post_attn_residual")}
+    else:
+        assert wrong == {(1, "attn_out")}
+
+
+def test_queries_before_they_are_rotated_have_the_same_name(tmp_path: Path) -> None:
+    """llama.cpp's Qcur is three nodes: with its heads apart it is the rotated one, in one row it is not."""
+    dump = dump_of(W, "HF float32", IDS)
+    ends = np.cumsum([C.num_attention_heads * C.head_dim, C.num_key_value_heads * C.head_dim])
+    found = passes(llama_cpp, dump, [])[0]
+    for i in range(C.num_hidden_layers):
+        q, k, v = np.split(np.asarray(dump["qkv_bias", i]), ends, 1)
+        found |= {f"Qcur-{i}": q, f"Kcur-{i}": k, f"Vcur-{i}": v.reshape(len(IDS), -1, C.head_dim)}
+    np.savez(tmp_path / "x.npz", **found)
+    read = open_dump(tmp_path / "x.npz", C.sizes, layers=C.num_hidden_layers)
+    for i in range(C.num_hidden_layers):
+        np.testing.assert_array_equal(read["qkv_bias", i], dump["qkv_bias", i])
+    assert not any(e.stage.name.endswith("post_rope") for e in read.entries) and verify(read, W).status == 0
+
+
+def test_arrays_held_twice_are_said(tmp_path: Path) -> None:
+    """A layer's output is the next layer's input: one is read, the other named."""
+    found = passes(transformers, dump_of(W, "HF float32", IDS), [])[0]
+    found["model.layers.1.input"] = found["model.layers.0"]
+    dump = open_dump(save(tmp_path / "x.pt", found), C.sizes, layers=C.num_hidden_layers)
+    assert dump.notes == ('not needed, 1 arrays: "model.layers.1.input"',)
