@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...engine.config import Config
 from ...engine.weights import Weights, parts
@@ -15,7 +16,7 @@ from ..stages import by_name
 from .facts import Key
 from .recipes.matrix import Matrix
 from .recipes.rope import Rotation, rotations
-from .span import Array
+from .span import BFLOAT16, FLOAT16, FLOAT32, Array, Float
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Evidence:
     """A dump, and the model that it is judged by.
 
     tokens: ids by absolute position, None where neither manifest nor embedding told them.
-    rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes.
+    rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes. formats: see
+    stored_as.
     rows: the positions of each phase.
     distrusted: files that a later stage was found not to have been computed from; they count as missing.
     """
@@ -34,6 +36,7 @@ class Evidence:
     distrusted: set[Key] = field(default_factory=set)
     rotations: dict[str, Rotation] = field(default_factory=dict)
     codes: dict[Any, int | str] = field(default_factory=dict)
+    formats: dict[tuple[str, str], Float] = field(default_factory=dict)
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +74,24 @@ class Evidence:
     def stored(self, key: Key) -> Entry | None:
         phase, layer, name = key
         return None if key in self.distrusted else self.dump.get(name, layer, phase)
+
+    def values(self, e: Entry) -> NDArray[np.float32]:
+        """What a file holds of its stage. Above the diagonal of scores each source has its own (raw products, -inf, a
+        large negative number, NaN, nothing), which no later stage reads: 0 stands for it."""
+        values = e.values()
+        if e.stage.kind != "scores":
+            return values
+        after_TS = np.arange(values.shape[2]) > np.array(self.positions(e))[:, None]
+        return np.where(after_TS, np.float32(0), values)
+
+    def stored_as(self, stage: str, usual: Float) -> Float:
+        """The format in which the dump holds this stage: the usual one, if its values are of that or it has none."""
+        key = stage, usual.name
+        if key not in self.formats:
+            held = [e for e in self.dump.entries if e.stage.name == stage][:3]
+            fits = (f for f in (usual, FLOAT16, BFLOAT16) if all(f.holds(self.values(e)) for e in held))
+            self.formats[key] = next(fits, FLOAT32)
+        return self.formats[key]
 
     def gain(self, layer: int | None, name: str) -> Array:
         """A norm's gain or the QKV bias, as the file decodes."""

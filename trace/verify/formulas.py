@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,13 @@ from ...quant.tensor import dequantize
 from ..stages import Kind, by_name, of_kind
 from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
-from .recipes import operations
+from .recipes import flash, operations
 from .recipes.matrix import Matrix
-from .recipes.products import operand, product
+from .recipes.products import operand, product, summation
 from .recipes.recipe import Recipe
 from .span import Array, Span, joined
 
 PRODUCTS, ROPE, ATTENTION = of_kind("product"), of_kind("rotation"), of_kind("scores", "mix")
-WEIGHTED = of_kind("look-up", "norm", "bias")
 
 
 class Inputs(Protocol):
@@ -116,13 +115,23 @@ def product_of(s: Inputs) -> Span:
 
 
 def bias_of(s: Inputs) -> Span:
-    return operations.add(s.recipe, input_of(s), Span.point(operations.weight(s.recipe, weight_of(s))[None]))
+    b = operations.weight(s.recipe, weight_of(s))[None]
+    # Inside the product, the sum may begin at the bias: each of its additions rounds a sum that is larger by as much.
+    more = summation(s.config.hidden_size, 2 * np.square(b), np.zeros(1)) if "qkv_matmul" in s.recipe.fused else 0.0
+    return operations.add(s.recipe, input_of(s), Span.point(b), more=more)
 
 
 def rotation_of(s: Inputs) -> Span:
     part = by_name(s.stage).part
     assert part is not None
     return rotated(s, s.qkv(part))
+
+
+def mix_of(s: Inputs) -> Span:
+    if s.recipe.mix == "stored":
+        return operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T)
+    q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far("qkv_bias")
+    return flash.attention(s.recipe, q, k, v, s.pos_T)
 
 
 FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
@@ -133,7 +142,7 @@ FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
     "rotation": rotation_of,
     "scores": lambda s: operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T),
     "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.pos_T),
-    "mix": lambda s: operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T),
+    "mix": mix_of,
     "activation": lambda s: operations.silu(s.recipe, input_of(s)),
     "gate": lambda s: operations.mul(s.recipe, *inputs_of(s)),
     "residual": lambda s: operations.add(s.recipe, *inputs_of(s)),
@@ -143,19 +152,6 @@ FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
 def formula(s: Inputs) -> Span:
     """The stage of its inputs, under the recipe. Raises Unjudgeable."""
     return FORMULAS[by_name(s.stage).kind](s)
-
-
-def arithmetic(s: Inputs) -> tuple[Any, ...]:
-    """What of the recipe this stage shows: recipes that agree in it cannot be told apart here."""
-    r = s.recipe
-    if s.stage in PRODUCTS:
-        formats = [m.format for m in s.matrices()]
-        return r.result.name, r.weights and r.weights.name, tuple(map(r.operand, formats)), codes(s, formats)
-    if s.stage in ATTENTION:
-        return r.result.name, r.attention.name
-    if s.stage in ROPE:
-        return r.result.name, r.angle
-    return r.result.name, (r.weights and r.weights.name) if s.stage in WEIGHTED else None
 
 
 def codes(s: Inputs, formats: list[str]) -> int | str | None:

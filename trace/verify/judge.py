@@ -2,54 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..dump import Entry
+from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows
 from .evidence import Evidence
-from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Recomputed, Unjudgeable
-from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding
+from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
-from .formulas import arithmetic
-from .recipes.recipe import FLOAT32_RECIPE, RECIPES, Recipe
+from .recipes.recipe import FLOAT32_RECIPE, Recipe
 from .site import Site
-from .span import Array, Span
+from .span import FLOAT16, FLOAT32, Array, Span
+
+MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
+TRIES = 96  # arithmetics of one stage
+PLACES = 3  # of a group on which all of them are tried, if none explains any
+
+
+Group = tuple[Any, ...]
+Shown = tuple[Any, ...]  # what of a recipe a stage shows
 
 
 @dataclass
 class Judge:
-    """Tries recipes on stages, and learns which engine this is as it goes.
+    """Tries arithmetics on stages, and learns which engine this is as it goes.
 
-    score: how many stages each recipe explains so far. fits: for each stage judged, the arithmetics that explain it.
+    votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
+    arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
+    hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
     """
 
     evidence: Evidence
-    score: dict[Recipe, int] = field(default_factory=dict)
-    fits: dict[Key, set[Any]] = field(default_factory=dict)
+    votes: Votes = field(default_factory=Counter)
+    fits: dict[Key, dict[Shown, Fit]] = field(default_factory=dict)
+    good: dict[Group, list[Recipe]] = field(default_factory=dict)
+    hopeless: Counter[Group] = field(default_factory=Counter)
+    stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
+    parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        angles = list(self.evidence.rotations)
-        self.score = {replace(r, angle=a): 0 for r in RECIPES for a in angles}
-
-    @property
-    def recipe(self) -> Recipe:
-        """The one that explains most; of equals the first, which is the simplest."""
-        return max(self.score, key=lambda r: self.score[r])
-
-    def ranked(self) -> list[Recipe]:
-        return sorted(self.score, key=lambda r: -self.score[r])
+        ways = list(self.evidence.rotations)
+        self.votes = Counter({("angle", way): len(ways) - i for i, way in enumerate(ways)})
 
     def site(self, e: Entry, recipe: Recipe) -> Site:
-        return Site(self.evidence, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe)
+        return Site(self.evidence, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe, e.stage.name)
+
+    def involved(self, e: Entry) -> tuple[Spot, ...]:
+        if e.key not in self.stages:
+            self.stages[e.key] = involved(self.evidence, e.key)
+        return self.stages[e.key]
+
+    def shows(self, e: Entry, recipe: Recipe) -> Shown:
+        return shows(self.site(e, recipe), self.involved(e))
+
+    def group(self, e: Entry) -> Group:
+        """The stages that one engine computes alike: those of a kind; products of the same stage by weights of the same
+        formats; of products and attention those of one position and those of several."""
+        s = e.stage
+        of = tuple(m.format for m in self.evidence.matrices(e.layer, s.name)) if s.kind == "product" else ()
+        one = s.kind in ("product", "scores", "soft-max", "mix") and len(self.evidence.positions(e)) == 1
+        return s.kind, s.scope, s.name if of else "", of, one
 
     def judge(self, e: Entry) -> Finding:
         """The verdict on one file, before budgets and hypotheses."""
         told = tuple((k, v) for k, v in (e.capture or {}).items() if e.stage.capture.get(k) != v)
+        if e.stage.kind == "scores":
+            told = tuple((k, v) for k, v in told if k not in MASKED)
         if told:
             return Finding(e.phase, e.layer, e.stage.name, UNJUDGED, CapturedElsewhere(told))
         notes: dict[Note, None] = {}
@@ -60,69 +86,116 @@ class Judge:
 
     def _judge(self, e: Entry, notes: dict[Note, None]) -> Finding:
         """notes: filled as it goes, also where it then raises Unjudgeable."""
-        got = e.values()
+        got = self.evidence.values(e)
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
-        tried: dict[Any, tuple[Recipe, Span, Fit]] = {}
-        for recipe in self.ranked():
-            site = self.site(e, recipe)
-            kind: Any = arithmetic(site)
-            if kind in tried or not (recipe.result.name == "float32" or recipe.result.holds(got)):
+        tried = self.fits.setdefault(e.key, {})
+        spans: list[tuple[Recipe, Span, Fit]] = []
+        plain = None
+        for recipe in self.tries(e, got):
+            shown_here = self.shows(e, recipe)
+            if shown_here in tried:
                 continue
+            site = self.site(e, recipe)
             span = shown(got, site.compute(), e)
             notes |= dict.fromkeys(notes_on(site))
-            if site.recomputed:
-                kind = recipe
-            fit = compare(got, span)
-            tried[kind] = recipe, span, fit
-            if fit.good:
+            fit = tried[shown_here] = compare(got, span)
+            spans.append((recipe, span, fit))
+            if recipe == FLOAT32_RECIPE:
+                plain = span, fit
+            if fit.good or len(spans) == TRIES:
                 break
-        plain = next((t for t in tried.values() if t[0] == FLOAT32_RECIPE), None)
         if plain is None:
             span = shown(got, self.site(e, FLOAT32_RECIPE).compute(), e)
-            plain = FLOAT32_RECIPE, span, compare(got, span)
+            plain = span, compare(got, span)
         if e.stage.name == "lm_head" and not broken:
-            notes[next_token(got, plain[1].mid)] = None
-        good = {kind for kind, (_, _, fit) in tried.items() if fit.good}
-        self.fits[e.key] = good
-        verdict, named = UNEXPLAINED, None
-        if good:
-            for recipe in self.score:
-                self.score[recipe] += bool({arithmetic(self.site(e, recipe)), recipe} & good)
-            recipe, _, fit = next(t for t in tried.values() if t[2].good)
-            verdict, named = EXACT if fit.exact else REPRODUCED, recipe.name
+            notes[next_token(got, plain[0].mid)] = None
+        recipe, span, fit = min(spans, key=lambda t: (not t[2].good, t[2].left, t[2].outside))
+        verdict = UNEXPLAINED
+        if fit.good:
+            self.learn(e, recipe)
+            verdict = EXACT if fit.exact else REPRODUCED
         else:
-            recipe, span, fit = min(tried.values(), key=lambda t: (t[2].left, t[2].outside))
-            mixed = by_parts(self.site(e, recipe), got, list(tried.values()))
+            self.hopeless[self.group(e)] += 1
+            mixed = by_parts(self.site(e, recipe), got, spans)
             if mixed is not None:
-                verdict, (named, fit) = REPRODUCED, mixed
-        reason = None
-        if broken and verdict != UNEXPLAINED:
+                verdict, (self.parts[e.key], fit) = REPRODUCED, mixed
+        reason: Reason | None = None
+        hypotheses: tuple[Named, ...] = ()
+        overflow = self.overflow(e, got, recipe) if broken else None
+        if overflow is not None:
+            verdict, hypotheses = UNEXPLAINED, (Named("overflow", overflow, e.stage.name, fit.left, fit.allowed),)
+        elif broken and verdict != UNEXPLAINED:
             verdict, reason = UNJUDGED, NotFinite(broken, inputs=True)
         elif broken:
             notes[NotFinite(broken, inputs=False)] = None
-        observed = plain[2].left
-        return Finding(e.phase, e.layer, e.stage.name, verdict, reason, named, observed, fit, tuple(notes))
+        f = Finding(e.phase, e.layer, e.stage.name, verdict, reason, None, plain[1].left, fit, tuple(notes))
+        return replace(f, hypotheses=hypotheses)
+
+    def overflow(self, e: Entry, got: NDArray[np.float32], recipe: Recipe) -> str | None:
+        """What a stage of finite inputs that is not finite would be, in float32; None for another reason.
+
+        It is a mistake also where a recipe reproduces it: the engine's format does not hold this model's values.
+        """
+        mid = shown(got, self.site(e, replace(recipe, result=FLOAT32)).compute(), e).mid
+        within = ""
+        if e.stage.kind == "scores" and recipe.scale == "after":
+            mid, within = mid * np.sqrt(self.evidence.config.head_dim), ", before the scale,"
+        lost = mid[~np.isfinite(got) & np.isfinite(mid)]
+        if not lost.size:
+            return None
+        largest = float(lost[np.abs(lost).argmax()])
+        kept = recipe.result if recipe.result is not FLOAT32 else FLOAT16
+        return (
+            f"it reaches{within} {largest:,.0f} where {kept.name} ends at {kept.most:,.0f}"
+            if abs(largest) > kept.most
+            else None
+        )
+
+    def tries(self, e: Entry, got: NDArray[np.float32]) -> Iterator[Recipe]:
+        """What may explain a stage. Where nothing did, in several of its group, only what explained others of it."""
+        group = self.group(e)
+        yield from self.good.get(group, ())
+        every = candidates(self.involved(e), narrowest(got), self.votes)
+        yield from every if self.hopeless[group] < PLACES else islice(every, 1)
+
+    def learn(self, e: Entry, recipe: Recipe) -> None:
+        """What a stage says of the engine, by this recipe and by all that it cannot tell from it."""
+        known = self.good.setdefault(self.group(e), [])
+        if recipe not in known:
+            known.append(recipe)
+        mine = self.shows(e, recipe)
+        facts = choices(self.involved(e), recipe.result, Counter())
+        self.votes["result", recipe.result.name] += 1
+        for name, values in facts.items():
+            for value in values:
+                same = value == getattr(recipe, name) or self.shows(e, replace(recipe, **{name: value})) == mine
+                self.votes[name, value] += same
+
+    def explains(self, e: Entry, recipe: Recipe) -> Fit | None:
+        """How well a recipe explains a stage, if it does."""
+        tried, shown_here = self.fits.setdefault(e.key, {}), self.shows(e, recipe)
+        if shown_here not in tried:
+            try:
+                tried[shown_here] = self.again(e, recipe)[2]
+            except Unjudgeable:
+                return None
+        return tried[shown_here] if tried[shown_here].good else None
+
+    def recipe_of(self, e: Entry) -> Recipe:
+        """The arithmetic of a stage's group, as far as it is known."""
+        best = self.good.get(self.group(e))
+        return best[0] if best else next(candidates(self.involved(e), narrowest(self.evidence.values(e)), self.votes))
 
     def again(self, e: Entry, recipe: Recipe) -> tuple[Site, Span, Fit]:
         """The stage under one recipe."""
         site = self.site(e, recipe)
-        span = shown(e.values(), site.compute(), e)
-        return site, span, compare(e.values(), span)
-
-    def with_recipes_named(self, findings: Sequence[Finding]) -> list[Finding]:
-        """The findings, with every stage that the dump's recipe explains called by its name."""
-        best = self.recipe
-
-        def fits(f: Finding) -> bool:
-            e = self.evidence.dump.get(f.stage, f.layer, f.phase)
-            known = self.fits.get(f.key, set())
-            return f.explained and e is not None and bool({arithmetic(self.site(e, best)), best} & known)
-
-        return [replace(f, recipe=best.name) if fits(f) else f for f in findings]
+        got = self.evidence.values(e)
+        span = shown(got, site.compute(), e)
+        return site, span, compare(got, span)
 
 
 def shown(got: NDArray[np.float32], span: Span, e: Entry) -> Span:
-    """The span in the dump's own frame: scores above the diagonal are nobody's business, a wider S holds zeros."""
+    """The span in the dump's own frame: a wider S holds zeros."""
     if "S" not in e.stage.letters:
         if got.shape != span.mid.shape:
             raise Unjudgeable(OtherShape(got.shape, span.mid.shape))
@@ -153,20 +226,24 @@ def columns(x: Array, part: slice) -> Array:
     return x[:, part]
 
 
-def by_parts(site: Site, got: NDArray[np.float32], tried: list[tuple[Recipe, Span, Fit]]) -> tuple[str, Fit] | None:
-    """Q, K and V may have weights of different formats, and an engine may treat each by its own recipe."""
+def by_parts(
+    site: Site, got: NDArray[np.float32], tried: list[tuple[Recipe, Span, Fit]]
+) -> tuple[list[tuple[Recipe, str]], Fit] | None:
+    """Q, K and V may have weights of different formats, and an engine may treat each by its own recipe: which, for each
+    format."""
     if site.stage != "qkv_matmul":
         return None
-    matrices, names, spans, at = site.matrices(), [], [], 0
-    for m in matrices:
+    parts: list[tuple[Recipe, str]] = []
+    spans, at = [], 0
+    for m in site.matrices():
         part = slice(at, at := at + m.shape[0])
         for recipe, span, _ in tried:
             piece = span.shaped(partial(columns, part=part))
             if compare(got[:, part], piece).good:
-                names.append(f"{recipe.name} for {m.format}")
+                parts.append((recipe, m.format))
                 spans.append(piece)
                 break
         else:
             return None
     whole = Span(*(np.concatenate([getattr(s, end) for s in spans], 1) for end in ("mid", "lo", "hi")))
-    return ", ".join(dict.fromkeys(names)), compare(got, whole)
+    return parts, compare(got, whole)

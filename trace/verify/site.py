@@ -20,7 +20,7 @@ from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeab
 from .formulas import formula, heads_of
 from .recipes.matrix import Matrix
 from .recipes.recipe import Recipe
-from .span import Array, Span, joined
+from .span import FLOAT32, Array, Span, joined
 
 LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bound grows with each
 
@@ -29,6 +29,7 @@ LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bo
 class Site:
     """A stage to recompute. pos: absolute positions of its rows. given: inputs to use instead of the dump's.
 
+    how: the recipe of the stage that is judged, which may be another one, on the way to which this is recomputed.
     used, recomputed: what `compute` read from the dump, and what it had to make up for (filled as it goes).
     """
 
@@ -37,7 +38,8 @@ class Site:
     layer: int | None
     stage: str
     pos: tuple[int, ...]
-    recipe: Recipe
+    how: Recipe
+    judged: str
     given: Mapping[str, Span] = field(default_factory=dict)
     missing_layers: int = 0
     used: dict[Key, None] = field(default_factory=dict)
@@ -51,8 +53,16 @@ class Site:
     def pos_T(self) -> NDArray[np.int32]:  # noqa: N802
         return np.array(self.pos, np.int32)
 
+    @property
+    def recipe(self) -> Recipe:
+        """How this stage is computed: as the judged one, but stored as its own kind is, or not stored at all."""
+        if self.stage == self.judged:
+            return self.how
+        kept = FLOAT32 if self.stage in self.how.fused else self.evidence.stored_as(self.stage, self.how.result)
+        return self.how if kept is self.how.result else replace(self.how, result=kept)
+
     def under(self, recipe: Recipe) -> Site:
-        return replace(self, recipe=recipe, used={}, recomputed={})
+        return replace(self, how=recipe, judged=self.stage, used={}, recomputed={})
 
     def having(self, **given: Span) -> Site:
         """The same stage with other inputs."""
@@ -82,7 +92,7 @@ class Site:
                 self.used[key] = None
                 index = [rows[p] for p in self.pos]
                 axis = entry.stage.letters.index("T") if "T" in entry.stage.letters else 0
-                values = entry.values()
+                values = self.evidence.values(entry)
                 if "S" in entry.stage.letters:
                     values = values[:, :, : self.keys(values.shape[2])]
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
@@ -105,7 +115,11 @@ class Site:
             return self.before()
         if stage in self.given:
             return self.given[stage]
-        return self.at(stage).value()
+        return self.at(stage).taken()
+
+    def taken(self) -> Span:
+        """The stage's value as the judged one takes it: as it was stored, or, in one operation with it, as computed."""
+        return self.compute() if self.stage in self.how.fused else self.value()
 
     def before(self) -> Span:
         """The residual that enters this layer (or the final norm)."""
@@ -114,7 +128,7 @@ class Site:
         if self.layer == 0:
             return self.at("embedding").value()
         last = self.config.num_hidden_layers - 1 if self.layer is None else self.layer - 1
-        return replace(self.at("post_ffn_residual", layer=last), missing_layers=self.missing_layers + 1).value()
+        return replace(self.at("post_ffn_residual", layer=last), missing_layers=self.missing_layers + 1).taken()
 
     def qkv(self, part: int) -> Span:
         """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
@@ -132,7 +146,7 @@ class Site:
                     index = [self.pos.index(p) for p in pos]
                     span = self.given[stage].shaped(partial(np.take, indices=index, axis=0))
                 else:
-                    span = self.at(stage, pos=pos, phase=phase).value()
+                    span = self.at(stage, pos=pos, phase=phase).taken()
                 rows.append(span if stage == "k_post_rope" else heads_of(self.config, span, 2))
                 reached = pos[-1] + 1
         if reached < S:

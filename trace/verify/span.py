@@ -34,7 +34,8 @@ def _bfloat16(x: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """A format. u: unit roundoff. least: the smallest normal number, below which some engines flush to zero.
+    """A format. u: unit roundoff. least: the smallest normal number, below which some engines flush to zero. most: the
+    largest number.
 
     round: float64 values -> the nearest of the format, as float64.
     """
@@ -42,6 +43,7 @@ class Float:
     name: str
     u: float
     least: float
+    most: float
     round: Callable[[Array], Array]
 
     def holds(self, values: NDArray[np.float32]) -> bool:
@@ -51,9 +53,9 @@ class Float:
             return bool(np.array_equal(self.round(wide), wide, equal_nan=True))
 
 
-FLOAT32 = Float("float32", 2.0**-24, 2.0**-126, _float32)
-FLOAT16 = Float("float16", 2.0**-11, 2.0**-14, _float16)
-BFLOAT16 = Float("bfloat16", 2.0**-8, 2.0**-126, _bfloat16)
+FLOAT32 = Float("float32", 2.0**-24, 2.0**-126, (2 - 2.0**-23) * 2.0**127, _float32)
+FLOAT16 = Float("float16", 2.0**-11, 2.0**-14, 65504.0, _float16)
+BFLOAT16 = Float("bfloat16", 2.0**-8, 2.0**-126, (2 - 2.0**-7) * 2.0**127, _bfloat16)
 
 
 @dataclass(frozen=True, slots=True)

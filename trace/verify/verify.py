@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from ...engine.weights import Weights
 from ...errors import BadInput
 from ..dump import Dump
+from .engine import settled
 from .evidence import Evidence
 from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, NotFinite, OtherModel, OtherTokens
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
@@ -53,10 +54,9 @@ def verify(
     for n, e in enumerate(dump.entries):
         findings.append(judge.judge(e))
         done(n + 1)
-    findings = judge.with_recipes_named(findings)
+    findings, recipe = settled(judge, findings)
     second = None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
-    findings = review(judge, findings, second)
-    recipe = judge.recipe
+    findings = review(judge, findings, recipe, second)
     operands = {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
     return Verification(
         findings=tuple(findings),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from qwenref.trace.verify.report.text import reason, sentence, text
 from qwenref.trace.verify.report.words import words
 from qwenref.trace.verify.verify import verify
 
-from ...engines import changed, dump_of, with_values
+from ...engines import Run, changed, dump_of, with_values
 from ...tiny import tiny_weights
 
 W = tiny_weights(layers=3, formats="Q8_0")
@@ -216,13 +217,41 @@ def test_a_last_layer_that_computes_only_the_output_row() -> None:
     assert v.tokens == tuple(TOKENS)
 
 
-def test_scores_above_the_diagonal_must_be_zero_or_are_named() -> None:
-    """A dump of raw scores is not one with a bug in it."""
+@pytest.mark.parametrize("above", ["raw product", np.nan, -np.inf, -65504.0, -1e4, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("engine", ["HF float32", "HF bfloat16", "ggml, 16-bit KV"])
+def test_what_stands_above_the_diagonal_of_scores_is_the_sources_own(engine: str, above: str | float) -> None:
+    """Before the mask, as a hook sees them, or after it, with whatever the engine masks with; a manifest may say so."""
 
-    def raw(run: object, x: np.ndarray) -> np.ndarray:
-        return x
+    def shown(run: Run, x: np.ndarray) -> np.ndarray:
+        everything = np.full(len(run.pos), x.shape[2] - 1, np.int32)
+        scores = run.kernels.attn_scores(run.get("q_post_rope"), run.all_so_far("k_post_rope"), everything)
+        masked = scores if above == "raw product" else np.float32(above)
+        return np.where(np.arange(x.shape[2]) > run.pos_T[:, None], masked, x)
 
-    assert good(verify(healthy(mistakes={("attn_scores", 1): raw}), W))
+    def said(e: Entry) -> Entry:
+        capture = {**e.stage.capture, "mask": "after", "above_diagonal": str(above)}
+        return replace(e, capture=capture) if e.stage.name == "attn_scores" else e
+
+    everywhere: Any = {("attn_scores", layer): shown for layer in range(3)}
+    dump = changed(healthy(engine, steps=[8], mistakes=everywhere), said)
+    assert not np.array_equal(stored(dump), stored(healthy(engine)))
+    assert good(verify(dump, W))
+
+    def spoilt(e: Entry) -> Entry:
+        if e.key != (0, 1, "attn_scores"):
+            return e
+        values = e.values().copy()
+        values[1, 3, 3] += 1
+        return with_values(e, values)
+
+    v = verify(changed(dump, spoilt), W)
+    assert [f.key for f in v.findings if f.verdict == UNEXPLAINED] == [(0, 1, "attn_scores")]
+
+
+def stored(dump: Dump) -> np.ndarray:
+    e = dump.get("attn_scores", 1)
+    assert e is not None
+    return e.values()
 
 
 def test_the_flip_of_a_token_is_measured_in_noise() -> None:

@@ -62,7 +62,7 @@ def factor(s: Site) -> Several:
     span = s.compute()
     if mine is None or mine.shape != span.mid.shape:
         return
-    got, mid = np.asarray(mine.values(), np.float64), span.mid
+    got, mid = np.asarray(s.evidence.values(mine), np.float64), span.mid
     norm = float(np.square(mid).sum())
     alpha = float((got * mid).sum()) / norm if norm else 1.0
     if np.isfinite(alpha) and abs(alpha) > 1e-12 and abs(alpha - 1) > 1e-3:

@@ -45,11 +45,13 @@ def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
         scale_T1 = 1 / np.sqrt(squares_T1 / x.mid.shape[-1] + eps)
         radius = radius + x.radius * scale_T1 + np.abs(y) * (np.abs(x.mid) * x.radius).sum(-1, keepdims=True) / safe_T1
     gain = weight(r, gain_D)
-    return Span.around(y, radius).map(lambda v: r.result.round(r.result.round(v) * gain))
+    first = FLOAT32 if r.norm == "once" else r.result
+    return Span.around(y, radius).map(lambda v: r.result.round(first.round(v) * gain))
 
 
-def add(r: Recipe, x: Span, y: Span) -> Span:
-    slack = r.slack * (np.abs(x.mid) + np.abs(y.mid))
+def add(r: Recipe, x: Span, y: Span, *, more: Array | float = 0.0) -> Span:
+    """x + y. more: what else the sum may be off by."""
+    slack = r.slack * (np.abs(x.mid) + np.abs(y.mid)) + more
     both = plus(x, y)
     return rounded(r, Span(both.mid, both.lo - slack, both.hi + slack))
 
@@ -68,14 +70,26 @@ def silu(r: Recipe, x: Span) -> Span:
     radius = (6 * U + wider) * np.abs(y) + np.where(x.mid < -80, np.abs(y), 0) + FLOAT32.least
     if not x.exact:
         radius = radius + 1.1 * x.radius  # the steepest slope of silu is 1.0998
+    if r.sigmoid == "rounded":
+        return rounded(r, times(x, steps(r, x)))
     return rounded(r, Span.around(y, radius))
+
+
+def steps(r: Recipe, x: Span) -> Span:
+    """1 / (1 + exp(-x)), each step rounded; float32's exponential is off by 2u."""
+    e = np.exp(-x.mid)
+    power = Span.around(e, 2 * U * e + (0 if x.exact else np.exp(-x.lo) - np.exp(-x.hi))).map(r.result.round)
+    return power.map(lambda v: r.result.round(1 + v)).map(lambda v: r.result.round(1 / v))
 
 
 def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
     sum rounded."""
+    table = FLOAT32 if r.turn == "float32" else r.result
+    inner = r.result if r.turn == "rounded" else FLOAT32
+    wider = FLOAT32.u if inner is FLOAT32 else 0.0
     cos, sin = (
-        Span.around(f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), 2 * U)).map(r.result.round)
+        Span.around(f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), 2 * U)).map(table.round)
         for f in (np.cos, np.sin)
     )
     h = x.mid.shape[-1] // 2
@@ -83,8 +97,8 @@ def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
 
     def term(part: Span, factor: Span, sign: float) -> Span:
         t = times(part, factor)
-        slack = 2 * r.slack * np.abs(t.mid)
-        return Span(t.mid, t.lo - slack, t.hi + slack).map(r.result.round).map(lambda v: sign * v)
+        slack = 2 * wider * np.abs(t.mid)
+        return Span(t.mid, t.lo - slack, t.hi + slack).map(inner.round).map(lambda v: sign * v)
 
     first, second = plus(term(a, cos, 1), term(b, sin, -1)), plus(term(b, cos, 1), term(a, sin, 1))
     return rounded(r, joined([first, second], -1))
@@ -94,6 +108,10 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     """q.k rounded, times the scale (1/sqrt(H)), rounded: [N, T, S]; 0 after the query."""
     H = q.mid.shape[-1]
     root = np.sqrt(H)
+    share = 1 / root if scale is None else scale
+    before = {"queries": (share, 1.0), "halves": (np.sqrt(share), np.sqrt(share))}.get(r.scale)
+    if before is not None:
+        q, k = (scaled(r, x, f) if f != 1 else x for x, f in zip((q, k), before, strict=True))
 
     def dot(a: Array, b: Array) -> Array:
         return reference.attn_scores(a, b, pos_T) * root
@@ -104,9 +122,18 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     if not (q.exact and k.exact):
         dq, dk = (s.map(r.attention.round).radius for s in (q, k))
         radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
-    dots = rounded(r, Span.around(y, radius)).map(lambda v: v * (1 / root if scale is None else scale))
+    dots = Span.around(y, radius)
+    if before is not None:
+        return rounded(r, dots)
+    dots = (rounded(r, dots) if r.scale == "after" else dots).map(lambda v: v * share)
     slack = 2 * U * np.abs(dots.mid)
     return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
+
+
+def scaled(r: Recipe, x: Span, factor: float) -> Span:
+    """x times a float32 factor (or over its inverse), rounded."""
+    slack = 2 * U * np.abs(x.mid * factor)
+    return rounded(r, Span(x.mid * factor, x.lo * factor - slack, x.hi * factor + slack))
 
 
 def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
@@ -127,11 +154,12 @@ def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
 
 def mix(r: Recipe, p: Span, v: Span, pos_T: Positions) -> Span:
     """Probabilities times values: [T, N, H]."""
-    p_NTS, v_SKH = r.attention.round(p.mid), r.attention.round(v.mid)
+    kept = FLOAT32 if r.mix == "float32" else r.attention
+    p_NTS, v_SKH = kept.round(p.mid), r.attention.round(v.mid)
     y = reference.attn_mix(p_NTS, v_SKH, pos_T)
     squares = reference.attn_mix(np.square(p_NTS), np.square(v_SKH), pos_T)
     radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares)
     if not (p.exact and v.exact):
-        dp, dv = (s.map(r.attention.round).radius for s in (p, v))
+        dp, dv = p.map(kept.round).radius, v.map(r.attention.round).radius
         radius = radius + reference.attn_mix(p_NTS, dv, pos_T) + reference.attn_mix(dp, np.abs(v_SKH) + dv, pos_T)
     return rounded(r, Span.around(y, radius))

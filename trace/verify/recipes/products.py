@@ -35,6 +35,8 @@ def product(r: Recipe, x: Span, w: Matrix) -> Span:
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
     and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
     """
+    if r.weights is not None and r.operand(w.format) == "F32":
+        x = x.map(r.weights.round)  # a product has one format for both of its sides
     x_TI, extra_TB = operand(r, x.mid, w.format)
     radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
     square_TI = np.square(x_TI)

@@ -6,7 +6,8 @@ order of summation, is bounded in products.py and operations.py. docs/budgets.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ....quant.tensor import format_of
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Float
@@ -14,22 +15,29 @@ from ..span import BFLOAT16, FLOAT16, FLOAT32, Float
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One engine's arithmetic.
+    """How a stage is computed, a field for each fact (facts/); of a whole engine, each fact where it shows.
 
-    result: every stage is rounded to it. weights: matrices, gains and biases are rounded to it first; None: as the
-    file has them.
+    result: the stage is rounded to it. weights: matrices, gains and biases are rounded to it first; None: as the file
+    has them.
     quantiser: None, or which of ggml's routines makes 8-bit activations: "reference" (1/d, ties away from zero), "x86"
     (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only. "int16": this package's own 16 bits.
     attention: operands of both attention products are rounded to it (ggml: the type of the KV cache).
-    angle: how RoPE's angle comes about (rope.py).
+    angle: how RoPE's angle comes about (rope.py). fused: stages that go into this one as computed, not as stored.
+    norm, turn, scale, mix, sigmoid: see facts/.
     """
 
-    name: str
+    name: str = field(default="", compare=False)
     result: Float = FLOAT32
     weights: Float | None = None
     quantiser: str | None = None
     attention: Float = FLOAT32
     angle: str = "product"
+    fused: frozenset[str] = frozenset()
+    norm: str = "twice"
+    turn: str = "rounded"
+    scale: str = "after"
+    mix: str = "stored"
+    sigmoid: str = "float32"
 
     def operand(self, weight_format: str) -> str:
         """What the activations of a product become: a format, "F32" for as they are."""
@@ -46,6 +54,16 @@ class Recipe:
 
 
 FLOAT32_RECIPE = Recipe("float32")
+
+
+def sixteen(name: str, f: Float, **facts: Any) -> Recipe:
+    """An engine whose weights and results are all of one 16-bit format."""
+    return Recipe(name, result=f, weights=f, attention=f, **facts)
+
+
+FUSED: dict[str, Any] = {"fused": frozenset({"qkv_matmul"})}
+
+# Engines that have a name.
 RECIPES = (
     FLOAT32_RECIPE,
     Recipe("ggml int8, 16-bit KV", quantiser="x86", attention=FLOAT16),
@@ -55,6 +73,10 @@ RECIPES = (
     Recipe("ggml int8, 16-bit KV (arm)", quantiser="arm", attention=FLOAT16),
     Recipe("float32, 16-bit KV", attention=FLOAT16),
     Recipe("int16", quantiser="int16"),
-    Recipe("HF float16", result=FLOAT16, weights=FLOAT16, attention=FLOAT16),
-    Recipe("HF bfloat16", result=BFLOAT16, weights=BFLOAT16, attention=BFLOAT16),
+    sixteen("HF float16", FLOAT16),
+    sixteen("HF bfloat16", BFLOAT16),
+    sixteen("HF float16, bias inside the product", FLOAT16, **FUSED),
+    sixteen("HF bfloat16, bias inside the product", BFLOAT16, **FUSED),
+    sixteen("HF float16, sdpa", FLOAT16, mix="fast flash", **FUSED),
+    sixteen("HF bfloat16, sdpa", BFLOAT16, mix="fast flash", **FUSED),
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from ...stages import STAGES
 from ..facts import FromTokens, NotFinite
 from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import RECIPES, Recipe
 from .places import surely, where_words
 from .words import words
 
@@ -140,8 +140,12 @@ def engine_words(v: Verification) -> str:
 
 
 def describe(r: Recipe, operands: Sequence[str]) -> str:
+    if r.name not in (known.name for known in RECIPES):
+        return r.name
     if r.result.name != "float32":
-        return f"Hugging Face in {r.result.name}: weights and every result rounded, norm and soft-max inside in float32"
+        inside = "weights and every result rounded, norm and soft-max inside in float32"
+        more = "; bias inside the product" * ("qkv_matmul" in r.fused) + "; flash attention" * (r.mix != "stored")
+        return f"Hugging Face in {r.result.name}: {inside}{more}"
     kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
     if r.quantiser == "int16":
         return f"qwenref's int16: {' and '.join(operands) or 'unrounded'} activations, the rest float32"

@@ -1,0 +1,200 @@
+"""The facts of an engine's arithmetic, held to the engines: Transformers as it is installed, watched by plain forward
+hooks, nothing in it arranged. Every stage is explained, and the engine is called by what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (make oracle)")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
+
+from qwenref.engine.load import open_weights  # noqa: E402
+from qwenref.engine.weights import Weights  # noqa: E402
+from qwenref.trace.dump import Dump, Entry, ordered  # noqa: E402
+from qwenref.trace.stages import by_name  # noqa: E402
+from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Verification  # noqa: E402
+from qwenref.trace.verify.verify import verify  # noqa: E402
+
+pytestmark = pytest.mark.oracle
+Score = Callable[..., None]
+LENGTHS = (1, 7, 60)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model: 8 query heads on 2, biases and gains that are not trivial, room for 60 positions."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=101, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=8,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, initializer_range=0.15,
+    )  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("composed") / "model"
+    model.save_pretrained(path)
+    return path
+
+
+@cache
+def weights(path: Path) -> Weights:
+    return open_weights(str(path))[1]
+
+
+def load(path: Path, dtype: str, attention: str) -> Any:
+    """The model with its weights in a dtype; its inverse frequencies stay float32, as from_pretrained leaves them."""
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(path, dtype=torch.float32, attn_implementation=attention).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model
+
+
+@contextmanager
+def watched(model: Any, sizes: Any, tokens: list[int], entries: list[Entry]) -> Iterator[None]:
+    """Forward hooks on the model's own modules; what it fuses is absent."""
+    hooks: list[Any] = []
+    pos = tuple(range(len(tokens)))
+
+    def put(layer: int | None, name: str, x: Any) -> None:
+        s, values = by_name(name), x.detach().float().numpy()[0]
+        if "H" in s.letters:
+            values = values.reshape(len(values), -1, sizes["H"])
+        values = np.ascontiguousarray(values[-1] if s.positions == "last" else values, np.float32)
+        rows = pos if "T" in s.letters else pos[-1:]
+        entries.append(Entry(Path(name), s, layer, 0, values.shape, rows, array=values))
+
+    def out(module: Any, layer: int | None, name: str) -> None:
+        hooks.append(module.register_forward_hook(lambda _m, _x, y: put(layer, name, y)))
+
+    def into(module: Any, layer: int | None, name: str) -> None:
+        hooks.append(module.register_forward_pre_hook(lambda _m, x: put(layer, name, x[0])))
+
+    def qkv(attention: Any, layer: int) -> None:
+        parts: list[Any] = []
+
+        def take(_m: Any, _x: Any, y: Any) -> None:
+            parts.append(y)
+            if len(parts) == 3:
+                put(layer, "qkv_bias", torch.cat(parts, -1))
+
+        hooks.extend(m.register_forward_hook(take) for m in (attention.q_proj, attention.k_proj, attention.v_proj))
+
+    out(model.model.embed_tokens, 0, "embedding")
+    for i, layer in enumerate(model.model.layers):
+        out(layer.input_layernorm, i, "attn_norm")
+        qkv(layer.self_attn, i)
+        into(layer.self_attn.o_proj, i, "attention")
+        out(layer.self_attn.o_proj, i, "attn_out")
+        into(layer.post_attention_layernorm, i, "post_attn_residual")
+        out(layer.post_attention_layernorm, i, "ffn_norm")
+        out(layer.mlp.gate_proj, i, "ffn_gate")
+        out(layer.mlp.up_proj, i, "ffn_up")
+        out(layer.mlp.act_fn, i, "ffn_silu")
+        into(layer.mlp.down_proj, i, "ffn_swigl")
+        out(layer.mlp.down_proj, i, "ffn_out")
+        out(layer, i, "post_ffn_residual")
+    out(model.model.norm, None, "final_norm")
+    out(model.lm_head, None, "lm_head")
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run(model: Any, path: Path, length: int, forward: Callable[[Any], Any] | None = None) -> tuple[Dump, Weights]:
+    w = weights(path)
+    tokens = np.random.default_rng(length).integers(0, 101, length).tolist()
+    entries: list[Entry] = []
+    with torch.no_grad(), watched(model, w.config.sizes, tokens, entries):
+        (forward or model)(torch.tensor([tokens]))
+    return Dump(Path("dump"), {"tokens": tokens}, w.config.sizes, ordered(entries)), w
+
+
+def healthy(v: Verification, engine: str, score: Score) -> None:
+    counted = [f.verdict for f in v.findings]
+    score(
+        "unmodified engines", engine, dumps=1, stages=len(v.findings),
+        **{verdict.replace(" ", "_"): counted.count(verdict) for verdict in VERDICTS},
+    )  # fmt: skip
+    assert set(counted) <= {EXACT, REPRODUCED}, [
+        (f.layer, f.stage, f.outside, f.worst) for f in v.findings if f.verdict not in (EXACT, REPRODUCED)
+    ]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_transformers(dtype: str, attention: str, length: int, saved: Path, score: Score) -> None:
+    v = verify(*run(load(saved, dtype, attention), saved, length))
+    healthy(v, f"Transformers {dtype}, {attention}", score)
+    if dtype == "float32":
+        assert v.recipe.result.name == dtype
+    elif length > 1:
+        name = "sdpa" if attention == "sdpa" else "bias inside the product"
+        assert v.recipe.name == f"HF {dtype}, {name}"
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_math_attention(length: int, saved: Path, score: Score) -> None:
+    """PyTorch's path for what no flash kernel takes: all of attention in float32."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    model = load(saved, "bfloat16", "sdpa")
+
+    def forward(ids: Any) -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            model(ids)
+
+    v = verify(*run(model, saved, length, forward))
+    healthy(v, "Transformers bfloat16, math attention", score)
+    assert length == 1 or "attention in one piece, float32 inside" in v.recipe.name
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_autocast(length: int, saved: Path, score: Score) -> None:
+    model = load(saved, "float32", "sdpa")
+
+    def forward(ids: Any) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            model(ids)
+
+    v = verify(*run(model, saved, length, forward))
+    healthy(v, "Transformers, autocast to bfloat16", score)
+    assert "norms in float32" in v.recipe.name
+    assert "residuals in float32" in v.recipe.name
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_mistake_in_it_is_still_found(dtype: str, layer: int, saved: Path) -> None:
+    """The bias of the neighbour, and one head's output scaled by 1.01: at their layer, and nowhere else."""
+    model = load(saved, dtype, "sdpa")
+    here = model.model.layers[layer].self_attn
+    with torch.no_grad():
+        here.k_proj.bias.copy_(model.model.layers[(layer + 1) % 3].self_attn.k_proj.bias)
+    v = verify(*run(model, saved, 20))
+    assert {(f.layer, f.stage) for f in v.findings if f.verdict == UNEXPLAINED} == {(layer, "qkv_bias")}
+
+    model = load(saved, dtype, "sdpa")
+
+    def louder(_m: Any, inputs: Any) -> Any:
+        x = inputs[0].clone()
+        x[..., 32:64] *= 1.05
+        return (x,)
+
+    hook = model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(louder)
+    v = verify(*run(model, saved, 20))
+    hook.remove()
+    assert {(f.layer, f.stage) for f in v.findings if f.verdict == UNEXPLAINED} == {(layer, "attention")}

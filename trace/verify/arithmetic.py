@@ -1,0 +1,123 @@
+"""Which arithmetics a stage may have been computed with, and what of one it shows.
+
+A recipe is composed: for each fact that bears on a stage, or on an input which the dump lacks, one of its values. What
+the dump has shown so far comes first, then the engines that have a name, then what differs from the first in one fact,
+or in two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, product
+from typing import Any
+
+from ..stages import BEFORE, Key, Stage, by_name
+from .evidence import Evidence
+from .formulas import codes
+from .recipes.facts.fused import NONE
+from .recipes.facts.table import FACTS
+from .recipes.recipe import RECIPES, Recipe
+from .site import Site
+from .span import BFLOAT16, FLOAT16, FLOAT32, Float
+
+DEVIATIONS = 2  # facts in which a stage may differ from what the dump has shown so far
+Votes = Counter[tuple[str, Any]]
+Spot = tuple[int | None, Stage]
+
+
+def involved(evidence: Evidence, key: Key) -> tuple[Spot, ...]:
+    """The stage, and those of its inputs that the dump lacks, and theirs, each with its layer."""
+    found: dict[tuple[int | None, str], Spot] = {}
+
+    def visit(phase: int, layer: int | None, name: str) -> None:
+        if (layer, name) in found:
+            return
+        found[layer, name] = layer, by_name(name)
+        for given in by_name(name).inputs:
+            at: Key
+            if given == BEFORE:
+                last = evidence.config.num_hidden_layers - 1 if layer is None else layer - 1
+                at = (phase, last, "post_ffn_residual") if last >= 0 else (phase, 0, "embedding")
+            else:
+                at = (phase, layer, given)
+            if evidence.stored(at) is None:
+                visit(*at)
+
+    visit(*key)
+    return tuple(found.values())
+
+
+def narrowest(got: Any) -> Float:
+    """The narrowest format that holds all these values."""
+    for f in (BFLOAT16, FLOAT16):
+        if f.holds(got.reshape(-1)[:64]) and f.holds(got):
+            return f
+    return FLOAT32
+
+
+def choices(spots: Sequence[Spot], result: Float, votes: Votes) -> dict[str, list[Any]]:
+    """For each fact that bears on these stages, if the first is stored so: its values, the likeliest first."""
+    found: dict[str, list[Any]] = {}
+    stages = [stage for _, stage in spots]
+    for fact in FACTS:
+        if fact.field == "fused":
+            sets = {NONE: None}
+            for stage in stages:
+                more = dict.fromkeys(fact.values(stage, result))
+                sets |= {one | other: None for one in sets for other in more} if len(sets) < 8 else more
+            values: list[Any] = list(sets)
+        else:
+            values = list(dict.fromkeys(v for stage in stages for v in fact.values(stage, result)))
+        if values and values != [NONE]:
+            found[fact.field] = sorted(values, key=lambda v, field=fact.field: -votes[field, v])  # type: ignore[misc]
+    return found
+
+
+def candidates(spots: Sequence[Spot], stored: Float, votes: Votes) -> Iterator[Recipe]:
+    """The arithmetics that a stage with such values may have, the likeliest first."""
+    formats = [FLOAT32] if stored is FLOAT32 else sorted([FLOAT32, stored], key=lambda f: -votes["result", f.name])
+    usual = likeliest(votes)
+    for distance in range(DEVIATIONS + 1):
+        if distance == 1:
+            yield from whole_engines(spots, formats, votes)
+        for result in formats:
+            facts = choices(spots, result, votes)
+            first = {**usual, "result": result} | {field: values[0] for field, values in facts.items()}
+            for others in combinations(facts, distance):
+                for values in product(*(facts[field][1:] for field in others)):
+                    yield Recipe(**first | dict(zip(others, values, strict=True)))
+
+
+def whole_engines(spots: Sequence[Spot], formats: Sequence[Float], votes: Votes) -> Iterator[Recipe]:
+    """The engines that have a name: where much is missing, they differ from the likeliest in many facts at once."""
+    for known in RECIPES:
+        if known.result in formats:
+            for angle in choices(spots, known.result, votes).get("angle", [known.angle]):
+                yield replace(known, angle=angle)
+
+
+def likeliest(votes: Votes) -> dict[str, Any]:
+    """Of each fact that some stage has shown, but for what is fused with a stage, the value that most have."""
+    best: dict[str, Any] = {}
+    for (field, value), n in votes.items():
+        if field not in ("result", "fused") and n > votes.get((field, best.get(field)), 0):
+            best[field] = value
+    return best
+
+
+def shows(site: Site, spots: Sequence[Spot]) -> tuple[Any, ...]:
+    """What of a recipe the stage shows: recipes that agree in it cannot be told apart here."""
+    r = site.how
+    facts = choices(spots, r.result, Votes())
+    said: list[Any] = [r.result.name]
+    for field in facts:
+        if field == "fused":
+            said.append(r.fused & frozenset().union(*facts[field]))
+        elif field == "quantiser":
+            formats = [m.format for at, s in spots if s.kind == "product" for m in site.evidence.matrices(at, s.name)]
+            said += [tuple(map(r.operand, formats)), codes(site, formats) if len(spots) == 1 else r.quantiser]
+        elif field != "scale" or r.mix == "stored" or spots[0][1].kind != "mix":  # in one piece, no score is rounded
+            said.append(getattr(r, field))
+    return tuple(said)

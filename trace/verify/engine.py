@@ -1,0 +1,209 @@
+"""The engine behind a dump: one arithmetic for each kind of stage, or the exception is a finding; and its name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..dump import Entry
+from ..stages import Key
+from .arithmetic import choices, likeliest, whole_engines
+from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
+from .judge import Group, Judge
+from .recipes.facts.table import FACTS
+from .recipes.recipe import RECIPES, Recipe
+
+KINDS = {
+    "look-up": "embedding", "norm": "norms", "product": "products", "bias": "biased products", "rotation": "RoPE",
+    "scores": "scores", "soft-max": "soft-max", "mix": "attention", "activation": "SiLU", "gate": "gates",
+    "residual": "residuals",
+}  # fmt: skip
+
+
+WIDER = 3.0  # times what the tightest allows: more is no explanation of a place that the tightest does not explain
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How many places of a group a recipe explains, how likely its format is, and what it allows there."""
+
+    recipe: Recipe
+    count: int
+    likely: int
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """spoilt: an input of it is wrong, so that it says nothing of how it was computed."""
+
+    finding: Finding
+    entry: Entry
+    spoilt: bool
+
+
+def settled(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], Recipe]:
+    """The findings, each under the arithmetic of its group, and the engine's recipe, with its name.
+
+    A fact holds for all stages of a kind. One that only another arithmetic explains (a residual that is kept in half in
+    one layer) is a mistake of that place.
+    """
+    wrong = {f.key for f in findings if f.verdict == UNEXPLAINED}
+    groups = groups_of(judge, findings, wrong)
+    seen = {f.key: f for f in findings}
+    for group, places in groups.items():
+        if group in judge.good:
+            best = agreed(judge, group, [p for p in places if not p.spoilt] or places)
+            seen |= {p.finding.key: under(judge, p, best) for p in places}
+    held = {g: [p for p in places if seen[p.finding.key].explained] for g, places in groups.items() if g in judge.good}
+    recipe, fitting = named(judge, {g: places for g, places in held.items() if places})
+    for group, places in held.items():
+        own = judge.good[group][0]
+        name = recipe.name if group in fitting else alone(judge, places, own, recipe)
+        for p in places:
+            seen[p.finding.key] = replace(seen[p.finding.key], recipe=name)
+    for key, parts in judge.parts.items():
+        called = dict.fromkeys(f"{product_name(r, fmt, recipe)} for {fmt}" for r, fmt in parts)
+        seen[key] = replace(seen[key], recipe=", ".join(called))
+    return list(seen.values()), recipe
+
+
+def groups_of(judge: Judge, findings: Iterable[Finding], wrong: Collection[Key]) -> dict[Group, list[Place]]:
+    """What was judged, but for what is explained part by part."""
+    groups: dict[Group, list[Place]] = {}
+    for f in findings:
+        e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
+        if e is not None and f.verdict in (EXACT, REPRODUCED, UNEXPLAINED) and f.key not in judge.parts:
+            spoilt = any((f.phase, f.layer, name) in wrong for name in e.stage.inputs)
+            groups.setdefault(judge.group(e), []).append(Place(f, e, spoilt))
+    return groups
+
+
+def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
+    """The arithmetic that explains most of a group; it is put first of those that explain some. One that allows much
+    more than another, which explains half of the group or more, might explain anything.
+
+    Where much is missing, a place may be explained by several, and what was taken for the first need not hold for all:
+    then the engines that have a name are tried, too.
+    """
+    known = judge.good[group]
+    explained = [p.entry for p in places if p.finding.explained]
+    others = whole_engines(judge.involved(places[0].entry), [r.result for r in known], judge.votes)
+    found: list[Agreement] = []
+    for recipe in (*known, *others):
+        fits = [fit for e in explained if (fit := judge.explains(e, recipe)) is not None]
+        allowed = float(np.median([fit.allowed for fit in fits])) if fits else np.inf
+        found.append(Agreement(recipe, len(fits), judge.votes["result", recipe.result.name], allowed))
+        if len(fits) == len(explained) and len(found) == 1:
+            break
+    best = known[0]
+    if explained:
+        most = [a for a in found if 2 * a.count >= len(explained)] or found
+        tight = min((a.allowed for a in most if a.count), default=np.inf)
+        best = max(
+            (a for a in most if a.allowed <= WIDER * max(tight, a.recipe.result.u)), key=lambda a: (a.count, a.likely)
+        ).recipe
+    judge.good[group] = [best, *(r for r in known if r != best)]
+    return best
+
+
+def under(judge: Judge, p: Place, best: Recipe) -> Finding:
+    """The finding under the arithmetic of its group."""
+    f, fit = p.finding, judge.explains(p.entry, best)
+    if f.hypotheses:
+        return f  # an overflow is one, whoever computes so
+    if fit is not None:
+        return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
+    if not f.explained or p.spoilt:
+        return replace(f, verdict=UNEXPLAINED)
+    if len({layer for layer, _ in judge.involved(p.entry)}) > 1:
+        return f  # a layer is missing on the way: the span is too wide to tell one arithmetic from another
+    others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
+    odd = words_of(judge, [p], others[0], others[0])
+    assert f.fit is not None
+    named = Named(
+        "odd-arithmetic", f"it is computed otherwise than its like: {odd}", f.stage, f.fit.left, f.fit.allowed
+    )
+    return replace(f, verdict=UNEXPLAINED, hypotheses=(named,))
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe, set[Group]]:
+    """The engine's recipe, called by a known engine's name if that explains all, or all but products by weights of some
+    formats; else by its facts. And the groups that it explains.
+    """
+    angle = likeliest(judge.votes).get("angle", "product")
+    mixed: list[tuple[int, Recipe, set[Group]]] = []
+    for known in RECIPES:
+        engine = replace(known, angle=angle)
+        fitting = {g for g, places in groups.items() if all(judge.explains(p.entry, engine) for p in places)}
+        lacking = set(groups) - fitting
+        if not lacking:
+            return engine, fitting
+        if any(g[0] == "product" and g[1] == "layer" for g in fitting) and all(g[0] == "product" for g in lacking):
+            mixed.append((sum(len(groups[g]) for g in fitting), engine, fitting))
+    if mixed:
+        _, engine, fitting = max(mixed, key=lambda m: m[0])
+        return engine, fitting
+    return composed(judge, groups), set(groups)
+
+
+def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:
+    """The facts of all groups together."""
+    results = Counter({f: 0 for g in groups for f in [judge.good[g][0].result]})
+    for g, places in groups.items():
+        results[judge.good[g][0].result] += len(places)
+    facts = likeliest(judge.votes)
+    fused = frozenset().union(*(judge.good[g][0].fused for g in groups)) if groups else frozenset()
+    whole = Recipe(**{**facts, "fused": fused})
+    if results:
+        whole = replace(whole, result=max(results, key=lambda f: results[f]))
+    said: dict[str, None] = {}
+    for g, places in groups.items():
+        said |= dict.fromkeys(clauses(judge, places, judge.good[g][0], whole))
+    return replace(whole, name="; ".join([whole.result.name, *said]))
+
+
+def words_of(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> str:
+    return "; ".join([recipe.result.name, *clauses(judge, places, recipe, whole)])
+
+
+def clauses(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> Iterator[str]:
+    """What the recipe of some stages says, in an engine that stores most of its results as `whole` does."""
+    stages = judge.involved(places[0].entry)
+    if recipe.result is not whole.result:
+        yield f"{KINDS[stages[0][1].kind]} in {recipe.result.name}"
+    shown = choices(stages, recipe.result, Counter())
+    for fact in FACTS:
+        if fact.field in shown and (said := fact.words(getattr(recipe, fact.field), recipe.result)):
+            yield said
+
+
+def alike(engine: Recipe) -> list[Recipe]:
+    """The engines that have a name, those that keep keys and values as this one first."""
+    return [engine, *sorted(RECIPES, key=lambda known: known.attention is not engine.attention)]
+
+
+def alone(judge: Judge, places: Sequence[Place], own: Recipe, engine: Recipe) -> str:
+    """The name for some stages of an engine that has another one."""
+    for known in alike(engine):
+        if all(judge.explains(p.entry, replace(known, angle=own.angle)) for p in places):
+            return known.name
+    return words_of(judge, places, own, own)
+
+
+def product_name(r: Recipe, weight_format: str, engine: Recipe) -> str:
+    """The first known engine, or this one, that multiplies weights of a format like that."""
+    for known in alike(engine):
+        if (known.result, known.weights, known.operand(weight_format)) == (
+            r.result,
+            r.weights,
+            r.operand(weight_format),
+        ):
+            return known.name
+    return r.operand(weight_format)

@@ -1,0 +1,26 @@
+"""What a fact of an engine's arithmetic is: one independent choice, which shows in some kinds of stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....stages import Stage
+from ...span import Float
+
+
+def silent(value: Any, result: Float) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """field: of Recipe. values: what it may be for a stage whose results are stored so, the commonest first; () where
+    it does not show. words: of a value in an engine that stores most of its results so; "" for what goes without
+    saying.
+    """
+
+    field: str
+    values: Callable[[Stage, Float], Sequence[Any]]
+    words: Callable[[Any, Float], str] = silent

@@ -1,0 +1,29 @@
+"""What the sum over values takes for probabilities.
+
+Stored: those of the soft-max, as the dump has them. Float32: attention in one piece, in float32 inside. Flash: the
+same with exp(s - m), not normalised, rounded to the format of the values; m is the largest score of the row so far.
+Fast flash: with an exponential that is good to 13 bits (PyTorch's on a CPU, in 16 bits), so that more of them may
+round either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....stages import Stage
+from ...span import FLOAT32, Float
+from .fact import Fact
+
+WORDS = {
+    "stored": "",
+    "float32": "attention in one piece, float32 inside",
+    "flash": "flash attention with probabilities in {}",
+    "fast flash": "flash attention with probabilities in {} of a fast exponential",
+}
+
+
+def values(stage: Stage, result: Float) -> Sequence[str]:
+    return tuple(WORDS) if stage.kind == "mix" and result is not FLOAT32 else ()
+
+
+FACT = Fact("mix", values, lambda value, result: WORDS[value].format(result.name))

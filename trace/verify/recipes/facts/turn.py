@@ -1,0 +1,18 @@
+"""What of RoPE is rounded to 16 bits: cosine and sine, and the two products of each number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....stages import Stage
+from ...span import FLOAT32, Float
+from .fact import Fact
+
+WORDS = {"rounded": "", "tables": "RoPE in float32 with 16-bit cosines", "float32": "RoPE in float32"}
+
+
+def values(stage: Stage, result: Float) -> Sequence[str]:
+    return tuple(WORDS) if stage.kind == "rotation" and result is not FLOAT32 else ()
+
+
+FACT = Fact("turn", values, lambda value, result: WORDS[value])

@@ -1,0 +1,64 @@
+"""Attention in one piece: no score and no probability is stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ....engine.kernels import reference
+from ..span import FLOAT32, Array, Span
+from . import operations
+from .products import SIGMAS_ONE_SIGN, summation
+from .recipe import Recipe
+
+# How far an exponential may be off, relatively. Measured in PyTorch 2.13 on one-hot values, AVX-512: up to 1.0e-4 in
+# 16 bits, 3.2e-6 in float32; CUDA's ex2.approx is good to 2 units of float32's last place.
+EXP = {"flash": 2.0**-18, "fast flash": 2.0**-13}
+
+
+def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions) -> Span:
+    """[T, N, H]: the soft-max of the unrounded scores, times the values, rounded once.
+
+    Flash attention (Dao et al. 2022, section 3.1) sums exp(s - m) v, m being the largest score so far, and divides by
+    the sum of exp(s - m) at the end. Where exp(s - m) is rounded to the values' format, its rounding is part of the
+    recipe: m is the row's largest score, as it is if all keys are one block.
+    """
+    inside = replace(r, result=FLOAT32, scale="inside")
+    scores = operations.scores(inside, q, k, pos_T)
+    if r.mix == "float32":
+        return operations.mix(r, operations.softmax(inside, scores, pos_T), v, pos_T)
+    seen_TS = np.arange(scores.mid.shape[2]) <= pos_T[:, None]
+    top_NT1 = np.where(seen_TS, scores.mid, -np.inf).max(-1, keepdims=True)
+    below = np.where(seen_TS, scores.mid - top_NT1, -np.inf)
+    radius = np.where(seen_TS, scores.radius, 0)
+    rel = np.where(seen_TS, radius + radius.max(-1, keepdims=True) - below * FLOAT32.u, 0) + EXP[r.mix]
+    power = np.exp(below)
+    p = Span(power, power * np.exp(-rel), power * np.exp(rel))
+    weights = p.map(r.attention.round)
+    total = power.sum(-1, keepdims=True)
+    S = power.shape[-1]
+    total_error = (power * np.expm1(rel)).sum(-1, keepdims=True) + np.minimum(
+        S * FLOAT32.u * total,
+        summation(S, np.square(total), np.square(power).sum(-1, keepdims=True), SIGMAS_ONE_SIGN),
+    )
+    return operations.rounded(r, divided(mixed(weights, v, r, pos_T), total, total_error))
+
+
+def mixed(p: Span, v: Span, r: Recipe, pos_T: operations.Positions) -> Span:
+    """The sum over values, unrounded, for weights that are rounded already."""
+    v_SKH = r.attention.round(v.mid)
+    y = reference.attn_mix(p.mid, v_SKH, pos_T)
+    squares = reference.attn_mix(np.square(p.mid), np.square(v_SKH), pos_T)
+    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares)
+    dv = v.map(r.attention.round).radius
+    radius = radius + reference.attn_mix(p.mid, dv, pos_T) + reference.attn_mix(p.radius, np.abs(v_SKH) + dv, pos_T)
+    return Span.around(y, radius)
+
+
+def divided(x: Span, total_NT1: Array, error_NT1: Array) -> Span:
+    """[T, N, H] over the sum of its weights, which is off by at most `error`."""
+    total_TN1, error_TN1 = total_NT1.swapaxes(0, 1), error_NT1.swapaxes(0, 1)
+    rel = error_TN1 / total_TN1 + 2 * FLOAT32.u
+    y = x.mid / total_TN1
+    return Span.around(y, x.radius / total_TN1 * (1 + rel) + np.abs(y) * rel)
