@@ -191,7 +191,7 @@ def test_an_empty_folder_is_no_success(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_ids_of_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`low` is one token, by the merges `l o` and `lo w`; `how` is three. A manifest or the embedding has what was run."""
+    """`low` is one token, by the merges `l o` and `lo w`; `how` is three. The manifest or the embedding has the ids."""
     dump, m = str(tmp_path / "d"), "tiny.gguf"
     traced = ["trace", m, "--backend", "reference", "-p", "low", "--save-tensor", "all", "--save-tensor-dir", dump]
     assert main(traced) == 0
