@@ -19,7 +19,7 @@ from ..errors import BadInput
 from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.
-NEEDED = ("numpy", "numba", "safetensors", "gguf", "tokenizers", "jinja2", "rich", "huggingface_hub")
+NEEDED = ("numpy", "numba", "safetensors", "gguf", "tokenizers", "jinja2", "rich", "huggingface_hub", "threadpoolctl")
 OPTIONAL = ("zstandard", "lz4", "numba-cuda", "torch", "transformers", "accelerate")
 BESIDE = ("llvmlite", "cuda-bindings", "llama-cpp-python", "PyYAML")  # brought by those, or used where they are there
 
@@ -67,7 +67,14 @@ def processor() -> Section:
 
     from ..engine.kernels.cpu import simd
 
-    asked = set().union(*simd.NEEDS.values()) | {"avxvnni", "amx-int8", "neon", "dotprod", "i8mm", "sve"}
+    asked = set().union(*(s.needs for s in simd.SETS.values())) | {
+        "avxvnni",
+        "amx-int8",
+        "neon",
+        "dotprod",
+        "i8mm",
+        "sve",
+    }
     names = re.findall(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.M)
     features = sorted(asked & {name for name, there in llvm.get_host_cpu_features().items() if there})
     return {

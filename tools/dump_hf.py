@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,8 +18,13 @@ from numpy.typing import NDArray
 from ..errors import BadInput
 from ..trace.stages import STAGES, Module, Stage
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
+from .terminal import on_stderr
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+FUSED = {
+    s.name: "inside of one of Transformers' modules, which --hooks-only leaves as they are" for s in STAGES if not s.hf
+}
 NOTES = (
     "qkv_matmul and qkv_bias are a product and then a sum; Transformers fuses them, which rounds once less",
     "values of 16 bits are widened to float32, exactly; float64 is rounded to float32",
@@ -29,13 +35,25 @@ WIDE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Runs a model in Transformers (eager attention) and writes its stages, as engine trace does."
+    parser.description = (
+        "Runs a model in Transformers and writes its stages, as engine trace does. Product and bias of Q, K and V are\n"
+        "taken apart for that, and attention is eager; with --hooks-only, or another --attention, the model computes\n"
+        "as its users have it, and stages that it fuses are absent (qwenref.hooks does the same for any torch model)."
+    )
     parser.epilog = (
         "needs torch and transformers: pip install 'qwenref[oracle]'\n"
-        "example: engine dump-hf model.gguf hf-trace -p 'What is 2+2?' --dtype bfloat16 --decode-steps 2"
+        "examples:\n"
+        "  engine dump-hf model.gguf hf-trace -p 'What is 2+2?' --dtype bfloat16 --decode-steps 2\n"
+        "  engine dump-hf model-hf/ as-it-is -p 'What is 2+2?' --dtype bfloat16 --hooks-only"
     )
     add_dump_arguments(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what it computes in (default: float32)")
+    parser.add_argument(
+        "--hooks-only", action="store_true", help="change nothing: what the model's own modules show, no more"
+    )
+    parser.add_argument(
+        "--attention", choices=ATTENTIONS, help="Transformers' implementation (default: eager; sdpa with --hooks-only)"
+    )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name of a device (default: cpu)")
 
 
@@ -47,29 +65,35 @@ def main(args: argparse.Namespace) -> int:
         import transformers
     except ModuleNotFoundError as error:
         raise BadInput(f"dump-hf needs {error.name}; get it with: pip install 'qwenref[oracle]'") from None
-    j = job(args, {})
-    model = load(j.checkpoint.path, args.dtype, args.device)
+    as_it_is = args.hooks_only or args.attention not in (None, "eager")
+    attention = args.attention or ("sdpa" if as_it_is else "eager")
+    absent = FUSED if as_it_is else {}
+    j = job(args, absent)
+    model = load(j.checkpoint.path, args.dtype, args.device, attention)
+    changed = [NOTES[0], *(WIDE if args.dtype == "float64" else ())]
     facts = {
         "engine": "transformers",
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
-        "backend": f"{args.device}, eager attention",
+        "backend": f"{args.device}, {attention} attention{', nothing patched' * as_it_is}",
         "precision": args.dtype,
-        "notes": [*NOTES, *(WIDE if args.dtype == "float64" else ())],
+        "notes": [*([] if as_it_is else changed), NOTES[1]],
     }
-    write_dump(j, running(model), {}, facts)
+    write_dump(j, running(model, observed if as_it_is else capture), absent, facts)
+    if as_it_is:
+        on_stderr(f"absent, since Transformers fuses them: {', '.join(absent)}")
     return 0
 
 
 @contextmanager
-def running(model: Any) -> Iterator[Forward]:
-    """A forward pass of the model, with its key/value cache from call to call."""
+def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[None]]) -> Iterator[Forward]:
+    """A forward pass of the model, with its key/value cache from call to call. looking: hands out the stages."""
     import torch
 
     past: Any = None
 
     def forward(tokens: Sequence[int], emit: Emit) -> NDArray[np.floating[Any]]:
         nonlocal past
-        with capture(model, emit):
+        with looking(model, emit):
             ids = torch.tensor([tokens], device=model.device)
             output = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         past = output.past_key_values
@@ -79,11 +103,11 @@ def running(model: Any) -> Iterator[Forward]:
     yield forward
 
 
-def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
-    """A Qwen2ForCausalLM with eager attention, from a GGUF file or a Hugging Face folder.
+def load(path: Path, dtype: str = "float32", device: str = "cpu", attention: str = "eager") -> Any:
+    """A Qwen2ForCausalLM from a GGUF file or a Hugging Face folder. attention: Transformers' name of it.
 
     The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for what is no qwen2,
-    and for a device that torch does not have.
+    and for a device or an attention that this torch does not have.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -104,8 +128,11 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu") -> Any:
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
     auto: Any = AutoModelForCausalLM
-    how: dict[str, Any] = {"attn_implementation": "eager", "local_files_only": True, "trust_remote_code": False}
-    model, info = auto.from_pretrained(folder, dtype=first, output_loading_info=True, **how, **where)
+    how: dict[str, Any] = {"attn_implementation": attention, "local_files_only": True, "trust_remote_code": False}
+    try:
+        model, info = auto.from_pretrained(folder, dtype=first, output_loading_info=True, **how, **where)
+    except (ImportError, ValueError) as error:
+        raise BadInput(f"{path}: Transformers cannot load it: {str(error).splitlines()[0]}") from None
     if info["missing_keys"]:
         name = min(map(str, info["missing_keys"]))
         raise BadInput(
@@ -122,6 +149,51 @@ def cast_weights(model: Any, dtype: str) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     return model
+
+
+@contextmanager
+def observed(model: Any, emit: Emit) -> Iterator[None]:
+    """While it lasts, each forward pass of the model hands the stages that its modules show to `emit`, batch 1. Nothing
+    is patched. Values of 16 bits come as float32."""
+    import torch
+
+    c = model.config
+    heads = {"N": c.num_attention_heads, "H": getattr(c, "head_dim", 0) or c.hidden_size // c.num_attention_heads}
+
+    def taker(layer: int | None, stage: Stage, count: int) -> Callable[[int, Any], None]:
+        parts: dict[int, Any] = {}
+
+        def take(part: int, x: Any) -> None:
+            parts[part] = x.detach()[0] if stage.positions == "all" else x.detach()[0, -1]
+            if len(parts) == count:
+                whole = torch.cat([parts[i] for i in range(count)], -1)
+                parts.clear()
+                x = (whole if whole.dtype == torch.float64 else whole.float()).cpu().numpy().copy()
+                shape = tuple(heads.get(letter, -1) for letter in stage.letters)
+                emit(layer, stage.name, x.reshape(shape) if stage.kind == "mix" else x)
+
+        return take
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for stage in (s for s in STAGES if s.hf):
+            for layer in {"layer": range(c.num_hidden_layers), "first": (0,), "whole": (None,)}[stage.scope]:
+                take = taker(layer, stage, len(stage.hf))
+                for part, boundary in enumerate(stage.hf):
+                    stack.callback(_hooked(model.get_submodule(boundary.name(layer)), boundary, partial(take, part)))
+        yield
+
+
+def _hooked(module: Any, boundary: Module, take: Callable[[Any], None]) -> Callable[[], None]:
+    """Has `take` given what passes a module's boundary, until what it returns is called."""
+    if boundary.side == "input":
+        hook = module.register_forward_pre_hook(lambda _module, inputs: take(inputs[0]))
+    else:
+        hook = module.register_forward_hook(
+            lambda _module, _inputs, output: take(output[0] if isinstance(output, tuple) else output)
+        )
+    remove: Callable[[], None] = hook.remove
+    return remove
 
 
 @contextmanager
@@ -180,19 +252,8 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
         both = torch.cat((angles, angles), dim=-1)
         return both.cos() * module.attention_scaling, both.sin() * module.attention_scaling
 
-    def hooked(stage: Stage, boundary: Module, layer: int | None) -> Callable[[], None]:
-        """Has the stage taken at a module's boundary, until what it returns is called."""
-        module = model.get_submodule(boundary.name(layer))
-
-        def take(x: Any) -> None:
-            out(layer, stage.name, x if stage.positions == "all" else x[:, -1])
-
-        if boundary.side == "input":
-            hook = module.register_forward_pre_hook(lambda _module, inputs: take(inputs[0]))
-        else:
-            hook = module.register_forward_hook(lambda _module, _inputs, output: take(output))
-        remove: Callable[[], None] = hook.remove
-        return remove
+    def take(layer: int | None, stage: Stage, x: Any) -> None:
+        out(layer, stage.name, x if stage.positions == "all" else x[:, -1])
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -209,5 +270,6 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
             if len(stage.hf) == 1 and stage.kind != "mix":  # Q, K and V have their hooks, attention its own function
                 layers = {"layer": range(len(model.model.layers)), "first": (0,), "whole": (None,)}[stage.scope]
                 for at in layers:
-                    stack.callback(hooked(stage, stage.hf[0], at))
+                    module = model.get_submodule(stage.hf[0].name(at))
+                    stack.callback(_hooked(module, stage.hf[0], partial(take, at, stage)))
         yield

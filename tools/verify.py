@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..beside import Beside
+from ..engine.files import Checkpoint
+from ..engine.text.chat import Chat, prompt_ids
+from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
-from .load import add_model_argument, open_weights
+from .load import add_model_argument, open_spelling, open_tokenizer, open_weights
 from .progress import progress
+from .prompt import add_chat_arguments, check_chat, read_prompt
 from .source import KINDS, add_source_arguments, asked, say_notes
 from .terminal import json_text, on_stderr, one_line
 
@@ -28,10 +33,15 @@ examples:
   engine verify dump.safetensors -m model.gguf --html report.html
   engine verify sglang-dump/ -m Qwen2.5-7B/ --row 2
   engine verify hooks.pt -m model.gguf --tokens 3838,374,220
+  engine verify dump.pt -m model.gguf --prompt 'What is 2+2?' --chat
   engine verify dump/ -m model-f16.gguf --against model-q4_k_m.gguf --json"""
     parser.add_argument("dump", metavar="DUMP", help="file or folder that holds the dump")
     add_model_argument(parser)
     add_source_arguments(parser)
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("-p", "--prompt", metavar="TEXT", help="what was asked: are the ids that were run its ids?")
+    text.add_argument("-f", "--file", metavar="FILE", help="the same, from a UTF-8 file")
+    add_chat_arguments(parser)
     parser.add_argument("--against", metavar="MODEL2", help="a second model whose weights may explain a difference")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a report that opens in a browser, too")
@@ -41,7 +51,9 @@ def main(args: argparse.Namespace) -> int:
     if args.html is not None and not args.html.absolute().parent.is_dir():
         raise BadInput(f"{args.html}: no such folder")
     said = asked(args)
+    check_chat(args)
     model = open_weights(args.model)
+    wanted = ids_of(args, model.checkpoint)
     dump = opened_for(args.dump, model, said)
     say_notes(dump)
     against = open_weights(args.against) if args.against else None
@@ -49,13 +61,43 @@ def main(args: argparse.Namespace) -> int:
         result = judged(dump, model, against, done)
     if args.html is not None:
         write(args.html, result.html())
+    apart = None if wanted is None else difference(wanted, result.tokens, open_spelling(model.checkpoint))
     if args.json:
-        print(json_text(result.as_json(), indent=1))
+        prompt = {} if wanted is None else {"prompt": {"tokens": wanted, "difference": apart}}
+        print(json_text(result.as_json() | prompt, indent=1))
     else:
+        if wanted is not None:
+            print(one_line(apart or f"The ids that were run are those of the prompt, {len(wanted)} of them."))
         print("\n".join(map(one_line, lines_of(result))))
     if result.status == 2:
         on_stderr(f"engine verify: {args.dump}: nothing could be judged; the report says why")
-    return result.status
+    return result.status or int(apart is not None)
+
+
+def ids_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[int] | None:
+    """The ids of the prompt that was given, by the model's own tokenizer and template; None if none was."""
+    if args.prompt is None and args.file is None and not args.chat:
+        return None
+    prompt = read_prompt(args)
+    tokenizer, template = open_tokenizer(checkpoint, isinstance(prompt, Chat) and prompt.tools is not None)
+    return prompt_ids(tokenizer, template, prompt)
+
+
+def difference(wanted: list[int], held: Sequence[int] | None, spelling: Tokens | None) -> str | None:
+    """Where the ids that were run leave those of the prompt; None if they begin with all of them."""
+    if held is None:
+        return "The dump does not say which ids were run, so that they cannot be compared with the prompt's."
+
+    def spelled(ids: Sequence[int], at: int) -> str:
+        if at >= len(ids):
+            return "nothing"
+        return f"{ids[at]}" + ("" if spelling is None else f" {spelling.decode([ids[at]])!r}")
+
+    at = next((i for i, (a, b) in enumerate(zip(wanted, held, strict=False)) if a != b), min(len(wanted), len(held)))
+    if at == len(wanted):
+        return None
+    ids = f"the prompt has {len(wanted)} ids, and {len(held)} were run"
+    return f"Other ids than the prompt's: {ids}; at {at} it has {spelled(wanted, at)}, and {spelled(held, at)} was run."
 
 
 def write(path: Path, text: str) -> None:

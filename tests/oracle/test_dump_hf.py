@@ -21,7 +21,9 @@ from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump  # noqa: E402
 from qwenref.trace.sources import open_dump  # noqa: E402
+from qwenref.trace.stages import NAMES as STAGE_NAMES  # noqa: E402
 from qwenref.trace.stages import STAGES, shape_for  # noqa: E402
+from qwenref.trace.verify.verify import verify  # noqa: E402
 
 from ..models import model  # noqa: E402
 from ..tiny import collect, relative  # noqa: E402
@@ -62,6 +64,32 @@ def test_every_stage_of_prompt_and_decode_steps(dump: Callable[..., Dump], folde
     assert d.run["precision"] == dtype and d.run["tokens"] == TOKENS and len(d.run["generated"]) == 2
     assert d.run["versions"]["transformers"] == transformers.__version__ and d.run["model"]["sha256"]
     assert [n["id"] for n in d.run["next"]][:2] == d.run["generated"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--hooks-only",), ("--attention", "sdpa"), ("--hooks-only", "--attention", "eager")]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_hooks_only_is_the_model_as_it_is(
+    dump: Callable[..., Dump], folder: Path, dtype: str, words: tuple[str, ...]
+) -> None:
+    """What it fuses is absent, the logits are its own to the bit, and the judge explains all of it."""
+    d = dump("--dtype", dtype, "--decode-steps", "2", *words)
+    fused = {"qkv_matmul", "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax"}
+    assert (
+        {e.stage.name for e in d.entries}
+        == {s.name for s in STAGES} - fused
+        == set(STAGE_NAMES) - d.run["absent"].keys()
+    )
+    attention = "eager" if "eager" in words else "sdpa"
+    m, ids = load(folder, dtype, attention=attention), torch.tensor([TOKENS + d.run["generated"]])
+    assert d.run["backend"] == f"cpu, {attention} attention, nothing patched"
+    with torch.no_grad():
+        first = m(ids[:, : len(TOKENS)], use_cache=True, logits_to_keep=1)
+        second = m(ids[:, len(TOKENS) : len(TOKENS) + 1], past_key_values=first.past_key_values)
+    for phase, output in enumerate((first, second)):
+        assert np.array_equal(d["lm_head", None, phase], output.logits[0, -1].float().numpy())
+    assert verify(d, open_weights(str(folder)).weights).status == 0
 
 
 def test_float64_is_this_engines_float64(dump: Callable[..., Dump], folder: Path) -> None:

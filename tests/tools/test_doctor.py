@@ -19,7 +19,7 @@ import pytest
 from qwenref.engine import aliases, selftest
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend, cpu
-from qwenref.engine.kernels.cpu.simd import NEEDS, PATH
+from qwenref.engine.kernels.cpu.simd import PATH, SET
 from qwenref.engine.load import cores
 from qwenref.engine.tap import SILENT
 from qwenref.tools import doctor
@@ -49,7 +49,7 @@ def test_a_healthy_machine(run: Run) -> None:
     assert report["versions"]["python"].startswith(platform.python_version())
     assert report["threads"]["for this process"] == cores() >= report["threads"]["used"]
     assert report["processor"]["path"].startswith(PATH)
-    assert NEEDS[PATH] <= set(report["processor"]["features"].split())
+    assert SET.needs <= set(report["processor"]["features"].split())
     assert not any("unknown" in section for section in report.values() if isinstance(section, dict))
 
 

@@ -299,7 +299,7 @@ CUTS = {
     "verify": ("judging:judge", "verify {}/dump {}/cut.gguf --html DIR/r.html"),
     "convert": ("engine.files.apr_writer:write_apr", "convert {}/cut.gguf DIR/again.apr"),
     "convert to a folder": ("engine.files.safetensors_writer:write", "convert {}/cut.gguf DIR/again/"),
-    "import": ("tools.import_dump:arranged", "import {}/arrays DIR/dump -m {}/tiny.gguf"),
+    "import": ("tools.import_dump:written_down", "import {}/arrays DIR/dump -m {}/tiny.gguf"),
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from .elementary import exp
 from .simd import (
     LANES,
-    PATH,
+    SET,
     add_tile,
     divide_tile,
     first,
@@ -38,7 +38,7 @@ from .team import Kernel, fetch, helper
 
 SHARES = 16  # of the positions, for each kv head
 AHEAD = 4096  # bytes of keys and values that are asked for before they are needed
-HEADS = {"avx512": 4, "avxvnni": 2, "avx2": 2, "plain": 1}[PATH]  # that go together
+HEADS = SET.heads  # that go together
 
 one, many = zero_tile(floats, 1), zero_tile(floats, HEADS)
 

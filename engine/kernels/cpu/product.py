@@ -15,7 +15,7 @@ import numpy as np
 
 from .simd import (
     LANES,
-    PATH,
+    SET,
     add_neighbours,
     add_tile,
     floats,
@@ -33,7 +33,7 @@ from .simd import (
 )
 from .team import Kernel, fetch, helper, specialise
 
-TILE = {"avx512": 6, "avxvnni": 2, "avx2": 2, "plain": 2}[PATH]  # even: halves of a token lie side by side
+TILE = SET.tile
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it

@@ -7,13 +7,13 @@ from __future__ import annotations
 from ....quant import q8_0
 from .integer import fill_codes, q8_0_many, q8_0_one
 from .product import codes_one, fill_values, kernels, values_many
-from .simd import PATH, code8_128, dot4_wide_tile, group_tile, load_f16, load_i32, splat_i32
+from .simd import SET, code8_128, dot4_wide_tile, group_tile, load_f16, load_i32, splat_i32
 from .team import helper
 
 FORMAT = q8_0.FORMAT
 HALF_AT, WORDS_AT = 0, 2
 SIZE = 64 + 8 * 128
-PLANES = 2 if PATH == "avx2" else 1  # two products of a byte and a byte need 17 bits, of a nibble and a byte 13
+PLANES = SET.planes
 GROUP = group_tile(8, 8 // PLANES)
 
 

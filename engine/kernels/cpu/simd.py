@@ -16,6 +16,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -31,20 +32,33 @@ from ....errors import BadInput
 config: Any = numba_config
 
 LANES = 32
-# The features that each path takes, the best path first.
-AVX2 = {"avx2", "fma", "f16c"}
-NEEDS = {
-    "avx512": AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"},
-    "avxvnni": AVX2 | {"avxvnni"},
-    "avx2": AVX2,
-    "plain": set(),
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionSet:
+    """needs: features of the machine, by LLVM's names. tile: tokens of a tile, which is even, for halves of a token lie
+    side by side. heads: that attention takes together. planes: in how many parts 8-bit codes are multiplied: of two
+    products with bytes the sum takes 17 bits, of nibbles 13. dots: LLVM's names of the dot products of bytes and of
+    16-bit numbers, and the lanes that they take, where the machine has them.
+    """
+
+    needs: frozenset[str]
+    tile: int = 2
+    heads: int = 2
+    planes: int = 1
+    dots: tuple[str, str, int] | None = None
+
+
+AVX2 = frozenset({"avx2", "fma", "f16c"})
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
+VPDP = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
+SETS = {  # the best first
+    "avx512": InstructionSet(AVX512, tile=6, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)),
+    "avxvnni": InstructionSet(AVX2 | {"avxvnni"}, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8)),
+    "avx2": InstructionSet(AVX2, planes=2),
+    "plain": InstructionSet(frozenset(), heads=1),
 }
-# llvmlite's names of the dot products of bytes and of 16-bit numbers, and the lanes that they take.
-VNNI = {
-    "avx512": ("llvm.x86.avx512.vpdpbusd.512", "llvm.x86.avx512.vpdpwssd.512", 16),
-    "avxvnni": ("llvm.x86.avx512.vpdpbusd.256", "llvm.x86.avx512.vpdpwssd.256", 8),
-}
-PATHS = tuple(NEEDS)
+PATHS = tuple(SETS)
 
 
 def features() -> set[str]:
@@ -58,7 +72,7 @@ def choose_path(forced: str | None, have: set[str]) -> str:
     """The best path for these features, or the forced one. Raises BadInput if that is unknown or the machine lacks
     it.
     """
-    possible = [path for path, needs in NEEDS.items() if needs <= have]
+    possible = [path for path, s in SETS.items() if s.needs <= have]
     if not forced:
         return possible[0]
     if forced not in possible:
@@ -70,12 +84,13 @@ def why() -> str:
     """Why PATH is the path, in words."""
     if os.environ.get("QWENREF_SIMD"):
         return "QWENREF_SIMD says so"
-    missing = [f"{p} needs {', '.join(sorted(NEEDS[p] - features()))}" for p in PATHS[: PATHS.index(PATH)]]
+    missing = [f"{p} needs {', '.join(sorted(SETS[p].needs - features()))}" for p in PATHS[: PATHS.index(PATH)]]
     which = "NUMBA_CPU_FEATURES" if config.CPU_FEATURES is not None else "this processor"
     return f"{'; '.join(missing)}, which {which} does not name" if missing else "the best there is"
 
 
 PATH = choose_path(os.environ.get("QWENREF_SIMD"), features())
+SET = SETS[PATH]
 
 i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 f16, f32 = ir.HalfType(), ir.FloatType()
@@ -544,8 +559,8 @@ def _halves(b: Any, u: Any) -> tuple[Any, Any]:
 
 def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
     """acc + the sum of 4 products of unsigned and signed bytes, exactly, in each lane."""
-    if PATH in VNNI:
-        name, _, lanes = VNNI[PATH]
+    if SET.dots:
+        name, _, lanes = SET.dots
         return _in_pieces(b, lanes, lambda *a: _call(b, name, _wide(i32, lanes), list(a)), acc, u, s)
     if PATH == "avx2":
         ones = ir.Constant(WORDS, [1] * 16)
@@ -564,8 +579,8 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
 
 def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
     """acc + the sum of 2 products of signed 16-bit numbers in each lane, modulo 2^32."""
-    if PATH in VNNI:
-        _, name, lanes = VNNI[PATH]
+    if SET.dots:
+        _, name, lanes = SET.dots
         return _in_pieces(b, lanes, lambda *a: _call(b, name, _wide(i32, lanes), list(a)), acc, u, s)
     if PATH == "avx2":
         return _in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
@@ -727,7 +742,7 @@ def _register_by_register(
     factors = _pieces(b, _factors(b, scale), 8)
     split = [_pieces(b, total, 8) for total in totals]
     pieces = range(len(factors))
-    together = len(codes) if PATH == "avxvnni" else TOGETHER[bits]
+    together = len(codes) if SET.dots else TOGETHER[bits]
     for at_once in [pieces] if len(codes) > 4 else [[i] for i in pieces]:
         for first in range(0, len(codes), together):
             sums: dict[tuple[int, int], Any] = {}
@@ -744,19 +759,20 @@ def _register_by_register(
 
 def _add_products(b: Any, sums: Any, u: Any, s: Any) -> Any:
     """sums, None for 0, and 4 products in each of 8 lanes: 32 bits with VNNI, else two sums of 16 bits."""
-    if PATH == "avxvnni":
-        return _call(b, VNNI[PATH][0], _wide(i32, 8), [_const(i32, 0, 8) if sums is None else sums, u, s])
+    if SET.dots:
+        zero = _const(i32, 0, 8)
+        return _call(b, SET.dots[0], _wide(i32, 8), [zero if sums is None else sums, u, s])
     more = _maddubs(b, u, s)
     return more if sums is None else b.add(sums, more)
 
 
 def _factors(b: Any, scale: Any) -> Any:
     """What sums are multiplied by: of two sums of 16 bits the scale twice."""
-    return scale if PATH == "avxvnni" else b.or_(b.and_(scale, _const(i32, 0xFFFF)), b.shl(scale, _const(i32, 16)))
+    return scale if SET.dots else b.or_(b.and_(scale, _const(i32, 0xFFFF)), b.shl(scale, _const(i32, 16)))
 
 
 def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
-    return b.add(total, b.mul(sums, factor) if PATH == "avxvnni" else _madd(b, sums, factor))
+    return b.add(total, b.mul(sums, factor) if SET.dots else _madd(b, sums, factor))
 
 
 def _here(b: Any, v: Any) -> Any:

@@ -188,3 +188,30 @@ def test_files_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_an_empty_folder_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no stage files" in refused(capsys, str(tmp_path), "-m", "tiny.gguf")
+
+
+def test_the_ids_of_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`low` is one token, by the merges `l o` and `lo w`; `how` is three. The manifest or the embedding has the ids."""
+    dump, m = str(tmp_path / "d"), "tiny.gguf"
+    traced = ["trace", m, "--backend", "reference", "-p", "low", "--save-tensor", "all", "--save-tensor-dir", dump]
+    assert main(traced) == 0
+    low = json.loads((tmp_path / "d" / "manifest.json").read_text())["run"]["tokens"]
+    assert len(low) == 1
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["verify", dump, m, "-p", "low"]) == 0
+        assert capsys.readouterr().out.startswith("The ids that were run are those of the prompt, 1 of them.\n")
+        assert main(["verify", dump, m, "-p", "how", "--json"]) == 1
+        told = json.loads(capsys.readouterr().out)["prompt"]
+        h = model().vocabulary().tokens.index("h")  # type: ignore[union-attr]
+        assert len(told["tokens"]) == 3 and told["tokens"][0] == h
+        said = f"the prompt has 3 ids, and 1 were run; at 0 it has {h} 'h', and {low[0]} 'low' was run."
+        assert told["difference"] == f"Other ids than the prompt's: {said}"
+        assert main(["verify", dump, m, "-p", "lowlow"]) == 1
+        assert "at 1 it has" in (out := capsys.readouterr().out) and "and nothing was run" in out
+        assert main(["verify", dump, m, "-p", "low", "--chat"]) == 1
+        assert "at 0 it has" in (out := capsys.readouterr().out) and "<|im_start|>" in out
+        (tmp_path / "d" / "manifest.json").unlink(missing_ok=True)
+    for words, says in ((["--system", "x"], "--chat"), (["-p", ""], "the prompt is empty")):
+        assert main(["verify", dump, m, *words]) == 2
+        assert says in capsys.readouterr().err
