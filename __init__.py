@@ -7,7 +7,7 @@
 docs/python.md has the rest.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What is here, by the module that has it; imported when it is first asked for: the command line waits for nothing.
 _FROM = {
