@@ -33,8 +33,8 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
         with qwenref.hooks(model, "dump.safetensors"):
             model.generate(**tokenizer("What is 2+2?", return_tensors="pt"), max_new_tokens=3)
 
-    path: a new file, or an older dump of this kind. facts: text for `engine verify` to show. Tensors are moved to the
-    host as they come, in their own type where NumPy or safetensors has it, else as float32.
+    path: a new file, or an older dump of this kind, which goes. facts: text for `engine verify` to show. Tensors are
+    moved to the host as they come, in their own type where NumPy or safetensors has it, else as float32.
     Raises BadInput for a file that is no dump, and at the end if no pass has run.
     """
     target = Path(path)
@@ -54,6 +54,7 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
 
     def begin(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         taken.clear()
+        writer.next_pass()
         told = {n: x for n, x in zip(ORDER, args, strict=False) if _whole(x)} | kwargs
         for name in FACTS:
             x = told.get(name)
@@ -61,7 +62,11 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
                 keep(name, x)
 
     def before(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: keep(f"{name}.input", args[0] if args else kwargs.get("hidden_states"))
+        def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if len(args) < 2:  # a norm that is given the residual too adds it itself, and puts it out
+                keep(f"{name}.input", args[0] if args else kwargs.get("hidden_states"))
+
+        return look
 
     def after(name: str) -> Callable[..., None]:
         return lambda module, args, output: keep(name, getattr(output, "logits", output))
@@ -80,8 +85,9 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
         for handle in handles:
             handle.remove()
         writer.file.close()
+        if not writer.bytes:
+            target.unlink()
     if not writer.bytes:
-        target.unlink()
         raise BadInput(f"{target}: no forward pass of the model ran, and nothing was dumped")
 
 

@@ -43,10 +43,15 @@ class Writer:
         name = stage if layer is None else f"layer-{layer}/{stage}"
         self.dump_bytes(name, kind, x.shape, np.ascontiguousarray(x).tobytes())
 
+    def next_pass(self) -> None:
+        """What comes is of another forward pass, if something came of this one."""
+        if self.names:
+            self.call, self.names = self.call + 1, set()
+
     def dump_bytes(self, name: str, kind: str, shape: Sequence[int], data: bytes) -> None:
         """The same of values as they lie in memory. kind: in safetensors' words, as BF16."""
         if name in self.names:
-            self.call, self.names = self.call + 1, set()
+            self.next_pass()
         self.names.add(name)
         key = f"phase-{self.call}/{name}" if self.call else name
         entry = {"dtype": kind, "shape": list(shape), "data_offsets": [self.bytes, self.bytes + len(data)]}

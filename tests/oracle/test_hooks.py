@@ -41,8 +41,7 @@ def test_all_passes_of_a_generate(attention: str, dtype: str, tmp_path: Path) ->
     assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.modules())
     with torch.no_grad():
         states = m(torch.tensor([IDS]), output_hidden_states=True).hidden_states
-    sizes = qwenref.load(tmp_path / "model", backend="reference", precision="f64").config.sizes
-    dump = open_dump(path, sizes, layers=2)
+    dump = open_dump(path, sizes_of(tmp_path), layers=2)
     assert dump.run["tokens"] == IDS and dump.run["generated"] == made[len(IDS) : -1]
     assert dump.run["facts"]["note"] == "as it is" and dump.ignored == ()
     for layer in (0, 1):
@@ -55,10 +54,131 @@ def test_all_passes_of_a_generate(attention: str, dtype: str, tmp_path: Path) ->
     assert report.status == 0, report
 
 
+def test_fused_modules_as_vllm_and_sglang_have_them(tmp_path: Path) -> None:
+    """Their layers of one product for Q, K and V, norms that add the residual, rotary that turns both; packed rows,
+    called with ids and positions. The same numbers as Transformers' model, under their names."""
+    nn, functional = torch.nn, torch.nn.functional
+    m = small("eager", "float32")
+    c = m.config
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.hidden_size // c.num_attention_heads
+
+    class Linear(nn.Module):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__()
+            self.weight = torch.cat([p.weight.detach() for p in parts])
+            self.bias = None if parts[0].bias is None else torch.cat([p.bias.detach() for p in parts])
+
+        def forward(self, x: Any) -> tuple[Any, None]:
+            return functional.linear(x, self.weight, self.bias), None
+
+    class Norm(nn.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.gain = own.weight.detach()
+
+        def forward(self, x: Any, residual: Any = None) -> Any:
+            x = x if residual is None else x + residual
+            y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps) * self.gain
+            return y if residual is None else (y, x)
+
+    class Rotary(nn.Module):
+        def forward(self, positions: Any, q: Any, k: Any) -> tuple[Any, Any]:
+            angle = positions.float()[:, None] * m.model.rotary_emb.inv_freq
+            cos, sin = (torch.cat([f, f], -1)[:, None] for f in (angle.cos(), angle.sin()))
+
+            def turned(x: Any) -> Any:
+                x = x.view(len(x), -1, H)
+                a, b = x.chunk(2, -1)
+                return (x * cos + torch.cat([-b, a], -1) * sin).flatten(1)
+
+            return turned(q), turned(k)
+
+    class Attend(nn.Module):
+        def forward(self, q: Any, k: Any, v: Any) -> Any:
+            q, k, v = (x.reshape(1, len(x), -1, H).transpose(1, 2) for x in (q, k, v))
+            k, v = (x.repeat_interleave(N // K, 1) for x in (k, v))
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1).flatten(1)
+
+    class SiluAndMul(nn.Module):
+        def forward(self, x: Any) -> Any:
+            a, b = x.chunk(2, -1)
+            return functional.silu(a) * b
+
+    class Attention(nn.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.qkv_proj, self.o_proj = Linear(own.q_proj, own.k_proj, own.v_proj), Linear(own.o_proj)
+            self.rotary_emb, self.attn = Rotary(), Attend()
+
+        def forward(self, positions: Any, x: Any) -> Any:
+            q, k, v = self.qkv_proj(x)[0].split([N * H, K * H, K * H], -1)
+            return self.o_proj(self.attn(*self.rotary_emb(positions, q, k), v))[0]
+
+    class Mlp(nn.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.gate_up_proj, self.down_proj = Linear(own.gate_proj, own.up_proj), Linear(own.down_proj)
+            self.act_fn = SiluAndMul()
+
+        def forward(self, x: Any) -> Any:
+            return self.down_proj(self.act_fn(self.gate_up_proj(x)[0]))[0]
+
+    class Layer(nn.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.self_attn, self.mlp = Attention(own.self_attn), Mlp(own.mlp)
+            self.input_layernorm = Norm(own.input_layernorm)
+            self.post_attention_layernorm = Norm(own.post_attention_layernorm)
+
+        def forward(self, positions: Any, x: Any, residual: Any) -> tuple[Any, Any]:
+            x, residual = (self.input_layernorm(x), x) if residual is None else self.input_layernorm(x, residual)
+            x, residual = self.post_attention_layernorm(self.self_attn(positions, x), residual)
+            return self.mlp(x), residual
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens, self.norm = m.model.embed_tokens, Norm(m.model.norm)
+            self.layers = nn.ModuleList(map(Layer, m.model.layers))
+
+        def forward(self, ids: Any, positions: Any) -> Any:
+            x, residual = self.embed_tokens(ids), None
+            for layer in self.layers:
+                x, residual = layer(positions, x, residual)
+            return self.norm(x, residual)[0]
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.lm_head = Inner(), m.lm_head
+
+        def forward(self, ids: Any, positions: Any) -> Any:
+            return self.lm_head(self.model(ids, positions)[-1:])
+
+    m.save_pretrained(tmp_path / "model")
+    engine, ids, path = Whole().eval(), torch.tensor(IDS), tmp_path / "dump.safetensors"
+    with torch.no_grad():
+        with qwenref.hooks(engine, path):
+            logits = engine(ids, torch.arange(len(IDS)))
+        assert torch.allclose(logits, m(ids[None]).logits[0, -1:], atol=1e-5)
+    dump = open_dump(path, sizes_of(tmp_path), layers=2)
+    assert {e.stage.name for e in dump.entries} >= {
+        "attn_norm", "qkv_bias", "q_post_rope", "k_post_rope", "attention", "attn_out", "post_attn_residual",
+        "ffn_norm", "ffn_gate", "ffn_up", "ffn_swigl", "ffn_out", "final_norm", "lm_head",
+    }  # fmt: skip
+    assert dump.run["tokens"] == IDS and dump.ignored == ()
+    report = qwenref.verify(path, tmp_path / "model")
+    assert report.status == 0, report
+
+
+def sizes_of(folder: Path) -> Any:
+    return qwenref.load(folder / "model", backend="reference", precision="f64").config.sizes
+
+
 def test_a_pass_that_never_ran_is_no_dump(tmp_path: Path) -> None:
-    with (
-        pytest.raises(qwenref.BadInput, match="no forward pass"),
-        qwenref.hooks(small("sdpa", "float32"), tmp_path / "d"),
-    ):
+    m, path = small("sdpa", "float32"), tmp_path / "d"
+    with pytest.raises(ZeroDivisionError), qwenref.hooks(m, path):
+        raise ZeroDivisionError
+    with pytest.raises(qwenref.BadInput, match="no forward pass"), qwenref.hooks(m, path):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -92,8 +92,9 @@ def _graph() -> tuple[Rule, ...]:
     return (*found, Rule(named("Vcur"), ("v_proj",), last=("H",)))
 
 
+OWN = Engine("the stages' own", _own(), ordered=False)
 ENGINES = (
-    Engine("the stages' own", _own(), ordered=False),
+    OWN,
     Engine("Transformers' modules", _modules(lambda s: s.hf, lambda s: s.hf_too)),
     Engine("the fused modules of SGLang, vLLM and nano-vllm", _modules(lambda s: s.fused, lambda s: s.fused_too)),
     Engine("Meta's modules", _modules(lambda s: s.meta)),

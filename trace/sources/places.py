@@ -10,7 +10,7 @@ from math import prod
 from ...errors import BadInput
 from ..stages import by_name
 from .array import Array
-from .engines import FACT_RULES, engine_of
+from .engines import FACT_RULES, OWN, engine_of
 from .names import FACTS, PARTS, Rule
 
 # A folder or prefix that says which pass of the model an array is of. SGLang begins a new file when the module `model`
@@ -74,7 +74,7 @@ def placed(
     """
     named = {a.name: Name(a.name, 0, 0, False) if rules else name_of(a.name) for a in arrays}
     engine = None if rules else engine_of([n.inside for n in named.values()])
-    known = rules or (*FACT_RULES, *engine.rules) if engine else rules or ()
+    known = rules or (*FACT_RULES, *engine.rules, *OWN.rules) if engine else rules or ()  # ours are always understood
     places = Places("a map") if engine is None else Places(engine.name, engine.ordered)
     deepest = layers or _deepest(named.values(), known)
     for a in arrays:

@@ -92,8 +92,12 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
     known = judge.good[group]
     explained = [p.entry for p in places if p.finding.explained]
     others = whole_engines(judge.involved(places[0].entry), [r.result for r in known], judge.votes)
+    first = known[0]
+    fields = ("result", *(choices(judge.involved(places[0].entry), first.result, Counter()).keys() - {"fused"}))
+    like_it = [r for r in known if all(getattr(r, f) == getattr(first, f) for f in fields)]
+    together = replace(first, fused=first.fused.union(*(r.fused for r in like_it)))  # each stage has its own neighbours
     found: list[Agreement] = []
-    for recipe in (*known, *others):
+    for recipe in dict.fromkeys((*known, together, *others)):
         fits = [fit for e in explained if (fit := judge.explains(e, recipe)) is not None]
         allowed = float(np.median([fit.allowed for fit in fits])) if fits else np.inf
         found.append(Agreement(recipe, len(fits), judge.votes["result", recipe.result.name], allowed))

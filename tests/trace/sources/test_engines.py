@@ -161,3 +161,12 @@ def test_arrays_held_twice_are_said(tmp_path: Path) -> None:
     found["model.layers.1.input"] = found["model.layers.0"]
     dump = open_dump(save(tmp_path / "x.pt", found), C.sizes, layers=C.num_hidden_layers)
     assert dump.notes == ('not needed, 1 arrays: "model.layers.1.input"',)
+
+
+def test_our_names_beside_an_engines(tmp_path: Path) -> None:
+    """What a module does not show may be dumped by hand, under the stages' own names."""
+    dump = dump_of(W, "HF float32", IDS, steps=STEPS)
+    more = {f"layer-{i}/{n}": dump[n, i][None] for i in (0, 1) for n in ("q_post_rope", "k_post_rope")}
+    found = open_dump(save(tmp_path / "hooks.pt", passes(transformers, dump)[0] | more), C.sizes, layers=2)
+    assert found.ignored == () and ("k_post_rope", 1) in found and ("attn_norm", 1) in found
+    assert np.array_equal(found["q_post_rope", 1], dump["q_post_rope", 1])

@@ -176,6 +176,26 @@ def test_in_one_layer_alone_it_is_a_mistake(engine: str, name: str, stage: str, 
     assert v.status == 1
 
 
+@pytest.mark.parametrize("engine", FORMATS)
+def test_every_norm_is_of_its_own_unrounded_sum(engine: str) -> None:
+    """XLA's jit: the norms of a layer have other neighbours, and one arithmetic all the same."""
+    r = FORMATS[engine]
+
+    def attn_norm(run: Run, x: A) -> A:
+        return x if not run.at else of_sum(run, run.at - 1, layer(run).attn_norm_D)
+
+    def of_sum(run: Run, n: int, gain: A) -> A:
+        x = run.get("post_attn_residual", n) + run.get("ffn_out", n)
+        return r(r(x * scale_of(x)) * r(gain))
+
+    mistakes: Any = {("attn_norm", n): attn_norm for n in range(LAYERS)}
+    mistakes |= {("ffn_norm", n): lambda run, _: norm_of_the_sum(run, r) for n in range(LAYERS)}
+    mistakes[("final_norm", None)] = lambda run, _: of_sum(run, LAYERS - 1, run.weights.final_norm_D)
+    v = verify(dump_of(W, engine, TOKENS, mistakes=mistakes), W)
+    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}, [f for f in v.findings if not f.explained]
+    assert "norm of the unrounded residual sum" in v.recipe.name.split("; ")
+
+
 @pytest.mark.parametrize("layers", [range(LAYERS), range(1)], ids=["every layer", "one layer"])
 @pytest.mark.parametrize("rounded", [to_float16, to_bfloat16])
 def test_a_residual_that_is_kept_in_16_bits_in_a_float32_engine(rounded: Rounded, layers: range) -> None:
