@@ -38,8 +38,9 @@ LANES = 32
 class InstructionSet:
     """needs: features of the machine, by LLVM's names. tile: tokens of a tile, which is even, for halves of a token lie
     side by side. heads: that attention takes together. planes: in how many parts 8-bit codes are multiplied: of two
-    products with bytes the sum takes 17 bits, of nibbles 13. dots: LLVM's names of the dot products of bytes and of
-    16-bit numbers, and the lanes that they take, where the machine has them.
+    products with bytes the sum takes 17 bits, of nibbles 13. lacks: how features begin that such a machine has not, and
+    that machine code does without where the path is asked for on a better one. dots: LLVM's names of the dot products
+    of bytes and of 16-bit numbers, and the lanes that they take, where the machine has them.
     """
 
     needs: frozenset[str]
@@ -47,6 +48,7 @@ class InstructionSet:
     heads: int = 2
     planes: int = 1
     dots: tuple[str, str, int] | None = None
+    lacks: tuple[str, ...] = ()
 
 
 AVX2 = frozenset({"avx2", "fma", "f16c"})
@@ -54,8 +56,8 @@ AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
 VPDP = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
 SETS = {  # the best first
     "avx512": InstructionSet(AVX512, tile=6, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)),
-    "avxvnni": InstructionSet(AVX2 | {"avxvnni"}, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8)),
-    "avx2": InstructionSet(AVX2, planes=2),
+    "avxvnni": InstructionSet(AVX2 | {"avxvnni"}, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)),
+    "avx2": InstructionSet(AVX2, planes=2, lacks=("avx512", "avxvnni")),
     "plain": InstructionSet(frozenset(), heads=1),
 }
 PATHS = tuple(SETS)
@@ -91,6 +93,11 @@ def why() -> str:
 
 PATH = choose_path(os.environ.get("QWENREF_SIMD"), features())
 SET = SETS[PATH]
+if os.environ.get("QWENREF_SIMD") and SET.lacks and config.CPU_FEATURES is None:
+    config.CPU_FEATURES = ",".join(
+        f"{'+' if there and not name.startswith(SET.lacks) else '-'}{name}"
+        for name, there in llvm.get_host_cpu_features().items()
+    )
 
 i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 f16, f32 = ir.HalfType(), ir.FloatType()

@@ -92,6 +92,17 @@ def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:
         assert results["CPU with VNNI of 256 bits"]["path"] == "avxvnni"
 
 
+@pytest.mark.skipif(not has("avx512"), reason="what a path does without, this machine has not")
+@pytest.mark.parametrize(("path", "has_not"), [("avx2", ("avx512f", "avxvnni")), ("avxvnni", ("avx512f",))])
+def test_a_path_that_is_asked_for_is_compiled_for_such_a_machine(path: str, has_not: tuple[str, ...]) -> None:
+    """A figure of it would be of no machine otherwise: LLVM uses what it is told is there."""
+    program = "from qwenref.engine.kernels.cpu import simd; print(simd.config.CPU_FEATURES)"
+    env = os.environ | {"QWENREF_SIMD": path}
+    said = subprocess.run([sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True, check=True)
+    told = said.stdout.strip().split(",")
+    assert {f"-{name}" for name in has_not} <= set(told) and "+avx2" in told
+
+
 @pytest.mark.parametrize("path", [path for path in PATHS if has(path)])
 def test_operations_on_this_path(path: str) -> None:
     command = [
