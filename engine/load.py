@@ -144,6 +144,6 @@ def _numba() -> Any:
     """Numba, which keeps the kind of threads that it starts with: the CPU backend chooses it."""
     import numba
 
-    from .kernels.cpu import team  # noqa: F401
+    from .kernels.cpu.machine import team  # noqa: F401
 
     return numba

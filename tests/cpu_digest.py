@@ -33,7 +33,7 @@ def main() -> None:
             for (stage, layer), value in sorted(stages.items(), key=str):
                 h.update(f"{stage} {layer} {value.shape}".encode() + np.ascontiguousarray(value).tobytes())
         digests[precision] = h.hexdigest()
-    from qwenref.engine.kernels.cpu.simd import PATH
+    from qwenref.engine.kernels.cpu.machine.paths import PATH
 
     print(json.dumps({"path": PATH, "digests": digests, "self-test": dict(selftest.found(lambda done, total: None))}))
 

@@ -56,7 +56,7 @@ def prompt_ids(count: int, vocab_size: int) -> list[int]:
 def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
     from ..engine.generate import generate
     from ..engine.kernels import backend
-    from ..engine.kernels.cpu.bandwidth import read_weights
+    from ..engine.kernels.cpu.matmul.bandwidth import read_weights
     from ..engine.load import open_weights, set_threads
 
     set_threads(threads)

@@ -65,9 +65,9 @@ def system() -> Section:
 def processor() -> Section:
     import llvmlite.binding as llvm
 
-    from ..engine.kernels.cpu import simd
+    from ..engine.kernels.cpu.machine import paths
 
-    asked = set().union(*(s.needs for s in simd.SETS.values())) | {
+    asked = set().union(*(s.needs for s in paths.SETS.values())) | {
         "avxvnni",
         "amx-int8",
         "neon",
@@ -81,14 +81,14 @@ def processor() -> Section:
         "name": names[0] if names else os.uname().machine,
         "llvm's name": llvm.get_host_cpu_name(),
         "features": " ".join(features),
-        "path": f"{simd.PATH} ({simd.why()})",
+        "path": f"{paths.PATH} ({paths.why()})",
     }
 
 
 def threads() -> Section:
     import numba
 
-    from ..engine.kernels.cpu import team  # noqa: F401  it chooses the layer
+    from ..engine.kernels.cpu.machine import team  # noqa: F401  it chooses the layer
     from ..engine.load import cores
 
     layer = numba.config.THREADING_LAYER  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def card() -> Section:
 
 
 def folders() -> Section:
-    from ..engine.kernels.cpu.compiled import store
+    from ..engine.kernels.cpu.machine.compiled import store
 
     kept = store()
     if kept is None:

@@ -75,7 +75,7 @@ class Ending:
         while (number := os.read(self.told, 1)[0]) not in self.heeded:
             pass
         try:
-            if stop := imported("engine.kernels.cpu.team", "stop"):
+            if stop := imported("engine.kernels.cpu.machine.team", "stop"):
                 stop()
             time.sleep(REACT_S)
             if self.number:

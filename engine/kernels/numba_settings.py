@@ -33,7 +33,7 @@ USERS: dict[str, tuple[Callable[[str], bool], str]] = {
     "NUMBA_CPU_FEATURES": (str.isprintable, "LLVM's features of that processor, as in +avx2,-avx512f"),
     "NUMBA_ENABLE_CUDASIM": (("0", "1").__contains__, "1 for Numba's simulator of a card, or 0"),
 }
-# Where compiled kernels are kept: read here (cpu/compiled.py), and not by Numba.
+# Where compiled kernels are kept: read here (cpu/machine/compiled.py), and not by Numba.
 CACHE_DIR = "NUMBA_CACHE_DIR"
 # Intel's vector functions are not loaded: they are found by name, and they are other functions on another machine.
 OURS = {"NUMBA_DISABLE_INTEL_SVML": "1"}

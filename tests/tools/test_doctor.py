@@ -19,7 +19,7 @@ import pytest
 from qwenref.engine import aliases, selftest
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend, cpu
-from qwenref.engine.kernels.cpu.simd import PATH, SET
+from qwenref.engine.kernels.cpu.machine.paths import PATH, SET
 from qwenref.engine.load import cores
 from qwenref.engine.tap import SILENT
 from qwenref.tools import doctor

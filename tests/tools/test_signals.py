@@ -27,9 +27,9 @@ from qwenref.beside import HIDDEN
 from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.convert import convert
-from qwenref.engine.kernels.cpu import team
-from qwenref.engine.kernels.cpu.simd import set_i32
-from qwenref.engine.kernels.cpu.team import _read
+from qwenref.engine.kernels.cpu.machine import team
+from qwenref.engine.kernels.cpu.machine.simd import set_i32
+from qwenref.engine.kernels.cpu.machine.team import _read
 from qwenref.tools.main import main
 
 from ..models import model

@@ -1,8 +1,8 @@
 """The CPU backend: Numba kernels on packed weights, results the same to the bit on every path, thread count and
 chunking.
 
-simd.py vectors; team.py kernels, jobs, threads; packed.py weights; product.py, and a file per format, matrix
-products; rows.py and attention.py the rest. float32 throughout; precisions as in kernels/__init__.py.
+machine/ vectors, threads, memory; matmul/ and formats/ matrix products and the weights that they read; rows.py and
+attention.py the rest. float32 throughout; precisions as in kernels/__init__.py.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ....quant.tensor import QTensor, dequantize, format_of, take
 from ...config import Config
 from ...weights import Weights
 from . import attention, rows
-from .matmul import Stack, kernels_for, linear, stack
-from .packed import forget, form_of, interleave
-from .replay import batch, empty, keep, record, recording, submit
-from .simd import LANES
-from .team import Kernel, at, bits, rows_of, run_now, share
+from .machine.codegen import LANES
+from .machine.replay import batch, empty, keep, record, recording, submit
+from .machine.team import Kernel, at, bits, rows_of, run_now, share
+from .matmul.linear import Stack, kernels_for, linear, stack
+from .matmul.packed import forget, form_of, interleave
 
 __all__ = ["PRECISIONS", "batch", "compile_kernels", "linear", "record"]
 

@@ -11,16 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from .elementary import exp
-from .simd import (
-    LANES,
-    SET,
-    add_tile,
-    divide_tile,
+from .machine.codegen import LANES, floats
+from .machine.paths import SET
+from .machine.simd import (
     first,
-    first_tile,
     float_of_bits,
-    floats,
-    fma_rows_tile,
     get_f32,
     get_i32,
     load_f32,
@@ -29,12 +24,11 @@ from .simd import (
     set_f32,
     splat_f32,
     store_f32_first,
-    store_tile,
     total,
     where_less,
-    zero_tile,
 )
-from .team import Kernel, fetch, helper
+from .machine.team import Kernel, fetch, helper
+from .machine.tiles import add_tile, divide_tile, first_tile, fma_rows_tile, store_tile, zero_tile
 
 SHARES = 16  # of the positions, for each kv head
 AHEAD = 4096  # bytes of keys and values that are asked for before they are needed

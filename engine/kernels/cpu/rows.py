@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .elementary import cos_sin, exp
-from .simd import (
-    LANES,
+from .machine.codegen import LANES
+from .machine.simd import (
     float_of_bits,
     fma,
     get_f32,
@@ -18,7 +18,7 @@ from .simd import (
     store_f32_first,
     total,
 )
-from .team import Kernel, helper
+from .machine.team import Kernel, helper
 
 
 @helper

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from qwenref.engine.config import Config
 from qwenref.engine.kernels import cpu, reference
 from qwenref.engine.kernels.cpu.elementary import exp
-from qwenref.engine.kernels.cpu.matmul import LAYOUTS, Stack, stack
-from qwenref.engine.kernels.cpu.packed import FORMATS
-from qwenref.engine.kernels.cpu.product import TILE
-from qwenref.engine.kernels.cpu.simd import get_i32, load_f32, set_i32, store_f32
-from qwenref.engine.kernels.cpu.team import Kernel, at, rows_of, run_now
+from qwenref.engine.kernels.cpu.machine.simd import get_i32, load_f32, set_i32, store_f32
+from qwenref.engine.kernels.cpu.machine.team import Kernel, at, rows_of, run_now
+from qwenref.engine.kernels.cpu.matmul.linear import LAYOUTS, Stack, stack
+from qwenref.engine.kernels.cpu.matmul.packed import FORMATS
+from qwenref.engine.kernels.cpu.matmul.product import TILE
 from qwenref.quant import q8_0, q8_k, q16
 from qwenref.quant.tensor import QTensor, dequantize, format_of
 

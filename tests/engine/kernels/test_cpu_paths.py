@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -22,8 +23,8 @@ import pytest
 from qwenref.engine import selftest
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import cpu
-from qwenref.engine.kernels.cpu import compiled
-from qwenref.engine.kernels.cpu.simd import PATHS, choose_path, features
+from qwenref.engine.kernels.cpu.machine import compiled
+from qwenref.engine.kernels.cpu.machine.paths import PATHS, choose_path, features
 from qwenref.engine.tap import SILENT
 from qwenref.errors import BadInput
 
@@ -96,7 +97,7 @@ def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("path", "has_not"), [("avx2", ("avx512f", "avxvnni")), ("avxvnni", ("avx512f",))])
 def test_a_path_that_is_asked_for_is_compiled_for_such_a_machine(path: str, has_not: tuple[str, ...]) -> None:
     """A figure of it would be of no machine otherwise: LLVM uses what it is told is there."""
-    program = "from qwenref.engine.kernels.cpu import simd; print(simd.config.CPU_FEATURES)"
+    program = "from qwenref.engine.kernels.cpu.machine import paths; print(paths.config.CPU_FEATURES)"
     env = os.environ | {"QWENREF_SIMD": path}
     said = subprocess.run([sys.executable, "-P", "-c", program], env=env, capture_output=True, text=True, check=True)
     told = said.stdout.strip().split(",")
@@ -162,11 +163,30 @@ def test_the_cache_folder_is_named_after_every_source(tmp_path: Path) -> None:
     assert before != compiled.digest(both, "numba 1")
 
 
+def test_the_cache_folder_knows_every_source_of_machine_code() -> None:
+    """All files of this project that a kernel's module imports, but for what it only asks on the host."""
+    import qwenref
+    from qwenref.engine.kernels import cpu, numba_settings
+
+    known = {str(p) for p in compiled.sources()}
+    assert {str(p) for p in Path(cpu.__file__).parent.rglob("*.py")} <= known
+    assert numba_settings.__file__ in known
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{cpu.__name__}."):
+            for value in vars(module).values():  # a number or function of another package would be compiled in
+                code = getattr(value, "py_func", getattr(value, "function", None))
+                if isinstance(code, FunctionType):
+                    outside = {n: v for n in code.__code__.co_names if (v := code.__globals__.get(n)) is not None}
+                    for n, v in outside.items():
+                        home = getattr(v, "__module__", None) or ""
+                        assert not home.startswith(f"{qwenref.__name__}.") or home.startswith(cpu.__name__), (name, n)
+
+
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
     program = (
-        "from qwenref.engine.kernels.cpu import q8_0, rows;"
-        "print([k.compile() for k in (*rows.KERNELS[:2], q8_0.F32[0])])"
+        "from qwenref.engine.kernels.cpu import rows; from qwenref.engine.kernels.cpu.formats import q8_0;"
+        "print([k.compile() for k in (*rows.KERNELS[:2], q8_0.FORM.f32[0])])"
     )
 
     def run() -> str:

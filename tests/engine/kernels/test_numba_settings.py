@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qwenref.engine.kernels import numba_settings
-from qwenref.engine.kernels.cpu import compiled
+from qwenref.engine.kernels.cpu.machine import compiled
 from qwenref.engine.load import cores
 from qwenref.errors import BadInput
 
@@ -21,7 +21,7 @@ from ...tiny import tiny_weights, write_gguf
 
 # Compiles, which is when Numba reads its settings again, and says what they are.
 SAY = """
-from qwenref.engine.kernels.cpu import team
+from qwenref.engine.kernels.cpu.machine import team
 import numba, sys
 from numba.core import config
 assert numba.njit(lambda x: x + 1)(1) == 2
@@ -103,7 +103,7 @@ def test_it_is_one_line_of_the_commands(tmp_path: Path) -> None:
 def test_the_environment_is_left_as_it_was(tmp_path: Path) -> None:
     program = (
         "import os; before = dict(os.environ);"
-        "from qwenref.engine.kernels.cpu import team; import yaml; assert yaml.safe_load('a: 1') == {'a': 1};"
+        "from qwenref.engine.kernels.cpu.machine import team; import yaml; assert yaml.safe_load('a: 1') == {'a': 1};"
         "assert dict(os.environ) == before; from qwenref.engine.kernels.numba_settings import ignored; print(ignored())"
     )
     done = python(program, tmp_path, NUMBA_OPT="0", NUMBA_NUM_THREADS="1", NUMBA_CACHE_DIR="/nowhere")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numba import njit
 
-from qwenref.engine.kernels.cpu import simd as s
-from qwenref.engine.kernels.cpu.simd import LANES, PATH, choose_path
+from qwenref.engine.kernels.cpu.machine import codegen, simd, tiles
+from qwenref.engine.kernels.cpu.machine.codegen import LANES
+from qwenref.engine.kernels.cpu.machine.paths import PATH, choose_path
 from qwenref.errors import BadInput
 
 N = 3
-zero_f, zero_i = s.zero_tile(s.floats, N), s.zero_tile(s.ints, N)
+zero_f, zero_i = tiles.zero_tile(codegen.floats, N), tiles.zero_tile(codegen.ints, N)
 RNG = np.random.default_rng(5)
 A, B, C = (RNG.standard_normal(LANES).astype(np.float32) * 3 for _ in range(3))
 I, J = (RNG.integers(-(2**31), 2**31, LANES, dtype=np.int64).astype(np.int32) for _ in range(2))
@@ -47,15 +48,15 @@ def fused(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 def test_arithmetic() -> None:
     @njit
     def kernel(out, a, b, c):
-        x, y, z = s.load_f32(a), s.load_f32(b), s.load_f32(c)
-        s.store_f32(out, x + y)
-        s.store_f32(out + 128, x - y)
-        s.store_f32(out + 256, x * y)
-        s.store_f32(out + 384, x / y)
-        s.store_f32(out + 512, s.fma(x, y, z))
-        s.store_f32(out + 640, s.absolute(x))
-        s.store_f32(out + 768, s.where_less(x, y, z, x))
-        s.store_f32(out + 896, s.splat_f32(np.float32(1.5)))
+        x, y, z = simd.load_f32(a), simd.load_f32(b), simd.load_f32(c)
+        simd.store_f32(out, x + y)
+        simd.store_f32(out + 128, x - y)
+        simd.store_f32(out + 256, x * y)
+        simd.store_f32(out + 384, x / y)
+        simd.store_f32(out + 512, simd.fma(x, y, z))
+        simd.store_f32(out + 640, simd.absolute(x))
+        simd.store_f32(out + 768, simd.where_less(x, y, z, x))
+        simd.store_f32(out + 896, simd.splat_f32(np.float32(1.5)))
 
     got = floats_of(kernel, A, B, C, rows=8)
     want = [A + B, A - B, A * B, A / B, fused(A, B, C), abs(A), np.where(A < B, C, A), np.full(LANES, 1.5)]
@@ -65,7 +66,7 @@ def test_arithmetic() -> None:
 def test_multiply_add_is_rounded_once() -> None:
     @njit
     def kernel(out, a, b, c):
-        s.store_f32(out, s.fma(s.load_f32(a), s.load_f32(b), s.load_f32(c)))
+        simd.store_f32(out, simd.fma(simd.load_f32(a), simd.load_f32(b), simd.load_f32(c)))
 
     a = np.full(LANES, 1 + 2.0**-12, np.float32)
     assert (floats_of(kernel, a, a, -np.ones(LANES, np.float32)) == np.float32(2.0**-11 + 2.0**-24)).all()
@@ -74,20 +75,20 @@ def test_multiply_add_is_rounded_once() -> None:
 def test_integers() -> None:
     @njit
     def kernel(out, a, b):
-        x, y = s.load_i32(a), s.load_i32(b)
-        s.store_i32(out, x + y)
-        s.store_i32(out + 128, x - y)
-        s.store_i32(out + 256, x * y)
-        s.store_i32(out + 384, x | y)
-        s.store_i32(out + 512, x ^ y)
-        s.store_i32(out + 640, s.shift_left(x, 5))
-        s.store_i32(out + 768, s.shift_right(x, 5))
-        s.store_i32(out + 896, s.halve(x))
-        s.store_i32(out + 1024, s.mask(x, 0x0F0F0F0F))
-        s.store_i32(out + 1152, s.signed_byte(x, 2))
-        s.store_i32(out + 1280, s.add_pairs(x, y))
-        s.store_i32(out + 1408, s.splat_i32(np.int32(-9)))
-        s.store_f32(out + 1536, s.to_f32(x))
+        x, y = simd.load_i32(a), simd.load_i32(b)
+        simd.store_i32(out, x + y)
+        simd.store_i32(out + 128, x - y)
+        simd.store_i32(out + 256, x * y)
+        simd.store_i32(out + 384, x | y)
+        simd.store_i32(out + 512, x ^ y)
+        simd.store_i32(out + 640, simd.shift_left(x, 5))
+        simd.store_i32(out + 768, simd.shift_right(x, 5))
+        simd.store_i32(out + 896, simd.halve(x))
+        simd.store_i32(out + 1024, simd.mask(x, 0x0F0F0F0F))
+        simd.store_i32(out + 1152, simd.signed_byte(x, 2))
+        simd.store_i32(out + 1280, simd.add_pairs(x, y))
+        simd.store_i32(out + 1408, simd.splat_i32(np.int32(-9)))
+        simd.store_f32(out + 1536, simd.to_f32(x))
 
     got = floats_of(kernel, I, J, rows=13)
     with np.errstate(over="ignore"):
@@ -101,10 +102,10 @@ def test_integers() -> None:
 def test_first_lanes_touch_no_other_memory(count: int) -> None:
     @njit
     def kernel(out, a, n):
-        v = s.load_f32_first(a, n)
-        s.store_f32_first(out, v, n)
-        s.store_f32(out + 128, v)
-        s.store_f32(out + 256, s.first(s.load_f32(a), n, s.splat_f32(np.float32(-1))))
+        v = simd.load_f32_first(a, n)
+        simd.store_f32_first(out, v, n)
+        simd.store_f32(out + 128, v)
+        simd.store_f32(out + 256, simd.first(simd.load_f32(a), n, simd.splat_f32(np.float32(-1))))
 
     out = np.full((3, LANES), 7, np.float32)
     kernel(address(out), address(A), count)
@@ -117,7 +118,7 @@ def test_first_lanes_touch_no_other_memory(count: int) -> None:
 def test_reductions_have_one_tree() -> None:
     @njit
     def kernel(a, i):
-        return s.total(s.load_f32(a)), s.maximum(s.load_f32(a)), s.total_ints(s.load_i32(i))
+        return simd.total(simd.load_f32(a)), simd.maximum(simd.load_f32(a)), simd.total_ints(simd.load_i32(i))
 
     v = A
     while len(v) > 1:
@@ -129,10 +130,10 @@ def test_reductions_have_one_tree() -> None:
 def test_narrow_loads() -> None:
     @njit
     def kernel(out, h, i):
-        s.store_f32(out, s.load_f16(h))
-        s.store_f32(out + 128, s.load_bf16(h))
-        s.store_f32(out + 256, s.low_half(s.load_i32(i)))
-        s.store_f32(out + 384, s.high_half(s.load_i32(i)))
+        simd.store_f32(out, simd.load_f16(h))
+        simd.store_f32(out + 128, simd.load_bf16(h))
+        simd.store_f32(out + 256, simd.low_half(simd.load_i32(i)))
+        simd.store_f32(out + 384, simd.high_half(simd.load_i32(i)))
 
     for start in range(0, 0x7C00, LANES * 8):  # finite halves of both signs, subnormals and infinity among them
         bits = np.arange(start, start + 8 * LANES, 8).astype(np.uint16)
@@ -150,7 +151,7 @@ def test_narrow_loads() -> None:
 def test_rounding_to_half() -> None:
     @njit
     def rounded(x):
-        return s.half_rounded(x)
+        return simd.half_rounded(x)
 
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
     between = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2, RNG.uniform(0, 7e-5, 500), [65519, 65520, 1e6]])
@@ -162,7 +163,7 @@ def test_rounding_to_half() -> None:
 def test_float_of_bits_and_bytes_of_words() -> None:
     @njit
     def kernel(out, i):
-        s.store_words_of_bytes(out, 16, s.load_i32(i))
+        simd.store_words_of_bytes(out, 16, simd.load_i32(i))
 
     out = np.zeros(4 * LANES, np.int8)
     kernel(address(out), address(I))
@@ -170,7 +171,7 @@ def test_float_of_bits_and_bytes_of_words() -> None:
 
     @njit
     def number(bits):
-        return s.float_of_bits(bits)
+        return simd.float_of_bits(bits)
 
     assert number(int(np.float32(-1e-6).view(np.int32))) == np.float32(-1e-6)
 
@@ -179,24 +180,24 @@ def test_float_of_bits_and_bytes_of_words() -> None:
     ("code", "top", "offset"), [("code4_8", 15, 8), ("code5_16", 31, 16), ("code6_32", 63, 32), ("code8_128", 255, 128)]
 )
 def test_codes(code: str, top: int, offset: int) -> None:
-    operation = getattr(s, code)
+    operation = getattr(tiles, code)
 
     @njit
     def kernel(out, c):
         for byte in range(4):
-            s.store_f32(out + 128 * byte, operation(s.load_i32(c), byte))
+            simd.store_f32(out + 128 * byte, operation(simd.load_i32(c), byte))
 
     codes = RNG.integers(0, top + 1, (LANES, 4), dtype=np.uint8)
     got = floats_of(kernel, codes, rows=4)
     assert equal(got, (codes.T.astype(np.int64) - offset).astype(np.float32))
 
 
-@pytest.mark.parametrize(("operation", "top"), [(s.dot4_tile, 128), (s.dot4_wide_tile, 255)])
+@pytest.mark.parametrize(("operation", "top"), [(tiles.dot4_tile, 128), (tiles.dot4_wide_tile, 255)])
 def test_integer_dots_are_exact(operation: Any, top: int) -> None:
     @njit
     def kernel(out, u, x, sums):
-        p = operation(s.load_i32(u), x, s.start_tile(sums, -top, zero_f()))
-        s.store_tile(out, 128, s.scale_tile(p, s.splat_f32(np.float32(1)), zero_f()), 32)
+        p = operation(simd.load_i32(u), x, tiles.start_tile(sums, -top, zero_f()))
+        tiles.store_tile(out, 128, tiles.scale_tile(p, simd.splat_f32(np.float32(1)), zero_f()), 32)
 
     u = RNG.integers(0, top + 1, (LANES, 4), dtype=np.uint8)
     x = RNG.integers(-127, 128, (N, 4), dtype=np.int8)
@@ -210,12 +211,12 @@ def test_integer_dots_are_exact(operation: Any, top: int) -> None:
 @pytest.mark.parametrize(("quads", "bits"), [(8, 4), (8, 5), (4, 6), (8, 8)])
 def test_groups_are_exact(quads: int, bits: int) -> None:
     """Where as many products add up in 16 bits as a format's codes allow, also with the largest of both signs."""
-    group, top = s.group_tile(quads, bits), (1 << bits) - 1
+    group, top = tiles.group_tile(quads, bits), (1 << bits) - 1
 
     @njit
     def kernel(out, u, x, scale):
-        p = group(u, x, 4 * N, s.load_i32(scale), s.zeros_like(zero_f()))
-        s.store_tile(out, 128, s.scale_tile(p, s.splat_f32(np.float32(1)), zero_f()), 32)
+        p = group(u, x, 4 * N, simd.load_i32(scale), tiles.zeros_like(zero_f()))
+        tiles.store_tile(out, 128, tiles.scale_tile(p, simd.splat_f32(np.float32(1)), zero_f()), 32)
 
     u = RNG.integers(0, top + 1, (quads, LANES, 4), dtype=np.uint8)
     x = RNG.integers(-128, 128, (quads, N, 4), dtype=np.int8)
@@ -231,11 +232,13 @@ def test_groups_are_exact(quads: int, bits: int) -> None:
 def test_sixteen_bit_dots_and_products_of_ints_are_exact() -> None:
     @njit
     def kernel(out, v, x):
-        w = s.load_i32(v)
-        p = s.dot2_tile(w, x, s.zeros_like(zero_f()))
-        q = s.multiply_tile(p, w, p)
+        w = simd.load_i32(v)
+        p = tiles.dot2_tile(w, x, tiles.zeros_like(zero_f()))
+        q = tiles.multiply_tile(p, w, p)
         for i, tile in enumerate((p, q)):
-            s.store_tile(out + i * N * 128, 128, s.scale_tile(tile, s.splat_f32(np.float32(1)), zero_f()), 32)
+            tiles.store_tile(
+                out + i * N * 128, 128, tiles.scale_tile(tile, simd.splat_f32(np.float32(1)), zero_f()), 32
+            )
 
     v = RNG.integers(-200, 200, (LANES, 2), dtype=np.int16)
     x = RNG.integers(-200, 200, (N, 2), dtype=np.int16)
@@ -250,8 +253,8 @@ def test_bytes_as_pairs() -> None:
     @njit
     def kernel(out, v):
         for n in range(6):
-            s.store_i32(out + 256 * n, s.even_bytes(s.load_i32(v), n))
-            s.store_i32(out + 256 * n + 128, s.odd_bytes(s.load_i32(v), n))
+            simd.store_i32(out + 256 * n, simd.even_bytes(simd.load_i32(v), n))
+            simd.store_i32(out + 256 * n + 128, simd.odd_bytes(simd.load_i32(v), n))
 
     v = RNG.integers(-128, 128, (LANES, 4), dtype=np.int8)
     got = floats_of(kernel, v, rows=12).view(np.int16).reshape(6, 2, LANES, 2)
@@ -263,18 +266,18 @@ def test_bytes_as_pairs() -> None:
 def test_tiles() -> None:
     @njit
     def kernel(out, a, b, x):
-        v, w = s.load_f32(a), s.load_f32(b)
-        p = s.fma_tile(v, x, zero_f())
-        s.store_tile(out, 128, p, 32)
-        q = s.fma_rows_tile(w, x, 8, p)
-        s.store_tile(out + N * 128, 128, q, 32)
-        s.store_tile(out + 2 * N * 128, 128, s.add_tile(p, q), 32)
-        s.store_tile(out + 3 * N * 128, 128, s.divide_tile(v, q), 32)
-        s.store_tile(out + 4 * N * 128, 128, s.first_tile(5, q), 32)
-        s.store_tile(out + 5 * N * 128, 128, s.scale_tile(p, w, q), 32)
-        s.store_tile(out + 6 * N * 128, 128, s.scale2_tile(p, w, x, q), 32)
-        s.store_tile(out + 7 * N * 128, 128, s.spread_tile(p, x, q), 32)
-        s.store_tile(out + 8 * N * 128, 128, s.load_tile(out + N * 128, q), 9)
+        v, w = simd.load_f32(a), simd.load_f32(b)
+        p = tiles.fma_tile(v, x, zero_f())
+        tiles.store_tile(out, 128, p, 32)
+        q = tiles.fma_rows_tile(w, x, 8, p)
+        tiles.store_tile(out + N * 128, 128, q, 32)
+        tiles.store_tile(out + 2 * N * 128, 128, tiles.add_tile(p, q), 32)
+        tiles.store_tile(out + 3 * N * 128, 128, tiles.divide_tile(v, q), 32)
+        tiles.store_tile(out + 4 * N * 128, 128, tiles.first_tile(5, q), 32)
+        tiles.store_tile(out + 5 * N * 128, 128, tiles.scale_tile(p, w, q), 32)
+        tiles.store_tile(out + 6 * N * 128, 128, tiles.scale2_tile(p, w, x, q), 32)
+        tiles.store_tile(out + 7 * N * 128, 128, tiles.spread_tile(p, x, q), 32)
+        tiles.store_tile(out + 8 * N * 128, 128, tiles.load_tile(out + N * 128, q), 9)
 
     x = RNG.standard_normal(2 * N).astype(np.float32)
     got = floats_of(kernel, A, B, x, rows=9 * N).reshape(9, N, LANES)

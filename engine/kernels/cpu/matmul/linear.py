@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant import q16
-from ....quant.format import Format
-from ....quant.tensor import QTensor, format_of
+from .....quant import q16
+from .....quant.tensor import QTensor, format_of
+from ..machine.codegen import LANES
+from ..machine.replay import empty, submit
+from ..machine.team import BARRIER, Kernel, at, rows_of, share
 from . import product, quantize
+from .form import Form
 from .packed import Packed, pack
-from .replay import empty, submit
-from .simd import LANES
-from .team import BARRIER, Kernel, at, rows_of, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +47,27 @@ class Layout:
 
 
 LAYOUTS = {
-    "F32": Layout(product.lay_out, 1, "F32"),
-    "Q8_0": Layout(quantize.Q8_0, format_of("Q8_0").block, "INT8"),
-    "Q8_K": Layout(quantize.Q8_K, format_of("Q8_K").block, "INT8"),
-    "Q16_0": Layout(quantize.Q16_0, q16.BLOCKS["Q16_0"], "INT16", 2),
-    "Q16_K": Layout(quantize.Q16_K, q16.BLOCKS["Q16_K"], "INT16", 2),
+    "F32": Layout(product.lay_out, 1, "f32"),
+    "Q8_0": Layout(quantize.Q8_0, format_of("Q8_0").block, "int8"),
+    "Q8_K": Layout(quantize.Q8_K, format_of("Q8_K").block, "int8"),
+    "Q16_0": Layout(quantize.Q16_0, q16.BLOCKS["Q16_0"], "int16", 2),
+    "Q16_K": Layout(quantize.Q16_K, q16.BLOCKS["Q16_K"], "int16", 2),
 }
 
 
-def activations(form: ModuleType, precision: str) -> str:
+def activations(form: Form, precision: str) -> str:
     """What a packed form's products take: a name of LAYOUTS."""
     if precision == "f32":
         return "F32"
-    f: Format = form.FORMAT
+    f = form.format
     name = f.activations_int16 if precision == "int16" else f.activations
     return name if name in LAYOUTS else "F32"
 
 
-def kernels_for(form: ModuleType, precision: str) -> tuple[Kernel, ...]:
+def kernels_for(form: Form, precision: str) -> tuple[Kernel, ...]:
     """All kernels that matrices of this packed form need."""
     layout = LAYOUTS[activations(form, precision)]
-    rearrange = (form.REARRANGE,) if hasattr(form, "REARRANGE") else ()
+    rearrange = (form.rearrange,) if form.rearrange else ()
     return *rearrange, layout.kernel, *getattr(form, layout.products)
 
 

@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-from ....quant import q4_k
-from .integer import fill_block, q8_k_many, q8_k_one
-from .product import codes_one, fill_values, kernels, values_many
-from .simd import code4_8, group_tile, high_half, load_i32, low_half, mask, shift_right, signed_byte, splat_f32, to_f32
-from .team import helper
+from .....quant import q4_k
+from ..machine.simd import high_half, load_i32, low_half, mask, shift_right, signed_byte, splat_f32, to_f32
+from ..machine.team import helper
+from ..machine.tiles import code4_8
+from ..matmul.form import Form
+from ..matmul.integer import blocks_of_256
+from ..matmul.product import coded
 
-FORMAT = q4_k.FORMAT
-HALF_AT, WORDS_AT = -1, 0
 SIZE = 36 * 128
-GROUP = group_tile(8, 4)
 
 
 @helper
@@ -85,36 +84,10 @@ def rest(w, group):
     return splat_f32(8.0) * scale(w, group) - minimum(w, group)
 
 
-@helper
-def f32_one(w, size, x, K, zero):
-    return codes_one(codes, code4_8, scale, rest, 8, w, size, x, K, zero)
-
-
-@helper
-def f32_fill(w, k, width, panel):
-    fill_values(codes, code4_8, scale, rest, 8, w, k, width, panel)
-
-
-@helper
-def f32_many(panel, x, k, width, K, acc):
-    return values_many(rest, 8, panel, x, k, width, K, acc)
-
-
-@helper
-def int8_one(w, size, x, K, zero):
-    return q8_k_one(codes, scales, minima, factor, min_factor, 8, SIZE, w, x, K, zero)
-
-
-@helper
-def int8_fill(w, k, width, panel):
-    fill_block(codes, scales, minima, factor, min_factor, 8, SIZE, w, k, panel)
-
-
-@helper
-def int8_many(panel, x, k, width, K, acc):
-    return q8_k_many(GROUP, minima, 8, panel, x, k, K, acc)
-
-
-F32 = kernels(__name__, "f32", f32_one, f32_fill, f32_many)
-INT8 = kernels(__name__, "int8", int8_one, int8_fill, int8_many)
-INT16 = kernels(__name__, "int16", int8_one, int8_fill, int8_many, halves=2)
+FORM = Form(
+    q4_k.FORMAT,
+    half_at=-1,
+    words_at=0,
+    f32=coded(__name__, codes, code4_8, scale, rest=rest, quads=8),
+    **blocks_of_256(__name__, codes, scales, minima, factor, min_factor, quads=8, size=SIZE, bits=4),
+)

@@ -1,9 +1,7 @@
 """Packed matrices: the file's own bytes, 32 rows interleaved, in the format's own width.
 
-A format's form is a file of this folder: FORMAT, whose blocks have a half at HALF_AT (or none, -1) and 32-bit words
-from WORDS_AT to wherever the half begins; packed, a block of 32 rows is the 32 halves, then 32 rows' first words,
-second words, and so on. REARRANGE, where a form has one, is a kernel that goes over the packed blocks.
-Formats without a file here are decoded and packed as F32.
+A format's form is a file of ../formats/ (form.py says what it declares). Formats without one are decoded and packed as
+F32.
 """
 
 from __future__ import annotations
@@ -11,16 +9,17 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant.tensor import QTensor, dequantize
-from .memory import aligned
-from .simd import LANES, get_i32, get_u16, set_i32, set_u16
-from .team import Kernel, at, run_now
+from .....quant.tensor import QTensor, dequantize
+from ..machine.codegen import LANES
+from ..machine.memory import aligned
+from ..machine.simd import get_i32, get_u16, set_i32, set_u16
+from ..machine.team import Kernel, at, run_now
+from .form import Form
 
 FORMATS = ("Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q5_0", "Q8_0", "F16", "BF16", "F32")
 SLAB = 1 << 24  # bytes of file (or of decoded values) at a time
@@ -30,7 +29,7 @@ SLAB = 1 << 24  # bytes of file (or of decoded values) at a time
 class Packed:
     """One matrix [rows, K]: `data` holds ceil(rows / 32) row blocks of `size` bytes."""
 
-    form: ModuleType
+    form: Form
     rows: int
     K: int
     size: int
@@ -64,20 +63,21 @@ def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, wo
 interleave = Kernel(_interleave)
 
 
-def form_of(w: QTensor) -> ModuleType:
+def form_of(w: QTensor) -> Form:
     """The packed form that a matrix gets: its format's own, or F32, to which it is decoded.
 
     Decoded are formats without a file here, and rows that the file pads to whole blocks (APR alone has them).
     """
     if w.format in FORMATS:
         form = _form(w.format)
-        if w.shape[1] % form.FORMAT.block == 0:
+        if w.shape[1] % form.format.block == 0:
             return form
     return _form("F32")
 
 
-def _form(name: str) -> ModuleType:
-    return import_module(f".{name.lower()}", __package__)
+def _form(name: str) -> Form:
+    form: Form = import_module(f"...formats.{name.lower()}", __name__).FORM
+    return form
 
 
 def forget(data: NDArray[np.uint8]) -> None:
@@ -98,10 +98,10 @@ def pack(w: QTensor) -> Packed:
     rows, K = w.shape
     form = form_of(w)
     decoded = form is _form("F32")
-    block_bytes = form.FORMAT.bytes
-    half = form.HALF_AT >= 0
+    block_bytes = form.format.bytes
+    half = form.half_at >= 0
     words = (block_bytes - 2 * half) // 4
-    blocks = K // form.FORMAT.block
+    blocks = K // form.format.block
     size = blocks * LANES * block_bytes
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
     slab = max(LANES, SLAB // (4 * K if decoded else w.data.size // rows) // LANES * LANES)
@@ -111,9 +111,9 @@ def pack(w: QTensor) -> Packed:
         data = np.ascontiguousarray(dequantize(w, start, stop)) if decoded else raw
         out = packed.data[start // LANES * size :].ctypes.data
         items = -(-(stop - start) // LANES)
-        columns = (form.HALF_AT, form.WORDS_AT, words)
+        columns = (form.half_at, form.words_at, words)
         run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, block_bytes, *columns))
         forget(raw)
-    if hasattr(form, "REARRANGE"):
-        run_now(form.REARRANGE.job(len(packed.data) // (block_bytes * LANES), 64, packed.data.ctypes.data))
+    if form.rearrange:
+        run_now(form.rearrange.job(len(packed.data) // (block_bytes * LANES), 64, packed.data.ctypes.data))
     return packed

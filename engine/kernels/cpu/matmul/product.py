@@ -13,25 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from .simd import (
-    LANES,
-    SET,
-    add_neighbours,
-    add_tile,
-    floats,
-    fma_tile,
-    get_f32,
-    load_f32,
-    load_tile,
-    scale_tile,
-    scratch,
-    set_f32,
-    store_f32,
-    store_tile,
-    total,
-    zero_tile,
-)
-from .team import Kernel, fetch, helper, specialise
+from ..machine.codegen import LANES, floats
+from ..machine.paths import SET
+from ..machine.simd import get_f32, load_f32, scratch, set_f32, store_f32, total
+from ..machine.team import Kernel, fetch, helper, specialise
+from ..machine.tiles import add_neighbours, add_tile, fma_tile, load_tile, scale_tile, store_tile, zero_tile
+from .form import Products
 
 TILE = SET.tile
 VECTOR = 4 * LANES  # bytes
@@ -81,7 +68,7 @@ def as_it_is(acc):
     return acc
 
 
-def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves: int = 1) -> tuple[Kernel, Kernel]:
+def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves: int = 1) -> Products:
     """The product kernels of a format, for one token and for many.
 
     block(w, size, x, K, zero): a row block times one token. fill(w, k, width, panel): its columns k..k + width,
@@ -211,6 +198,24 @@ def values_many(rest, quads, panel, x, k, width, K, acc):
     return acc
 
 
+def coded(form: str, codes: Any, value: Any, scale: Any, rest: Any, quads: int) -> Products:
+    """The products of a format of codes with float32 activations (codes_one says what these are)."""
+
+    @helper
+    def one(w, size, x, K, zero):
+        return codes_one(codes, value, scale, rest, quads, w, size, x, K, zero)
+
+    @helper
+    def fill(w, k, width, panel):
+        fill_values(codes, value, scale, rest, quads, w, k, width, panel)
+
+    @helper
+    def many(panel, x, k, width, K, acc):
+        return values_many(rest, quads, panel, x, k, width, K, acc)
+
+    return kernels(form, "f32", one, fill, many)
+
+
 @helper
 def columns_one(column, w, size, x, K, zero):
     """The same for weights that are floats, column(w, k): chains of 32 columns, then their sum."""
@@ -245,3 +250,17 @@ def columns_many(panel, x, k, width, K, acc):
             p = fma_tile(load_f32(panel + c * VECTOR), x + c * TILE * 4, p)
         acc = add_tile(p, acc)
     return acc
+
+
+def columns(form: str, column: Any) -> Products:
+    """The products of a format of floats, column(w, k), with float32 activations."""
+
+    @helper
+    def one(w, size, x, K, zero):
+        return columns_one(column, w, size, x, K, zero)
+
+    @helper
+    def fill(w, k, width, panel):
+        fill_columns(column, w, k, width, panel)
+
+    return kernels(form, "f32", one, fill, columns_many)

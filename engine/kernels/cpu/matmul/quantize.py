@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .simd import (
-    LANES,
+from ..machine.codegen import LANES
+from ..machine.simd import (
     absolute,
     add_pairs,
     as_i32,
@@ -36,7 +36,7 @@ from .simd import (
     total_ints,
     where_less,
 )
-from .team import Kernel, helper, specialise
+from ..machine.team import Kernel, helper, specialise
 
 
 def tile_size(K: int, tile: int, block: int) -> int:

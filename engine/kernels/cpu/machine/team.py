@@ -29,7 +29,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import compiled
-from .simd import intp, prefetch
+from .codegen import intp
+from .simd import prefetch
 
 compiled.choose_threads()
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...weights import Weights
-from .matmul import Stack
-from .simd import load_i32, splat_i32, store_i32
-from .team import Kernel, at, run_now
+from ....weights import Weights
+from ..machine.simd import load_i32, splat_i32, store_i32
+from ..machine.team import Kernel, at, run_now
+from .linear import Stack
 
 PIECE, VECTOR = 1 << 16, 128
 

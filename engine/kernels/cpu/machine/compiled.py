@@ -31,10 +31,10 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from ....errors import BadInput
-from ...user_cache import user_cache
-from ..numba_settings import CACHE_DIR
-from .simd import PATH
+from .....errors import BadInput
+from ....user_cache import user_cache
+from ...numba_settings import CACHE_DIR
+from .paths import PATH
 
 config: Any = numba_config  # its names come from the environment, unseen by a type checker
 
@@ -42,10 +42,16 @@ SEAL = 32  # bytes of HMAC-SHA256 in front of a kernel
 LARGEST = 1 << 26  # bytes of a kernel's file; ours have some 20 KB
 
 
+def sources() -> list[Path]:
+    """What machine code is made from: all of the CPU backend, at any depth, and how Numba is set up."""
+    kernels = Path(__file__).parents[2]
+    return [*(kernels / "cpu").rglob("*.py"), kernels / "numba_settings.py"]
+
+
 def digest(sources: Iterable[Path], *circumstances: str) -> str:
     """Twelve hexadecimal digits that change with any source's name or text, and with the circumstances."""
     h = sha256()
-    for part in (*circumstances, *(f"{p.name}\0{p.read_text('utf-8')}" for p in sorted(sources))):
+    for part in (*circumstances, *(f"{p.parent.name}/{p.name}\0{p.read_text('utf-8')}" for p in sorted(sources))):
         h.update(sha256(part.encode()).digest())
     return h.hexdigest()[:12]
 
@@ -159,7 +165,7 @@ class Store:
 @lru_cache(maxsize=1)
 def store() -> Store | None:
     """This process's: in $NUMBA_CACHE_DIR, if that is an absolute path, else beside the key. None: nothing is kept."""
-    name = digest(Path(__file__).parent.glob("*.py"), *machine())
+    name = digest(sources(), *machine())
     chosen = Path(os.environ.get(CACHE_DIR, ""))
     for own in filter(private, _own_folders()):
         if key := _key(own):

@@ -7,31 +7,37 @@ says; a tile's parts lie as quantize.py says. `multiply` is dot4_tile, or dot4_w
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from .product import PIECE, TILE, VECTOR, fetch_ahead, many
-from .simd import (
-    dot2_tile,
-    dot4_tile,
+from ..machine.simd import (
     even_bytes,
     load_f32,
     load_i32,
     mask,
-    multiply_tile,
     odd_bytes,
-    scale2_tile,
-    scale_tile,
     shift_right,
     signed_byte,
     splat_i32,
-    spread_tile,
-    start_tile,
     store_f32,
     store_i32,
+)
+from ..machine.team import helper
+from ..machine.tiles import (
+    dot2_tile,
+    dot4_tile,
+    group_tile,
+    multiply_tile,
+    scale2_tile,
+    scale_tile,
+    spread_tile,
+    start_tile,
     tile_width,
     zeros_like,
 )
-from .team import helper
+from .form import Integer
+from .product import PIECE, TILE, VECTOR, fetch_ahead, kernels, many
 
 OFFSET = 5  # Q6_K's codes are 2^5 above what they stand for
 
@@ -207,3 +213,58 @@ def q8_k_many(group, minima, quads, panel, x, k, K, acc):
             least = dot2_tile(load_i32(pairs + i * VECTOR), sums32 + i * TILE * 4, least)
         part = scale_tile(least, load_f32(factors + VECTOR), part)
     return spread_tile(part, steps, acc)
+
+
+def blocks_of_32(form: str, codes: Any, multiply: Any, offset: int, scale: Any, bits: int, planes: int = 1) -> Integer:
+    """The products of a format in blocks of 32 with activations of 8 and of 16 bits. bits: of a code, or of each plane
+    of one.
+    """
+    group = group_tile(8, bits)
+
+    @helper
+    def one(w, size, x, K, zero):
+        return q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero)
+
+    @helper
+    def fill(w, k, width, panel):
+        fill_codes(codes, planes, scale, w, k, width, panel)
+
+    @helper
+    def many(panel, x, k, width, K, acc):
+        return q8_0_many(group, planes, offset, panel, x, k, width, K, acc)
+
+    return _both(form, one, fill, many)
+
+
+def blocks_of_256(
+    form: str,
+    codes: Any,
+    scales: Any,
+    minima: Any,
+    factor: Any,
+    min_factor: Any,
+    quads: int,
+    size: int,
+    bits: int,
+) -> Integer:
+    """The same of a format in blocks of 256 (q8_k_one says what these are). bits: of a code."""
+    group = group_tile(quads, bits)
+    block_size = size
+
+    @helper
+    def one(w, size, x, K, zero):
+        return q8_k_one(codes, scales, minima, factor, min_factor, quads, block_size, w, x, K, zero)
+
+    @helper
+    def fill(w, k, width, panel):
+        fill_block(codes, scales, minima, factor, min_factor, quads, block_size, w, k, panel)
+
+    @helper
+    def many(panel, x, k, width, K, acc):
+        return q8_k_many(group, minima, quads, panel, x, k, K, acc)
+
+    return _both(form, one, fill, many)
+
+
+def _both(form: str, one: Any, fill: Any, many: Any) -> Integer:
+    return Integer(int8=kernels(form, "int8", one, fill, many), int16=kernels(form, "int16", one, fill, many, halves=2))

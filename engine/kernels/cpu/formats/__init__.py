@@ -1,0 +1,1 @@
+"""Packed weight formats, a file each: how a row block is read."""

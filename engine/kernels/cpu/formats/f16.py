@@ -1,0 +1,17 @@
+"""F16, packed: column by column, 32 rows side by side."""
+
+from __future__ import annotations
+
+from .....quant import f16
+from ..machine.simd import load_f16
+from ..machine.team import helper
+from ..matmul.form import Form
+from ..matmul.product import columns
+
+
+@helper
+def column(w, k):
+    return load_f16(w + 64 * k)
+
+
+FORM = Form(f16.FORMAT, half_at=0, words_at=2, f32=columns(__name__, column))

@@ -1,0 +1,84 @@
+"""Which instructions kernels are made of: a path, chosen for the host or by the variable QWENREF_SIMD.
+
+"avx512": AVX-512 with VNNI; "avxvnni": AVX2 with VNNI; "avx2"; "plain": whatever LLVM makes of it. Results are equal to
+the bit on all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.binding as llvm
+from numba import config as numba_config
+
+from .....errors import BadInput
+
+config: Any = numba_config
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionSet:
+    """needs: features of the machine, by LLVM's names. tile: tokens of a tile, which is even, for halves of a token lie
+    side by side. heads: that attention takes together. planes: in how many parts 8-bit codes are multiplied: of two
+    products with bytes the sum takes 17 bits, of nibbles 13. lacks: how features begin that such a machine has not, and
+    that machine code does without where the path is asked for on a better one. dots: LLVM's names of the dot products
+    of bytes and of 16-bit numbers, and the lanes that they take, where the machine has them.
+    """
+
+    needs: frozenset[str]
+    tile: int = 2
+    heads: int = 2
+    planes: int = 1
+    dots: tuple[str, str, int] | None = None
+    lacks: tuple[str, ...] = ()
+
+
+AVX2 = frozenset({"avx2", "fma", "f16c"})
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
+VPDP = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
+SETS = {  # the best first
+    "avx512": InstructionSet(AVX512, tile=6, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)),
+    "avxvnni": InstructionSet(AVX2 | {"avxvnni"}, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)),
+    "avx2": InstructionSet(AVX2, planes=2, lacks=("avx512", "avxvnni")),
+    "plain": InstructionSet(frozenset(), heads=1),
+}
+PATHS = tuple(SETS)
+
+
+def features() -> set[str]:
+    """What the machine that Numba compiles for can do: the host, unless NUMBA_CPU_FEATURES says otherwise."""
+    if config.CPU_FEATURES is not None:
+        return {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
+    return {name for name, there in llvm.get_host_cpu_features().items() if there}
+
+
+def choose_path(forced: str | None, have: set[str]) -> str:
+    """The best path for these features, or the forced one. Raises BadInput if that is unknown or the machine lacks
+    it.
+    """
+    possible = [path for path, s in SETS.items() if s.needs <= have]
+    if not forced:
+        return possible[0]
+    if forced not in possible:
+        raise BadInput(f"QWENREF_SIMD={forced}: this machine has {', '.join(possible)}")
+    return forced
+
+
+def why() -> str:
+    """Why PATH is the path, in words."""
+    if os.environ.get("QWENREF_SIMD"):
+        return "QWENREF_SIMD says so"
+    missing = [f"{p} needs {', '.join(sorted(SETS[p].needs - features()))}" for p in PATHS[: PATHS.index(PATH)]]
+    which = "NUMBA_CPU_FEATURES" if config.CPU_FEATURES is not None else "this processor"
+    return f"{'; '.join(missing)}, which {which} does not name" if missing else "the best there is"
+
+
+PATH = choose_path(os.environ.get("QWENREF_SIMD"), features())
+SET = SETS[PATH]
+if os.environ.get("QWENREF_SIMD") and SET.lacks and config.CPU_FEATURES is None:
+    config.CPU_FEATURES = ",".join(
+        f"{'+' if there and not name.startswith(SET.lacks) else '-'}{name}"
+        for name, there in llvm.get_host_cpu_features().items()
+    )

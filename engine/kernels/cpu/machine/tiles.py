@@ -1,0 +1,412 @@
+"""Tiles: n vectors side by side, one per token. A `*_tile` operation acts on all n, so one kernel text serves any n.
+
+Codes of weights are four unsigned bytes a lane. Their values and dot products take the instructions of the path
+(paths.py), with equal bits on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .codegen import (
+    LANES,
+    VF,
+    VI,
+    ZERO,
+    Tile,
+    Vector,
+    call,
+    constant,
+    f32,
+    floats,
+    fused,
+    i8,
+    i16,
+    i32,
+    i64,
+    in_pieces,
+    intp,
+    ints,
+    joined,
+    make_intrinsic,
+    operation,
+    pieces_of,
+    read_from,
+    splat_of,
+    vector_type,
+)
+from .paths import PATH, SET
+from .simd import lanes_before, write_first
+
+# ---- codes: four unsigned bytes a lane
+
+
+def _byte(b: Any, c: Any, index: Any) -> Any:
+    return b.and_(b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3)))), constant(i32, 0xFF))
+
+
+def _code_value(b: Any, c: Any, index: Any, offset: int) -> Any:
+    return b.fsub(b.sitofp(_byte(b, c, index), VF), constant(f32, float(offset)))
+
+
+def _code(bits: int, offset: int) -> Callable[..., Any]:
+    """(codes, byte index) -> value of that byte less the offset; a table look-up where the machine has one that
+    large.
+    """
+
+    def write(b: Any, c: Any, index: Any) -> Any:
+        if PATH != "avx512" or bits > 5:
+            return _code_value(b, c, index, offset)
+        at = b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3))))
+        book = [constant(f32, [float(i - offset) for i in range(s, s + 16)]) for s in range(0, 1 << bits, 16)]
+        if bits == 4:
+            name = "llvm.x86.avx512.permvar.sf.512"
+            return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book[0], i]), at)
+        name = "llvm.x86.avx512.vpermi2var.ps.512"
+        return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book[0], i, book[1]]), at)
+
+    write.__name__ = f"code{bits}_{offset}"
+    return write
+
+
+code4_8, code5_16 = (operation(floats, ints, intp)(_code(*k)) for k in ((4, 8), (5, 16)))
+code6_32, code8_128 = (operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
+
+
+BYTES, WORDS = vector_type(i8, 32), vector_type(i16, 16)  # of a register of 256 bits
+
+
+def _maddubs(b: Any, u: Any, s: Any) -> Any:
+    """Sums of 2 products of unsigned and signed bytes, 16 bits each, of 8 lanes. They must not overflow."""
+    return call(b, "llvm.x86.avx2.pmadd.ub.sw", WORDS, [b.bitcast(u, BYTES), b.bitcast(s, BYTES)])
+
+
+def _madd(b: Any, x: Any, y: Any) -> Any:
+    """Sums of 2 products of signed 16-bit numbers, 32 bits each, of 8 lanes."""
+    return call(b, "llvm.x86.avx2.pmadd.wd", vector_type(i32, 8), [b.bitcast(x, WORDS), b.bitcast(y, WORDS)])
+
+
+def _halves(b: Any, u: Any) -> tuple[Any, Any]:
+    """Bytes as sums of two, neither over 128: products of 2 of them and bytes from -127 fit 16 bits, 255's do not."""
+    half = b.and_(b.lshr(u, constant(i32, 1, 8)), constant(i32, 0x7F7F7F7F, 8))
+    return half, b.sub(u, half)
+
+
+def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
+    """acc + the sum of 4 products of unsigned and signed bytes, exactly, in each lane."""
+    if SET.dots:
+        name, _, lanes = SET.dots
+        return in_pieces(b, lanes, lambda *a: call(b, name, vector_type(i32, lanes), list(a)), acc, u, s)
+    if PATH == "avx2":
+        ones = ir.Constant(WORDS, [1] * 16)
+
+        def add(a: Any, x: Any, y: Any) -> Any:
+            for part in _halves(b, x) if wide else (x,):
+                a = b.add(a, _madd(b, _maddubs(b, part, y), ones))
+            return a
+
+        return in_pieces(b, 8, add, acc, u, s)
+    for i in range(4):
+        byte = b.ashr(b.shl(s, constant(i32, 24 - 8 * i)), constant(i32, 24))
+        acc = b.add(acc, b.mul(_byte(b, u, ir.Constant(i64, i)), byte))
+    return acc
+
+
+def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """acc + the sum of 2 products of signed 16-bit numbers in each lane, modulo 2^32."""
+    if SET.dots:
+        _, name, lanes = SET.dots
+        return in_pieces(b, lanes, lambda *a: call(b, name, vector_type(i32, lanes), list(a)), acc, u, s)
+    if PATH == "avx2":
+        return in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
+    sixteen = constant(i32, 16)
+    high = b.mul(b.ashr(u, sixteen), b.ashr(s, sixteen))
+    low = b.mul(b.ashr(b.shl(u, sixteen), sixteen), b.ashr(b.shl(s, sixteen), sixteen))
+    return b.add(acc, b.add(low, high))
+
+
+# ---- tiles
+
+
+def _tile_operation(write: Callable[..., Any]) -> Any:
+    """An intrinsic whose last argument is the tile `acc`; its IR is written once per token and gives acc's new
+    vector.
+    """
+    count = write.__code__.co_argcount - 3
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        *rest, acc = args
+        for t in range(sig.args[-1].n):
+            acc = b.insert_value(acc, write(b, t, *(_element(b, a, t) for a in rest), b.extract_value(acc, t)), t)
+        return acc
+
+    return make_intrinsic(write, count + 1, lambda *types_: (types_[-1](*types_), codegen))
+
+
+def _element(b: Any, a: Any, t: int) -> Any:
+    return b.extract_value(a, t) if isinstance(a.type, ir.ArrayType) else a
+
+
+def _token(b: Any, address: Any, t: int, element: ir.Type, stride: Any = None) -> Any:
+    ahead = ir.Constant(i64, 4 * t) if stride is None else b.mul(stride, ir.Constant(i64, t))
+    return splat_of(b, read_from(b, b.add(address, ahead), element))
+
+
+@_tile_operation
+def fma_tile(b: Any, t: int, v: Any, x: Any, acc: Any) -> Any:
+    """acc[t] + v * x[t], x the address of one float32 per token."""
+    return fused(b, v, _token(b, x, t, f32), acc)
+
+
+@_tile_operation
+def fma_rows_tile(b: Any, t: int, v: Any, x: Any, stride: Any, acc: Any) -> Any:
+    """The same with the tokens' numbers `stride` bytes apart."""
+    return fused(b, v, _token(b, x, t, f32, stride), acc)
+
+
+@_tile_operation
+def divide_tile(b: Any, t: int, divisor: Any, acc: Any) -> Any:
+    return b.fdiv(acc, divisor)
+
+
+@_tile_operation
+def first_tile(b: Any, t: int, count: Any, acc: Any) -> Any:
+    """The first `count` lanes of each vector, 0 in the others."""
+    return b.select(lanes_before(b, count), acc, ZERO[floats])
+
+
+@_tile_operation
+def scale_tile(b: Any, t: int, p: Any, s: Any, acc: Any) -> Any:
+    """acc[t] + p[t] * s for a tile p of floats or ints."""
+    return fused(b, p if p.type == VF else b.sitofp(p, VF), s, acc)
+
+
+@_tile_operation
+def scale2_tile(b: Any, t: int, p: Any, s: Any, x: Any, acc: Any) -> Any:
+    """acc[t] + p[t] * (s * x[t]), x the address of one float32 per token."""
+    return fused(b, p if p.type == VF else b.sitofp(p, VF), b.fmul(s, _token(b, x, t, f32)), acc)
+
+
+@_tile_operation
+def spread_tile(b: Any, t: int, p: Any, x: Any, acc: Any) -> Any:
+    """acc[t] + p[t] * x[t], x the address of one float32 per token."""
+    return fused(b, p, _token(b, x, t, f32), acc)
+
+
+@_tile_operation
+def add_tile(b: Any, t: int, p: Any, acc: Any) -> Any:
+    return b.fadd(acc, p)
+
+
+@_tile_operation
+def dot4_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+    """acc[t] + the sum of 4 products of u with the bytes at x[t], for u up to 128 and x from -127 (where 16-bit sums
+    cannot overflow).
+    """
+    return _dot4(b, acc, u, _token(b, x, t, i32), wide=False)
+
+
+@_tile_operation
+def dot4_wide_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+    """The same for all u."""
+    return _dot4(b, acc, u, _token(b, x, t, i32), wide=True)
+
+
+@_tile_operation
+def dot2_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+    """acc[t] + the sum of 2 products of the 16-bit numbers of u and at x[t], signed."""
+    return _dot2(b, acc, u, _token(b, x, t, i32))
+
+
+@_tile_operation
+def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
+    """acc[t] + p[t] * v, ints."""
+    return b.add(acc, b.mul(p, v))
+
+
+# How many sums of 2 products of codes and bytes add up in 16 bits: 2 x (2^bits - 1) x 128 each, together below 2^15.
+TOGETHER = {4: 8, 5: 4, 6: 2}
+
+
+def group_tile(quads: int, bits: int) -> Any:
+    """An intrinsic (panel, x, step, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
+
+    panel: the address of `quads` vectors of codes, four of `bits` bits to a lane; x: of their bytes, four to a token,
+    each quad's `step` behind the one before; scale: 16 bits a lane, signed. All exact, so in any order.
+    """
+
+    in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
+    write = _register_by_register if in_order else _group32
+
+    def typed(typingctx: Any, panel: Any, x: Any, step: Any, scale: Any, acc: Any) -> Any:
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            panel, x, step, scale, acc = args
+            n = sig.args[4].n
+            codes = [b.add(panel, ir.Constant(i64, 4 * LANES * q)) for q in range(quads)]
+            tokens = [b.add(x, b.mul(step, ir.Constant(i64, q))) for q in range(quads)]
+            totals = write(b, codes, tokens, scale, [b.extract_value(acc, t) for t in range(n)], bits)
+            for t, total in enumerate(totals):
+                acc = b.insert_value(acc, total, t)
+            return acc
+
+        return acc(panel, x, step, scale, acc), codegen
+
+    return intrinsic(typed)
+
+
+def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
+    """32-bit sums, times the scale."""
+    vectors = [read_from(b, at, VI) for at in codes]
+    found = []
+    for t, total in enumerate(totals):
+        p = ZERO[ints]
+        for code, x in zip(vectors, tokens, strict=True):
+            p = _dot4(b, p, code, _token(b, x, t, i32), wide=bits > 7)
+        found.append(b.add(total, b.mul(p, scale)))
+    return found
+
+
+def _register_by_register(
+    b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int
+) -> list[Any]:
+    """The same in registers of 8 lanes, of which there are 16.
+
+    They are enough where a quad's products are all added before the next one's: sums of two tokens take 8. Of four
+    quads the codes of 8 lanes and the tokens' bytes fit, and 8 lanes are done before the next.
+    """
+    factors = pieces_of(b, _factors(b, scale), 8)
+    split = [pieces_of(b, total, 8) for total in totals]
+    pieces = range(len(factors))
+    together = len(codes) if SET.dots else TOGETHER[bits]
+    for at_once in [pieces] if len(codes) > 4 else [[i] for i in pieces]:
+        for first in range(0, len(codes), together):
+            sums: dict[tuple[int, int], Any] = {}
+            for q in range(first, min(first + together, len(codes))):
+                own = {i: read_from(b, b.add(codes[q], ir.Constant(i64, 32 * i)), vector_type(i32, 8)) for i in at_once}
+                for t in range(len(totals)):
+                    x = splat_of(b, read_from(b, b.add(tokens[q], ir.Constant(i64, 4 * t)), i32), 8)
+                    for i in at_once:
+                        sums[t, i] = _here(b, _add_products(b, sums.get((t, i)), own[i], x))
+            for (t, i), products in sums.items():
+                split[t][i] = _add_scaled(b, split[t][i], products, factors[i])
+    return [joined(b, total) for total in split]
+
+
+def _add_products(b: Any, sums: Any, u: Any, s: Any) -> Any:
+    """sums, None for 0, and 4 products in each of 8 lanes: 32 bits with VNNI, else two sums of 16 bits."""
+    if SET.dots:
+        zero = constant(i32, 0, 8)
+        return call(b, SET.dots[0], vector_type(i32, 8), [zero if sums is None else sums, u, s])
+    more = _maddubs(b, u, s)
+    return more if sums is None else b.add(sums, more)
+
+
+def _factors(b: Any, scale: Any) -> Any:
+    """What sums are multiplied by: of two sums of 16 bits the scale twice."""
+    return scale if SET.dots else b.or_(b.and_(scale, constant(i32, 0xFFFF)), b.shl(scale, constant(i32, 16)))
+
+
+def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
+    return b.add(total, b.mul(sums, factor) if SET.dots else _madd(b, sums, factor))
+
+
+def _here(b: Any, v: Any) -> Any:
+    """v, computed at this place of the program: LLVM would load all codes first, and spill most of them."""
+    return b.asm(ir.FunctionType(v.type, [v.type]), "", "=x,0", [v], True)
+
+
+def _zeros_like(like: Any) -> Any:
+    """A tile of ints, 0, as many as `like` has vectors."""
+    made = Tile(ints, like.n)
+    return made(like), lambda context, b, sig, args: ir.Constant(made.llvm, [ZERO[ints]] * like.n)
+
+
+zeros_like = make_intrinsic(_zeros_like, 1, _zeros_like)
+
+
+def _tile_width(tile: Any) -> Any:
+    """How many vectors a tile has, known when the kernel is compiled."""
+    return intp(tile), lambda context, b, sig, args: ir.Constant(i64, tile.n)
+
+
+tile_width = make_intrinsic(_tile_width, 1, _tile_width)
+
+
+def _add_neighbours(acc: Any) -> Any:
+    """A tile of half as many vectors of floats: 0 + 1, 2 + 3, to the end."""
+    made = Tile(floats, acc.n // 2)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        sums = ir.Constant(made.llvm, ir.Undefined)
+        for t in range(made.n):
+            pair = (b.extract_value(args[0], 2 * t + i) for i in (0, 1))
+            sums = b.insert_value(sums, b.fadd(*pair), t)
+        return sums
+
+    return made(acc), codegen
+
+
+add_neighbours = make_intrinsic(_add_neighbours, 1, _add_neighbours)
+
+
+def _start_tile(x: Any, factor: Any, like: Any) -> Any:
+    """A tile of ints, as many as `like` has vectors: factor * x[t], x the address of one int32 per token."""
+    made = Tile(ints, like.n)
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        acc = ir.Constant(made.llvm, ir.Undefined)
+        for t in range(like.n):
+            token = b.mul(_token(b, args[0], t, i32), splat_of(b, b.trunc(args[1], i32)))
+            acc = b.insert_value(acc, token, t)
+        return acc
+
+    return made(x, factor, like), codegen
+
+
+start_tile = make_intrinsic(_start_tile, 3, _start_tile)
+
+
+def _store_tile(address: Any, stride: Any, acc: Any, count: Any) -> Any:
+    """Vector t to address + t * stride, all lanes or the first `count`."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        address, stride, acc, count = args
+        for t in range(sig.args[2].n):
+            write_first(b, b.add(address, b.mul(stride, ir.Constant(i64, t))), b.extract_value(acc, t), count)
+        return context.get_dummy_value()
+
+    return types.void(intp, intp, acc, intp), codegen
+
+
+store_tile = make_intrinsic(_store_tile, 4, _store_tile)
+
+
+def _load_tile(address: Any, like: Any) -> Any:
+    """A tile of floats whose vectors follow one another in memory, as many as `like` has."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        acc = ir.Constant(like.llvm, ir.Undefined)
+        for t in range(like.n):
+            at = b.add(args[0], ir.Constant(i64, 4 * LANES * t))
+            acc = b.insert_value(acc, read_from(b, at, VF), t)
+        return acc
+
+    return like(address, like), codegen
+
+
+load_tile = make_intrinsic(_load_tile, 2, _load_tile)
+
+
+def zero_tile(vector: Vector, n: int) -> Any:
+    """An intrinsic without arguments that gives a tile of n zero vectors."""
+    tile = Tile(vector, n)
+
+    def zeros(b: Any) -> Any:
+        return ir.Constant(tile.llvm, [ZERO[vector]] * n)
+
+    return operation(tile)(zeros)

@@ -1,0 +1,37 @@
+"""What a packed weight format declares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, TypedDict
+
+from .....quant.format import Format
+from ..machine.team import Kernel
+
+Products: TypeAlias = tuple[Kernel, Kernel]  # of one token, and of many
+
+
+class Integer(TypedDict):
+    """The products of a form with activations of 8 and of 16 bits."""
+
+    int8: Products
+    int16: Products
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How 32 rows of a format lie side by side, and the products that read them.
+
+    A block has a half at half_at (or none, -1), and 32-bit words from words_at to wherever the half begins. Packed, a
+    block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on. rearrange, where there is
+    one, goes over the packed blocks. f32, int8, int16: products by what the activations are; a form without integer
+    ones takes float32's.
+    """
+
+    format: Format
+    half_at: int
+    words_at: int
+    f32: Products
+    int8: Products | None = None
+    int16: Products | None = None
+    rearrange: Kernel | None = None
