@@ -143,7 +143,7 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
     """
     angle = likeliest(judge.votes).get("angle", "product")
     mixed: list[tuple[int, Recipe, set[Group]]] = []
-    for known in RECIPES:
+    for known in sorted(RECIPES, key=lambda known: -backing(judge, known)):
         engine = replace(known, angle=angle)
         fitting = {g for g, places in groups.items() if all(judge.explains(p.entry, engine) for p in places)}
         lacking = set(groups) - fitting
@@ -155,6 +155,11 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
         _, engine, fitting = max(mixed, key=lambda m: m[0])
         return engine, fitting
     return composed(judge, groups), set(groups)
+
+
+def backing(judge: Judge, known: Recipe) -> int:
+    """How many stages show the facts of an engine: the one that many show is tried first."""
+    return sum(n for (field, value), n in judge.votes.items() if field != "result" and getattr(known, field) == value)
 
 
 def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .parallel import each
+
+LARGE = 1 << 16  # elements of which both ends and the middle are worth a thread each
 Array = NDArray[np.floating[Any]]  # float64 throughout; NumPy's stubs cannot follow it
 
 
@@ -22,14 +25,22 @@ def _float32(x: Array) -> Array:
 
 def _float16(x: Array) -> Array:
     """Through float32, in which engines compute what they then store in 16 bits."""
-    return x.astype(np.float32).astype(np.float16).astype(np.float64)
+    return x.astype(np.float32, copy=False).astype(np.float16).astype(np.float64)
 
 
 def _bfloat16(x: Array) -> Array:
     """The upper half of the float32, rounded to nearest even; NaN is kept a NaN."""
-    bits = x.astype(np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), np.nan, rounded.view(np.float32).astype(np.float64))
+    narrow = np.array(x, np.float32)
+    bits = narrow.view(np.uint32)
+    odd = bits >> np.uint32(16)
+    odd &= np.uint32(1)
+    odd += np.uint32(0x7FFF)
+    nan = np.isnan(narrow)
+    bits += odd
+    bits &= np.uint32(0xFFFF0000)
+    if nan.any():
+        narrow[nan] = np.nan
+    return narrow.astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +102,10 @@ class Span:
         """f applied to each element; f must be monotone in each (in either direction)."""
         if self.exact:
             return Span.point(f(self.mid))
-        lo, hi = f(self.lo), f(self.hi)
-        return Span(f(self.mid), np.minimum(lo, hi), np.maximum(lo, hi))
+        mid, lo, hi = (
+            each(f, (self.mid, self.lo, self.hi)) if self.mid.size > LARGE else map(f, (self.mid, self.lo, self.hi))
+        )
+        return Span(mid, np.minimum(lo, hi), np.maximum(lo, hi))
 
     def shaped(self, f: Callable[[Array], Array]) -> Span:
         """f only moves elements about (reshape, index, transpose)."""

@@ -57,10 +57,14 @@ class Matrix:
 
     def slabs(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(first row, rows) one after the other."""
+        for start, stop in self.cuts():
+            yield start, self.rows(start, stop)
+
+    def cuts(self) -> list[tuple[int, int]]:
+        """First row, and the row after the last, of each slab."""
         O, I = self.shape
         step = max(1, SLAB // I)
-        for start in range(0, O, step):
-            yield start, self.rows(start, min(start + step, O))
+        return [(start, min(start + step, O)) for start in range(0, O, step)]
 
     def rebuilt(self, f: Callable[[Blocks], Blocks], start: int = 0, stop: int | None = None) -> Matrix:
         """Rows start..stop in other bytes: f takes a copy of their blocks and gives as many."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ....quant import q16
 from ....quant.tensor import format_of
+from ..parallel import each
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span
 from .matrix import Matrix, group_sums
 from .recipe import Recipe
@@ -41,15 +42,15 @@ def product(r: Recipe, x: Span, w: Matrix) -> Span:
     radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
     square_TI = np.square(x_TI)
     rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
-    y, radius = [], []
-    for start, slab in w.slabs():
-        w_OI: Array = slab.astype(np.float64)
-        if r.weights is not None:
-            w_OI = r.weights.round(w_OI)
+
+    def part(cut: tuple[int, int]) -> tuple[Array, Array]:
+        start, stop = cut
+        slab = w.rows(start, stop)
+        w_OI: Array = slab.astype(np.float64) if r.weights is None else r.weights.round(slab)
         y_TO = x_TI @ w_OI.T
         square_OI = np.square(slab)
         squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
-        m_OB = w.minima(start, start + len(slab))
+        m_OB = w.minima(start, stop)
         if m_OB is not None:
             apart_TO = group_sums(x_TI, w.facts.group) @ m_OB.T
             size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
@@ -59,8 +60,9 @@ def product(r: Recipe, x: Span, w: Matrix) -> Span:
         radius_TO = summation(w.shape[1], size_TO, squares_TO)
         if radius_TI is not None:
             radius_TO += 3 * np.sqrt(np.square(radius_TI) @ square_OI.T)
-        y.append(y_TO)
-        radius.append(radius_TO)
+        return y_TO, radius_TO
+
+    y, radius = zip(*each(part, w.cuts()), strict=True)
     return Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
 
 
