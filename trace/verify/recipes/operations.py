@@ -64,22 +64,45 @@ def mul(r: Recipe, x: Span, y: Span) -> Span:
 
 def silu(r: Recipe, x: Span) -> Span:
     """x / (1 + exp(-x)): exp to 2u, three more roundings; below -87 float32's exp overflows or its result is flushed
-    to 0."""
+    to 0. Of the ways with steps of their own see facts/sigmoid.py."""
+    if r.sigmoid in SIGMOIDS:
+        return rounded(r, times(x, SIGMOIDS[r.sigmoid](r, x)))
     y = reference.silu(x.mid)
     wider = r.slack * (1 + np.maximum(-x.mid, 0.3))  # silu'(x) x / silu(x) = 1 + x / (1 + exp(x))
     radius = (6 * U + wider) * np.abs(y) + np.where(x.mid < -80, np.abs(y), 0) + FLOAT32.least
+    if r.sigmoid == "absolute":
+        radius = radius + 2 * U * np.abs(x.mid)
     if not x.exact:
         radius = radius + 1.1 * x.radius  # the steepest slope of silu is 1.0998
-    if r.sigmoid == "rounded":
-        return rounded(r, times(x, steps(r, x)))
     return rounded(r, Span.around(y, radius))
 
 
 def steps(r: Recipe, x: Span) -> Span:
     """1 / (1 + exp(-x)), each step rounded; float32's exponential is off by 2u."""
-    e = np.exp(-x.mid)
-    power = Span.around(e, 2 * U * e + (0 if x.exact else np.exp(-x.lo) - np.exp(-x.hi))).map(r.result.round)
-    return power.map(lambda v: r.result.round(1 + v)).map(lambda v: r.result.round(1 / v))
+    return _power(r, x.map(np.negative)).map(lambda v: r.result.round(1 + v)).map(lambda v: r.result.round(1 / v))
+
+
+def mirrored(r: Recipe, x: Span) -> Span:
+    """The sigmoid by y = 1 / (1 + exp(|x|)), exp(|x|) rounded; it is y below 0 and 1 - y above, rounded."""
+    size = Span.point(np.abs(x.mid)) if x.exact else Span(*(np.abs(end) for end in (x.mid, x.lo, x.hi)))
+    y = _power(r, size).map(lambda v: 1 / (1 + v))
+    near = Span(y.mid, y.lo * (1 - 3 * U), y.hi * (1 + 3 * U))
+    below = x.mid < 0
+    return Span(
+        *(
+            np.where(below, a, 1 - b)
+            for a, b in zip((near.mid, near.lo, near.hi), (near.mid, near.hi, near.lo), strict=True)
+        )
+    ).map(r.result.round)
+
+
+def _power(r: Recipe, x: Span) -> Span:
+    """exp(x), rounded."""
+    e = np.exp(x.mid)
+    return Span.around(e, 2 * U * e + (0 if x.exact else np.abs(np.exp(x.hi) - np.exp(x.lo)))).map(r.result.round)
+
+
+SIGMOIDS = {"rounded": steps, "mirrored": mirrored}
 
 
 def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
@@ -88,9 +111,10 @@ def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     table = FLOAT32 if r.turn == "float32" else r.result
     inner = r.result if r.turn == "rounded" else FLOAT32
     wider = FLOAT32.u if inner is FLOAT32 else 0.0
+    # In 16 bits nothing tells an angle's last bits apart, so each may be that of another pow, cosine or product.
+    off_Th = 2 * U + (0.0 if r.result is FLOAT32 else 6 * U) * np.abs(angle_Th)
     cos, sin = (
-        Span.around(f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), 2 * U)).map(table.round)
-        for f in (np.cos, np.sin)
+        Span.around(f(angle_Th), off_Th).shaped(lambda v: v[:, None, :]).map(table.round) for f in (np.cos, np.sin)
     )
     h = x.mid.shape[-1] // 2
     a, b = x.shaped(lambda v: v[..., :h]), x.shaped(lambda v: v[..., h:])
@@ -104,12 +128,19 @@ def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     return rounded(r, joined([first, second], -1))
 
 
+SHORT = ("short share", "short root", "short queries")  # the scale itself is rounded to the results' format
+
+
 def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = None) -> Span:
     """q.k rounded, times the scale (1/sqrt(H)), rounded: [N, T, S]; 0 after the query."""
     H = q.mid.shape[-1]
     root = np.sqrt(H)
     share = 1 / root if scale is None else scale
-    before = {"queries": (share, 1.0), "halves": (np.sqrt(share), np.sqrt(share))}.get(r.scale)
+    if r.scale in SHORT:
+        share = r.result.round(np.array(share)) if r.scale != "short root" else 1 / r.result.round(np.array(1 / share))
+    before = {
+        "queries": (share, 1.0), "short queries": (share, 1.0), "halves": (np.sqrt(share), np.sqrt(share)),
+    }.get(r.scale)  # fmt: skip
     if before is not None:
         q, k = (scaled(r, x, f) if f != 1 else x for x, f in zip((q, k), before, strict=True))
 
@@ -125,7 +156,7 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     dots = Span.around(y, radius)
     if before is not None:
         return rounded(r, dots)
-    dots = (rounded(r, dots) if r.scale == "after" else dots).map(lambda v: v * share)
+    dots = (dots if r.scale == "inside" else rounded(r, dots)).map(lambda v: v * share)
     slack = 2 * U * np.abs(dots.mid)
     return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
 
