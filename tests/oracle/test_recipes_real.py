@@ -62,11 +62,16 @@ def load(path: Path, dtype: str, attention: str) -> Any:
 
 @contextmanager
 def watched(model: Any, sizes: Any, tokens: list[int], entries: list[Entry]) -> Iterator[None]:
-    """Forward hooks on the model's own modules; what it fuses is absent."""
+    """Forward hooks on the model's own modules; what it fuses is absent. A hook keeps what it is given as it is: a
+    conversion within would be part of what torch.compile compiles."""
     hooks: list[Any] = []
+    seen: list[tuple[int | None, str, Any]] = []
     pos = tuple(range(len(tokens)))
 
     def put(layer: int | None, name: str, x: Any) -> None:
+        seen.append((layer, name, x))
+
+    def entered(layer: int | None, name: str, x: Any) -> None:
         s, values = by_name(name), x.detach().float().numpy()[0]
         if "H" in s.letters:
             values = values.reshape(len(values), -1, sizes["H"])
@@ -111,6 +116,8 @@ def watched(model: Any, sizes: Any, tokens: list[int], entries: list[Entry]) -> 
     finally:
         for hook in hooks:
             hook.remove()
+    for kept in seen:
+        entered(*kept)
 
 
 def run(model: Any, path: Path, length: int, forward: Callable[[Any], Any] | None = None) -> tuple[Dump, Weights]:
