@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,12 +17,16 @@ from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
+from .formulas import flat, input_of
+from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
+from .recipes.scaled import KINDS, WHOLE
 from .site import Site
-from .span import FLOAT16, FLOAT32, Array, Span
+from .span import FLOAT16, FLOAT32, Array, Span, joined
 
 MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
-TRIES = 96  # arithmetics of one stage
+TRIES = 600  # arithmetics of one stage
+FEW, COLUMNS = 16, 64  # positions and columns that show most wrong arithmetics to be wrong
 ROWS = 32  # positions at which a stage is compared with the plain one
 PLACES = 3  # of a group on which all of them are tried, if none explains any
 
@@ -91,10 +94,17 @@ class Judge:
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
         tried = self.fits.setdefault(e.key, {})
         spans: list[tuple[Recipe, Span, Fit]] = []
+        failed: list[Recipe] = []
         plain = None
         for recipe in self.tries(e, got):
             shown_here = self.shows(e, recipe)
             if shown_here in tried:
+                continue
+            if len(spans) > 1 and (fit := self.glimpsed(e, recipe, got)) is not None and not fit.good:
+                tried[shown_here] = fit
+                failed.append(recipe)
+                if len(tried) >= TRIES:
+                    break
                 continue
             site = self.site(e, recipe)
             span = shown(got, site.compute(), e)
@@ -103,7 +113,7 @@ class Judge:
             spans.append((recipe, span, fit))
             if recipe == FLOAT32_RECIPE:
                 plain = span, fit
-            if fit.good or len(spans) == TRIES:
+            if fit.good or len(tried) >= TRIES:
                 break
         if plain is None:
             plain = self.plain(e, got)
@@ -116,7 +126,7 @@ class Judge:
             verdict = EXACT if fit.exact else REPRODUCED
         else:
             self.hopeless[self.group(e)] += 1
-            mixed = by_parts(self.site(e, recipe), got, spans)
+            mixed = by_parts(self.site(e, recipe), got, [*(how for how, _, _ in spans), *failed])
             if mixed is not None:
                 verdict, (self.parts[e.key], fit) = REPRODUCED, mixed
         reason: Reason | None = None
@@ -131,14 +141,32 @@ class Judge:
         f = Finding(e.phase, e.layer, e.stage.name, verdict, reason, None, plain[1].left, fit, tuple(notes))
         return replace(f, hypotheses=hypotheses)
 
-    def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
-        """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told."""
-        site = self.site(e, FLOAT32_RECIPE)
-        if "T" in e.stage.letters and len(site.pos) > ROWS:
-            rows = np.unique(np.linspace(0, len(site.pos) - 1, ROWS).astype(int))
+    def glimpsed(self, e: Entry, recipe: Recipe, got: NDArray[np.float32]) -> Fit | None:
+        """How well a recipe explains a few positions or columns of a stage; None where they are not worth it, or a scale
+        is shared with the others."""
+        again = KINDS[recipe.requantised].over if recipe.requantised else None
+        if e.stage.kind == "product" and e.stage.positions == "all" and again != "all":
+            site = self.site(e, recipe)
+            (m, *_), x = site.matrices(), flat(input_of(site))
+            rows = spread(len(x.mid), FEW)
+            y = product(recipe, x, m.head(COLUMNS), rows.tolist()).map(recipe.result.round)
+            return compare(got[rows, : y.mid.shape[1]], y)
+        if "T" not in e.stage.letters or recipe.quantiser in WHOLE or len(self.evidence.positions(e)) <= FEW:
+            return None
+        return compare(*self.at_few(e, recipe, got, FEW))
+
+    def at_few(self, e: Entry, recipe: Recipe, got: NDArray[np.float32], few: int) -> tuple[NDArray[np.float32], Span]:
+        """The dump and the stage at a few of its positions, the last among them."""
+        site = self.site(e, recipe)
+        if "T" in e.stage.letters and len(site.pos) > few:
+            rows = spread(len(site.pos), few)
             site = replace(site, pos=tuple(site.pos[row] for row in rows))
             got = np.take(got, rows, e.stage.letters.index("T"))
-        span = shown(got, site.compute(), e)
+        return got, shown(got, site.compute(), e)
+
+    def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
+        """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told."""
+        got, span = self.at_few(e, FLOAT32_RECIPE, got, ROWS)
         return span, compare(got, span)
 
     def overflow(self, e: Entry, got: NDArray[np.float32], recipe: Recipe) -> str | None:
@@ -232,28 +260,28 @@ def next_token(got: NDArray[np.float32], exact: Array) -> NextToken:
     return NextToken(mine, best, rank, float(first - second), noise)
 
 
-def columns(x: Array, part: slice) -> Array:
-    return x[:, part]
+def spread(n: int, few: int) -> NDArray[np.intp]:
+    """A few of n indices, the first and the last among them; all of them if there are no more."""
+    return np.unique(np.linspace(0, n - 1, min(n, few)).astype(np.intp))
 
 
-def by_parts(
-    site: Site, got: NDArray[np.float32], tried: list[tuple[Recipe, Span, Fit]]
-) -> tuple[list[tuple[Recipe, str]], Fit] | None:
+def by_parts(site: Site, got: NDArray[np.float32], tried: list[Recipe]) -> tuple[list[tuple[Recipe, str]], Fit] | None:
     """Q, K and V may have weights of different formats, and an engine may treat each by its own recipe: which, for each
     format."""
-    if site.stage != "qkv_matmul":
+    if site.stage != "qkv_matmul" or len({m.format for m in site.matrices()}) == 1:
         return None
     parts: list[tuple[Recipe, str]] = []
-    spans, at = [], 0
+    spans, at, x = [], 0, flat(input_of(site))
     for m in site.matrices():
         part = slice(at, at := at + m.shape[0])
-        for recipe, span, _ in tried:
-            piece = span.shaped(partial(columns, part=part))
-            if compare(got[:, part], piece).good:
-                parts.append((recipe, m.format))
-                spans.append(piece)
-                break
+        for recipe in tried:
+            few = product(recipe, x, m.head(COLUMNS)).map(recipe.result.round)
+            if compare(got[:, part][:, : few.mid.shape[1]], few).good:
+                piece = product(recipe, x, m).map(recipe.result.round)
+                if compare(got[:, part], piece).good:
+                    parts.append((recipe, m.format))
+                    spans.append(piece)
+                    break
         else:
             return None
-    whole = Span(*(np.concatenate([getattr(s, end) for s in spans], 1) for end in ("mid", "lo", "hi")))
-    return parts, compare(got, whole)
+    return parts, compare(got, joined(spans, 1))

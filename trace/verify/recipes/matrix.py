@@ -55,6 +55,10 @@ class Matrix:
         w = dequantize(self.tensor, start, stop)
         return w if self.change is None else self.change(start, w)
 
+    def head(self, rows: int) -> Matrix:
+        """Its first rows."""
+        return replace(self.rebuilt(lambda b: b, 0, min(rows, self.shape[0])), change=self.change)
+
     def slabs(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(first row, rows) one after the other."""
         for start, stop in self.cuts():

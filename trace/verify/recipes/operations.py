@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....engine.kernels import reference
-from ..span import FLOAT32, Array, Span, joined, plus, times
+from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, joined, plus, times
 from .products import SIGMAS_ONE_SIGN, summation
 from .recipe import Recipe
+from .scaled import ROUNDED, held
 
 U = FLOAT32.u
 Positions = NDArray[np.int32]
 
 
 def weight(r: Recipe, values: NDArray[np.floating]) -> Array:
-    """A gain, bias or embedding row as the recipe holds it."""
+    """A gain, bias or embedding row as the recipe holds it; TF32 is of products alone."""
     wide = np.asarray(values, np.float64)
-    return wide if r.weights is None else r.weights.round(wide)
+    return wide if r.weights in (None, TF32, TF32_CUT) else r.weights.round(wide)
 
 
 def rounded(r: Recipe, x: Span) -> Span:
@@ -109,7 +110,7 @@ def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
     sum rounded."""
     table = FLOAT32 if r.turn == "float32" else r.result
-    inner = r.result if r.turn == "rounded" else FLOAT32
+    inner = r.result if r.turn in ("rounded", "contracted") else FLOAT32
     wider = FLOAT32.u if inner is FLOAT32 else 0.0
     # In 16 bits nothing tells an angle's last bits apart, so each may be that of another pow, cosine or product.
     off_Th = 2 * U + (0.0 if r.result is FLOAT32 else 6 * U) * np.abs(angle_Th)
@@ -122,7 +123,10 @@ def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     def term(part: Span, factor: Span, sign: float) -> Span:
         t = times(part, factor)
         slack = 2 * wider * np.abs(t.mid)
-        return Span(t.mid, t.lo - slack, t.hi + slack).map(inner.round).map(lambda v: sign * v)
+        once = Span(t.mid, t.lo - slack, t.hi + slack).map(inner.round)
+        if r.turn == "contracted":
+            once = Span(once.mid, np.minimum(once.lo, t.lo), np.maximum(once.hi, t.hi))
+        return once.map(lambda v: sign * v)
 
     first, second = plus(term(a, cos, 1), term(b, sin, -1)), plus(term(b, cos, 1), term(a, sin, 1))
     return rounded(r, joined([first, second], -1))
@@ -147,11 +151,13 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     def dot(a: Array, b: Array) -> Array:
         return reference.attn_scores(a, b, pos_T) * root
 
-    q_TNH, k_SKH = r.attention.round(q.mid), r.attention.round(k.mid)
+    k = kept(r, k)
+    q_TNH, k_SKH = r.attention.round(q.mid), k.mid
     y = dot(q_TNH, k_SKH)
-    radius = summation(H, np.square(y), dot(np.square(q_TNH), np.square(k_SKH))) + r.slack * np.abs(y)
+    squares = dot(np.square(q_TNH), np.square(k_SKH))
+    radius = summation(H, np.square(y), squares, kept=r.sums) + r.slack * np.abs(y)
     if not (q.exact and k.exact):
-        dq, dk = (s.map(r.attention.round).radius for s in (q, k))
+        dq, dk = q.map(r.attention.round).radius, k.radius
         radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
     dots = Span.around(y, radius)
     if before is not None:
@@ -159,6 +165,16 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     dots = (dots if r.scale == "inside" else rounded(r, dots)).map(lambda v: v * share)
     slack = 2 * U * np.abs(dots.mid)
     return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
+
+
+def kept(r: Recipe, x: Span) -> Span:
+    """Keys or values [S, K, H] as they meet their partners, by way of the cache: a row is a head's of one position. A
+    scale meets numbers of 8 bits before they are rounded to 16, or after the product."""
+    if r.cache is None:
+        return x.map(r.attention.round)
+    kind = r.cache.removesuffix(ROUNDED)
+    found = held(kind)(x.shaped(lambda v: v.swapaxes(0, 1))).shaped(lambda v: v.swapaxes(0, 1))
+    return found if kind == r.cache else found.map(r.attention.round)
 
 
 def scaled(r: Recipe, x: Span, factor: float) -> Span:
@@ -185,12 +201,13 @@ def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
 
 def mix(r: Recipe, p: Span, v: Span, pos_T: Positions) -> Span:
     """Probabilities times values: [T, N, H]."""
-    kept = FLOAT32 if r.mix == "float32" else r.attention
-    p_NTS, v_SKH = kept.round(p.mid), r.attention.round(v.mid)
+    of_p = FLOAT32 if r.mix == "float32" else r.attention
+    v = kept(r, v)
+    p_NTS, v_SKH = of_p.round(p.mid), v.mid
     y = reference.attn_mix(p_NTS, v_SKH, pos_T)
     squares = reference.attn_mix(np.square(p_NTS), np.square(v_SKH), pos_T)
-    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares)
+    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares, kept=r.sums)
     if not (p.exact and v.exact):
-        dp, dv = p.map(kept.round).radius, v.map(r.attention.round).radius
+        dp, dv = p.map(of_p.round).radius, v.radius
         radius = radius + reference.attn_mix(p_NTS, dv, pos_T) + reference.attn_mix(dp, np.abs(v_SKH) + dv, pos_T)
     return rounded(r, Span.around(y, radius))

@@ -18,9 +18,11 @@ def silent(value: Any, result: Float) -> str:
 class Fact:
     """field: of Recipe. values: what it may be for a stage whose results are stored so, the commonest first; () where
     it does not show. words: of a value in an engine that stores most of its results so; "" for what goes without
-    saying.
+    saying. wide: values that leave so much open that they might explain a mistake: the last to be tried, and said with
+    how much they allow.
     """
 
     field: str
     values: Callable[[Stage, Float], Sequence[Any]]
     words: Callable[[Any, Float], str] = silent
+    wide: tuple[Any, ...] = ()
