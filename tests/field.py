@@ -318,68 +318,92 @@ def half_sums(x: A, w: A, block: int = 16) -> A:
 
 BIAS: dict[str, Made] = {"qkv_bias": one_linear}
 SERVING: dict[str, Made] = {**BIAS, "attention": flash}
-KV = {
-    "FP8 KV, e4m3": (e4m3, "keys and values in FP8 (e4m3)"),
-    "FP8 KV, e5m2": (partial(to_float8, kind="e5m2"), "keys and values in FP8 (e5m2)"),
-    "FP8 KV, e4m3 and a scale": (lambda x: scaled(x, None, 448, e4m3), "keys and values in FP8 (e4m3), one scale each"),
-    "int8 KV by token": (lambda x: scaled(x, -1, 127, np.rint), "keys and values in int8, a scale for each head and position"),
-    "int8 KV by channel": (lambda x: scaled(x, 0, 127, np.rint), "keys and values in int8, a scale for each channel"),
-    "uint8 KV by token": (
-        lambda x: asymmetric(x, -1, 255), "keys and values in uint8, a scale and zero point for each head and position",
-    ),
-}  # fmt: skip
-W8A8 = {
+SWIGLU: dict[str, Made] = {"ffn_swigl": silu_and_mul}
+TABLES: dict[str, Made] = {
+    "q_post_rope": lambda run, e: rope(0, run, e, e.rounded),
+    "k_post_rope": lambda run, e: rope(1, run, e, e.rounded),
+}
+TENSORRT: dict[str, Made] = {**SERVING, **norms(norm_once, False), **FLOAT_ROPE, **SWIGLU}
+HALVES = ("HF bfloat16", "HF float16")
+
+# Keys and values in 8 bits: how, and what the judge must say of them.
+KV: dict[str, tuple[Rounded, str]] = {
+    "e4m3": (e4m3, "FP8 (e4m3)"),
+    "e5m2": (partial(to_float8, kind="e5m2"), "FP8 (e5m2)"),
+    "e4m3 and a scale": (lambda x: scaled(x, None, 448, e4m3), "FP8 (e4m3), one scale each"),
+    "int8 by token": (lambda x: scaled(x, -1, 127, np.rint), "int8, a scale for each head and position"),
+    "int8 by channel": (lambda x: scaled(x, 0, 127, np.rint), "int8, a scale for each channel"),
+    "uint8 by token": (lambda x: asymmetric(x, -1, 255), "uint8, a scale and zero point for each head and position"),
+}
+
+# Activations in 8 bits, by matrices that the file holds in 8 bits.
+W8A8: dict[str, tuple[Rounded, str]] = {
     "FP8 W8A8, tensor": (lambda x: scaled(x, None, 448, e4m3), "FP8 activations (e4m3), one scale"),
     "FP8 W8A8, token": (lambda x: scaled(x, -1, 448, e4m3), "FP8 activations (e4m3), a scale for each token"),
     "FP8 W8A8, 1 x 128": (
-        lambda x: in_blocks(x, 128, lambda b: scaled(b, -1, 448, e4m3)), "FP8 activations (e4m3), a scale for each 128 columns",
+        lambda x: in_blocks(x, 128, lambda b: scaled(b, -1, 448, e4m3)),
+        "FP8 activations (e4m3), a scale for each 128 columns",
     ),
     "int8 W8A8, tensor": (lambda x: scaled(x, None, 127, np.rint), "int8 activations, one scale"),
     "int8 W8A8, token": (lambda x: scaled(x, -1, 127, np.rint), "int8 activations, a scale for each token"),
-}  # fmt: skip
+}
+
+
+def engine(name: str, base: str, *said: str, **more: Any) -> Engine:
+    return Engine(name, base, said, **more)
+
 
 FIELD = (
-    Engine(
-        "vLLM, its own kernels", "HF bfloat16", ("bias inside the product", "flash attention with probabilities in bfloat16"),
+    engine(
+        "vLLM, its own kernels", "HF bfloat16",
+        "bias inside the product", "flash attention with probabilities in bfloat16",
         instead={**SERVING, **FUSED_ROPE}, absent=FUSED,
     ),
-    Engine(
-        "vLLM, compiled", "HF bfloat16", ("norm of the unrounded residual sum", "SiLU and product rounded once", "RoPE in float32 with 16-bit cosines"),
-        instead={**SERVING, **norms(norm_twice, True), "ffn_swigl": silu_and_mul,
-                 "q_post_rope": lambda run, e: rope(0, run, e, e.rounded), "k_post_rope": lambda run, e: rope(1, run, e, e.rounded)},
-        absent=FUSED,
+    engine(
+        "vLLM, compiled", "HF bfloat16",
+        "norm of the unrounded residual sum", "SiLU and product rounded once", "RoPE in float32 with 16-bit cosines",
+        instead={**SERVING, **norms(norm_twice, True), **SWIGLU, **TABLES}, absent=FUSED,
     ),
-    Engine(
-        "SGLang", "HF bfloat16", ("norm rounded once", "norm of the unrounded residual sum", "RoPE in float32", "SiLU and product rounded once"),
-        instead={**SERVING, **norms(norm_once, True), **FLOAT_ROPE, "ffn_swigl": silu_and_mul, "lm_head": wide_logits},
-        absent=FUSED,
+    engine(
+        "SGLang", "HF bfloat16",
+        "norm rounded once", "norm of the unrounded residual sum", "RoPE in float32", "SiLU and product rounded once",
+        instead={**SERVING, **norms(norm_once, True), **FLOAT_ROPE, **SWIGLU, "lm_head": wide_logits}, absent=FUSED,
     ),
-    Engine(
-        "TensorRT-LLM", "HF float16", ("norm rounded once", "RoPE in float32", "SiLU and product rounded once", "flash attention with probabilities in float16"),
-        instead={**SERVING, **norms(norm_once, False), **FLOAT_ROPE, "ffn_swigl": silu_and_mul}, absent=FUSED,
+    engine(
+        "TensorRT-LLM", "HF float16",
+        "norm rounded once", "RoPE in float32", "SiLU and product rounded once",
+        "flash attention with probabilities in float16",
+        instead=TENSORRT, absent=FUSED,
     ),
-    Engine(
-        "TensorRT-LLM, half sums", "HF float16", ("sums kept in float16",),
-        instead={**SERVING, **norms(norm_once, False), **FLOAT_ROPE, "ffn_swigl": silu_and_mul}, absent=FUSED, dots=half_sums,
+    engine(
+        "TensorRT-LLM, half sums", "HF float16", "sums kept in float16", instead=TENSORRT, absent=FUSED, dots=half_sums
     ),
-    Engine(
-        "Megatron", "HF bfloat16", ("norm rounded once", "scores rounded after their scale", "SiLU and product rounded once", "RoPE in float32"),
-        instead={**BIAS, **norms(norm_once, False), **FLOAT_ROPE, "attn_scores": fused_softmax, "ffn_swigl": silu_and_mul},
+    engine(
+        "Megatron", "HF bfloat16",
+        "norm rounded once", "scores rounded after their scale", "SiLU and product rounded once", "RoPE in float32",
+        instead={**BIAS, **norms(norm_once, False), **FLOAT_ROPE, **SWIGLU, "attn_scores": fused_softmax},
         absent=("qkv_matmul", "ffn_silu"),
     ),
-    Engine("TF32", "HF float32", ("products of TF32 inputs", "attention's products of TF32 inputs"), dots=of_tf32),
-    Engine("TF32 by truncation", "HF float32", ("products of TF32 by truncation inputs",), dots=partial(of_tf32, cut=tf32_cut)),
-    Engine("3xTF32", "HF float32", ("float32",), dots=three_tf32),
+    engine("TF32", "HF float32", "products of TF32 inputs", "attention's products of TF32 inputs", dots=of_tf32),
+    engine(
+        "TF32 by truncation", "HF float32", "products of TF32 by truncation inputs", dots=partial(of_tf32, cut=tf32_cut)
+    ),
+    engine("3xTF32", "HF float32", "float32", dots=three_tf32),
     *(
-        Engine(f"{name}, {base[3:]}", base, (words,), operand=f, matrix=lambda w: w, instead=SERVING, absent=FUSED, head=False)
-        for name, (f, words) in W8A8.items() for base in ("HF bfloat16", "HF float16")
+        engine(
+            f"{name}, {base[3:]}", base, words,
+            operand=f, matrix=lambda w: w, instead=SERVING, absent=FUSED, head=False,
+        )
+        for name, (f, words) in W8A8.items() for base in HALVES
     ),
     *(
-        Engine(f"{name}, {base[3:]}", base, (words,), cached=f, instead=SERVING, absent=FUSED)
-        for name, (f, words) in KV.items() for base in ("HF bfloat16", "HF float16")
+        engine(
+            f"KV in {name}, {base[3:]}", base, f"keys and values in {words}", cached=f, instead=SERVING, absent=FUSED
+        )
+        for name, (f, words) in KV.items() for base in HALVES
     ),
-    Engine(
-        "ONNX Runtime, dynamic uint8", "HF float32", ("uint8 activations, one scale and zero point",),
+    engine(
+        "ONNX Runtime, dynamic uint8", "HF float32", "uint8 activations, one scale and zero point",
         operand=lambda x: asymmetric(x, None, 255), matrix=lambda w: w, head=False,
     ),
 )  # fmt: skip

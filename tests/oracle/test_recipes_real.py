@@ -24,16 +24,16 @@ from qwenref.trace.verify.verify import verify  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 Score = Callable[..., None]
-LENGTHS = (1, 7, 60)
+LENGTHS = (1, 7, 60, 200)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model: 8 query heads on 2, biases and gains that are not trivial, room for 60 positions."""
+    """A small random model: 8 query heads on 2, biases and gains that are not trivial, room for 200 positions."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
         vocab_size=101, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, rms_norm_eps=1e-6,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, initializer_range=0.15,
     )  # fmt: skip
     model = transformers.Qwen2ForCausalLM(config)
@@ -125,7 +125,7 @@ def run(model: Any, path: Path, length: int, forward: Callable[[Any], Any] | Non
     tokens = np.random.default_rng(length).integers(0, 101, length).tolist()
     entries: list[Entry] = []
     with torch.no_grad(), watched(model, w.config.sizes, tokens, entries):
-        (forward or model)(torch.tensor([tokens]))
+        (model if forward is None else forward)(torch.tensor([tokens]))
     return Dump(Path("dump"), {"tokens": tokens}, w.config.sizes, ordered(entries)), w
 
 
@@ -181,6 +181,30 @@ def test_autocast(length: int, saved: Path, score: Score) -> None:
     healthy(v, "Transformers, autocast to bfloat16", score)
     assert "norms in float32" in v.recipe.name
     assert "residuals in float32" in v.recipe.name
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_compiled(dtype: str, length: int, saved: Path, score: Score) -> None:
+    """torch.compile, with hooks in what it compiles: it fuses norms, RoPE and SwiGLU, and rounds them once."""
+    torch._dynamo.reset()
+    model = load(saved, dtype, "sdpa")
+    v = verify(*run(model, saved, length, torch.compile(model)))
+    healthy(v, f"Transformers {dtype}, torch.compile", score)
+    if dtype != "float32" and length > 1:
+        assert {"norm rounded once", "SiLU and product rounded once"} <= set(v.recipe.name.split("; "))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_dynamic_int8(length: int, saved: Path, score: Score) -> None:
+    """torch.ao's dynamic quantisation of every Linear: matrices in int8 when they are loaded, activations as they
+    come."""
+    from torch.ao.quantization import quantize_dynamic
+
+    model = quantize_dynamic(load(saved, "float32", "sdpa"), {torch.nn.Linear}, dtype=torch.qint8)
+    v = verify(*run(model, saved, length))
+    healthy(v, "Transformers, dynamic int8", score)
+    assert "matrices in int8, one scale (torch.ao)" in v.recipe.name.split("; ")
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

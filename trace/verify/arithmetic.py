@@ -103,7 +103,8 @@ def tight(spots: Sequence[Spot], result: Float, votes: Votes) -> tuple[dict[str,
         field: [v for n, v in enumerate(values) if v not in wide[field] or (n == 0 and votes[field, v])]
         for field, values in choices(spots, result, votes).items()
     }
-    return facts, {**likeliest(votes), "result": result} | {field: values[0] for field, values in facts.items()}
+    usual = {field: v for field, v in likeliest(votes).items() if v not in wide[field]}
+    return facts, {**usual, "result": result} | {field: values[0] for field, values in facts.items()}
 
 
 def deviating(first: dict[str, Any], facts: dict[str, list[Any]], distance: int) -> Iterator[Recipe]:
@@ -111,6 +112,15 @@ def deviating(first: dict[str, Any], facts: dict[str, list[Any]], distance: int)
     for others in combinations(facts, distance):
         for values in product(*(facts[field][1:] for field in others)):
             yield Recipe(**first | dict(zip(others, values, strict=True)))
+
+
+def wide(spots: Sequence[Spot], recipe: Recipe) -> bool:
+    """Whether a recipe leaves so much of these stages open that it might explain a mistake."""
+    return any(
+        getattr(recipe, f.field) in f.wide and any(f.values(stage, recipe.result) for _, stage in spots)
+        for f in FACTS
+        if f.wide
+    )
 
 
 def whole_engines(spots: Sequence[Spot], formats: Sequence[Float], votes: Votes) -> Iterator[Recipe]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dump import Entry
-from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows
+from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows, wide
 from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
@@ -26,6 +26,7 @@ from .span import FLOAT16, FLOAT32, Array, Span, joined
 
 MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
 TRIES = 600  # arithmetics of one stage
+LIKELIEST = 60  # of them that come before what is wide
 FEW, COLUMNS = 16, 64  # positions and columns that show most wrong arithmetics to be wrong
 ROWS = 32  # positions at which a stage is compared with the plain one
 PLACES = 3  # of a group on which all of them are tried, if none explains any
@@ -142,8 +143,8 @@ class Judge:
         return replace(f, hypotheses=hypotheses)
 
     def glimpsed(self, e: Entry, recipe: Recipe, got: NDArray[np.float32]) -> Fit | None:
-        """How well a recipe explains a few positions or columns of a stage; None where they are not worth it, or a scale
-        is shared with the others."""
+        """How well a recipe explains a few positions or columns of a stage; None where that is not worth it, or where a
+        scale is shared with the others."""
         again = KINDS[recipe.requantised].over if recipe.requantised else None
         if e.stage.kind == "product" and e.stage.positions == "all" and again != "all":
             site = self.site(e, recipe)
@@ -190,10 +191,16 @@ class Judge:
         )
 
     def tries(self, e: Entry, got: NDArray[np.float32]) -> Iterator[Recipe]:
-        """What may explain a stage. Where nothing did, in several of its group, only what explained others of it."""
-        group = self.group(e)
-        yield from self.good.get(group, ())
-        every = candidates(self.involved(e), narrowest(got), self.votes)
+        """What may explain a stage. Where nothing did, in several of its group, only what explained others of it. What
+        is wide, and might explain a mistake, comes after the likeliest that is not."""
+        group, stored, spots = self.group(e), narrowest(got), self.involved(e)
+        known = [r for r in self.good.get(group, ()) if r.result in (stored, FLOAT32)]
+        loose = [r for r in known if wide(spots, r)]
+        yield from (r for r in known if r not in loose)
+        every = candidates(spots, stored, self.votes)
+        if loose:
+            yield from (r for r in islice(every, LIKELIEST) if not wide(spots, r))
+            yield from loose
         yield from every if self.hopeless[group] < PLACES else islice(every, 1)
 
     def learn(self, e: Entry, recipe: Recipe) -> None:
@@ -217,7 +224,12 @@ class Judge:
                 tried[shown_here] = self.again(e, recipe)[2]
             except Unjudgeable:
                 return None
-        return tried[shown_here] if tried[shown_here].good else None
+        fit = tried[shown_here]
+        return (
+            fit
+            if fit.good and (not wide(self.involved(e), recipe) or recipe.result.holds(self.evidence.values(e)))
+            else None
+        )
 
     def recipe_of(self, e: Entry) -> Recipe:
         """The arithmetic of a stage's group, as far as it is known."""

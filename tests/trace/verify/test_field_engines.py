@@ -1,7 +1,7 @@
-"""Engines of the field that no CPU here runs, emulated in NumPy from what their sources do (tests/field.py): every
-stage of a healthy one is explained and its facts are said; a mistake in it is found where it is, and nothing else is accused.
+"""Engines of the field that no CPU here runs, emulated in NumPy from what their sources do (tests/field.py).
 
-tests/oracle holds the same facts to engines that can be installed.
+Every stage of a healthy one is explained and its facts are said; a mistake in it is found where it is, and nothing else
+is accused. tests/oracle holds the same facts to engines that can be installed.
 """
 
 from __future__ import annotations
@@ -104,21 +104,22 @@ MISTAKES: dict[str, tuple[str, Wrong]] = {
 }
 
 
-@pytest.mark.parametrize("engine", FIELD, ids=lambda e: e.name)
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_found(engine: Engine, mistake: str, score: Score) -> None:
-    """In the first, the middle and the last layer, one at a time."""
+TURNS = [(e, m, (i + j) % LAYERS) for i, e in enumerate(FIELD) for j, m in enumerate(MISTAKES)]
+
+
+@pytest.mark.parametrize(("engine", "mistake", "layer"), TURNS, ids=[f"{e.name}-{m}-{n}" for e, m, n in TURNS])
+def test_a_mistake_is_found(engine: Engine, mistake: str, layer: int, score: Score) -> None:
+    """The layers in turn: the first, the middle and the last."""
     stage, wrong = MISTAKES[mistake]
-    for layer in range(LAYERS):
 
-        def stored(run: Run, x: A) -> A:
-            return engine.rounded(wrong(run, x))
+    def stored(run: Run, x: A) -> A:
+        return engine.rounded(wrong(run, x))
 
-        v = verify(engine.dump(weights(), prompt(20), mistakes={(stage, layer): stored}), weights())
-        found = {(f.layer, f.stage) for f in v.findings if f.verdict not in (EXACT, REPRODUCED)}
-        score(
-            "mistakes in engines of the field", engine.name, planted=1, found=int((layer, stage) in found),
-            accused_beside=len(found - {(layer, stage)}),
-        )  # fmt: skip
-        assert found == {(layer, stage)}, v.recipe.name
-        assert v.status == 1
+    v = verify(engine.dump(weights(), prompt(20), mistakes={(stage, layer): stored}), weights())
+    found = {(f.layer, f.stage) for f in v.findings if f.verdict not in (EXACT, REPRODUCED)}
+    score(
+        "mistakes in engines of the field", engine.name, planted=1, found=int((layer, stage) in found),
+        accused_beside=len(found - {(layer, stage)}),
+    )  # fmt: skip
+    assert found == {(layer, stage)}, v.recipe.name
+    assert v.status == 1

@@ -47,7 +47,7 @@ def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions)
 
 
 def mixed(p: Span, v: Span, r: Recipe, pos_T: operations.Positions, loose: bool = False) -> Span:
-    """The sum over values, unrounded, for weights that are rounded already; loose: that each may be off by a rounding."""
+    """The sum over values, unrounded, for weights that are rounded already; loose: each may be off by a rounding."""
     v = operations.kept(r, v)
     v_SKH = v.mid
     y = reference.attn_mix(p.mid, v_SKH, pos_T)

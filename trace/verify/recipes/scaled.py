@@ -53,6 +53,8 @@ class Scaled:
             scale = _float32(np.abs(x).max(axes, keepdims=True) / self.top)
         scale = np.where(scale > 0, scale, 1.0)
         real, nearest = x / scale, np.rint if self.grid is None else self.grid.round
+        if self.fixed == 1:  # a conversion, in which no quotient is rounded
+            return Span.point(np.clip(nearest(x), least, most))
         slack = TIE * (np.abs(real) + self.top * self.around)  # the zero point may be added before the rounding
         mid, less, more = (np.clip(nearest(v), least, most) for v in (real, real - slack, real + slack))
         if np.array_equal(less, more):

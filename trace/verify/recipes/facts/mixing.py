@@ -27,4 +27,4 @@ def values(stage: Stage, result: Float) -> Sequence[str]:
     return tuple(WORDS) if stage.kind == "mix" and result is not FLOAT32 else ()
 
 
-FACT = Fact("mix", values, lambda value, result: WORDS[value].format(result.name), wide=("blocks",))
+FACT = Fact("mix", values, lambda value, result: WORDS[value].format(result.name), wide={"blocks": "flash"})

@@ -19,4 +19,4 @@ def words(value: Float, result: Float) -> str:
     return "" if value is FLOAT32 else f"sums kept in {value.name}, in an order that nobody told"
 
 
-FACT = Fact("sums", values, words, wide=(FLOAT16,))
+FACT = Fact("sums", values, words, wide={FLOAT16: FLOAT32})
