@@ -49,6 +49,9 @@ class Inputs(Protocol):
     def input_of_all(self) -> Span:
         """The only input of this stage, at every position of the phase."""
 
+    def unrounded(self) -> Span:
+        """The only input of this stage, a residual, as it was before it was stored."""
+
     def qkv(self, part: int) -> Span:
         """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
 
@@ -85,7 +88,8 @@ def embedding(s: Inputs) -> Span:
 
 
 def norm(s: Inputs, x: Span, gain: Array, eps: float | None = None) -> Span:
-    return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps)
+    of = s.unrounded() if s.recipe.norm == "apart" else None
+    return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps, of)
 
 
 def rotated(s: Inputs, x: Span, angle_Th: Array | None = None) -> Span:

@@ -125,6 +125,12 @@ class Site:
             return self.input(name)
         return self.at(name, pos=rows).taken()
 
+    def unrounded(self) -> Span:
+        """The only input of this stage, a residual, as it was before it was stored."""
+        (name,) = by_name(self.stage).inputs
+        whole = frozenset({"post_ffn_residual" if name == BEFORE else name})
+        return replace(self, how=replace(self.how, fused=self.how.fused | whole)).input(name)
+
     def taken(self) -> Span:
         """The stage's value as the judged one takes it: as it was stored, or, in one operation with it, as computed."""
         return self.compute() if self.stage in self.how.fused else self.value()

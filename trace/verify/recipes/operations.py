@@ -32,21 +32,24 @@ def rounded(r: Recipe, x: Span) -> Span:
     return x.map(r.result.round)
 
 
-def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
+def norm(r: Recipe, x: Span, gain_D: Array, eps: float, of: Span | None = None) -> Span:
     """x / sqrt(mean(x^2) + eps), rounded, times the gain, rounded (HF's order; float32 engines with another stay
-    inside)."""
-    squares_T1 = np.square(x.mid).sum(-1, keepdims=True)
-    fourths_T1 = np.square(np.square(x.mid)).sum(-1, keepdims=True)
+    inside). of: what the squares are of, if not of x."""
+    of = x if of is None else of
+    squares_T1 = np.square(of.mid).sum(-1, keepdims=True)
+    fourths_T1 = np.square(np.square(of.mid)).sum(-1, keepdims=True)
     safe_T1 = np.maximum(squares_T1, FLOAT32.least)
     sum_error_T1 = summation(x.mid.shape[-1], np.square(squares_T1), fourths_T1, SIGMAS_ONE_SIGN) / safe_T1
     rel_T1 = np.minimum(x.mid.shape[-1] * U, sum_error_T1) / 2 + 4 * U
-    y = reference.rms_norm(x.mid, np.ones(1), eps)
+    scale_T1 = 1 / np.sqrt(squares_T1 / x.mid.shape[-1] + eps)
+    y = reference.rms_norm(x.mid, np.ones(1), eps) if of is x else x.mid * scale_T1
     radius = np.abs(y) * rel_T1
     if not x.exact:
-        scale_T1 = 1 / np.sqrt(squares_T1 / x.mid.shape[-1] + eps)
-        radius = radius + x.radius * scale_T1 + np.abs(y) * (np.abs(x.mid) * x.radius).sum(-1, keepdims=True) / safe_T1
+        radius = radius + x.radius * scale_T1
+    if not of.exact:
+        radius = radius + np.abs(y) * (np.abs(of.mid) * of.radius).sum(-1, keepdims=True) / safe_T1
     gain = weight(r, gain_D)
-    first = FLOAT32 if r.norm == "once" else r.result
+    first = r.result if r.norm == "twice" else FLOAT32
     return Span.around(y, radius).map(lambda v: r.result.round(first.round(v) * gain))
 
 
