@@ -18,6 +18,7 @@ from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShap
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
 from .formulas import flat, input_of
+from .recipes.matrix import Matrix
 from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
 from .recipes.scaled import KINDS, WHOLE
@@ -43,6 +44,7 @@ class Judge:
     votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
     arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
+    tops: see top.
     """
 
     evidence: Evidence
@@ -52,6 +54,7 @@ class Judge:
     hopeless: Counter[Group] = field(default_factory=Counter)
     stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
     parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
+    tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ways = list(self.evidence.rotations)
@@ -145,16 +148,24 @@ class Judge:
     def glimpsed(self, e: Entry, recipe: Recipe, got: NDArray[np.float32]) -> Fit | None:
         """How well a recipe explains a few positions or columns of a stage; None where that is not worth it, or where a
         scale is shared with the others."""
-        again = KINDS[recipe.requantised].over if recipe.requantised else None
-        if e.stage.kind == "product" and e.stage.positions == "all" and again != "all":
+        if e.stage.kind == "product":
             site = self.site(e, recipe)
-            (m, *_), x = site.matrices(), flat(input_of(site))
-            rows = spread(len(x.mid), FEW)
-            y = product(recipe, x, m.head(COLUMNS), rows.tolist()).map(recipe.result.round)
-            return compare(got[rows, : y.mid.shape[1]], y)
+            (m, *_), x = site.matrices(), flat(site.input_of_all() if recipe.quantiser in WHOLE else input_of(site))
+            rows = spread(len(x.mid), FEW) if e.stage.positions == "all" else np.array([len(x.mid) - 1])
+            y = product(recipe, x, m.head(COLUMNS, self.top(e, m, recipe)), rows.tolist()).map(recipe.result.round)
+            return compare((got[rows] if got.ndim > 1 else got[None])[:, : y.mid.shape[1]], y)
         if "T" not in e.stage.letters or recipe.quantiser in WHOLE or len(self.evidence.positions(e)) <= FEW:
             return None
         return compare(*self.at_few(e, recipe, got, FEW))
+
+    def top(self, e: Entry, m: Matrix, recipe: Recipe) -> float | None:
+        """The largest weight of a stage's first matrix, if the recipe asks for it: looked for once."""
+        if recipe.requantised is None or KINDS[recipe.requantised].over != "all":
+            return None
+        key = e.layer, e.stage.name
+        if key not in self.tops:
+            self.tops[key] = m.top()
+        return self.tops[key]
 
     def at_few(self, e: Entry, recipe: Recipe, got: NDArray[np.float32], few: int) -> tuple[NDArray[np.float32], Span]:
         """The dump and the stage at a few of its positions, the last among them."""

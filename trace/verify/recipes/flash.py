@@ -54,8 +54,10 @@ def mixed(p: Span, v: Span, r: Recipe, pos_T: operations.Positions, loose: bool 
     squares = reference.attn_mix(np.square(p.mid), np.square(v_SKH), pos_T)
     radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares, kept=r.sums)
     if loose:
-        worst = r.attention.u * reference.attn_mix(p.mid, np.abs(v_SKH), pos_T)
-        radius = radius + np.minimum(worst, SIGMAS_ONE_SIGN * r.attention.u * np.sqrt(squares / 3))
+        off = r.attention.u * np.where(p.mid > 0, np.maximum(p.mid, r.attention.least), 0)
+        worst = reference.attn_mix(off, np.abs(v_SKH), pos_T)
+        walk = SIGMAS_ONE_SIGN * np.sqrt(reference.attn_mix(np.square(off), np.square(v_SKH), pos_T) / 3)
+        radius = radius + np.minimum(worst, walk)
     dv = v.radius
     radius = radius + reference.attn_mix(p.mid, dv, pos_T) + reference.attn_mix(p.radius, np.abs(v_SKH) + dv, pos_T)
     return Span.around(y, radius)

@@ -92,8 +92,7 @@ def reloaded(r: Recipe, w: Matrix) -> Callable[[NDArray[np.float32]], Span] | No
         return None
     kind = KINDS[r.requantised]
     if kind.over == "all":
-        top = max(float(np.abs(slab).max()) for _, slab in w.slabs())
-        kind = replace(kind, fixed=float(np.float32(top / kind.top)))
+        kind = replace(kind, fixed=float(np.float32(w.top() / kind.top)))
     return lambda slab: kind.of(slab.astype(np.float64))
 
 
