@@ -183,7 +183,7 @@ def test_autocast(length: int, saved: Path, score: Score) -> None:
     assert "residuals in float32" in v.recipe.name
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [1, 60])  # compiling takes most of the time
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_compiled(dtype: str, length: int, saved: Path, score: Score) -> None:
     """torch.compile, with hooks in what it compiles: it fuses norms, RoPE and SwiGLU, and rounds them once."""

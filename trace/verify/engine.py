@@ -13,7 +13,7 @@ from ..dump import Entry
 from ..stages import Key
 from .arithmetic import choices, likeliest, whole_engines, wide
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
-from .fit import over
+from .fit import Fit, over
 from .judge import Group, Judge
 from .recipes.facts.table import FACTS
 from .recipes.recipe import RECIPES, Recipe
@@ -134,11 +134,24 @@ def under(judge: Judge, p: Place, best: Recipe) -> Finding:
         return f  # an overflow is one, whoever computes so
     if fit is not None:
         return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
+    if f.explained and p.spoilt and (looser := loosened(judge, p, best)) is not None:
+        return replace(f, fit=looser)
     if not f.explained or p.spoilt:
         return replace(f, verdict=UNEXPLAINED)
     if len({layer for layer, _ in judge.involved(p.entry)}) > 1:
         return f  # a layer is missing on the way: the span is too wide to tell one arithmetic from another
     return odd(judge, p)
+
+
+def loosened(judge: Judge, p: Place, best: Recipe) -> Fit | None:
+    """How well the same arithmetic explains a place if what a whole engine leaves open (in what blocks its attention
+    takes the keys) is left open."""
+    for r in judge.good[judge.group(p.entry)]:
+        tight = replace(r, **{f.field: getattr(best, f.field) for f in FACTS if getattr(r, f.field) in f.wide})
+        near = judge.again(p.entry, best)[2].allowed * LOOSER
+        if tight == best and (fit := judge.explains(p.entry, r)) is not None and fit.allowed <= near:
+            return fit
+    return None
 
 
 def odd(judge: Judge, p: Place) -> Finding:
