@@ -24,16 +24,16 @@ from qwenref.trace.verify.verify import verify  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 Score = Callable[..., None]
-LENGTHS = (1, 7, 60)
+LENGTHS = (1, 7, 60, 200)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model: 8 query heads on 2, biases and gains that are not trivial, room for 60 positions."""
+    """A small random model: 8 query heads on 2, biases and gains that are not trivial, room for 200 positions."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
         vocab_size=101, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, rms_norm_eps=1e-6,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, initializer_range=0.15,
     )  # fmt: skip
     model = transformers.Qwen2ForCausalLM(config)
@@ -62,11 +62,16 @@ def load(path: Path, dtype: str, attention: str) -> Any:
 
 @contextmanager
 def watched(model: Any, sizes: Any, tokens: list[int], entries: list[Entry]) -> Iterator[None]:
-    """Forward hooks on the model's own modules; what it fuses is absent."""
+    """Forward hooks on the model's own modules; what it fuses is absent. A hook keeps what it is given as it is: a
+    conversion within would be part of what torch.compile compiles."""
     hooks: list[Any] = []
+    seen: list[tuple[int | None, str, Any]] = []
     pos = tuple(range(len(tokens)))
 
     def put(layer: int | None, name: str, x: Any) -> None:
+        seen.append((layer, name, x))
+
+    def entered(layer: int | None, name: str, x: Any) -> None:
         s, values = by_name(name), x.detach().float().numpy()[0]
         if "H" in s.letters:
             values = values.reshape(len(values), -1, sizes["H"])
@@ -111,6 +116,8 @@ def watched(model: Any, sizes: Any, tokens: list[int], entries: list[Entry]) -> 
     finally:
         for hook in hooks:
             hook.remove()
+    for kept in seen:
+        entered(*kept)
 
 
 def run(model: Any, path: Path, length: int, forward: Callable[[Any], Any] | None = None) -> tuple[Dump, Weights]:
@@ -118,7 +125,7 @@ def run(model: Any, path: Path, length: int, forward: Callable[[Any], Any] | Non
     tokens = np.random.default_rng(length).integers(0, 101, length).tolist()
     entries: list[Entry] = []
     with torch.no_grad(), watched(model, w.config.sizes, tokens, entries):
-        (forward or model)(torch.tensor([tokens]))
+        (model if forward is None else forward)(torch.tensor([tokens]))
     return Dump(Path("dump"), {"tokens": tokens}, w.config.sizes, ordered(entries)), w
 
 
@@ -174,6 +181,30 @@ def test_autocast(length: int, saved: Path, score: Score) -> None:
     healthy(v, "Transformers, autocast to bfloat16", score)
     assert "norms in float32" in v.recipe.name
     assert "residuals in float32" in v.recipe.name
+
+
+@pytest.mark.parametrize("length", [1, 60])  # compiling takes most of the time
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_compiled(dtype: str, length: int, saved: Path, score: Score) -> None:
+    """torch.compile, with hooks in what it compiles: it fuses norms, RoPE and SwiGLU, and rounds them once."""
+    torch._dynamo.reset()
+    model = load(saved, dtype, "sdpa")
+    v = verify(*run(model, saved, length, torch.compile(model)))
+    healthy(v, f"Transformers {dtype}, torch.compile", score)
+    if dtype != "float32" and length > 1:
+        assert {"norm rounded once", "SiLU and product rounded once"} <= set(v.recipe.name.split("; "))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_dynamic_int8(length: int, saved: Path, score: Score) -> None:
+    """torch.ao's dynamic quantisation of every Linear: matrices in int8 when they are loaded, activations as they
+    come."""
+    from torch.ao.quantization import quantize_dynamic
+
+    model = quantize_dynamic(load(saved, "float32", "sdpa"), {torch.nn.Linear}, dtype=torch.qint8)
+    v = verify(*run(model, saved, length))
+    healthy(v, "Transformers, dynamic int8", score)
+    assert "matrices in int8, one scale (torch.ao)" in v.recipe.name.split("; ")
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -76,18 +76,51 @@ def choices(spots: Sequence[Spot], result: Float, votes: Votes) -> dict[str, lis
 
 
 def candidates(spots: Sequence[Spot], stored: Float, votes: Votes) -> Iterator[Recipe]:
-    """The arithmetics that a stage with such values may have, the likeliest first."""
+    """The arithmetics that a stage with such values may have, the likeliest first; those whose span is wide, which may
+    explain anything, after all others."""
     formats = [FLOAT32] if stored is FLOAT32 else sorted([FLOAT32, stored], key=lambda f: -votes["result", f.name])
-    usual = likeliest(votes)
     for distance in range(DEVIATIONS + 1):
         if distance == 1:
             yield from whole_engines(spots, formats, votes)
         for result in formats:
-            facts = choices(spots, result, votes)
-            first = {**usual, "result": result} | {field: values[0] for field, values in facts.items()}
-            for others in combinations(facts, distance):
-                for values in product(*(facts[field][1:] for field in others)):
-                    yield Recipe(**first | dict(zip(others, values, strict=True)))
+            facts, first = tight(spots, result, votes)
+            yield from deviating(first, facts, distance)
+    for result in formats:
+        facts, first = tight(spots, result, votes)
+        offered = choices(spots, result, votes)
+        wide = [(f.field, v) for f in FACTS for v in f.wide if v in offered.get(f.field, ())]
+        for n in range(1, len(wide) + 1):
+            for loose in combinations(wide, n):
+                for distance in range(DEVIATIONS + 1):
+                    others = {field: values for field, values in facts.items() if field not in dict(loose)}
+                    yield from deviating(first | dict(loose), others, distance)
+
+
+def tight(spots: Sequence[Spot], result: Float, votes: Votes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """The choices without the wide ones, but for what the dump has shown most; and the likeliest recipe."""
+    wide = {f.field: f.wide for f in FACTS}
+    facts = {
+        field: [v for n, v in enumerate(values) if v not in wide[field] or (n == 0 and votes[field, v])]
+        for field, values in choices(spots, result, votes).items()
+    }
+    usual = {field: v for field, v in likeliest(votes).items() if v not in wide[field]}
+    return facts, {**usual, "result": result} | {field: values[0] for field, values in facts.items()}
+
+
+def deviating(first: dict[str, Any], facts: dict[str, list[Any]], distance: int) -> Iterator[Recipe]:
+    """What differs from the first in so many facts."""
+    for others in combinations(facts, distance):
+        for values in product(*(facts[field][1:] for field in others)):
+            yield Recipe(**first | dict(zip(others, values, strict=True)))
+
+
+def wide(spots: Sequence[Spot], recipe: Recipe) -> bool:
+    """Whether a recipe leaves so much of these stages open that it might explain a mistake."""
+    return any(
+        getattr(recipe, f.field) in f.wide and any(f.values(stage, recipe.result) for _, stage in spots)
+        for f in FACTS
+        if f.wide
+    )
 
 
 def whole_engines(spots: Sequence[Spot], formats: Sequence[Float], votes: Votes) -> Iterator[Recipe]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..dump import Entry
 from ..stages import Key
-from .arithmetic import choices, likeliest, whole_engines
+from .arithmetic import choices, likeliest, whole_engines, wide
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
+from .fit import Fit, over
 from .judge import Group, Judge
 from .recipes.facts.table import FACTS
 from .recipes.recipe import RECIPES, Recipe
@@ -24,6 +26,7 @@ KINDS = {
 
 
 WIDER = 3.0  # times what the tightest allows: more is no explanation of a place that the tightest does not explain
+LOOSER = 16.0  # the same, of what leaves open how the whole engine does it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ def settled(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], R
         if group in judge.good:
             best = agreed(judge, group, [p for p in places if not p.spoilt] or places)
             seen |= {p.finding.key: under(judge, p, best) for p in places}
+    for group, places in groups.items():
+        if group in judge.good and unlike(judge, group, groups):
+            seen |= {p.finding.key: odd(judge, p) for p in places if seen[p.finding.key].explained}
     held = {g: [p for p in places if seen[p.finding.key].explained] for g, places in groups.items() if g in judge.good}
     recipe, fitting = named(judge, {g: places for g, places in held.items() if places})
     for group, places in held.items():
@@ -108,10 +114,17 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
         most = [a for a in found if 2 * a.count >= len(explained)] or found
         tight = min((a.allowed for a in most if a.count), default=np.inf)
         best = max(
-            (a for a in most if a.allowed <= WIDER * max(tight, a.recipe.result.u)), key=lambda a: (a.count, a.likely)
+            (a for a in most if fair(judge, places[0], a, tight, len(explained))), key=lambda a: (a.count, a.likely)
         ).recipe
     judge.good[group] = [best, *(r for r in known if r != best)]
     return best
+
+
+def fair(judge: Judge, p: Place, a: Agreement, tight: float, places: int) -> bool:
+    """Whether a recipe allows no more than it may beside the tightest: something, or what an open question of a whole
+    engine (in what blocks its attention takes the keys) leaves open, if it explains every place."""
+    wider = LOOSER if a.count == places and wide(judge.involved(p.entry), a.recipe) else WIDER
+    return a.allowed <= wider * max(tight, a.recipe.result.u)
 
 
 def under(judge: Judge, p: Place, best: Recipe) -> Finding:
@@ -121,17 +134,49 @@ def under(judge: Judge, p: Place, best: Recipe) -> Finding:
         return f  # an overflow is one, whoever computes so
     if fit is not None:
         return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
+    if f.explained and p.spoilt and (looser := loosened(judge, p, best)) is not None:
+        return replace(f, fit=looser)
     if not f.explained or p.spoilt:
         return replace(f, verdict=UNEXPLAINED)
     if len({layer for layer, _ in judge.involved(p.entry)}) > 1:
         return f  # a layer is missing on the way: the span is too wide to tell one arithmetic from another
+    return odd(judge, p)
+
+
+def loosened(judge: Judge, p: Place, best: Recipe) -> Fit | None:
+    """How well the same arithmetic explains a place if what a whole engine leaves open (in what blocks its attention
+    takes the keys) is left open."""
+    for r in judge.good[judge.group(p.entry)]:
+        tight = replace(r, **{f.field: getattr(best, f.field) for f in FACTS if getattr(r, f.field) in f.wide})
+        near = judge.again(p.entry, best)[2].allowed * LOOSER
+        if tight == best and (fit := judge.explains(p.entry, r)) is not None and fit.allowed <= near:
+            return fit
+    return None
+
+
+def odd(judge: Judge, p: Place) -> Finding:
+    """The finding of a place that is computed as no other of its kind."""
+    f = p.finding
     others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
-    odd = words_of(judge, [p], others[0], others[0])
+    said = words_of(judge, [p], others[0], others[0])
     assert f.fit is not None
     named = Named(
-        "odd-arithmetic", f"it is computed otherwise than its like: {odd}", f.stage, f.fit.left, f.fit.allowed
+        "odd-arithmetic", f"it is computed otherwise than its like: {said}", f.stage, f.fit.left, f.fit.allowed
     )
     return replace(f, verdict=UNEXPLAINED, hypotheses=(named,))
+
+
+def unlike(judge: Judge, group: Group, groups: Mapping[Group, Sequence[Place]]) -> bool:
+    """Whether a product of the whole model, which has no like, takes operands or sums as no product of a layer does:
+    engines leave their output head as it is in the file, or treat it as the rest."""
+    if group[:2] != ("product", "whole"):
+        return False
+
+    def takes(r: Recipe) -> tuple[tuple[Any, ...], ...]:
+        return tuple((r.operand(weight_format), r.requantised, r.sums) for weight_format in dict.fromkeys(group[3]))
+
+    layers = [judge.good[g][0] for g in groups if g[:2] == ("product", "layer") and g in judge.good]
+    return bool(layers) and takes(judge.good[group][0]) not in {takes(r) for r in (Recipe(), *layers)}
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -143,7 +188,7 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
     """
     angle = likeliest(judge.votes).get("angle", "product")
     mixed: list[tuple[int, Recipe, set[Group]]] = []
-    for known in RECIPES:
+    for known in sorted(RECIPES, key=lambda known: -backing(judge, known)):
         engine = replace(known, angle=angle)
         fitting = {g for g, places in groups.items() if all(judge.explains(p.entry, engine) for p in places)}
         lacking = set(groups) - fitting
@@ -157,6 +202,11 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
     return composed(judge, groups), set(groups)
 
 
+def backing(judge: Judge, known: Recipe) -> int:
+    """How many stages show the facts of an engine: the one that many show is tried first."""
+    return sum(n for (field, value), n in judge.votes.items() if field != "result" and getattr(known, field) == value)
+
+
 def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:
     """The facts of all groups together."""
     results = Counter({f: 0 for g in groups for f in [judge.good[g][0].result]})
@@ -167,10 +217,26 @@ def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:
     whole = Recipe(**{**facts, "fused": fused})
     if results:
         whole = replace(whole, result=max(results, key=lambda f: results[f]))
-    said: dict[str, None] = {}
+    said: dict[str, float] = {}
     for g, places in groups.items():
-        said |= dict.fromkeys(clauses(judge, places, judge.good[g][0], whole))
-    return replace(whole, name="; ".join([whole.result.name, *said]))
+        said |= dict.fromkeys((c for c in clauses(judge, places, judge.good[g][0], whole) if c not in said), 0.0)
+        for clause, more in open_questions(judge, places, judge.good[g][0]):
+            said[clause] = max(said.get(clause, 0.0), more)
+    words = [f"{clause}: span {more:.0f} x wider" if more > 1.5 else clause for clause, more in said.items()]
+    return replace(whole, name="; ".join([whole.result.name, *words]))
+
+
+def open_questions(judge: Judge, places: Sequence[Place], recipe: Recipe) -> Iterator[tuple[str, float]]:
+    """What a recipe leaves open of some stages, in words, and how many times more that allows."""
+    shown = choices(judge.involved(places[0].entry), recipe.result, Counter())
+    for fact in FACTS:
+        value = getattr(recipe, fact.field)
+        if fact.field in shown and value in fact.wide:
+            ratios = []
+            for p in places[:3]:
+                fits = [judge.again(p.entry, r)[2] for r in (recipe, replace(recipe, **{fact.field: fact.wide[value]}))]
+                ratios.append(over(fits[0].allowed, fits[1].allowed))
+            yield fact.words(value, recipe.result), float(np.median(ratios))
 
 
 def words_of(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> str:

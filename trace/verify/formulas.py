@@ -17,6 +17,7 @@ from .recipes import flash, operations
 from .recipes.matrix import Matrix
 from .recipes.products import operand, product, summation
 from .recipes.recipe import Recipe
+from .recipes.scaled import WHOLE
 from .span import Array, Span, joined
 
 PRODUCTS, ROPE, ATTENTION = of_kind("product"), of_kind("rotation"), of_kind("scores", "mix")
@@ -45,6 +46,12 @@ class Inputs(Protocol):
     def input(self, stage: str) -> Span:
         """Another stage of this layer, at these positions; BEFORE for the residual that enters it."""
 
+    def input_of_all(self) -> Span:
+        """The only input of this stage, at every position of the phase."""
+
+    def unrounded(self) -> Span:
+        """The only input of this stage, a residual, as it was before it was stored."""
+
     def qkv(self, part: int) -> Span:
         """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
 
@@ -62,9 +69,9 @@ def heads_of(c: Config, qkv_TE: Span, part: int) -> Span:
     return qkv_TE.shaped(lambda v: v[:, start * H : (start + n) * H].reshape(len(v), n, H))
 
 
-def linear(s: Inputs, x: Span, matrices: list[Matrix] | None = None) -> Span:
-    """The stage's product of x [T, I], its parts side by side, rounded as the recipe has it."""
-    parts = [product(s.recipe, x, m) for m in (matrices or s.matrices())]
+def linear(s: Inputs, x: Span, matrices: list[Matrix] | None = None, rows: slice = slice(None)) -> Span:
+    """The stage's product of x [T, I], or of some of its rows, its parts side by side, rounded as the recipe has it."""
+    parts = [product(s.recipe, x, m, rows) for m in (matrices or s.matrices())]
     return operations.rounded(s.recipe, joined(parts, 1))
 
 
@@ -81,7 +88,8 @@ def embedding(s: Inputs) -> Span:
 
 
 def norm(s: Inputs, x: Span, gain: Array, eps: float | None = None) -> Span:
-    return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps)
+    of = s.unrounded() if s.recipe.norm == "apart" else None
+    return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps, of)
 
 
 def rotated(s: Inputs, x: Span, angle_Th: Array | None = None) -> Span:
@@ -110,8 +118,10 @@ def weight_of(s: Inputs) -> Array:
 
 
 def product_of(s: Inputs) -> Span:
-    y = linear(s, flat(input_of(s)))
-    return y if by_name(s.stage).positions == "all" else y.shaped(lambda v: v[0])
+    if by_name(s.stage).positions == "all":
+        return linear(s, flat(input_of(s)))
+    x = s.input_of_all() if s.recipe.quantiser in WHOLE else flat(input_of(s))
+    return linear(s, x, rows=slice(-1, None)).shaped(lambda v: v[0])
 
 
 def bias_of(s: Inputs) -> Span:

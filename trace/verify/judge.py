@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,17 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dump import Entry
-from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows
+from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows, wide
 from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
+from .formulas import flat, input_of
+from .recipes.matrix import Matrix
+from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
+from .recipes.scaled import KINDS, WHOLE
 from .site import Site
-from .span import FLOAT16, FLOAT32, Array, Span
+from .span import FLOAT16, FLOAT32, Array, Span, joined
 
 MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
-TRIES = 96  # arithmetics of one stage
+TRIES = 600  # arithmetics of one stage
+LIKELIEST = 60  # of them that come before what is wide
+FEW, COLUMNS = 16, 64  # positions and columns that show most wrong arithmetics to be wrong
+ROWS = 32  # positions at which a stage is compared with the plain one
 PLACES = 3  # of a group on which all of them are tried, if none explains any
 
 
@@ -38,6 +44,7 @@ class Judge:
     votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
     arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
+    tops: see top.
     """
 
     evidence: Evidence
@@ -47,6 +54,7 @@ class Judge:
     hopeless: Counter[Group] = field(default_factory=Counter)
     stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
     parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
+    tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ways = list(self.evidence.rotations)
@@ -90,10 +98,17 @@ class Judge:
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
         tried = self.fits.setdefault(e.key, {})
         spans: list[tuple[Recipe, Span, Fit]] = []
+        failed: list[Recipe] = []
         plain = None
         for recipe in self.tries(e, got):
             shown_here = self.shows(e, recipe)
             if shown_here in tried:
+                continue
+            if len(spans) > 1 and (fit := self.glimpsed(e, recipe, got)) is not None and not fit.good:
+                tried[shown_here] = fit
+                failed.append(recipe)
+                if len(tried) >= TRIES:
+                    break
                 continue
             site = self.site(e, recipe)
             span = shown(got, site.compute(), e)
@@ -102,11 +117,10 @@ class Judge:
             spans.append((recipe, span, fit))
             if recipe == FLOAT32_RECIPE:
                 plain = span, fit
-            if fit.good or len(spans) == TRIES:
+            if fit.good or len(tried) >= TRIES:
                 break
         if plain is None:
-            span = shown(got, self.site(e, FLOAT32_RECIPE).compute(), e)
-            plain = span, compare(got, span)
+            plain = self.plain(e, got)
         if e.stage.name == "lm_head" and not broken:
             notes[next_token(got, plain[0].mid)] = None
         recipe, span, fit = min(spans, key=lambda t: (not t[2].good, t[2].left, t[2].outside))
@@ -116,7 +130,7 @@ class Judge:
             verdict = EXACT if fit.exact else REPRODUCED
         else:
             self.hopeless[self.group(e)] += 1
-            mixed = by_parts(self.site(e, recipe), got, spans)
+            mixed = by_parts(self.site(e, recipe), got, [*(how for how, _, _ in spans), *failed])
             if mixed is not None:
                 verdict, (self.parts[e.key], fit) = REPRODUCED, mixed
         reason: Reason | None = None
@@ -130,6 +144,42 @@ class Judge:
             notes[NotFinite(broken, inputs=False)] = None
         f = Finding(e.phase, e.layer, e.stage.name, verdict, reason, None, plain[1].left, fit, tuple(notes))
         return replace(f, hypotheses=hypotheses)
+
+    def glimpsed(self, e: Entry, recipe: Recipe, got: NDArray[np.float32]) -> Fit | None:
+        """How well a recipe explains a few positions or columns of a stage; None where that is not worth it, or where a
+        scale is shared with the others."""
+        if e.stage.kind == "product":
+            site = self.site(e, recipe)
+            (m, *_), x = site.matrices(), flat(site.input_of_all() if recipe.quantiser in WHOLE else input_of(site))
+            rows = spread(len(x.mid), FEW) if e.stage.positions == "all" else np.array([len(x.mid) - 1])
+            y = product(recipe, x, m.head(COLUMNS, self.top(e, m, recipe)), rows.tolist()).map(recipe.result.round)
+            return compare((got[rows] if got.ndim > 1 else got[None])[:, : y.mid.shape[1]], y)
+        if "T" not in e.stage.letters or recipe.quantiser in WHOLE or len(self.evidence.positions(e)) <= FEW:
+            return None
+        return compare(*self.at_few(e, recipe, got, FEW))
+
+    def top(self, e: Entry, m: Matrix, recipe: Recipe) -> float | None:
+        """The largest weight of a stage's first matrix, if the recipe asks for it: looked for once."""
+        if recipe.requantised is None or KINDS[recipe.requantised].over != "all":
+            return None
+        key = e.layer, e.stage.name
+        if key not in self.tops:
+            self.tops[key] = m.top()
+        return self.tops[key]
+
+    def at_few(self, e: Entry, recipe: Recipe, got: NDArray[np.float32], few: int) -> tuple[NDArray[np.float32], Span]:
+        """The dump and the stage at a few of its positions, the last among them."""
+        site = self.site(e, recipe)
+        if "T" in e.stage.letters and len(site.pos) > few:
+            rows = spread(len(site.pos), few)
+            site = replace(site, pos=tuple(site.pos[row] for row in rows))
+            got = np.take(got, rows, e.stage.letters.index("T"))
+        return got, shown(got, site.compute(), e)
+
+    def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
+        """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told."""
+        got, span = self.at_few(e, FLOAT32_RECIPE, got, ROWS)
+        return span, compare(got, span)
 
     def overflow(self, e: Entry, got: NDArray[np.float32], recipe: Recipe) -> str | None:
         """What a stage of finite inputs that is not finite would be, in float32; None for another reason.
@@ -152,10 +202,16 @@ class Judge:
         )
 
     def tries(self, e: Entry, got: NDArray[np.float32]) -> Iterator[Recipe]:
-        """What may explain a stage. Where nothing did, in several of its group, only what explained others of it."""
-        group = self.group(e)
-        yield from self.good.get(group, ())
-        every = candidates(self.involved(e), narrowest(got), self.votes)
+        """What may explain a stage. Where nothing did, in several of its group, only what explained others of it. What
+        is wide, and might explain a mistake, comes after the likeliest that is not."""
+        group, stored, spots = self.group(e), narrowest(got), self.involved(e)
+        known = [r for r in self.good.get(group, ()) if r.result in (stored, FLOAT32)]
+        loose = [r for r in known if wide(spots, r)]
+        yield from (r for r in known if r not in loose)
+        every = candidates(spots, stored, self.votes)
+        if loose:
+            yield from (r for r in islice(every, LIKELIEST) if not wide(spots, r))
+            yield from loose
         yield from every if self.hopeless[group] < PLACES else islice(every, 1)
 
     def learn(self, e: Entry, recipe: Recipe) -> None:
@@ -179,7 +235,12 @@ class Judge:
                 tried[shown_here] = self.again(e, recipe)[2]
             except Unjudgeable:
                 return None
-        return tried[shown_here] if tried[shown_here].good else None
+        fit = tried[shown_here]
+        return (
+            fit
+            if fit.good and (not wide(self.involved(e), recipe) or recipe.result.holds(self.evidence.values(e)))
+            else None
+        )
 
     def recipe_of(self, e: Entry) -> Recipe:
         """The arithmetic of a stage's group, as far as it is known."""
@@ -222,28 +283,28 @@ def next_token(got: NDArray[np.float32], exact: Array) -> NextToken:
     return NextToken(mine, best, rank, float(first - second), noise)
 
 
-def columns(x: Array, part: slice) -> Array:
-    return x[:, part]
+def spread(n: int, few: int) -> NDArray[np.intp]:
+    """A few of n indices, the first and the last among them; all of them if there are no more."""
+    return np.unique(np.linspace(0, n - 1, min(n, few)).astype(np.intp))
 
 
-def by_parts(
-    site: Site, got: NDArray[np.float32], tried: list[tuple[Recipe, Span, Fit]]
-) -> tuple[list[tuple[Recipe, str]], Fit] | None:
+def by_parts(site: Site, got: NDArray[np.float32], tried: list[Recipe]) -> tuple[list[tuple[Recipe, str]], Fit] | None:
     """Q, K and V may have weights of different formats, and an engine may treat each by its own recipe: which, for each
     format."""
-    if site.stage != "qkv_matmul":
+    if site.stage != "qkv_matmul" or len({m.format for m in site.matrices()}) == 1:
         return None
     parts: list[tuple[Recipe, str]] = []
-    spans, at = [], 0
+    spans, at, x = [], 0, flat(input_of(site))
     for m in site.matrices():
         part = slice(at, at := at + m.shape[0])
-        for recipe, span, _ in tried:
-            piece = span.shaped(partial(columns, part=part))
-            if compare(got[:, part], piece).good:
-                parts.append((recipe, m.format))
-                spans.append(piece)
-                break
+        for recipe in tried:
+            few = product(recipe, x, m.head(COLUMNS)).map(recipe.result.round)
+            if compare(got[:, part][:, : few.mid.shape[1]], few).good:
+                piece = product(recipe, x, m).map(recipe.result.round)
+                if compare(got[:, part], piece).good:
+                    parts.append((recipe, m.format))
+                    spans.append(piece)
+                    break
         else:
             return None
-    whole = Span(*(np.concatenate([getattr(s, end) for s in spans], 1) for end in ("mid", "lo", "hi")))
-    return parts, compare(got, whole)
+    return parts, compare(got, joined(spans, 1))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.config import Config
-from ..stages import BEFORE
+from ..stages import BEFORE, by_name
 from .evidence import Evidence
 from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
 from .formulas import formula, heads_of
@@ -116,6 +116,20 @@ class Site:
         if stage in self.given:
             return self.given[stage]
         return self.at(stage).taken()
+
+    def input_of_all(self) -> Span:
+        """The only input of this stage, at every position of the phase: they share a scale."""
+        (name,) = by_name(self.stage).inputs
+        rows = self.evidence.rows[self.phase]
+        if name == BEFORE or name in self.given or rows[-1] != self.pos[-1]:
+            return self.input(name)
+        return self.at(name, pos=rows).taken()
+
+    def unrounded(self) -> Span:
+        """The only input of this stage, a residual, as it was before it was stored."""
+        (name,) = by_name(self.stage).inputs
+        whole = frozenset({"post_ffn_residual" if name == BEFORE else name})
+        return replace(self, how=replace(self.how, fused=self.how.fused | whole)).input(name)
 
     def taken(self) -> Span:
         """The stage's value as the judged one takes it: as it was stored, or, in one operation with it, as computed."""

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .parallel import each
+
+LARGE = 1 << 16  # elements of which both ends and the middle are worth a thread each
 Array = NDArray[np.floating[Any]]  # float64 throughout; NumPy's stubs cannot follow it
 
 
@@ -22,14 +25,22 @@ def _float32(x: Array) -> Array:
 
 def _float16(x: Array) -> Array:
     """Through float32, in which engines compute what they then store in 16 bits."""
-    return x.astype(np.float32).astype(np.float16).astype(np.float64)
+    return x.astype(np.float32, copy=False).astype(np.float16).astype(np.float64)
 
 
 def _bfloat16(x: Array) -> Array:
     """The upper half of the float32, rounded to nearest even; NaN is kept a NaN."""
-    bits = x.astype(np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), np.nan, rounded.view(np.float32).astype(np.float64))
+    narrow = np.array(x, np.float32)
+    bits = narrow.view(np.uint32)
+    odd = bits >> np.uint32(16)
+    odd &= np.uint32(1)
+    odd += np.uint32(0x7FFF)
+    nan = np.isnan(narrow)
+    bits += odd
+    bits &= np.uint32(0xFFFF0000)
+    if nan.any():
+        narrow[nan] = np.nan
+    return narrow.astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +64,41 @@ class Float:
             return bool(np.array_equal(self.round(wide), wide, equal_nan=True))
 
 
+def _tf32(x: Array) -> Array:
+    """10 bits of mantissa, ties away from 0 (PTX: cvt.rna.tf32)."""
+    narrow = np.array(x, np.float32)
+    bits = narrow.view(np.uint32)
+    bits += np.uint32(0x1000)
+    bits &= np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(x), narrow, x).astype(np.float64)
+
+
+def _tf32_cut(x: Array) -> Array:
+    """10 bits of mantissa, the rest dropped: what a tensor core makes of a float32 that nobody rounded."""
+    narrow = np.array(x, np.float32)
+    bits = narrow.view(np.uint32)
+    bits &= np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(x), narrow, x).astype(np.float64)
+
+
+def _eight(mantissa: int, least: int, most: float) -> Callable[[Array], Array]:
+    """Floats of 8 bits, ties to even; what is beyond the largest becomes the largest, as inference engines convert."""
+
+    def nearest(x: Array) -> Array:
+        _, exponent = np.frexp(x)
+        step = np.exp2(np.maximum(exponent - 1, least) - mantissa)
+        return np.clip(np.rint(x / step) * step, -most, most)
+
+    return nearest
+
+
 FLOAT32 = Float("float32", 2.0**-24, 2.0**-126, (2 - 2.0**-23) * 2.0**127, _float32)
 FLOAT16 = Float("float16", 2.0**-11, 2.0**-14, 65504.0, _float16)
 BFLOAT16 = Float("bfloat16", 2.0**-8, 2.0**-126, (2 - 2.0**-7) * 2.0**127, _bfloat16)
+TF32 = Float("TF32", 2.0**-11, 2.0**-126, FLOAT32.most, _tf32)
+TF32_CUT = Float("TF32 by truncation", 2.0**-10, 2.0**-126, FLOAT32.most, _tf32_cut)
+E4M3 = Float("e4m3", 2.0**-4, 2.0**-6, 448.0, _eight(3, -6, 448.0))
+E5M2 = Float("e5m2", 2.0**-3, 2.0**-14, 57344.0, _eight(2, -14, 57344.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +134,10 @@ class Span:
         """f applied to each element; f must be monotone in each (in either direction)."""
         if self.exact:
             return Span.point(f(self.mid))
-        lo, hi = f(self.lo), f(self.hi)
-        return Span(f(self.mid), np.minimum(lo, hi), np.maximum(lo, hi))
+        mid, lo, hi = (
+            each(f, (self.mid, self.lo, self.hi)) if self.mid.size > LARGE else map(f, (self.mid, self.lo, self.hi))
+        )
+        return Span(mid, np.minimum(lo, hi), np.maximum(lo, hi))
 
     def shaped(self, f: Callable[[Array], Array]) -> Span:
         """f only moves elements about (reshape, index, transpose)."""

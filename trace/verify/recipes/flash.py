@@ -14,7 +14,7 @@ from .recipe import Recipe
 
 # How far an exponential may be off, relatively. Measured in PyTorch 2.13 on one-hot values, AVX-512: up to 1.0e-4 in
 # 16 bits, 3.2e-6 in float32; CUDA's ex2.approx is good to 2 units of float32's last place.
-EXP = {"flash": 2.0**-18, "fast flash": 2.0**-13}
+EXP = {"flash": 2.0**-18, "fast flash": 2.0**-13, "blocks": 2.0**-13}
 
 
 def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions) -> Span:
@@ -22,7 +22,8 @@ def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions)
 
     Flash attention (Dao et al. 2022, section 3.1) sums exp(s - m) v, m being the largest score so far, and divides by
     the sum of exp(s - m) at the end. Where exp(s - m) is rounded to the values' format, its rounding is part of the
-    recipe: m is the row's largest score, as it is if all keys are one block.
+    recipe: m is the row's largest score, as it is if all keys are one block. In blocks of a size and an order that
+    nobody told, m is the largest so far, and which way exp(s - m) is rounded is open: u of each, in a random walk.
     """
     inside = replace(r, result=FLOAT32, scale="inside")
     scores = operations.scores(inside, q, k, pos_T)
@@ -35,23 +36,29 @@ def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions)
     rel = np.where(seen_TS, radius + radius.max(-1, keepdims=True) - below * FLOAT32.u, 0) + EXP[r.mix]
     power = np.exp(below)
     p = Span(power, power * np.exp(-rel), power * np.exp(rel))
-    weights = p.map(r.attention.round)
+    weights = p if r.mix == "blocks" else p.map(r.attention.round)
     total = power.sum(-1, keepdims=True)
     S = power.shape[-1]
     total_error = (power * np.expm1(rel)).sum(-1, keepdims=True) + np.minimum(
         S * FLOAT32.u * total,
         summation(S, np.square(total), np.square(power).sum(-1, keepdims=True), SIGMAS_ONE_SIGN),
     )
-    return operations.rounded(r, divided(mixed(weights, v, r, pos_T), total, total_error))
+    return operations.rounded(r, divided(mixed(weights, v, r, pos_T, loose=r.mix == "blocks"), total, total_error))
 
 
-def mixed(p: Span, v: Span, r: Recipe, pos_T: operations.Positions) -> Span:
-    """The sum over values, unrounded, for weights that are rounded already."""
-    v_SKH = r.attention.round(v.mid)
+def mixed(p: Span, v: Span, r: Recipe, pos_T: operations.Positions, loose: bool = False) -> Span:
+    """The sum over values, unrounded, for weights that are rounded already; loose: each may be off by a rounding."""
+    v = operations.kept(r, v)
+    v_SKH = v.mid
     y = reference.attn_mix(p.mid, v_SKH, pos_T)
     squares = reference.attn_mix(np.square(p.mid), np.square(v_SKH), pos_T)
-    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares)
-    dv = v.map(r.attention.round).radius
+    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares, kept=r.sums)
+    if loose:
+        off = r.attention.u * np.where(p.mid > 0, np.maximum(p.mid, r.attention.least), 0)
+        worst = reference.attn_mix(off, np.abs(v_SKH), pos_T)
+        walk = SIGMAS_ONE_SIGN * np.sqrt(reference.attn_mix(np.square(off), np.square(v_SKH), pos_T) / 3)
+        radius = radius + np.minimum(worst, walk)
+    dv = v.radius
     radius = radius + reference.attn_mix(p.mid, dv, pos_T) + reference.attn_mix(p.radius, np.abs(v_SKH) + dv, pos_T)
     return Span.around(y, radius)
 

@@ -34,10 +34,12 @@ class Matrix:
     """A matrix of shape (O, I), in its file's format.
 
     change: what to do to each decoded slab [rows, I] (first row given): a hypothesis about the decoder, or nothing.
+    largest: the largest size of the whole matrix, where this is a part of it.
     """
 
     tensor: QTensor
     change: Callable[[int, NDArray[np.float32]], NDArray[np.float32]] | None = None
+    largest: float | None = None
 
     @property
     def format(self) -> str:
@@ -55,12 +57,24 @@ class Matrix:
         w = dequantize(self.tensor, start, stop)
         return w if self.change is None else self.change(start, w)
 
+    def head(self, rows: int, largest: float | None = None) -> Matrix:
+        """Its first rows."""
+        return replace(self.rebuilt(lambda b: b, 0, min(rows, self.shape[0])), change=self.change, largest=largest)
+
+    def top(self) -> float:
+        """The largest size of a weight."""
+        return self.largest or max(float(np.abs(slab).max()) for _, slab in self.slabs())
+
     def slabs(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(first row, rows) one after the other."""
+        for start, stop in self.cuts():
+            yield start, self.rows(start, stop)
+
+    def cuts(self) -> list[tuple[int, int]]:
+        """First row, and the row after the last, of each slab."""
         O, I = self.shape
         step = max(1, SLAB // I)
-        for start in range(0, O, step):
-            yield start, self.rows(start, min(start + step, O))
+        return [(start, min(start + step, O)) for start in range(0, O, step)]
 
     def rebuilt(self, f: Callable[[Blocks], Blocks], start: int = 0, stop: int | None = None) -> Matrix:
         """Rows start..stop in other bytes: f takes a copy of their blocks and gives as many."""

@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....engine.kernels import reference
-from ..span import FLOAT32, Array, Span, joined, plus, times
+from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, joined, plus, times
 from .products import SIGMAS_ONE_SIGN, summation
 from .recipe import Recipe
+from .scaled import ROUNDED, held
 
 U = FLOAT32.u
 Positions = NDArray[np.int32]
 
 
 def weight(r: Recipe, values: NDArray[np.floating]) -> Array:
-    """A gain, bias or embedding row as the recipe holds it."""
+    """A gain, bias or embedding row as the recipe holds it; TF32 is of products alone."""
     wide = np.asarray(values, np.float64)
-    return wide if r.weights is None else r.weights.round(wide)
+    return wide if r.weights in (None, TF32, TF32_CUT) else r.weights.round(wide)
 
 
 def rounded(r: Recipe, x: Span) -> Span:
@@ -31,21 +32,24 @@ def rounded(r: Recipe, x: Span) -> Span:
     return x.map(r.result.round)
 
 
-def norm(r: Recipe, x: Span, gain_D: Array, eps: float) -> Span:
+def norm(r: Recipe, x: Span, gain_D: Array, eps: float, of: Span | None = None) -> Span:
     """x / sqrt(mean(x^2) + eps), rounded, times the gain, rounded (HF's order; float32 engines with another stay
-    inside)."""
-    squares_T1 = np.square(x.mid).sum(-1, keepdims=True)
-    fourths_T1 = np.square(np.square(x.mid)).sum(-1, keepdims=True)
+    inside). of: what the squares are of, if not of x."""
+    of = x if of is None else of
+    squares_T1 = np.square(of.mid).sum(-1, keepdims=True)
+    fourths_T1 = np.square(np.square(of.mid)).sum(-1, keepdims=True)
     safe_T1 = np.maximum(squares_T1, FLOAT32.least)
     sum_error_T1 = summation(x.mid.shape[-1], np.square(squares_T1), fourths_T1, SIGMAS_ONE_SIGN) / safe_T1
     rel_T1 = np.minimum(x.mid.shape[-1] * U, sum_error_T1) / 2 + 4 * U
-    y = reference.rms_norm(x.mid, np.ones(1), eps)
+    scale_T1 = 1 / np.sqrt(squares_T1 / x.mid.shape[-1] + eps)
+    y = reference.rms_norm(x.mid, np.ones(1), eps) if of is x else x.mid * scale_T1
     radius = np.abs(y) * rel_T1
     if not x.exact:
-        scale_T1 = 1 / np.sqrt(squares_T1 / x.mid.shape[-1] + eps)
-        radius = radius + x.radius * scale_T1 + np.abs(y) * (np.abs(x.mid) * x.radius).sum(-1, keepdims=True) / safe_T1
+        radius = radius + x.radius * scale_T1
+    if not of.exact:
+        radius = radius + np.abs(y) * (np.abs(of.mid) * of.radius).sum(-1, keepdims=True) / safe_T1
     gain = weight(r, gain_D)
-    first = FLOAT32 if r.norm == "once" else r.result
+    first = r.result if r.norm == "twice" else FLOAT32
     return Span.around(y, radius).map(lambda v: r.result.round(first.round(v) * gain))
 
 
@@ -64,33 +68,57 @@ def mul(r: Recipe, x: Span, y: Span) -> Span:
 
 def silu(r: Recipe, x: Span) -> Span:
     """x / (1 + exp(-x)): exp to 2u, three more roundings; below -87 float32's exp overflows or its result is flushed
-    to 0."""
+    to 0. Of the ways with steps of their own see facts/sigmoid.py."""
+    if r.sigmoid in SIGMOIDS:
+        return rounded(r, times(x, SIGMOIDS[r.sigmoid](r, x)))
     y = reference.silu(x.mid)
     wider = r.slack * (1 + np.maximum(-x.mid, 0.3))  # silu'(x) x / silu(x) = 1 + x / (1 + exp(x))
     radius = (6 * U + wider) * np.abs(y) + np.where(x.mid < -80, np.abs(y), 0) + FLOAT32.least
+    if r.sigmoid == "absolute":
+        radius = radius + 2 * U * np.abs(x.mid)
     if not x.exact:
         radius = radius + 1.1 * x.radius  # the steepest slope of silu is 1.0998
-    if r.sigmoid == "rounded":
-        return rounded(r, times(x, steps(r, x)))
     return rounded(r, Span.around(y, radius))
 
 
 def steps(r: Recipe, x: Span) -> Span:
     """1 / (1 + exp(-x)), each step rounded; float32's exponential is off by 2u."""
-    e = np.exp(-x.mid)
-    power = Span.around(e, 2 * U * e + (0 if x.exact else np.exp(-x.lo) - np.exp(-x.hi))).map(r.result.round)
-    return power.map(lambda v: r.result.round(1 + v)).map(lambda v: r.result.round(1 / v))
+    return _power(r, x.map(np.negative)).map(lambda v: r.result.round(1 + v)).map(lambda v: r.result.round(1 / v))
+
+
+def mirrored(r: Recipe, x: Span) -> Span:
+    """The sigmoid by y = 1 / (1 + exp(|x|)), exp(|x|) rounded; it is y below 0 and 1 - y above, rounded."""
+    size = Span.point(np.abs(x.mid)) if x.exact else Span(*(np.abs(end) for end in (x.mid, x.lo, x.hi)))
+    y = _power(r, size).map(lambda v: 1 / (1 + v))
+    near = Span(y.mid, y.lo * (1 - 3 * U), y.hi * (1 + 3 * U))
+    below = x.mid < 0
+    return Span(
+        *(
+            np.where(below, a, 1 - b)
+            for a, b in zip((near.mid, near.lo, near.hi), (near.mid, near.hi, near.lo), strict=True)
+        )
+    ).map(r.result.round)
+
+
+def _power(r: Recipe, x: Span) -> Span:
+    """exp(x), rounded."""
+    e = np.exp(x.mid)
+    return Span.around(e, 2 * U * e + (0 if x.exact else np.abs(np.exp(x.hi) - np.exp(x.lo)))).map(r.result.round)
+
+
+SIGMOIDS = {"rounded": steps, "mirrored": mirrored}
 
 
 def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
     sum rounded."""
     table = FLOAT32 if r.turn == "float32" else r.result
-    inner = r.result if r.turn == "rounded" else FLOAT32
+    inner = r.result if r.turn in ("rounded", "contracted") else FLOAT32
     wider = FLOAT32.u if inner is FLOAT32 else 0.0
+    # In 16 bits nothing tells an angle's last bits apart, so each may be that of another pow, cosine or product.
+    off_Th = 2 * U + (0.0 if r.result is FLOAT32 else 6 * U) * np.abs(angle_Th)
     cos, sin = (
-        Span.around(f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), 2 * U)).map(table.round)
-        for f in (np.cos, np.sin)
+        Span.around(f(angle_Th), off_Th).shaped(lambda v: v[:, None, :]).map(table.round) for f in (np.cos, np.sin)
     )
     h = x.mid.shape[-1] // 2
     a, b = x.shaped(lambda v: v[..., :h]), x.shaped(lambda v: v[..., h:])
@@ -98,10 +126,16 @@ def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
     def term(part: Span, factor: Span, sign: float) -> Span:
         t = times(part, factor)
         slack = 2 * wider * np.abs(t.mid)
-        return Span(t.mid, t.lo - slack, t.hi + slack).map(inner.round).map(lambda v: sign * v)
+        once = Span(t.mid, t.lo - slack, t.hi + slack).map(inner.round)
+        if r.turn == "contracted":
+            once = Span(once.mid, np.minimum(once.lo, t.lo), np.maximum(once.hi, t.hi))
+        return once.map(lambda v: sign * v)
 
     first, second = plus(term(a, cos, 1), term(b, sin, -1)), plus(term(b, cos, 1), term(a, sin, 1))
     return rounded(r, joined([first, second], -1))
+
+
+SHORT = ("short share", "short root", "short queries")  # the scale itself is rounded to the results' format
 
 
 def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = None) -> Span:
@@ -109,25 +143,41 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     H = q.mid.shape[-1]
     root = np.sqrt(H)
     share = 1 / root if scale is None else scale
-    before = {"queries": (share, 1.0), "halves": (np.sqrt(share), np.sqrt(share))}.get(r.scale)
+    if r.scale in SHORT:
+        share = r.result.round(np.array(share)) if r.scale != "short root" else 1 / r.result.round(np.array(1 / share))
+    before = {
+        "queries": (share, 1.0), "short queries": (share, 1.0), "halves": (np.sqrt(share), np.sqrt(share)),
+    }.get(r.scale)  # fmt: skip
     if before is not None:
         q, k = (scaled(r, x, f) if f != 1 else x for x, f in zip((q, k), before, strict=True))
 
     def dot(a: Array, b: Array) -> Array:
         return reference.attn_scores(a, b, pos_T) * root
 
-    q_TNH, k_SKH = r.attention.round(q.mid), r.attention.round(k.mid)
+    k = kept(r, k)
+    q_TNH, k_SKH = r.attention.round(q.mid), k.mid
     y = dot(q_TNH, k_SKH)
-    radius = summation(H, np.square(y), dot(np.square(q_TNH), np.square(k_SKH))) + r.slack * np.abs(y)
+    squares = dot(np.square(q_TNH), np.square(k_SKH))
+    radius = summation(H, np.square(y), squares, kept=r.sums) + r.slack * np.abs(y)
     if not (q.exact and k.exact):
-        dq, dk = (s.map(r.attention.round).radius for s in (q, k))
+        dq, dk = q.map(r.attention.round).radius, k.radius
         radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
     dots = Span.around(y, radius)
     if before is not None:
         return rounded(r, dots)
-    dots = (rounded(r, dots) if r.scale == "after" else dots).map(lambda v: v * share)
+    dots = (dots if r.scale == "inside" else rounded(r, dots)).map(lambda v: v * share)
     slack = 2 * U * np.abs(dots.mid)
     return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
+
+
+def kept(r: Recipe, x: Span) -> Span:
+    """Keys or values [S, K, H] as they meet their partners, by way of the cache: a row is a head's of one position. A
+    scale meets numbers of 8 bits before they are rounded to 16, or after the product."""
+    if r.cache is None:
+        return x.map(r.attention.round)
+    kind = r.cache.removesuffix(ROUNDED)
+    found = held(kind)(x.shaped(lambda v: v.swapaxes(0, 1))).shaped(lambda v: v.swapaxes(0, 1))
+    return found if kind == r.cache else found.map(r.attention.round)
 
 
 def scaled(r: Recipe, x: Span, factor: float) -> Span:
@@ -154,12 +204,13 @@ def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
 
 def mix(r: Recipe, p: Span, v: Span, pos_T: Positions) -> Span:
     """Probabilities times values: [T, N, H]."""
-    kept = FLOAT32 if r.mix == "float32" else r.attention
-    p_NTS, v_SKH = kept.round(p.mid), r.attention.round(v.mid)
+    of_p = FLOAT32 if r.mix == "float32" else r.attention
+    v = kept(r, v)
+    p_NTS, v_SKH = of_p.round(p.mid), v.mid
     y = reference.attn_mix(p_NTS, v_SKH, pos_T)
     squares = reference.attn_mix(np.square(p_NTS), np.square(v_SKH), pos_T)
-    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares)
+    radius = summation(pos_T[:, None, None] + 1.0, np.square(y), squares, kept=r.sums)
     if not (p.exact and v.exact):
-        dp, dv = p.map(kept.round).radius, v.map(r.attention.round).radius
+        dp, dv = p.map(of_p.round).radius, v.radius
         radius = radius + reference.attn_mix(p_NTS, dv, pos_T) + reference.attn_mix(dp, np.abs(v_SKH) + dv, pos_T)
     return rounded(r, Span.around(y, radius))

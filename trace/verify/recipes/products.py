@@ -12,56 +12,88 @@ roundings in 2.8.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ....quant import q16
 from ....quant.tensor import format_of
-from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span
+from ..parallel import each
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span
 from .matrix import Matrix, group_sums
 from .recipe import Recipe
+from .scaled import KINDS, held
 
 SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
 
 
-def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIGMAS) -> Array:
-    """How far a sum of K terms may be off, whose square is `size` and whose terms' squares sum to `squares`."""
-    return sigmas * FLOAT32.u * np.sqrt(K / 3) * np.sqrt(size + squares)
+def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIGMAS, kept: Float = FLOAT32) -> Array:
+    """How far a sum of K terms may be off, whose square is `size` and whose terms' squares sum to `squares`, if partial
+    sums are kept in a format."""
+    return sigmas * kept.u * np.sqrt(K / 3) * np.sqrt(size + squares)
 
 
-def product(r: Recipe, x: Span, w: Matrix) -> Span:
-    """x W^T, [T, O], for x [T, I], before the result is rounded.
+def product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
+    """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it.
 
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
     and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
     """
     if r.weights is not None and r.operand(w.format) == "F32":
         x = x.map(r.weights.round)  # a product has one format for both of its sides
-    x_TI, extra_TB = operand(r, x.mid, w.format)
-    radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
+    if r.operand(w.format) in KINDS:
+        x = held(r.operand(w.format))(x)
+        x_TI, extra_TB, radius_TI = x.mid, None, None if x.exact else x.radius
+    else:
+        x_TI, extra_TB = operand(r, x.mid, w.format)
+        radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
+    x_TI = x_TI[rows]
+    extra_TB, radius_TI = (None if v is None else v[rows] for v in (extra_TB, radius_TI))
+    again = reloaded(r, w)
+    whole = r.operand(w.format) in KINDS
     square_TI = np.square(x_TI)
     rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
-    y, radius = [], []
-    for start, slab in w.slabs():
-        w_OI: Array = slab.astype(np.float64)
-        if r.weights is not None:
-            w_OI = r.weights.round(w_OI)
+
+    def part(cut: tuple[int, int]) -> tuple[Array, Array]:
+        start, stop = cut
+        slab, unsure_OI = w.rows(start, stop), None
+        if again is not None:
+            held_OI = again(slab)
+            w_OI, unsure_OI = held_OI.mid, None if held_OI.exact else held_OI.radius
+            slab = w_OI.astype(np.float32)
+        else:
+            w_OI = slab.astype(np.float64) if r.weights is None or whole else r.weights.round(slab)
         y_TO = x_TI @ w_OI.T
         square_OI = np.square(slab)
         squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
-        m_OB = w.minima(start, start + len(slab))
+        m_OB = w.minima(start, stop) if r.requantised is None else None
         if m_OB is not None:
             apart_TO = group_sums(x_TI, w.facts.group) @ m_OB.T
             size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
             squares_TO = 2 * squares_TO + 3 * (group_sums(square_TI, w.facts.group) @ np.square(m_OB).T)
             if extra_TB is not None:
                 y_TO += extra_TB @ m_OB.T
-        radius_TO = summation(w.shape[1], size_TO, squares_TO)
+        radius_TO = summation(w.shape[1], size_TO, squares_TO, kept=r.sums)
         if radius_TI is not None:
             radius_TO += 3 * np.sqrt(np.square(radius_TI) @ square_OI.T)
-        y.append(y_TO)
-        radius.append(radius_TO)
+        if unsure_OI is not None:
+            radius_TO += np.abs(x_TI) @ unsure_OI.T
+        return y_TO, radius_TO
+
+    y, radius = zip(*each(part, w.cuts()), strict=True)
     return Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
+
+
+def reloaded(r: Recipe, w: Matrix) -> Callable[[NDArray[np.float32]], Span] | None:
+    """What an engine makes of rows of a matrix that it rounds to 8 bits when it loads them; None if it does not."""
+    if r.requantised is None:
+        return None
+    kind = KINDS[r.requantised]
+    if kind.over == "all":
+        kind = replace(kind, fixed=float(np.float32(w.top() / kind.top)))
+    return lambda slab: kind.of(slab.astype(np.float64))
 
 
 def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | None]:
@@ -71,6 +103,8 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
         return (FLOAT16 if kind == "F16" else BFLOAT16).round(x_TI), None
     if kind == "F32":
         return x_TI, None
+    if kind in KINDS:
+        return KINDS[kind].of(x_TI).mid, None
     T, I = x_TI.shape
     if kind in q16.BLOCKS:
         return q16.rounded(_in_blocks(x_TI, q16.BLOCKS[kind])).reshape(T, -1)[:, :I], None

@@ -11,6 +11,7 @@ from typing import Any
 
 from ....quant.tensor import format_of
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Float
+from .scaled import KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Recipe:
     quantiser: None, or which of ggml's routines makes 8-bit activations: "reference" (1/d, ties away from zero), "x86"
     (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only. "int16": this package's own 16 bits.
     attention: operands of both attention products are rounded to it (ggml: the type of the KV cache).
+    "int8 token" ...: numbers of 8 bits with a scale, see scaled.py. requantised: the same of the matrices.
+    sums: in what products are summed. cache: how keys and values are held, beside `attention` (scaled.py).
     angle: how RoPE's angle comes about (rope.py). fused: stages that go into this one as computed, not as stored.
     norm, turn, scale, mix, sigmoid: see facts/.
     """
@@ -30,7 +33,10 @@ class Recipe:
     result: Float = FLOAT32
     weights: Float | None = None
     quantiser: str | None = None
+    requantised: str | None = None
+    sums: Float = FLOAT32
     attention: Float = FLOAT32
+    cache: str | None = None
     angle: str = "product"
     fused: frozenset[str] = frozenset()
     norm: str = "twice"
@@ -41,8 +47,8 @@ class Recipe:
 
     def operand(self, weight_format: str) -> str:
         """What the activations of a product become: a format, "F32" for as they are."""
-        if self.quantiser is None:
-            return "F32"
+        if self.quantiser is None or self.quantiser in KINDS:
+            return self.quantiser or "F32"
         f = format_of(weight_format)
         return f.activations_int16 if self.quantiser == "int16" else f.activations
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..span import Array
 
-ULPS = range(-2, 3)
+ULPS = range(-4, 5)
+BETTER = 4.0  # times, in squares, that a neighbour must explain the dump better
 
 
 class Rotation(Protocol):
@@ -97,9 +98,9 @@ def fitted(
     assert isinstance(product, Product) and isinstance(repeated, Repeated)
     tables = [_nudged(product.inv_freq_h, n) for n in ULPS]
     left = np.stack([residual(Product(t)) + (1e-30 if n else 0) for t, n in zip(tables, ULPS, strict=True)])
-    # A frequency is taken from beside ours only if that explains the dump ten times better; else the data cannot tell.
+    # A frequency is taken from beside ours only if that explains the dump far better; else the data cannot tell.
     best, ours = left.argmin(0), len(ULPS) // 2
-    best = np.where(left.min(0) < left[ours] / 100, best, ours)
+    best = np.where(left.min(0) < left[ours] / BETTER, best, ours)
     ways: dict[str, Rotation] = dict(known)
     ways["product"] = Product(np.choose(best, tables).astype(np.float32))
     ways["repeated"] = min(

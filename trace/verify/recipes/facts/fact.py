@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ def silent(value: Any, result: Float) -> str:
 class Fact:
     """field: of Recipe. values: what it may be for a stage whose results are stored so, the commonest first; () where
     it does not show. words: of a value in an engine that stores most of its results so; "" for what goes without
-    saying.
+    saying. wide: values that leave so much open that they might explain a mistake, each with the value that its
+    span is measured by: they are tried last, and said with how much more they allow.
     """
 
     field: str
     values: Callable[[Stage, Float], Sequence[Any]]
     words: Callable[[Any, Float], str] = silent
+    wide: Mapping[Any, Any] = dataclasses.field(default_factory=dict)

@@ -3,7 +3,7 @@
 Stored: those of the soft-max, as the dump has them. Float32: attention in one piece, in float32 inside. Flash: the
 same with exp(s - m), not normalised, rounded to the format of the values; m is the largest score of the row so far.
 Fast flash: with an exponential that is good to 13 bits (PyTorch's on a CPU, in 16 bits), so that more of them may
-round either way.
+round either way. Blocks: m is the largest of the blocks so far, so that any of them may.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ WORDS = {
     "float32": "attention in one piece, float32 inside",
     "flash": "flash attention with probabilities in {}",
     "fast flash": "flash attention with probabilities in {} of a fast exponential",
+    "blocks": "flash attention with probabilities in {}, keys in blocks of a size and order that nobody told",
 }
 
 
@@ -26,4 +27,4 @@ def values(stage: Stage, result: Float) -> Sequence[str]:
     return tuple(WORDS) if stage.kind == "mix" and result is not FLOAT32 else ()
 
 
-FACT = Fact("mix", values, lambda value, result: WORDS[value].format(result.name))
+FACT = Fact("mix", values, lambda value, result: WORDS[value].format(result.name), wide={"blocks": "flash"})

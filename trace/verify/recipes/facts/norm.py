@@ -1,4 +1,8 @@
-"""Whether a norm is rounded before its gain and after it, or once, at the end."""
+"""Whether a norm is rounded before its gain and after it, or once, at the end.
+
+Apart: once, and the mean square is of the residual sum as it was before it was stored, the values are the stored ones
+(torch.compile of one token: a reduction of its own).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,15 @@ from ....stages import Stage
 from ...span import FLOAT32, Float
 from .fact import Fact
 
+WORDS = {
+    "twice": "",
+    "once": "norm rounded once",
+    "apart": "norm rounded once, by the mean square of the unrounded residual sum",
+}
+
 
 def values(stage: Stage, result: Float) -> Sequence[str]:
-    return ("twice", "once") if stage.kind == "norm" and result is not FLOAT32 else ()
+    return tuple(WORDS) if stage.kind == "norm" and result is not FLOAT32 else ()
 
 
-FACT = Fact("norm", values, lambda value, result: "norm rounded once" if value == "once" else "")
+FACT = Fact("norm", values, lambda value, result: WORDS[value])

@@ -8,18 +8,26 @@ from ....stages import Stage
 from ...span import FLOAT32, Float
 from .fact import Fact
 
+GGML = ("x86", "reference", "arm")
 WORDS = {
     "int16": "activations in 16-bit integers",
-    "x86": "activations in 8 bits, as ggml",
-    "reference": "activations in 8 bits, as ggml",
-    "arm": "activations in 8 bits, as ggml",
+    **dict.fromkeys(GGML, "activations in 8 bits, as ggml"),
+    "int8 token": "int8 activations, a scale for each token",
+    "int8 tensor": "int8 activations, one scale",
+    "e4m3 token": "FP8 activations (e4m3), a scale for each token",
+    "e4m3 tensor": "FP8 activations (e4m3), one scale",
+    "e4m3 block": "FP8 activations (e4m3), a scale for each 128 columns",
+    "uint8 tensor": "uint8 activations, one scale and zero point",
+    "uint8 token": "uint8 activations, a scale and zero point for each token",
+    "uint7 tensor": "activations in 7 bits, one scale and zero point (torch.ao, reduced range)",
 }
 
 
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
     if stage.kind != "product":
         return ()
-    return (None, "x86", "reference", "arm", "int16") if result is FLOAT32 else (None,)
+    eight = tuple(kind for kind in WORDS if kind not in (*GGML, "int16"))
+    return (None, *GGML, "int16", *eight) if result is FLOAT32 else (None, *eight)
 
 
 FACT = Fact("quantiser", values, lambda value, result: WORDS.get(value, ""))

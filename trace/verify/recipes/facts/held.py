@@ -1,0 +1,37 @@
+"""How the cache holds keys and values, beside a format of 16 or 32 bits: 8 bits with a scale (scaled.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....stages import Stage
+from ...span import FLOAT32, Float
+from ..scaled import ROUNDED
+from .fact import Fact
+
+WORDS = {
+    "e4m3": "keys and values in FP8 (e4m3)",
+    "e5m2": "keys and values in FP8 (e5m2)",
+    "e4m3 tensor": "keys and values in FP8 (e4m3), one scale each",
+    "int8 token": "keys and values in int8, a scale for each head and position",
+    "int8 channel": "keys and values in int8, a scale for each channel",
+    "uint8 token": "keys and values in uint8, a scale and zero point for each head and position",
+}
+
+SCALED = tuple(kind for kind in WORDS if kind not in ("e4m3", "e5m2"))  # their numbers are exact in 16 bits
+
+
+def values(stage: Stage, result: Float) -> Sequence[str | None]:
+    if stage.kind not in ("scores", "mix"):
+        return ()
+    return (None, *WORDS) if result is FLOAT32 else (None, *WORDS, *(kind + ROUNDED for kind in SCALED))
+
+
+def words(value: str | None, result: Float) -> str:
+    if value is None:
+        return ""
+    kind = value.removesuffix(ROUNDED)
+    return WORDS[kind] + (f", rounded to {result.name} as they are read" if kind != value else "")
+
+
+FACT = Fact("cache", values, words)
