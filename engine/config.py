@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import BadInput
+from ..errors import BadInput, blamed_on
 from ..quant.tensor import QTensor
-from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, ROPE_NEUTRAL, brief
+from . import rope, rope_gguf
+from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, brief
 from .models import Architecture, find
-
-SMALLEST, LARGEST = 2.0**-126, 3.4e38  # of normal float32 numbers
+from .rope import LARGEST, SMALLEST, Scaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Config:
     model_type: the architecture, by the name that it has in config.json.
     rms_norm_eps, rope_theta: as the file has them (float32 values widened).
     tie_word_embeddings: the head is the embedding; the file has no tensor of its own for it.
+    rope_scaling: of RoPE's frequencies (engine/rope.py).
     """
 
     model_type: str
@@ -41,6 +42,7 @@ class Config:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    rope_scaling: Scaling = rope.UNSCALED
 
     def __post_init__(self) -> None:
         find(self.model_type)
@@ -58,8 +60,28 @@ class Config:
             raise BadInput(f"num_key_value_heads is {self.num_key_value_heads}, which does not divide {heads}")
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
-        if self.max_position_embeddings / self.rope_theta > LARGEST:
+        if self.context / self.rope_theta > LARGEST:
             raise BadInput(f"rope_theta is {self.rope_theta}; the angles of the last position overflow")
+
+    @property
+    def context(self) -> int:
+        """How many positions a session may have. YaRN is switched on in files whose max_position_embeddings stay as
+        they were, as Qwen's own cards tell it; it reaches as far as its factor says."""
+        return max(self.max_position_embeddings, self.rope_scaling.reach)
+
+    def room(self, prompt: int) -> tuple[int, str]:
+        """How many positions a session may have that begins with so many, and why there are no more, for people.
+
+        LongRoPE's frequencies are others beyond the original positions: a session with keys of both kinds would be
+        neither.
+        """
+        length, s = self.rope_scaling.original_max_position_embeddings, self.rope_scaling
+        if s.switches and prompt <= length < self.context:
+            return length, "up to which longrope has its short factors; a longer prompt has the long ones"
+        if s.rope_type == "dynamic":
+            hint = "beyond it dynamic RoPE has other frequencies for every length; --rope-scaling yarn has one table"
+            return self.context, hint
+        return self.context, ""
 
     @property
     def architecture(self) -> Architecture:
@@ -126,7 +148,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         tie_word_embeddings=head not in tensors,
         **found,
     )
-    return c, notes
+    scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings)
+    return replace(c, rope_scaling=scaling), notes
 
 
 def _float32(value: float) -> float:
@@ -158,6 +181,9 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
         head_dim = width // heads
     positions = _whole("max_position_embeddings", _need(data, "max_position_embeddings"))
     _check_windows(data, a, _whole("num_hidden_layers", layers), positions)
+    if type(head_dim) is not int or head_dim < 2 or head_dim % 2:
+        _refuse("head_dim", f"is {brief(head_dim)}; rotary embedding needs an even one")
+    theta, scaling = _rope(data, head_dim, positions)
     if (limit := _before_second_chunk(data)) < positions:
         positions = limit
         notes.append(f"dual_chunk_attention_config is not computed; the context ends where it begins, at {limit}")
@@ -181,9 +207,10 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
         intermediate_size=_need(data, "intermediate_size"),
         vocab_size=_need(data, "vocab_size"),
         max_position_embeddings=positions,
-        rope_theta=_rope_theta(data),
+        rope_theta=theta,
         rms_norm_eps=_real("rms_norm_eps", _need(data, "rms_norm_eps")),
         tie_word_embeddings=not own_head,
+        rope_scaling=scaling,
     )
     return c, notes
 
@@ -210,42 +237,44 @@ def _real(field: str, value: object) -> float:
     return _float32(float(value))
 
 
-def _rope_theta(data: Mapping[str, Any]) -> float:
-    """RoPE's base, from wherever it stands, where Transformers of every version finds the same one."""
-    rope, scaling = (data.get(field) or {} for field in ("rope_parameters", "rope_scaling"))
-    for field, place in (("rope_parameters", rope), ("rope_scaling", scaling), ("", data)):
+def _rope(data: Mapping[str, Any], head_dim: int, positions: int) -> tuple[float, Scaling]:
+    """RoPE's base and its scaling, from wherever they stand, where Transformers of every version finds the same."""
+    both, scaling = (data.get(field) or {} for field in ("rope_parameters", "rope_scaling"))
+    for field, place in (("rope_parameters", both), ("rope_scaling", scaling), ("", data)):
         if not isinstance(place, dict):
             _refuse(field, f"is {brief(place)}; it must be an object")
+        if place is not data and (nested := [name for name, value in place.items() if isinstance(value, dict)]):
+            _refuse(field, f"holds {brief(nested[0])}: parameters for each type of layer are not supported")
         if place.get("partial_rotary_factor", 1) not in (None, 1):
             _refuse("partial_rotary_factor", f"is {brief(place['partial_rotary_factor'])}; that is not supported")
-        if place is not data:
-            _check_rope(field, place)
-    places = [place["rope_theta"] for place in (rope, scaling, data) if place.get("rope_theta") is not None]
+    places = [place["rope_theta"] for place in (both, scaling, data) if place.get("rope_theta") is not None]
     thetas = {_real("rope_theta", theta) for theta in places}
     if len(thetas) > 1:
         _refuse("rope_theta", f"has two values, {sorted(thetas)}")
-    if thetas and rope and scaling and scaling.get("rope_theta") is data.get("rope_theta") is None:
+    if thetas and both and scaling and scaling.get("rope_theta") is data.get("rope_theta") is None:
         _refuse(
             "rope_scaling", "stands beside rope_parameters, whose rope_theta Transformers 5 then ignores; remove it"
         )
-    return thetas.pop() if thetas else _real("rope_theta", _need(data, "rope_theta"))
+    theta = thetas.pop() if thetas else _real("rope_theta", _need(data, "rope_theta"))
+    found = {}
+    for field, place in (("rope_parameters", both), ("rope_scaling", scaling)):
+        if place:
+            with blamed_on(field):
+                found[field] = rope.read(_with_original(place, data), theta, head_dim, positions)
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{field} asks for {s.rope_type}" for field, s in found.items())
+        raise BadInput(f"{said}: different scalings of RoPE; remove one of them")
+    return theta, next(iter(found.values()), rope.UNSCALED)
 
 
-def _check_rope(field: str, place: Mapping[str, Any]) -> None:
-    """Raises BadInput unless it asks for RoPE without scaling, or with one that changes nothing."""
-    kind = place.get("rope_type", place.get("type", "default"))
-    known = ROPE_NEUTRAL.get(kind) if isinstance(kind, str) else None
-    if known is None:
-        _refuse(field, f"asks for RoPE scaling of type {brief(kind)}; that is not supported, only the default is")
-    must_be_one, more = known
-    factor = place.get("factor", 1 if kind == "default" else None)
-    if type(factor) not in (int, float) or (must_be_one and factor != 1) or not 1 <= factor <= LARGEST:
-        _refuse(field, f"asks for RoPE scaling of type {kind} by factor {brief(factor)}; that is not supported")
-    if place.get("attention_factor") not in (None, 1):
-        _refuse(field, f"asks for attention_factor {brief(place['attention_factor'])}; that is not supported")
-    read = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "attention_factor", *more}
-    if strange := [name for name in place if name not in read]:
-        _refuse(field, f"holds {brief(strange)}, which RoPE of type {kind} has not; that is not supported")
+def _with_original(place: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scaling's fields, with the original positions from beside them, where Phi-3 has them."""
+    name, kind = "original_max_position_embeddings", place.get("rope_type", place.get("type"))
+    if data.get(name) is None or kind not in ("llama3", "yarn", "longrope"):
+        return place
+    if place.get(name) not in (None, data[name]):
+        _refuse(name, f"has two values, {brief(data[name])} and {brief(place[name])} in the scaling of RoPE")
+    return {**place, name: data[name]}
 
 
 def _check_windows(data: Mapping[str, Any], a: Architecture, layers: int, positions: int) -> None:

@@ -56,8 +56,8 @@ def main(args: argparse.Namespace) -> int:
     opened = open_weights(args.model)
     cut = of_file(kept, args.windows) if kept else of_text(opened.checkpoint, args)
     c = opened.checkpoint.config
-    if cut.context > c.max_position_embeddings:
-        raise BadInput(f"a window of {cut.context} does not fit the context of {c.max_position_embeddings}")
+    if cut.context > c.context:
+        raise BadInput(f"a window of {cut.context} does not fit the context of {c.context}")
     if (worst := max(i for ids in cut.ids for i in ids)) >= c.vocab_size:
         raise BadInput(f"token id {worst} is outside the vocabulary of {c.vocab_size}")
     second = open_weights(args.against) if args.against else None

@@ -111,7 +111,7 @@ def answer(
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
     opened = open_weights(args.model)
     checkpoint = opened.checkpoint
-    context = checkpoint.config.max_position_embeddings
+    context = checkpoint.config.context
     if args.max_tokens is not None and args.max_tokens >= context:
         raise BadInput(f"-n {args.max_tokens} and a prompt do not fit the context of {context}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..config import Config
+from ..rope_gguf import Said, to_keys
 from . import Checkpoint
 from .end_of_generation import by_text, told, with_control
 from .tokenizer_json import last_used, spell
@@ -61,6 +63,24 @@ def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
         lost.append(f"{v.types.count(BYTE)} tokens stand for single bytes in GGUF alone, and become ordinary text")
     kinds = {UNKNOWN: CONTROL, BYTE: NORMAL, UNUSED: NORMAL}
     return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
+
+
+def held(c: Config, kind: str) -> Config:
+    """The configuration as it is read back from a container of that kind."""
+    return replace(c, rope_scaling=_rope(c).back) if kind == "gguf" else c
+
+
+def lost_of_rope(c: Config, kind: str) -> list[str]:
+    """A line on what such a container does not say of the scaling of RoPE."""
+    if kind != "gguf":
+        return []
+    rope = _rope(c)
+    readers = "for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of this architecture"
+    return [*rope.lost, *([readers] if rope.tensors and c.architecture.gguf == "qwen2" else [])]
+
+
+def _rope(c: Config) -> Said:
+    return to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
 
 
 def left_out(source: Checkpoint, kind: str) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from reprlib import repr as brief
@@ -16,6 +17,7 @@ import numpy as np
 from ...errors import BadInput
 from ...quant.ggml import NUMBERS as TYPES
 from ..config_keys import GGUF_KEYS
+from ..rope_gguf import to_keys
 from . import Checkpoint
 from .end_of_generation import told
 from .gguf_header import KINDS, MAX_NAME, NUMBERS
@@ -37,8 +39,13 @@ def write(
     place: Path, source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None, show: Progress
 ) -> None:
     """The model as one file. recoded: the format that its matrices were asked to become."""
+    c = source.config
+    rope = to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
+    divisors = [
+        Planned(name, "F32", x.shape, x.nbytes, partial(iter, [x.view(np.uint8)])) for name, x in rope.tensors.items()
+    ]
     with place.open("wb") as file:
-        write_gguf(file, pairs_of(source, v, tensors, recoded), tensors, show)
+        write_gguf(file, pairs_of(source, v, tensors, recoded), [*divisors, *tensors], show)
 
 
 def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned], show: Progress) -> None:
@@ -72,6 +79,8 @@ def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], r
     pairs = [("general.architecture", "str", name), ("general.type", "str", "model")]
     pairs += [(k, _kind_of(x), x) for k, x in about(source).items() if k != "general.type"]
     pairs += [(f"{name}.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
+    rope = to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
+    pairs += [(f"{name}.{key}", kind, value) for key, kind, value in rope.keys]
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         pairs += [(f"{name}.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
     pairs += [file_type, ("general.quantization_version", "u32", 2)]

@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
+from ..rope import UNSCALED
 from . import Checkpoint
 from .end_of_generation import stops
 from .fields import Fields
@@ -28,11 +29,22 @@ def write(
     """config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors."""
     c, a = source.config, source.config.architecture
     config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
-    for said_anew in ("torch_dtype", "rope_scaling", "partial_rotary_factor", "layer_types", "sliding_window"):
+    for said_anew in (
+        "torch_dtype",
+        "partial_rotary_factor",
+        "layer_types",
+        "sliding_window",
+        "original_max_position_embeddings",
+    ):
         config.pop(said_anew, None)
     config |= {"architectures": [a.hf_class], "dtype": DTYPES[most_common_format(tensors)]}
     config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
-    config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
+    rope = c.rope_scaling.spelled()
+    config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | rope}
+    if c.rope_scaling == UNSCALED:
+        del config["rope_scaling"]
+    else:
+        config["rope_scaling"] = rope  # where Transformers 4 looks
     config |= {"hidden_act": "silu", **a.hf_full}
     if v is not None:
         eos = stops(v)
@@ -58,7 +70,7 @@ def write(
             "unk_token": None,
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
-            "model_max_length": c.max_position_embeddings,
+            "model_max_length": c.context,
             "split_special_tokens": False,
         }
         if v.chat_template is not None:

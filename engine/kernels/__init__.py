@@ -71,8 +71,11 @@ class Kernels(Protocol):
     def silu(self, x_TF: Any) -> Any:
         """x / (1 + exp(-x)) (Elfwing et al. 2017)."""
 
-    def rope(self, x_TNH: Any, pos_T: Any, inv_freq_h: Any) -> Any:
-        """Rotary embedding (Su et al. 2021) of split halves, as Qwen2 has it: element j pairs with j + H/2."""
+    def rope(self, x_TNH: Any, pos_T: Any, inv_freq_h: Any, magnitude: float = 1.0) -> Any:
+        """Rotary embedding (Su et al. 2021) of split halves, as Qwen2 has it: element j pairs with j + H/2.
+
+        magnitude: cosine and sine are rounded to the activation's type, then multiplied with it, and rounded again.
+        """
 
     def attn_scores(self, q_TNH: Any, k_SKH: Any, pos_T: Any) -> Any:
         """q.k / sqrt(H), [N, T, S]; query head n reads kv head n // (N / K); 0 where the key comes after the query."""

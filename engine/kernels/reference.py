@@ -114,10 +114,11 @@ def silu(x_TF: Array) -> Array:
         return x_TF / (1 + np.exp(-x_TF))
 
 
-def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32]) -> Array:
+def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32], magnitude: float = 1.0) -> Array:
     """The angle is the float32 product that Hugging Face takes in every precision; cosine and sine are float64's."""
     angle_Th = (pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
-    cos_T1h, sin_T1h = (f(angle_Th)[:, None, :].astype(x_TNH.dtype) for f in (np.cos, np.sin))
+    size, dtype = x_TNH.dtype.type(magnitude), x_TNH.dtype
+    cos_T1h, sin_T1h = (f(angle_Th)[:, None, :].astype(dtype) * size for f in (np.cos, np.sin))
     a_TNh, b_TNh = np.split(x_TNH, 2, axis=-1)
     return np.concatenate((a_TNh * cos_T1h - b_TNh * sin_T1h, b_TNh * cos_T1h + a_TNh * sin_T1h), axis=-1)
 

@@ -38,7 +38,7 @@ def others() -> Iterator[Signed]:
     yield "mul", rows.mul, (*ROWS, *ROWS, I, F)
     yield "silu", rows.silu, (*ROWS, I, F)
     yield "narrow", rows.narrow, (*ROWS, I, I, F)
-    yield "rope", rows.rope, (*ROWS, X, F, I, I, F)
+    yield "rope", rows.rope, (*ROWS, X, F, float32, I, I, F)
     yield "append", attention.append, (*ROWS, *ROWS, X, I, F, F, I)
     yield "advance", attention.advance, (X, I)
     yield "scores", attention.scores, (*ROWS, F, I, X, I, I, I, float32, F, I)
