@@ -134,7 +134,7 @@ def to_keys(s: Scaling, theta: float, head_dim: int, positions: int) -> Said:
         tensors = {ONE: np.array(s.short_factor, np.float32)}
     elif s.rope_type not in ("default", "dynamic"):  # which is plain as far as it is computed
         plain_h = frequencies(theta, head_dim, UNSCALED, dtype=np.float64)
-        tensors = {ONE: (plain_h / frequencies(theta, head_dim, s, dtype=np.float64)).astype(np.float32)}
+        tensors = {ONE: (plain_h / frequencies(theta, head_dim, s)).astype(np.float32)}
     if _f32(magnitude) != 1:
         keys["attn_factor"] = ("f32", _f32(magnitude))
     said = {f"rope.scaling.{name}": value for name, (_, value) in keys.items()}

@@ -207,6 +207,7 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     """
     import torch
     from torch.nn import functional
+    from transformers.modeling_rope_utils import dynamic_rope_update
     from transformers.models.qwen2 import modeling_qwen2 as hf
 
     wide = model.dtype == torch.float64
@@ -247,6 +248,7 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     def norm64(module: Any, x: Any) -> Any:
         return module.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon))
 
+    @dynamic_rope_update  # as on the method that it stands for: frequencies may depend on the length
     def rotary64(module: Any, x: Any, position_ids: Any) -> Any:
         angles = (position_ids[..., None].float() * module.inv_freq.float()).double()
         both = torch.cat((angles, angles), dim=-1)
