@@ -215,6 +215,22 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
     return c, notes
 
 
+def with_rope(c: Config, said: Mapping[str, Any]) -> Config:
+    """The configuration with another scaling of RoPE than its file has. said: as in config.json; "none" is a type too.
+
+    Linear scaling reaches factor times as far, which nobody's fields say. What was the training's length before an
+    earlier scaling still is. Raises BadInput as rope.read does.
+    """
+    before = c.rope_scaling.original_max_position_embeddings or None
+    if said.get("rope_type") == "none":
+        said = {"rope_type": "default"} | {k: v for k, v in said.items() if k != "rope_type"}
+    if said.get("rope_type") == "yarn":
+        said = {rope.LENGTH: before} | {k: v for k, v in said.items() if v is not None}
+    scaling = rope.read(said, c.rope_theta, c.head_dim, c.max_position_embeddings)
+    far = scaling.factor if scaling.rope_type == "linear" else 1
+    return replace(c, rope_scaling=scaling, max_position_embeddings=int(c.max_position_embeddings * max(far, 1)))
+
+
 def _refuse(field: str, why: str) -> NoReturn:
     raise BadInput(f"{field} {why}")
 

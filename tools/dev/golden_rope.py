@@ -151,9 +151,11 @@ def stages_of(model: Any, *passes: tuple[int, ...]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     cache = None
     for number, ids in enumerate(passes):
-        with capture(
-            model, lambda layer, stage, x, number=number: kept.__setitem__(f"{number}/{key(layer, stage)}", x)
-        ):
+
+        def emit(layer: int | None, stage: str, x: Any, number: int = number) -> None:
+            kept[f"{number}/{key(layer, stage)}"] = x
+
+        with capture(model, emit):
             cache = model(torch.tensor([ids]), use_cache=True, past_key_values=cache).past_key_values
     return kept
 

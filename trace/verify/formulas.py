@@ -84,9 +84,11 @@ def norm(s: Inputs, x: Span, gain: Array, eps: float | None = None) -> Span:
     return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps)
 
 
-def rotated(s: Inputs, x: Span, angle_Th: Array | None = None) -> Span:
-    way = s.evidence.rotations[s.recipe.angle]
-    return operations.rope(s.recipe, x, way.angle(s.pos_T) if angle_Th is None else angle_Th)
+def rotated(s: Inputs, x: Span, angle_Th: Array | None = None, magnitude: float | None = None) -> Span:
+    """The rotation by the model's angles and magnitude, or by others."""
+    way, own = s.evidence.rotations[s.recipe.angle], s.evidence.weights.magnitude
+    angle_Th = way.angle(s.pos_T) if angle_Th is None else angle_Th
+    return operations.rope(s.recipe, x, angle_Th, own if magnitude is None else magnitude)
 
 
 def flat(x: Span) -> Span:

@@ -82,14 +82,17 @@ def steps(r: Recipe, x: Span) -> Span:
     return power.map(lambda v: r.result.round(1 + v)).map(lambda v: r.result.round(1 / v))
 
 
-def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
+def rope(r: Recipe, x: Span, angle_Th: Array, magnitude: float = 1.0) -> Span:
     """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
-    sum rounded."""
+    sum rounded. A magnitude is a float32 number, and cosine and sine are multiplied with it in float32: 2u more."""
     table = FLOAT32 if r.turn == "float32" else r.result
     inner = r.result if r.turn == "rounded" else FLOAT32
     wider = FLOAT32.u if inner is FLOAT32 else 0.0
+    off = (2 if magnitude == 1 else 4) * U * magnitude
     cos, sin = (
-        Span.around(f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), 2 * U)).map(table.round)
+        Span.around(magnitude * f(angle_Th)[:, None, :], np.full((len(angle_Th), 1, angle_Th.shape[1]), off)).map(
+            table.round
+        )
         for f in (np.cos, np.sin)
     )
     h = x.mid.shape[-1] // 2
