@@ -99,9 +99,9 @@ def rotations(
     """Every known way, by the name that Recipe.angle has. beyond: the session is longer than the original positions."""
     pairs = len(inv_freq_h)
     if scaling == UNSCALED:
-        exact_h = theta ** (-np.arange(pairs) / pairs)
+        exact_h: Array = theta ** (-np.arange(pairs) / pairs)
     else:
-        exact_h = frequencies(theta, 2 * pairs, scaling, beyond, np.float64)
+        exact_h = frequencies(theta, 2 * pairs, scaling, beyond, np.float64).astype(np.float64)
     return {
         "product": Product(inv_freq_h),
         "repeated": Repeated(np.float32(theta ** (-1 / pairs)), pairs, by_ggml(theta, pairs, scaling, beyond)),
