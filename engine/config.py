@@ -19,6 +19,8 @@ from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, brief
 from .models import Architecture, find
 from .rope import LARGEST, SMALLEST, Scaling
 
+ALL = (1 << 31) - 1  # a window that holds every position
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -28,6 +30,8 @@ class Config:
     rms_norm_eps, rope_theta: as the file has them (float32 values widened).
     tie_word_embeddings: the head is the embedding; the file has no tensor of its own for it.
     rope_scaling: of RoPE's frequencies (engine/rope.py).
+    windows: for each layer, how many positions a query sees, its own among them; 0 is all. Empty where all see all.
+    dual_chunk: positions before the second chunk of dual chunk attention, which is not computed; 0 without it.
     """
 
     model_type: str
@@ -43,13 +47,15 @@ class Config:
     rms_norm_eps: float
     tie_word_embeddings: bool
     rope_scaling: Scaling = rope.UNSCALED
+    windows: tuple[int, ...] = ()
+    dual_chunk: int = 0
 
     def __post_init__(self) -> None:
         find(self.model_type)
         for field in fields(self):
             value = getattr(self, field.name)
             # Positions and ids are int32; whether sizes fit the file shows when each tensor's shape is checked (bind).
-            if field.type == "int" and not (type(value) is int and 0 < value < 1 << 31):
+            if field.type == "int" and not (type(value) is int and (0 < value < 1 << 31 or value == field.default)):
                 raise BadInput(f"{field.name} is {brief(value)}; it must be a whole number from 1 to 2^31 - 1")
             if field.type == "float" and not (type(value) is float and SMALLEST <= value <= LARGEST):
                 raise BadInput(f"{field.name} is {brief(value)}; it must be a positive number that float32 holds")
@@ -60,6 +66,14 @@ class Config:
             raise BadInput(f"num_key_value_heads is {self.num_key_value_heads}, which does not divide {heads}")
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
+        if self.windows and len(self.windows) != self.num_hidden_layers:
+            raise BadInput(f"there are {len(self.windows)} attention windows for {self.num_hidden_layers} layers")
+        if bad := [w for w in self.windows if type(w) is not int or not 0 <= w < 1 << 31]:
+            raise BadInput(f"sliding_window is {brief(bad[0])}; it must be a whole number from 1 to 2^31 - 1")
+        if len({*self.windows} - {0}) > 1:
+            raise BadInput(
+                f"there are several attention windows, {brief(sorted({*self.windows} - {0}))}; one is supported"
+            )
         if self.context / self.rope_theta > LARGEST:
             raise BadInput(f"rope_theta is {self.rope_theta}; the angles of the last position overflow")
 
@@ -67,7 +81,24 @@ class Config:
     def context(self) -> int:
         """How many positions a session may have. YaRN is switched on in files whose max_position_embeddings stay as
         they were, as Qwen's own cards tell it; it reaches as far as its factor says."""
-        return max(self.max_position_embeddings, self.rope_scaling.reach)
+        far = max(self.max_position_embeddings, self.rope_scaling.reach)
+        return min(far, self.dual_chunk) if self.dual_chunk else far
+
+    @property
+    def sliding(self) -> dict[str, Any]:
+        """The windows as config.json has them, beside what an architecture says where there are none (hf_full)."""
+        if not self.windows:
+            return {}
+        slides = [w > 0 for w in self.windows]
+        first, kinds = slides.index(True), ("full_attention", "sliding_attention")
+        where = {"max_window_layers": first} if all(slides[first:]) else {}  # all that Transformers 4 goes by
+        said: dict[str, Any] = {"use_sliding_window": True, "sliding_window": max(self.windows), **where}
+        said |= {"layer_types": [kinds[slide] for slide in slides]}
+        return {name: value for name, value in said.items() if name in self.architecture.hf_keys.read}
+
+    def window(self, layer: int) -> int:
+        """How many positions a query of the layer sees."""
+        return (self.windows[layer] if self.windows else 0) or ALL
 
     def room(self, prompt: int) -> tuple[int, str]:
         """How many positions a session may have that begins with so many, and why there are no more, for people.
@@ -81,6 +112,8 @@ class Config:
         if s.rope_type == "dynamic":
             hint = "beyond it dynamic RoPE has other frequencies for every length; --rope-scaling yarn has one table"
             return self.context, hint
+        if self.dual_chunk:
+            return self.context, "where the second chunk of dual_chunk_attention_config begins, which is not computed"
         return self.context, ""
 
     @property
@@ -137,10 +170,6 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
     for name, value in (same | {"embedding_length_out": width}).items():
         if name in said and need(name, int) != value:
             raise BadInput(f"key {prefix}{name} is {need(name, int)}; in this model it must be {value}")
-    if "attention.sliding_window" in said:
-        window = need("attention.sliding_window", int)
-        if 0 < window < found["max_position_embeddings"]:
-            raise BadInput(f"key {prefix}attention.sliding_window is {window}; that is not supported")
     c = Config(
         model_type=a.model_type,
         head_dim=head_dim,
@@ -149,7 +178,23 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         **found,
     )
     scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings)
-    return replace(c, rope_scaling=scaling), notes
+    c = replace(c, rope_scaling=scaling)
+    if "attention.sliding_window" in said and 0 < (window := need("attention.sliding_window", int)) < c.context:
+        c = replace(c, windows=_of_pattern(window, said.get("attention.sliding_window_pattern"), prefix))
+    return c, notes
+
+
+def _of_pattern(window: int, slides: Any, prefix: str) -> tuple[int, ...]:
+    """The window of each layer in a GGUF file. Readers differ in what a window without a pattern is of."""
+    if slides is None:
+        raise BadInput(
+            f"key {prefix}attention.sliding_window is {window}, and no attention.sliding_window_pattern says of which "
+            "layers; take it out to attend to every position, as llama.cpp does, or add the pattern"
+        )
+    if not (isinstance(slides, np.ndarray) and slides.dtype == np.bool_ and slides.ndim == 1):
+        where = f"key {prefix}attention.sliding_window_pattern"
+        raise BadInput(f"{where} is {brief(slides)}; it must be true or false, once for each layer")
+    return tuple(window if slide else 0 for slide in slides.tolist()) if slides.any() else ()
 
 
 def _float32(value: float) -> float:
@@ -180,13 +225,17 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
             _refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")
         head_dim = width // heads
     positions = _whole("max_position_embeddings", _need(data, "max_position_embeddings"))
-    _check_windows(data, a, _whole("num_hidden_layers", layers), positions)
+    windows = _windows(data, a, _whole("num_hidden_layers", layers))
     if type(head_dim) is not int or head_dim < 2 or head_dim % 2:
         _refuse("head_dim", f"is {brief(head_dim)}; rotary embedding needs an even one")
     theta, scaling = _rope(data, head_dim, positions)
-    if (limit := _before_second_chunk(data)) < positions:
-        positions = limit
+    limit = _before_second_chunk(data)
+    if limit and scaling != rope.UNSCALED:
+        _refuse("dual_chunk_attention_config", f"stands beside RoPE scaling of type {scaling.rope_type}; remove one")
+    if 0 < limit < positions:
         notes.append(f"dual_chunk_attention_config is not computed; the context ends where it begins, at {limit}")
+    else:
+        limit = 0
     tied = data.get("tie_word_embeddings")
     if tied is not None and type(tied) is not bool:
         _refuse("tie_word_embeddings", f"is {brief(tied)}; it must be true or false")
@@ -211,7 +260,11 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
         rms_norm_eps=_real("rms_norm_eps", _need(data, "rms_norm_eps")),
         tie_word_embeddings=not own_head,
         rope_scaling=scaling,
+        windows=windows,
+        dual_chunk=limit,
     )
+    if all(w == 0 or w >= c.context for w in windows):  # which no session leaves
+        c = replace(c, windows=())
     return c, notes
 
 
@@ -293,8 +346,9 @@ def _with_original(place: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping
     return {**place, name: data[name]}
 
 
-def _check_windows(data: Mapping[str, Any], a: Architecture, layers: int, positions: int) -> None:
-    """Raises BadInput if a layer's attention is other than full, as Transformers' Qwen2Config works that out."""
+def _windows(data: Mapping[str, Any], a: Architecture, layers: int) -> tuple[int, ...]:
+    """The window of each layer, 0 for all positions, as Transformers' Qwen2Config works that out; empty where no layer
+    has one. Raises BadInput for fields that are none, or that contradict each other."""
     on, window, first = (
         a.hf_defaults.get(field) if data.get(field) is None else data[field]
         for field in ("use_sliding_window", "sliding_window", "max_window_layers")
@@ -309,20 +363,20 @@ def _check_windows(data: Mapping[str, Any], a: Architecture, layers: int, positi
         if other and not (on and window and other == ["sliding_attention"] * len(other)):
             _refuse("layer_types", f"holds {brief(other[0])}; that is not supported, only full_attention is")
     if not on or window is None:
-        return
+        return ()
     _whole("sliding_window", window)
     if type(first) is not int:
         _refuse("max_window_layers", f"is {brief(first)}; it must be a whole number")
-    windowed = first < layers if kinds is None else "sliding_attention" in kinds
-    if windowed and window < positions:
-        _refuse("use_sliding_window", f"is true, with a window of {window} in some layers; that is not supported")
+    slides = [i >= first if kinds is None else kinds[i] == "sliding_attention" for i in range(layers)]
+    return tuple(window if one else 0 for one in slides) if any(slides) else ()
 
 
 def _before_second_chunk(data: Mapping[str, Any]) -> int:
-    """How many positions dual chunk attention leaves as they are (vLLM's dual_chunk_flash_attn: the first chunk)."""
+    """How many positions dual chunk attention leaves as they are (vLLM's dual_chunk_flash_attn: the first chunk); 0
+    where there is none."""
     asked = data.get("dual_chunk_attention_config")
     if asked is None:
-        return 1 << 31
+        return 0
     if not isinstance(asked, dict):
         _refuse("dual_chunk_attention_config", f"is {brief(asked)}; it must be an object")
     where = "dual_chunk_attention_config."

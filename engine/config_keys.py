@@ -192,7 +192,8 @@ GGUF_BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forwar
 GGUF = Keys(
     word="key ",
     read=frozenset(_names("""
-            attention.key_length attention.value_length attention.sliding_window rope.dimension_count vocab_size
+            attention.key_length attention.value_length attention.sliding_window attention.sliding_window_pattern
+            rope.dimension_count vocab_size
             embedding_length_out rope.scaling.type rope.scaling.factor rope.scaling.attn_factor
             rope.scaling.original_context_length rope.scaling.yarn_ext_factor rope.scaling.yarn_beta_fast
             rope.scaling.yarn_beta_slow rope.scaling.yarn_log_multiplier rope.scale_linear
@@ -201,7 +202,7 @@ GGUF = Keys(
     inert={
         "says that the training knew of the scaling": ("rope.scaling.finetuned",),
         "of windowed layers, and there must be none": (
-            "attention.sliding_window_pattern", "attention.key_length_swa", "attention.value_length_swa",
+            "attention.key_length_swa", "attention.value_length_swa",
             "rope.dimension_count_swa", "rope.freq_base_swa",
         ),
         "of experts, and there must be none": _names("""

@@ -31,7 +31,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> An
         k_TKH = at("k_post_rope", k.rope(qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H), pos_T, freq_h, size))
         k_SKH, v_SKH = cache.append(i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
         scores_NTS = at("attn_scores", k.attn_scores(q_TNH, k_SKH, pos_T))
-        probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T))
+        probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T, c.window(i)))
         mix_TNH = at("attention", k.attn_mix(probs_NTS, v_SKH, pos_T))
         x_TD = at(
             "post_attn_residual", k.add(x_TD, at("attn_out", k.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qwenref.engine.config import Config
+from qwenref.engine.config import ALL, Config
 from qwenref.engine.kernels import Cache, backend
 from qwenref.engine.weights import Layer, Weights, parts
 from qwenref.quant.tensor import QTensor, dequantize
@@ -129,11 +129,13 @@ class Judge:
         assert not np.any(CUDA.to_host(got)[:, REFERENCE._after(p, pos.S)])
         return self.see("attn_scores", got, want, (a.shape[2] + 3) * U * sizes)
 
-    def softmax(self, scores: Any, pos: Any) -> Any:
+    def softmax(self, scores: Any, pos: Any, window: int = ALL) -> Any:
         x, p = wide(scores), positions(pos)
-        want = REFERENCE.softmax(x, p)
+        want = REFERENCE.softmax(x, p, window)
         below = np.where(want > 0, np.abs(x - np.where(want > 0, x, -np.inf).max(-1, keepdims=True)), 0)
-        return self.see("softmax", CUDA.softmax(scores, pos), want, (below + below.max() + pos.S + 8) * U * want)
+        return self.see(
+            "softmax", CUDA.softmax(scores, pos, window), want, (below + below.max() + pos.S + 8) * U * want
+        )
 
     def attn_mix(self, probs: Any, v: Any, pos: Any) -> Any:
         a, b, p = wide(probs), side(v, pos), positions(pos)

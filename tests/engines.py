@@ -84,8 +84,9 @@ def engine(
         scores = rounded(rounded(product(q, k)) * f32(1 / np.sqrt(q.shape[-1])))
         return np.where(np.arange(k.shape[1]) > pos[:, None], f32(0), scores)
 
-    def softmax(scores: np.ndarray, pos: np.ndarray) -> np.ndarray:
-        x = np.where(np.arange(scores.shape[2]) > pos[:, None], f32(-np.inf), scores)
+    def softmax(scores: np.ndarray, pos: np.ndarray, window: int = 1 << 30) -> np.ndarray:
+        after, distance = -1, pos[:, None] - np.arange(scores.shape[2])
+        x = np.where((distance <= after) | (distance >= window), f32(-np.inf), scores)
         e = np.exp(x - x.max(-1, keepdims=True))
         return rounded(e / e.sum(-1, keepdims=True, dtype=f32))
 

@@ -29,7 +29,7 @@ class Plant:
     those found.
 
     engines: those in which the mistake shows above the engine's own rounding. layers: those where it is one (-1: the
-    last). step: only a decode step shows it; formats, scaling: the weights it needs.
+    last). step: only a decode step shows it; formats, scaling, windows: the weights it needs.
     """
 
     id: str
@@ -41,6 +41,7 @@ class Plant:
     step: bool = False
     formats: str = "Q4_K"
     scaling: tuple[tuple[str, object], ...] = ()  # of RoPE, as config.json has it
+    windows: tuple[int, ...] = ()
 
 
 PLANTS: list[Plant] = []
@@ -545,6 +546,21 @@ def _(run: Run, y: A) -> A:
 def _(run: Run, y: A) -> A:
     scores, _ = everywhere(run)
     return free_softmax(run, scores, -1, np.arange(y.shape[2]) >= run.pos_T[:, None])
+
+
+@plant("window", "attn_softmax", windows=(4, 4, 4))
+def _(run: Run, y: A) -> A:
+    return run.kernels.softmax(run.get("attn_scores"), run.pos_T)
+
+
+@plant("window-wide", "attn_softmax", named="window", windows=(4, 4, 4))
+def _(run: Run, y: A) -> A:
+    return run.kernels.softmax(run.get("attn_scores"), run.pos_T, 5)
+
+
+@plant("window-of-others", "attn_softmax", named="window", windows=(0, 4, 0), layers=(0, 2))
+def _(run: Run, y: A) -> A:
+    return run.kernels.softmax(run.get("attn_scores"), run.pos_T, 4)
 
 
 def free_softmax(run: Run, scores: A, axis: int, seen: A | None = None) -> A:

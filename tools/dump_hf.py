@@ -88,15 +88,14 @@ def main(args: argparse.Namespace) -> int:
 def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[None]]) -> Iterator[Forward]:
     """A forward pass of the model, with its key/value cache from call to call. looking: hands out the stages."""
     import torch
+    import transformers
 
-    past: Any = None
+    past: Any = transformers.DynamicCache()  # of no configuration: of layers with a window, too, it keeps all
 
     def forward(tokens: Sequence[int], emit: Emit) -> NDArray[np.floating[Any]]:
-        nonlocal past
         with looking(model, emit):
             ids = torch.tensor([tokens], device=model.device)
             output = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-        past = output.past_key_values
         logits: NDArray[np.floating[Any]] = output.logits[0, -1].float().cpu().numpy()
         return logits
 

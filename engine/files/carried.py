@@ -65,18 +65,27 @@ def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
     return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
 
 
-def held(c: Config, kind: str) -> Config:
+def held(source: Checkpoint, kind: str) -> Config:
     """The configuration as it is read back from a container of that kind."""
+    c = source.config
+    if c.dual_chunk and not (kind == source.container == "safetensors"):
+        c = replace(c, max_position_embeddings=c.context, dual_chunk=0)
     return replace(c, rope_scaling=_rope(c).back) if kind == "gguf" else c
 
 
-def lost_of_rope(c: Config, kind: str) -> list[str]:
-    """A line on what such a container does not say of the scaling of RoPE."""
-    if kind != "gguf":
-        return []
-    rope = _rope(c)
-    readers = "for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of this architecture"
-    return [*rope.lost, *([readers] if rope.tensors and c.architecture.gguf == "qwen2" else [])]
+def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
+    """A line on what such a container does not say of the scaling of RoPE and of attention."""
+    c, lost = source.config, []
+    if held(source, kind).dual_chunk != c.dual_chunk:
+        lost.append(f"dual_chunk_attention_config: the context ends where its second chunk begins, at {c.dual_chunk}")
+    if kind == "gguf":
+        rope = _rope(c)
+        lost += rope.lost
+        if c.architecture.gguf == "qwen2" and rope.tensors:
+            lost.append("for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of qwen2")
+        if c.architecture.gguf == "qwen2" and c.windows:
+            lost.append("for llama.cpp, the attention windows: it has none in qwen2")
+    return lost
 
 
 def _rope(c: Config) -> Said:

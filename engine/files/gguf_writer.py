@@ -20,6 +20,7 @@ from ..config_keys import GGUF_KEYS
 from ..rope import UNSCALED
 from ..rope_gguf import to_keys
 from . import Checkpoint
+from .carried import held
 from .end_of_generation import told
 from .gguf_header import KINDS, MAX_NAME, NUMBERS
 from .vocabulary import Vocabulary
@@ -83,8 +84,13 @@ def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], r
         return [*pairs, file_type] if recoded else pairs
     pairs = [("general.architecture", "str", name), ("general.type", "str", "model")]
     pairs += [(k, _kind_of(x), x) for k, x in about(source).items() if k != "general.type"]
+    c = held(source, "gguf")
     pairs += [(f"{name}.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
     pairs += scaled
+    if c.windows:
+        slides = [w > 0 for w in c.windows]
+        pairs.append((f"{name}.attention.sliding_window", "u32", max(c.windows)))
+        pairs.append((f"{name}.attention.sliding_window_pattern", "[bool]", slides))
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         pairs += [(f"{name}.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
     pairs += [file_type, ("general.quantization_version", "u32", 2)]

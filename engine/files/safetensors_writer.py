@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from ..rope import UNSCALED
 from . import Checkpoint
+from .carried import held
 from .end_of_generation import stops
 from .fields import Fields
 from .safetensors import BYTES
@@ -27,7 +28,7 @@ def write(
     folder: Path, source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None, show: Progress
 ) -> None:
     """config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors."""
-    c, a = source.config, source.config.architecture
+    c, a = held(source, "safetensors"), source.config.architecture
     config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
     for said_anew in (
         "torch_dtype",
@@ -41,11 +42,13 @@ def write(
     config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     rope = c.rope_scaling.spelled()
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | rope}
+    for own in ("windows", "dual_chunk"):
+        del config[own]
     if c.rope_scaling == UNSCALED:
         del config["rope_scaling"]
     else:
         config["rope_scaling"] = rope  # where Transformers 4 looks
-    config |= {"hidden_act": "silu", **a.hf_full}
+    config |= {"hidden_act": "silu", **a.hf_full, **c.sliding}
     if v is not None:
         eos = stops(v)
         ids = {"bos_token_id": v.bos_id, "eos_token_id": eos[0] if eos else None, "pad_token_id": v.pad_id}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput
-from ..config import Config
+from ..config import ALL, Config
 from ..weights import Weights
 from . import numba_settings
 
@@ -80,8 +80,8 @@ class Kernels(Protocol):
     def attn_scores(self, q_TNH: Any, k_SKH: Any, pos_T: Any) -> Any:
         """q.k / sqrt(H), [N, T, S]; query head n reads kv head n // (N / K); 0 where the key comes after the query."""
 
-    def softmax(self, scores_NTS: Any, pos_T: Any) -> Any:
-        """Soft-max over the keys up to the query; 0 after it."""
+    def softmax(self, scores_NTS: Any, pos_T: Any, window: int = ALL) -> Any:
+        """Soft-max over the last `window` keys up to the query, which is one of them; 0 before and after these."""
 
     def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: Any) -> Any:
         """Probabilities times values: [T, N, H]."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import BadInput
 from ...quant.tensor import QTensor, dequantize, take
-from ..config import Config
+from ..config import ALL, Config
 from ..weights import Weights
 
 PRECISIONS = ("f32", "f64")
@@ -136,8 +136,13 @@ def attn_scores(q_TNH: Array, k_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
     return scores_NTS.astype(q_TNH.dtype)
 
 
-def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
-    masked_NTS = np.where(_after(pos_T, scores_NTS.shape[2]), -np.inf, scores_NTS)
+def hidden(pos_T: NDArray[np.int32], S: int, window: int = ALL) -> NDArray[np.bool_]:
+    """[T, S]: the query does not see the key, which stands after it, or before the last `window` positions."""
+    return _after(pos_T, S) | (np.arange(S) <= pos_T[:, None].astype(np.int64) - window)
+
+
+def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> Array:
+    masked_NTS = np.where(hidden(pos_T, scores_NTS.shape[2], window), -np.inf, scores_NTS)
     e_NTS = np.exp(masked_NTS - masked_NTS.max(axis=-1, keepdims=True))
     return e_NTS / e_NTS.sum(axis=-1, keepdims=True)
 

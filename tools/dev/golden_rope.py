@@ -1,4 +1,5 @@
-"""Makes tests/golden/rope.npz: RoPE's frequencies, magnitudes and angles by Transformers, and stages of small models.
+"""Makes tests/golden/rope.npz: RoPE's frequencies, magnitudes and angles by Transformers, and stages of small models
+whose RoPE is scaled or whose attention has windows.
 
     python -m qwenref.tools.dev.golden_rope tests/golden/rope.npz
 
@@ -80,7 +81,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama3": {"rope_scaling": LLAMA3 | {ORIGINAL: 16}},
     "longrope": {"rope_scaling": FOUR | {"rope_type": "longrope", ORIGINAL: 16}},
     "longrope, original beside it": {"rope_scaling": FOUR | {"rope_type": "longrope"}, ORIGINAL: 16},
-}
+    "windows": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "windows of layer_types": {
+        "use_sliding_window": True, "sliding_window": 1, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "windows and yarn": {
+        "use_sliding_window": True, "sliding_window": 36, "max_window_layers": 0, "max_position_embeddings": 16,
+        "rope_scaling": YARN | {ORIGINAL: 16},
+    },
+}  # fmt: skip
 IDS = tuple((7 * i * i + 3 * i + 5) % 64 for i in range(40))  # past the 16 positions
 STEPS = 3  # of these, the last are decoded one by one
 SHORT = 11  # tokens of a prompt within the 16
@@ -147,16 +156,17 @@ def tables() -> dict[str, Any]:
 def stages_of(model: Any, *passes: tuple[int, ...]) -> dict[str, Any]:
     """Stages of passes over one cache, by pass."""
     import torch
+    import transformers
 
     kept: dict[str, Any] = {}
-    cache = None
+    cache = transformers.DynamicCache()  # made of no configuration: of layers with a window too it keeps all
     for number, ids in enumerate(passes):
 
         def emit(layer: int | None, stage: str, x: Any, number: int = number) -> None:
             kept[f"{number}/{key(layer, stage)}"] = x
 
         with capture(model, emit):
-            cache = model(torch.tensor([ids]), use_cache=True, past_key_values=cache).past_key_values
+            model(torch.tensor([ids]), use_cache=True, past_key_values=cache)
     return kept
 
 

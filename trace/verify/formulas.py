@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.config import Config
+from ...engine.kernels import reference
 from ...quant.tensor import dequantize
 from ..stages import Kind, by_name, of_kind
 from .evidence import Evidence
@@ -133,7 +134,18 @@ def mix_of(s: Inputs) -> Span:
     if s.recipe.mix == "stored":
         return operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T)
     q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far("qkv_bias")
-    return flash.attention(s.recipe, q, k, v, s.pos_T)
+    return flash.attention(s.recipe, q, k, v, s.pos_T, s.evidence.window(s.layer))
+
+
+def scores_of(s: Inputs) -> Span:
+    """Scores that a query sees."""
+    return seen_of(s, operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T))
+
+
+def seen_of(s: Inputs, y: Span) -> Span:
+    """Scores, 0 where the query does not see the key."""
+    unseen_TS = reference.hidden(s.pos_T, y.mid.shape[2], s.evidence.window(s.layer))
+    return y.shaped(lambda v: np.where(unseen_TS, 0, v))
 
 
 FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
@@ -142,8 +154,8 @@ FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
     "product": product_of,
     "bias": bias_of,
     "rotation": rotation_of,
-    "scores": lambda s: operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T),
-    "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.pos_T),
+    "scores": scores_of,
+    "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.pos_T, s.evidence.window(s.layer)),
     "mix": mix_of,
     "activation": lambda s: operations.silu(s.recipe, input_of(s)),
     "gate": lambda s: operations.mul(s.recipe, *inputs_of(s)),

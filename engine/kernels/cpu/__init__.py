@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ....errors import BadInput
 from ....quant.tensor import QTensor, dequantize, format_of, take
-from ...config import Config
+from ...config import ALL, Config
 from ...weights import Weights
 from . import attention, rows
 from .matmul import Stack, kernels_for, linear, stack
@@ -172,10 +172,10 @@ def attn_scores(q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
     return scores_NTS
 
 
-def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
+def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> Array:
     N, T, S = scores_NTS.shape
     probs_NTS = empty(N, T, S)
-    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, at(probs_NTS)))
+    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, window, at(probs_NTS)))
     return probs_NTS
 
 

@@ -17,7 +17,7 @@ from numba import cuda
 from numpy.typing import NDArray
 
 from ....quant.tensor import QTensor, format_of
-from ...config import Config
+from ...config import ALL, Config
 from ...weights import Weights
 from . import attention, rows, signatures
 from . import product as p32
@@ -263,10 +263,11 @@ def attn_scores(q_TNH: Rows, k_SKH: Side, pos_T: Positions) -> Rows:
     return scores_NTS
 
 
-def softmax(scores_NTS: Rows, pos_T: Positions) -> Rows:
+def softmax(scores_NTS: Rows, pos_T: Positions, window: int = ALL) -> Rows:
     N, T, S = scores_NTS.shape
     probs_NTS = Rows((N, T, S))
-    launch(attention.softmax, (T, N), attention.SOFTMAX_THREADS, scores_NTS.data, S, pos_T.start, T, probs_NTS.data)
+    sizes = S, pos_T.start, T, window
+    launch(attention.softmax, (T, N), attention.SOFTMAX_THREADS, scores_NTS.data, *sizes, probs_NTS.data)
     return probs_NTS
 
 

@@ -42,6 +42,6 @@ def others() -> Iterator[Signed]:
     yield "append", attention.append, (*ROWS, *ROWS, X, I, F, F, I)
     yield "advance", attention.advance, (X, I)
     yield "scores", attention.scores, (*ROWS, F, I, X, I, I, I, float32, F, I)
-    yield "softmax", attention.softmax, (F, I, X, I, F)
+    yield "softmax", attention.softmax, (F, I, X, I, I, F)
     yield "mix", attention.mix, (F, I, F, I, X, I, I, I, I, F)
     yield "gather", attention.gather, (F, X, I, I, I, F)

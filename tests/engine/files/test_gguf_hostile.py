@@ -237,7 +237,16 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         (put(Q + "rope.scale_linear", F32, -0.25), "rope.scale_linear is -0.25"),
     ],
     "G44 what would change the forward pass": [
-        (put(Q + "attention.sliding_window", U32, 63), "sliding_window is 63"),
+        (put(Q + "attention.sliding_window", U32, 63), "sliding_window is 63, and no attention.sliding_window_pattern"),
+        (put(Q + "attention.sliding_window", F32, 4.0), "sliding_window is 4.0; it must be an integer"),
+        *(
+            (put(Q + "attention.sliding_window", U32, 4).put(Q + "attention.sliding_window_pattern", kind, x), word)
+            for kind, x, word in (
+                (U32, 2, "sliding_window_pattern is 2; it must be true or false"),
+                (ARR, array(U32, [1]), "it must be true or false, once for each layer"),
+                (ARR, array(BOOL, [True, False]), "2 attention windows for 1 layers"),
+            )
+        ),
         *(
             (put(Q + name, F32, 0.25), f"{name} is 0.25; that is not supported")
             for name in (

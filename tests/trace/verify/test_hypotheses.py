@@ -9,6 +9,7 @@ tests/oracle/test_verify_real.py plants some in Hugging Face's own modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -35,16 +36,17 @@ Score = Callable[..., None]
 
 
 @cache
-def weights(formats: str, scaling: tuple[tuple[str, object], ...] = ()) -> Weights:
+def weights(formats: str, scaling: tuple[tuple[str, object], ...] = (), windows: tuple[int, ...] = ()) -> Weights:
     """Wide enough for K-quants: their decoders' mistakes are planted too."""
     w = tiny_weights(layers=3, hidden=256, head_dim=32, heads=8, mlp=512, formats=formats)
-    return scaled(w, **dict(scaling)) if scaling else w
+    w = scaled(w, **dict(scaling)) if scaling else w
+    return replace(w, config=replace(w.config, windows=windows))
 
 
 def planted(p: Plant, engine: str, layer: int | None) -> list[Finding]:
     """What is unexplained once the mistake is made."""
     mistake = (lambda run, x: p.make(run, x) if run.phase else x) if p.step else p.make
-    steps, w = [5] if p.step else [], weights(p.formats, p.scaling)
+    steps, w = [5] if p.step else [], weights(p.formats, p.scaling, p.windows)
     dump = dump_of(w, engine, TOKENS, steps=steps, mistakes={(p.stage, layer): mistake})
     return [f for f in verify(dump, w).findings if f.verdict == UNEXPLAINED]
 

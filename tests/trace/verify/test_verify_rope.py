@@ -3,6 +3,7 @@ magnitude, without any mistake, also at positions past the training's length and
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ TYPES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 16,
     },
     "longrope": {
-        "rope_type": "longrope", "short_factor": [1.0 + j for j in range(8)], "long_factor": [2.0 + j for j in range(8)],
+        "rope_type": "longrope", "short_factor": [1.0 + j for j in range(8)],
+        "long_factor": [2.0 + j for j in range(8)],
         "original_max_position_embeddings": 16, "attention_factor": 1.2,
     },
 }  # fmt: skip
@@ -37,6 +39,14 @@ def test_healthy(kind: str, engine: str, count: int) -> None:
     found = verify(dump_of(w, engine, TOKENS[:count], steps=[5, 9]), w)
     assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED}
     assert found.status == 0
+
+
+@pytest.mark.parametrize("engine", ["HF float32", "HF bfloat16", "cpu f32", "cpu int8", "reference f64"])
+def test_healthy_with_windows(engine: str) -> None:
+    w = tiny_weights(layers=3)
+    w = replace(w, config=replace(w.config, windows=(0, 6, 6)))
+    found = verify(dump_of(w, engine, TOKENS, steps=[5, 9]), w)
+    assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED}
 
 
 def test_the_long_factors_for_the_short_are_named() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.config import ALL
 from ....engine.kernels import reference
 from ..span import FLOAT32, Array, Span, joined, plus, times
 from .products import SIGMAS_ONE_SIGN, summation
@@ -139,9 +140,9 @@ def scaled(r: Recipe, x: Span, factor: float) -> Span:
     return rounded(r, Span(x.mid * factor, x.lo * factor - slack, x.hi * factor + slack))
 
 
-def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
+def softmax(r: Recipe, s: Span, pos_T: Positions, window: int = ALL) -> Span:
     """exp(s - max) / sum: the difference rounds by u of its size, exp by 2u, the sum by its S additions."""
-    p = reference.softmax(s.mid, pos_T)
+    p = reference.softmax(s.mid, pos_T, window)
     seen = p > 0
     below = np.where(seen, s.mid, -np.inf).max(-1, keepdims=True) - s.mid
     rel = np.where(seen, np.abs(below) * U + r.slack * np.abs(s.mid), 0)
@@ -150,8 +151,7 @@ def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
     S = s.mid.shape[-1]
     total = np.minimum(S * U, summation(S, np.ones(1), np.square(p).sum(-1, keepdims=True), SIGMAS_ONE_SIGN))
     rel = rel + (p * rel).sum(-1, keepdims=True) + total + 6 * U
-    after = np.arange(S) > pos_T[:, None]
-    radius = np.where(after, 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)
+    radius = np.where(reference.hidden(pos_T, S, window), 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)
     return rounded(r, Span.around(p, radius).map(lambda v: np.maximum(v, 0)))
 
 
