@@ -89,9 +89,10 @@ def softmax(x, pitch, start, T, window, y):
     first, query = (cuda.blockIdx.y * T + t) * pitch, load(start, 0) + t
     oldest = max(query + 1 - window, 0)
     top = load(x, first + query)
-    s = oldest + me
+    s = me
     while s <= query:
-        top = max(top, load(x, first + s))
+        if s >= oldest:
+            top = max(top, load(x, first + s))
         s += threads
     top = warp_max(top)
     if me & 31 == 0:
@@ -101,11 +102,12 @@ def softmax(x, pitch, start, T, window, y):
         top = max(top, partial[j])
     cuda.syncthreads()
     total = float32(0)
-    s = oldest + me
+    s = me
     while s <= query:
-        e = exp(load(x, first + s) - top)
-        store(y, first + s, e)
-        total += e
+        if s >= oldest:
+            e = exp(load(x, first + s) - top)
+            store(y, first + s, e)
+            total += e
         s += threads
     total = warp_sum(total)
     if me & 31 == 0:
