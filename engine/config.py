@@ -177,7 +177,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         tie_word_embeddings=head not in tensors,
         **found,
     )
-    scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings)
+    scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings, prefix)
     c = replace(c, rope_scaling=scaling)
     if "attention.sliding_window" in said and 0 < (window := need("attention.sliding_window", int)) < c.context:
         c = replace(c, windows=_of_pattern(window, said.get("attention.sliding_window_pattern"), prefix))

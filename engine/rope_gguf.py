@@ -26,42 +26,47 @@ BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 KINDS = ("none", "linear", "yarn", "longrope")
 
 
-def _refuse(why: str) -> NoReturn:
-    raise BadInput(f"key rope.scaling.{why}")
-
-
 def from_keys(
-    said: Mapping[str, Any], tensors: Mapping[str, QTensor], theta: float, head_dim: int, positions: int
+    said: Mapping[str, Any],
+    tensors: Mapping[str, QTensor],
+    theta: float,
+    head_dim: int,
+    positions: int,
+    prefix: str = "",
 ) -> Scaling:
-    """said: keys behind the architecture's name. Raises BadInput that names the key or tensor that can not be."""
+    """said: keys behind the architecture's name, which is the prefix. Raises BadInput that names the key or tensor that
+    can not be."""
+
+    def refuse(why: str) -> NoReturn:
+        raise BadInput(f"key {prefix}rope.scaling.{why}")
 
     def number(name: str, unsaid: float) -> float:
         value = said.get(f"rope.scaling.{name}", unsaid)
         if type(value) is not float or not abs(value) <= LARGEST:
-            _refuse(f"{name} is {brief(value)}; it must be a float that float32 holds")
+            refuse(f"{name} is {brief(value)}; it must be a float that float32 holds")
         return _f32(value)
 
     def positive(name: str, unsaid: float) -> float:
         if (value := number(name, unsaid)) < SMALLEST:
-            _refuse(f"{name} is {value:g}; it must be positive")
+            refuse(f"{name} is {value:g}; it must be positive")
         return value
 
     kind = said.get("rope.scaling.type", "linear")
     if kind not in KINDS:
-        _refuse(f"type is {brief(kind)}; that is not supported, {', '.join(KINDS)} are")
+        refuse(f"type is {brief(kind)}; that is not supported, {', '.join(KINDS)} are")
     factor, magnitude = 1.0, positive("attn_factor", 1.0)
     if kind != "none" and number("factor", 0.0) != 0:  # 0 is unsaid
         factor = positive("factor", 1.0)
     elif kind != "none" and (older := said.get("rope.scale_linear", 0)) != 0:
         if type(older) is not float or not SMALLEST <= older <= LARGEST:
-            raise BadInput(f"key rope.scale_linear is {brief(older)}; it must be a positive float")
+            raise BadInput(f"key {prefix}rope.scale_linear is {brief(older)}; it must be a positive float")
         factor = older
     length = said.get("rope.scaling.original_context_length") or positions
     if type(length) is not int or not 0 < length < 1 << 31:
-        _refuse(f"original_context_length is {brief(length)}; it must be a whole number from 1 to 2^31 - 1")
+        refuse(f"original_context_length is {brief(length)}; it must be a whole number from 1 to 2^31 - 1")
     usual = 1.0 if kind == "yarn" else 0.0
     if factor != 1 and number("yarn_ext_factor", usual) not in (usual, -1.0):
-        _refuse(f"yarn_ext_factor is {number('yarn_ext_factor', usual):g}; that is not supported, only {usual:g} is")
+        refuse(f"yarn_ext_factor is {number('yarn_ext_factor', usual):g}; that is not supported, only {usual:g} is")
 
     h = head_dim // 2
     found = {name: _divisors(tensors[name], h) for name in DIVISORS if name in tensors}
@@ -70,15 +75,15 @@ def from_keys(
         if short is None or long is None:
             raise BadInput(f"tensor {next(iter(found))} has no partner; {SHORT} and {LONG} belong together")
         if factor != 1:
-            _refuse(f"factor is {factor:g}, and the file has {next(iter(found))} too; that is not supported")
+            refuse(f"factor is {factor:g}, and the file has {next(iter(found))} too; that is not supported")
         fields = _longrope(short, long, magnitude, length)
     elif kind == "longrope" and factor != 1:
-        _refuse(f"type is longrope, but there is no tensor {LONG}")
+        refuse(f"type is longrope, but there is no tensor {LONG}")
     elif factor == 1 and magnitude == 1:
         return UNSCALED
     elif kind == "yarn":
         if (more := number("yarn_log_multiplier", 0.0)) != 0:
-            _refuse(f"yarn_log_multiplier is {more:g}; that is not supported, only 0 is")
+            refuse(f"yarn_log_multiplier is {more:g}; that is not supported, only 0 is")
         betas = {name: positive(f"yarn_{name}", value) for name, value in BETAS.items()}
         fields = {"rope_type": kind, "factor": factor, LENGTH: length, **betas}
         fields["attention_factor"] = yarn_magnitude(factor) * magnitude

@@ -83,6 +83,8 @@ def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
         lost += rope.lost
         if c.architecture.gguf == "qwen2" and rope.tensors:
             lost.append("for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of qwen2")
+        if c.architecture.gguf == "qwen2" and any("yarn_beta" in key for key, _, _ in rope.keys):
+            lost.append("for llama.cpp, YaRN's betas: in qwen2 it takes --yarn-beta-fast and --yarn-beta-slow for them")
         if c.architecture.gguf == "qwen2" and c.windows:
             lost.append("for llama.cpp, the attention windows: it has none in qwen2")
     return lost
