@@ -152,14 +152,17 @@ def yarn(theta: float, H: int, scaling: Scaling, beyond: bool, dtype: Any) -> Ta
 
 
 def llama3(theta: float, H: int, scaling: Scaling, beyond: bool, dtype: Any) -> Table:
-    """Llama 3.1: by wavelength against the original positions; long waves divided by the factor, a ramp to short."""
+    """Llama 3.1: by wavelength against the original positions; long waves divided by the factor, a ramp to short.
+
+    torch divides a number by a tensor by way of the reciprocal, which is rounded too.
+    """
     low = dtype(scaling.low_freq_factor)
     length, factor, one = scaling.original_max_position_embeddings, dtype(scaling.factor), dtype(1)
     inv_h = one / rounded_powers(theta, H, dtype)
-    wave_h = dtype(2 * math.pi) / inv_h
+    wave_h = one / inv_h * dtype(2 * math.pi)
     long_h = wave_h > dtype(length / scaling.low_freq_factor)
     short_h = wave_h < dtype(length / scaling.high_freq_factor)
-    smooth_h = (dtype(length) / wave_h - low) / dtype(scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth_h = (one / wave_h * dtype(length) - low) / dtype(scaling.high_freq_factor - scaling.low_freq_factor)
     ramp_h = (one - smooth_h) * inv_h / factor + smooth_h * inv_h
     return np.where(long_h, inv_h / factor, np.where(short_h, inv_h, ramp_h))
 
