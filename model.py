@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -49,16 +49,18 @@ def load(
     backend: str = "cpu",
     precision: str = "f32",
     threads: int | None = None,
+    rope_scaling: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
     """A model file, a folder, or the alias of a pulled model (None: the default alias), ready to compute.
 
     backend: cpu, reference or cuda. precision: f32; int16, int8 (cpu, cuda); f64 (reference). threads: of the CPU
-    backend, for this model's own calls only; None: as many as Numba has, which is all cores. progress: told
-    (done, total) while kernels are compiled, which takes a minute the first time.
+    backend, for this model's own calls only; None: as many as Numba has, which is all cores. rope_scaling:
+    instead of the file's own, as config.json has it: {"rope_type": "yarn", "factor": 4.0}. progress: told (done, total)
+    while kernels are compiled, which takes a minute the first time.
     Raises BadInput, a ValueError of one line, for whatever is wrong with the file or the settings.
     """
-    opened = open_weights(path_or_alias)
+    opened = open_weights(path_or_alias, rope_scaling)
     return Model(opened, load_opened(opened, backend, precision, threads, progress), threads)
 
 

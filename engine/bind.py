@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal, localcontext
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import BadInput
 from ..quant.tensor import QTensor, format_of_tensor
 from .config import Config
 from .models.architecture import Tensor
+from .rope import frequencies
 from .weights import Layer, Weights
 
 
@@ -48,7 +45,11 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         layers=tuple(layer(i) for i in range(c.num_hidden_layers)),
         final_norm_D=get(a.whole["final_norm_D"]),
         lm_head=embed if c.tie_word_embeddings else get(head),
-        inv_freq_h=inverse_frequencies(c),
+        inv_freq_h=frequencies(c.rope_theta, c.head_dim, c.rope_scaling),
+        long_inv_freq_h=(
+            frequencies(c.rope_theta, c.head_dim, c.rope_scaling, beyond=True) if c.rope_scaling.switches else None
+        ),
+        magnitude=c.rope_scaling.attention_factor,
     )
     if c.tie_word_embeddings:  # some files hold the tied head once more
         used.update((head.hf, head.ggml))
@@ -57,14 +58,3 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         of = f"a {a.title} model of {c.num_hidden_layers} layers"
         raise BadInput(f"tensor {unused[0]!r}{more}: {of} has no use for it")
     return weights
-
-
-def inverse_frequencies(c: Config) -> NDArray[np.float32]:
-    """theta^(-2j/H) for j < H/2, as the models were trained: the power and its reciprocal each rounded to float32.
-
-    Exact decimal powers keep the C library's pow, which differs between machines in the last bit, out of the model.
-    """
-    with localcontext(prec=40):
-        theta, H = Decimal(c.rope_theta), c.head_dim
-        power_h = [theta ** (Decimal(2 * j) / H) for j in range(H // 2)]
-        return np.float32(1) / np.array([np.float32(float(p)) for p in power_h], np.float32)

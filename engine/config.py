@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import BadInput
+from ..errors import BadInput, blamed_on
 from ..quant.tensor import QTensor
-from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, ROPE_NEUTRAL, brief
+from . import rope, rope_gguf
+from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, brief
 from .models import Architecture, find
+from .rope import LARGEST, SMALLEST, Scaling
 
-SMALLEST, LARGEST = 2.0**-126, 3.4e38  # of normal float32 numbers
+ALL = (1 << 31) - 1  # a window that holds every position
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,9 @@ class Config:
     model_type: the architecture, by the name that it has in config.json.
     rms_norm_eps, rope_theta: as the file has them (float32 values widened).
     tie_word_embeddings: the head is the embedding; the file has no tensor of its own for it.
+    rope_scaling: of RoPE's frequencies (engine/rope.py).
+    windows: for each layer, how many positions a query sees, its own among them; 0 is all. Empty where all see all.
+    dual_chunk: positions before the second chunk of dual chunk attention, which is not computed; 0 without it.
     """
 
     model_type: str
@@ -41,13 +46,16 @@ class Config:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    rope_scaling: Scaling = rope.UNSCALED
+    windows: tuple[int, ...] = ()
+    dual_chunk: int = 0
 
     def __post_init__(self) -> None:
         find(self.model_type)
         for field in fields(self):
             value = getattr(self, field.name)
             # Positions and ids are int32; whether sizes fit the file shows when each tensor's shape is checked (bind).
-            if field.type == "int" and not (type(value) is int and 0 < value < 1 << 31):
+            if field.type == "int" and not (type(value) is int and (0 < value < 1 << 31 or value == field.default)):
                 raise BadInput(f"{field.name} is {brief(value)}; it must be a whole number from 1 to 2^31 - 1")
             if field.type == "float" and not (type(value) is float and SMALLEST <= value <= LARGEST):
                 raise BadInput(f"{field.name} is {brief(value)}; it must be a positive number that float32 holds")
@@ -58,8 +66,55 @@ class Config:
             raise BadInput(f"num_key_value_heads is {self.num_key_value_heads}, which does not divide {heads}")
         if self.head_dim % 2:
             raise BadInput(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
-        if self.max_position_embeddings / self.rope_theta > LARGEST:
+        if self.windows and len(self.windows) != self.num_hidden_layers:
+            raise BadInput(f"there are {len(self.windows)} attention windows for {self.num_hidden_layers} layers")
+        if bad := [w for w in self.windows if type(w) is not int or not 0 <= w < 1 << 31]:
+            raise BadInput(f"sliding_window is {brief(bad[0])}; it must be a whole number from 1 to 2^31 - 1")
+        if len({*self.windows} - {0}) > 1:
+            raise BadInput(
+                f"there are several attention windows, {brief(sorted({*self.windows} - {0}))}; one is supported"
+            )
+        if self.context / self.rope_theta > LARGEST:
             raise BadInput(f"rope_theta is {self.rope_theta}; the angles of the last position overflow")
+
+    @property
+    def context(self) -> int:
+        """How many positions a session may have. YaRN is switched on in files whose max_position_embeddings stay as
+        they were, as Qwen's own cards tell it; it reaches as far as its factor says."""
+        far = max(self.max_position_embeddings, self.rope_scaling.reach)
+        return min(far, self.dual_chunk) if self.dual_chunk else far
+
+    @property
+    def sliding(self) -> dict[str, Any]:
+        """The windows as config.json has them, beside what an architecture says where there are none (hf_full)."""
+        if not self.windows:
+            return {}
+        slides = [w > 0 for w in self.windows]
+        first, kinds = slides.index(True), ("full_attention", "sliding_attention")
+        where = {"max_window_layers": first} if all(slides[first:]) else {}  # all that Transformers 4 goes by
+        said: dict[str, Any] = {"use_sliding_window": True, "sliding_window": max(self.windows), **where}
+        said |= {"layer_types": [kinds[slide] for slide in slides]}
+        return {name: value for name, value in said.items() if name in self.architecture.hf_keys.read}
+
+    def window(self, layer: int) -> int:
+        """How many positions a query of the layer sees."""
+        return (self.windows[layer] if self.windows else 0) or ALL
+
+    def room(self, prompt: int) -> tuple[int, str]:
+        """How many positions a session may have that begins with so many, and why there are no more, for people.
+
+        LongRoPE's frequencies are others beyond the original positions: a session with keys of both kinds would be
+        neither.
+        """
+        length, s = self.rope_scaling.original_max_position_embeddings, self.rope_scaling
+        if s.switches and prompt <= length < self.context:
+            return length, "up to which longrope has its short factors; a longer prompt has the long ones"
+        if s.rope_type == "dynamic":
+            hint = "beyond it dynamic RoPE has other frequencies for every length; --rope-scaling yarn has one table"
+            return self.context, hint
+        if self.dual_chunk:
+            return self.context, "where the second chunk of dual_chunk_attention_config begins, which is not computed"
+        return self.context, ""
 
     @property
     def architecture(self) -> Architecture:
@@ -115,10 +170,6 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
     for name, value in (same | {"embedding_length_out": width}).items():
         if name in said and need(name, int) != value:
             raise BadInput(f"key {prefix}{name} is {need(name, int)}; in this model it must be {value}")
-    if "attention.sliding_window" in said:
-        window = need("attention.sliding_window", int)
-        if 0 < window < found["max_position_embeddings"]:
-            raise BadInput(f"key {prefix}attention.sliding_window is {window}; that is not supported")
     c = Config(
         model_type=a.model_type,
         head_dim=head_dim,
@@ -126,7 +177,24 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         tie_word_embeddings=head not in tensors,
         **found,
     )
+    scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings, prefix)
+    c = replace(c, rope_scaling=scaling)
+    if "attention.sliding_window" in said and 0 < (window := need("attention.sliding_window", int)) < c.context:
+        c = replace(c, windows=_of_pattern(window, said.get("attention.sliding_window_pattern"), prefix))
     return c, notes
+
+
+def _of_pattern(window: int, slides: Any, prefix: str) -> tuple[int, ...]:
+    """The window of each layer in a GGUF file. Readers differ in what a window without a pattern is of."""
+    if slides is None:
+        raise BadInput(
+            f"key {prefix}attention.sliding_window is {window}, and no attention.sliding_window_pattern says of which "
+            "layers; take it out to attend to every position, as llama.cpp does, or add the pattern"
+        )
+    if not (isinstance(slides, np.ndarray) and slides.dtype == np.bool_ and slides.ndim == 1):
+        where = f"key {prefix}attention.sliding_window_pattern"
+        raise BadInput(f"{where} is {brief(slides)}; it must be true or false, once for each layer")
+    return tuple(window if slide else 0 for slide in slides.tolist()) if slides.any() else ()
 
 
 def _float32(value: float) -> float:
@@ -157,10 +225,17 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
             _refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")
         head_dim = width // heads
     positions = _whole("max_position_embeddings", _need(data, "max_position_embeddings"))
-    _check_windows(data, a, _whole("num_hidden_layers", layers), positions)
-    if (limit := _before_second_chunk(data)) < positions:
-        positions = limit
+    windows = _windows(data, a, _whole("num_hidden_layers", layers))
+    if type(head_dim) is not int or head_dim < 2 or head_dim % 2:
+        _refuse("head_dim", f"is {brief(head_dim)}; rotary embedding needs an even one")
+    theta, scaling = _rope(data, head_dim, positions)
+    limit = _before_second_chunk(data)
+    if limit and scaling != rope.UNSCALED:
+        _refuse("dual_chunk_attention_config", f"stands beside RoPE scaling of type {scaling.rope_type}; remove one")
+    if 0 < limit < positions:
         notes.append(f"dual_chunk_attention_config is not computed; the context ends where it begins, at {limit}")
+    else:
+        limit = 0
     tied = data.get("tie_word_embeddings")
     if tied is not None and type(tied) is not bool:
         _refuse("tie_word_embeddings", f"is {brief(tied)}; it must be true or false")
@@ -181,11 +256,32 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
         intermediate_size=_need(data, "intermediate_size"),
         vocab_size=_need(data, "vocab_size"),
         max_position_embeddings=positions,
-        rope_theta=_rope_theta(data),
+        rope_theta=theta,
         rms_norm_eps=_real("rms_norm_eps", _need(data, "rms_norm_eps")),
         tie_word_embeddings=not own_head,
+        rope_scaling=scaling,
+        windows=windows,
+        dual_chunk=limit,
     )
+    if all(w == 0 or w >= c.context for w in windows):  # which no session leaves
+        c = replace(c, windows=())
     return c, notes
+
+
+def with_rope(c: Config, said: Mapping[str, Any]) -> Config:
+    """The configuration with another scaling of RoPE than its file has. said: as in config.json; "none" is a type too.
+
+    Linear scaling reaches factor times as far, which nobody's fields say. What was the training's length before an
+    earlier scaling still is. Raises BadInput as rope.read does.
+    """
+    before = c.rope_scaling.original_max_position_embeddings or None
+    if said.get("rope_type") == "none":
+        said = {"rope_type": "default"} | {k: v for k, v in said.items() if k != "rope_type"}
+    if said.get("rope_type") == "yarn":
+        said = {rope.LENGTH: before} | {k: v for k, v in said.items() if v is not None}
+    scaling = rope.read(said, c.rope_theta, c.head_dim, c.max_position_embeddings)
+    far = scaling.factor if scaling.rope_type == "linear" else 1
+    return replace(c, rope_scaling=scaling, max_position_embeddings=int(c.max_position_embeddings * max(far, 1)))
 
 
 def _refuse(field: str, why: str) -> NoReturn:
@@ -210,46 +306,49 @@ def _real(field: str, value: object) -> float:
     return _float32(float(value))
 
 
-def _rope_theta(data: Mapping[str, Any]) -> float:
-    """RoPE's base, from wherever it stands, where Transformers of every version finds the same one."""
-    rope, scaling = (data.get(field) or {} for field in ("rope_parameters", "rope_scaling"))
-    for field, place in (("rope_parameters", rope), ("rope_scaling", scaling), ("", data)):
+def _rope(data: Mapping[str, Any], head_dim: int, positions: int) -> tuple[float, Scaling]:
+    """RoPE's base and its scaling, from wherever they stand, where Transformers of every version finds the same."""
+    both, scaling = (data.get(field) or {} for field in ("rope_parameters", "rope_scaling"))
+    for field, place in (("rope_parameters", both), ("rope_scaling", scaling), ("", data)):
         if not isinstance(place, dict):
             _refuse(field, f"is {brief(place)}; it must be an object")
+        if place is not data and (nested := [name for name, value in place.items() if isinstance(value, dict)]):
+            _refuse(field, f"holds {brief(nested[0])}: parameters for each type of layer are not supported")
         if place.get("partial_rotary_factor", 1) not in (None, 1):
             _refuse("partial_rotary_factor", f"is {brief(place['partial_rotary_factor'])}; that is not supported")
-        if place is not data:
-            _check_rope(field, place)
-    places = [place["rope_theta"] for place in (rope, scaling, data) if place.get("rope_theta") is not None]
+    places = [place["rope_theta"] for place in (both, scaling, data) if place.get("rope_theta") is not None]
     thetas = {_real("rope_theta", theta) for theta in places}
     if len(thetas) > 1:
         _refuse("rope_theta", f"has two values, {sorted(thetas)}")
-    if thetas and rope and scaling and scaling.get("rope_theta") is data.get("rope_theta") is None:
+    if thetas and both and scaling and scaling.get("rope_theta") is data.get("rope_theta") is None:
         _refuse(
             "rope_scaling", "stands beside rope_parameters, whose rope_theta Transformers 5 then ignores; remove it"
         )
-    return thetas.pop() if thetas else _real("rope_theta", _need(data, "rope_theta"))
+    theta = thetas.pop() if thetas else _real("rope_theta", _need(data, "rope_theta"))
+    found = {}
+    for field, place in (("rope_parameters", both), ("rope_scaling", scaling)):
+        if place:
+            with blamed_on(field):
+                found[field] = rope.read(_with_original(place, data), theta, head_dim, positions)
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{field} asks for {s.rope_type}" for field, s in found.items())
+        raise BadInput(f"{said}: different scalings of RoPE; remove one of them")
+    return theta, next(iter(found.values()), rope.UNSCALED)
 
 
-def _check_rope(field: str, place: Mapping[str, Any]) -> None:
-    """Raises BadInput unless it asks for RoPE without scaling, or with one that changes nothing."""
-    kind = place.get("rope_type", place.get("type", "default"))
-    known = ROPE_NEUTRAL.get(kind) if isinstance(kind, str) else None
-    if known is None:
-        _refuse(field, f"asks for RoPE scaling of type {brief(kind)}; that is not supported, only the default is")
-    must_be_one, more = known
-    factor = place.get("factor", 1 if kind == "default" else None)
-    if type(factor) not in (int, float) or (must_be_one and factor != 1) or not 1 <= factor <= LARGEST:
-        _refuse(field, f"asks for RoPE scaling of type {kind} by factor {brief(factor)}; that is not supported")
-    if place.get("attention_factor") not in (None, 1):
-        _refuse(field, f"asks for attention_factor {brief(place['attention_factor'])}; that is not supported")
-    read = {"rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "attention_factor", *more}
-    if strange := [name for name in place if name not in read]:
-        _refuse(field, f"holds {brief(strange)}, which RoPE of type {kind} has not; that is not supported")
+def _with_original(place: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scaling's fields, with the original positions from beside them, where Phi-3 has them."""
+    name, kind = "original_max_position_embeddings", place.get("rope_type", place.get("type"))
+    if data.get(name) is None or kind not in ("llama3", "yarn", "longrope"):
+        return place
+    if place.get(name) not in (None, data[name]):
+        _refuse(name, f"has two values, {brief(data[name])} and {brief(place[name])} in the scaling of RoPE")
+    return {**place, name: data[name]}
 
 
-def _check_windows(data: Mapping[str, Any], a: Architecture, layers: int, positions: int) -> None:
-    """Raises BadInput if a layer's attention is other than full, as Transformers' Qwen2Config works that out."""
+def _windows(data: Mapping[str, Any], a: Architecture, layers: int) -> tuple[int, ...]:
+    """The window of each layer, 0 for all positions, as Transformers' Qwen2Config works that out; empty where no layer
+    has one. Raises BadInput for fields that are none, or that contradict each other."""
     on, window, first = (
         a.hf_defaults.get(field) if data.get(field) is None else data[field]
         for field in ("use_sliding_window", "sliding_window", "max_window_layers")
@@ -264,20 +363,20 @@ def _check_windows(data: Mapping[str, Any], a: Architecture, layers: int, positi
         if other and not (on and window and other == ["sliding_attention"] * len(other)):
             _refuse("layer_types", f"holds {brief(other[0])}; that is not supported, only full_attention is")
     if not on or window is None:
-        return
+        return ()
     _whole("sliding_window", window)
     if type(first) is not int:
         _refuse("max_window_layers", f"is {brief(first)}; it must be a whole number")
-    windowed = first < layers if kinds is None else "sliding_attention" in kinds
-    if windowed and window < positions:
-        _refuse("use_sliding_window", f"is true, with a window of {window} in some layers; that is not supported")
+    slides = [i >= first if kinds is None else kinds[i] == "sliding_attention" for i in range(layers)]
+    return tuple(window if one else 0 for one in slides) if any(slides) else ()
 
 
 def _before_second_chunk(data: Mapping[str, Any]) -> int:
-    """How many positions dual chunk attention leaves as they are (vLLM's dual_chunk_flash_attn: the first chunk)."""
+    """How many positions dual chunk attention leaves as they are (vLLM's dual_chunk_flash_attn: the first chunk); 0
+    where there is none."""
     asked = data.get("dual_chunk_attention_config")
     if asked is None:
-        return 1 << 31
+        return 0
     if not isinstance(asked, dict):
         _refuse("dual_chunk_attention_config", f"is {brief(asked)}; it must be an object")
     where = "dual_chunk_attention_config."

@@ -93,8 +93,8 @@ HF = Keys(
         _names("""
             architectures model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
             intermediate_size vocab_size max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta
-            rope_parameters rope_scaling partial_rotary_factor sliding_window layer_types bos_token_id eos_token_id
-            pad_token_id
+            rope_parameters rope_scaling partial_rotary_factor original_max_position_embeddings sliding_window
+            layer_types bos_token_id eos_token_id pad_token_id
         """)
     ),
     inert={
@@ -172,19 +172,6 @@ HF = Keys(
     },
 )
 
-# RoPE types that are the default one with these values, and what else they may hold, which then has no effect
-# (modeling_rope_utils.py). dynamic begins behind max_position_embeddings, where prompts are refused.
-ROPE_NEUTRAL: dict[str, tuple[bool, tuple[str, ...]]] = {  # type: (does the factor have to be 1, other fields)
-    "default": (True, ()),
-    "linear": (True, ()),
-    "dynamic": (False, ("original_max_position_embeddings",)),
-    "yarn": (
-        True,
-        ("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    ),
-    "llama3": (True, ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")),
-}
-
 # ------------------------------------------------------------------------------------------------------------- GGUF
 
 # Config's fields and their GGUF keys, behind the architecture's name.
@@ -205,19 +192,17 @@ GGUF_BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forwar
 GGUF = Keys(
     word="key ",
     read=frozenset(_names("""
-            attention.key_length attention.value_length attention.sliding_window rope.dimension_count vocab_size
-            embedding_length_out
+            attention.key_length attention.value_length attention.sliding_window attention.sliding_window_pattern
+            rope.dimension_count vocab_size
+            embedding_length_out rope.scaling.type rope.scaling.factor rope.scaling.attn_factor
+            rope.scaling.original_context_length rope.scaling.yarn_ext_factor rope.scaling.yarn_beta_fast
+            rope.scaling.yarn_beta_slow rope.scaling.yarn_log_multiplier rope.scale_linear
         """))
     | {name for name, _ in GGUF_KEYS.values()},
     inert={
-        "of scaled RoPE, and the factor must be 1": tuple(
-            f"rope.scaling.{name}"
-            for name in _names(
-                "original_context_length finetuned yarn_log_multiplier yarn_ext_factor yarn_beta_fast yarn_beta_slow"
-            )
-        ),
+        "says that the training knew of the scaling": ("rope.scaling.finetuned",),
         "of windowed layers, and there must be none": (
-            "attention.sliding_window_pattern", "attention.key_length_swa", "attention.value_length_swa",
+            "attention.key_length_swa", "attention.value_length_swa",
             "rope.dimension_count_swa", "rope.freq_base_swa",
         ),
         "of experts, and there must be none": _names("""
@@ -232,12 +217,8 @@ GGUF = Keys(
         "of encoders": ("decoder_start_token_id",),
     },
     neutral={
-        "rope.scaling.type": ("none", "linear", "yarn"),
-        "rope.scaling.factor": (1, 0),
-        "rope.scaling.attn_factor": (1,),
         "rope.scaling.yarn_attn_factor": (1,),
         "rope.scaling.alpha": (0, 1),
-        "rope.scale_linear": (1, 0),
         "attention.causal": (True,),
         "attention.scale": (0,),
         "attention.output_scale": (1, 0),

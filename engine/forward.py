@@ -18,7 +18,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> An
     """Logits [V] of the last of the tokens [T] (int32), which follow what the cache holds; the cache grows by T."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
-    pos_T = cache.positions(T)
+    pos_T, freq_h, size = cache.positions(T), w.frequencies(cache.capacity), w.magnitude
 
     x_TD = tap.layer(0)("embedding", k.embed(tokens_T, w.embed))
     for i, layer in enumerate(w.layers):
@@ -27,11 +27,11 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> An
         h_TD = at("attn_norm", k.rms_norm(x_TD, layer.attn_norm_D, eps))
         qkv_TE = at("qkv_matmul", k.linear(h_TD, layer.qkv))
         qkv_TE = at("qkv_bias", k.add(qkv_TE, layer.qkv_bias_E))
-        q_TNH = at("q_post_rope", k.rope(qkv_TE[:, : N * H].reshape(T, N, H), pos_T, w.inv_freq_h))
-        k_TKH = at("k_post_rope", k.rope(qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H), pos_T, w.inv_freq_h))
+        q_TNH = at("q_post_rope", k.rope(qkv_TE[:, : N * H].reshape(T, N, H), pos_T, freq_h, size))
+        k_TKH = at("k_post_rope", k.rope(qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H), pos_T, freq_h, size))
         k_SKH, v_SKH = cache.append(i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
         scores_NTS = at("attn_scores", k.attn_scores(q_TNH, k_SKH, pos_T))
-        probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T))
+        probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T, c.window(i)))
         mix_TNH = at("attention", k.attn_mix(probs_NTS, v_SKH, pos_T))
         x_TD = at(
             "post_attn_residual", k.add(x_TD, at("attn_out", k.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))

@@ -27,19 +27,21 @@ def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
         raise BadInput("the prompt is empty; give at least one token")
     if bad := [i for i in ids if not 0 <= i < c.vocab_size]:
         raise BadInput(f"token id {bad[0]} is outside the vocabulary of {c.vocab_size}")
-    if len(ids) > c.max_position_embeddings:
-        raise BadInput(f"the prompt has {len(ids)} tokens, more than the context of {c.max_position_embeddings}")
-    if len(ids) + max_tokens > c.max_position_embeddings:
-        room = c.max_position_embeddings - len(ids)
+    most, why = c.room(len(ids))
+    why = f" ({why})" if why else ""
+    if len(ids) > most:
+        raise BadInput(f"the prompt has {len(ids)} tokens, more than the context of {most}{why}")
+    if len(ids) + max_tokens > most:
+        room = most - len(ids)
         raise BadInput(
-            f"{len(ids)} prompt tokens and {max_tokens} new ones do not fit the context of "
-            f"{c.max_position_embeddings}; " + (f"ask for at most {room}" if room else "shorten the prompt")
+            f"{len(ids)} prompt tokens and {max_tokens} new ones do not fit the context of {most}{why}; "
+            + (f"ask for at most {room}" if room else "shorten the prompt")
         )
 
 
 def new_tokens(prompt: int, c: Config, asked: int | None) -> int:
     """How many new tokens to make: as many as were asked for, else MAX_TOKENS, or what the context still holds."""
-    return asked or max(1, min(MAX_TOKENS, c.max_position_embeddings - prompt))
+    return asked or max(1, min(MAX_TOKENS, c.room(prompt)[0] - prompt))
 
 
 def prefill(

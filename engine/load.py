@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..errors import BadInput, blamed_on
 from .aliases import resolve
 from .bind import bind
+from .config import with_rope
 from .files import Checkpoint, Vocabulary, open_checkpoint
 from .kernels import Kernels, backend, check_precision
 from .nonfinite import NotFinite
@@ -37,9 +38,19 @@ class Loaded:
     precision: str
 
 
-def open_weights(path_or_alias: str | os.PathLike[str] | None) -> Opened:
-    """None is the default alias. Raises BadInput that names the file and what is wrong with it."""
-    return bound(open_checkpoint(resolve(path_or_alias)))
+def open_weights(path_or_alias: str | os.PathLike[str] | None, rope_scaling: Mapping[str, Any] | None = None) -> Opened:
+    """None is the default alias. rope_scaling: instead of the file's own, as config.json has it (config.with_rope).
+
+    Raises BadInput that names the file and what is wrong with it.
+    """
+    return bound(with_scaling(open_checkpoint(resolve(path_or_alias)), rope_scaling))
+
+
+def with_scaling(checkpoint: Checkpoint, rope_scaling: Mapping[str, Any] | None) -> Checkpoint:
+    """The checkpoint with RoPE scaled so, or, for None, as it is."""
+    return (
+        checkpoint if rope_scaling is None else replace(checkpoint, config=with_rope(checkpoint.config, rope_scaling))
+    )
 
 
 def bound(checkpoint: Checkpoint) -> Opened:

@@ -35,7 +35,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A whole model. embed and lm_head are [V, D]; inv_freq_h is float32 [H / 2] (see `bind.inverse_frequencies`)."""
+    """A whole model. embed and lm_head are [V, D].
+
+    inv_freq_h: RoPE's inverse frequencies, float32 [H / 2] (engine/rope.py); long_inv_freq_h: those of sessions beyond
+    the original positions, where they are others. magnitude: what cosine and sine are multiplied with.
+    """
 
     config: Config
     embed: Any
@@ -43,11 +47,18 @@ class Weights:
     final_norm_D: Vector
     lm_head: Matrix
     inv_freq_h: Any
+    long_inv_freq_h: Any = None
+    magnitude: float = 1.0
+
+    def frequencies(self, positions: int) -> Any:
+        """RoPE's inverse frequencies in a session of so many positions, prompt and answer."""
+        beyond = positions > self.config.rope_scaling.original_max_position_embeddings
+        return self.long_inv_freq_h if beyond and self.long_inv_freq_h is not None else self.inv_freq_h
 
     def map(self, vector: Callable[..., Any], matrix: Callable[..., Any]) -> Weights:
         """The same structure with every leaf in another form: vector or matrix of its parts, which are stacked.
 
-        embed, whose rows are looked up, and inv_freq_h stay as they are, and a piece that is not there stays None.
+        embed, whose rows are looked up, and RoPE's numbers stay as they are, and a piece that is not there stays None.
         """
         forms = {"Vector": vector, "Matrix": matrix}
 

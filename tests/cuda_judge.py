@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qwenref.engine.config import Config
+from qwenref.engine.config import ALL, Config
 from qwenref.engine.kernels import Cache, backend
 from qwenref.engine.weights import Layer, Weights, parts
 from qwenref.quant.tensor import QTensor, dequantize
@@ -114,11 +114,13 @@ class Judge:
         want = REFERENCE.silu(wide(x))
         return self.see("silu", CUDA.silu(x), want, (5 + np.abs(wide(x))) * U * np.abs(want))
 
-    def rope(self, x: Any, pos: Any, inv_freq_h: Any) -> Any:
+    def rope(self, x: Any, pos: Any, inv_freq_h: Any, magnitude: float = 1.0) -> Any:
         a, p = wide(x), np.arange(pos.T, dtype=np.int32) + int(pos.start.copy_to_host()[0])
-        want = REFERENCE.rope(a, p, inv_freq_h.copy_to_host())
-        first, last = np.split(np.abs(a), 2, axis=-1)
-        return self.see("rope", CUDA.rope(x, pos, inv_freq_h), want, 3 * U * np.concatenate([first + last] * 2, -1))
+        want = REFERENCE.rope(a, p, inv_freq_h.copy_to_host(), magnitude)
+        first, last = np.split(magnitude * np.abs(a), 2, axis=-1)
+        rounded = 3 if magnitude == 1 else 5  # the magnitude's own, and that of the product
+        bound = rounded * U * np.concatenate([first + last] * 2, -1)
+        return self.see("rope", CUDA.rope(x, pos, inv_freq_h, magnitude), want, bound)
 
     def attn_scores(self, q: Any, k: Any, pos: Any) -> Any:
         a, b, p = wide(q), side(k, pos), positions(pos)
@@ -127,11 +129,13 @@ class Judge:
         assert not np.any(CUDA.to_host(got)[:, REFERENCE._after(p, pos.S)])
         return self.see("attn_scores", got, want, (a.shape[2] + 3) * U * sizes)
 
-    def softmax(self, scores: Any, pos: Any) -> Any:
+    def softmax(self, scores: Any, pos: Any, window: int = ALL) -> Any:
         x, p = wide(scores), positions(pos)
-        want = REFERENCE.softmax(x, p)
+        want = REFERENCE.softmax(x, p, window)
         below = np.where(want > 0, np.abs(x - np.where(want > 0, x, -np.inf).max(-1, keepdims=True)), 0)
-        return self.see("softmax", CUDA.softmax(scores, pos), want, (below + below.max() + pos.S + 8) * U * want)
+        return self.see(
+            "softmax", CUDA.softmax(scores, pos, window), want, (below + below.max() + pos.S + 8) * U * want
+        )
 
     def attn_mix(self, probs: Any, v: Any, pos: Any) -> Any:
         a, b, p = wide(probs), side(v, pos), positions(pos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor
 from qwenref.tests import cuda_lanes
 from qwenref.tests.cuda_judge import CUDA, REFERENCE, Judge, Pair
-from qwenref.tests.tiny import TYPES, tiny_tensor, tiny_weights, write_gguf
+from qwenref.tests.tiny import TYPES, scaled, tiny_tensor, tiny_weights, write_gguf
 from qwenref.tools.main import main
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
 
@@ -229,6 +230,23 @@ def test_every_stage(name: str, precision: str) -> None:
     for chunk in (1, 1, 5) if name == "7B" else (5, 3, 1):
         forward(ids(chunk), w, cache, judge, SILENT)
     assert judge.worst["linear"] > 0
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_every_stage_with_scaled_rope_and_windows(long: bool) -> None:
+    """Divisors of long and of short sessions, a magnitude, and a window in one layer of two."""
+    longrope = {
+        "rope_type": "longrope", "attention_factor": 1.2, "short_factor": [1.0 + j for j in range(8)],
+        "long_factor": [2.0 + j for j in range(8)], "original_max_position_embeddings": 11 if long else 12,
+    }  # fmt: skip
+    w = scaled(tiny_weights(vocab=40), **longrope)
+    w = replace(w, config=replace(w.config, windows=(3, 0)))
+    judge = Judge()
+    prepared = judge.prepare(w, "f32")
+    cache = judge.new_cache(w.config, 12, "f32")
+    for chunk in (7, 4, 1):
+        forward(ids(chunk), prepared, cache, judge, SILENT)
+    assert judge.worst["rope"] > 0 and judge.worst["softmax"] > 0
 
 
 @pytest.mark.parametrize("precision", CUDA.PRECISIONS)

@@ -72,9 +72,10 @@ def engine(
         scale = f32(1) / np.sqrt(np.mean(np.square(x), -1, keepdims=True, dtype=f32) + f32(eps))
         return rounded(rounded(gain) * rounded(x * scale))
 
-    def hf_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
+    def hf_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray, magnitude: float = 1.0) -> np.ndarray:
         angle = pos.astype(f32)[:, None] * inv_freq
-        cos, sin = (rounded(f(np.concatenate([angle, angle], 1)))[:, None] for f in (np.cos, np.sin))
+        both = np.concatenate([angle, angle], 1)
+        cos, sin = (rounded(f(both) * f32(magnitude))[:, None] for f in (np.cos, np.sin))
         a, b = np.split(x, 2, -1)
         return rounded(rounded(x * cos) + rounded(np.concatenate([-b, a], -1) * sin))
 
@@ -83,8 +84,9 @@ def engine(
         scores = rounded(rounded(product(q, k)) * f32(1 / np.sqrt(q.shape[-1])))
         return np.where(np.arange(k.shape[1]) > pos[:, None], f32(0), scores)
 
-    def softmax(scores: np.ndarray, pos: np.ndarray) -> np.ndarray:
-        x = np.where(np.arange(scores.shape[2]) > pos[:, None], f32(-np.inf), scores)
+    def softmax(scores: np.ndarray, pos: np.ndarray, window: int = 1 << 30) -> np.ndarray:
+        after, distance = -1, pos[:, None] - np.arange(scores.shape[2])
+        x = np.where((distance <= after) | (distance >= window), f32(-np.inf), scores)
         e = np.exp(x - x.max(-1, keepdims=True))
         return rounded(e / e.sum(-1, keepdims=True, dtype=f32))
 
@@ -155,8 +157,9 @@ def int16_linear(x: np.ndarray, w: Any) -> np.ndarray:
     return np.concatenate(y, 1)
 
 
-def ggml_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray) -> np.ndarray:
-    """The angle by repeated multiplication (ggml_rope_cache_init)."""
+def ggml_rope(x: np.ndarray, pos: np.ndarray, inv_freq: np.ndarray, magnitude: float = 1.0) -> np.ndarray:
+    """The angle by repeated multiplication (ggml_rope_cache_init), of frequencies that are not scaled."""
+    assert magnitude == 1
     theta, columns = pos.astype(f32), []
     for _ in inv_freq:
         columns.append(theta)

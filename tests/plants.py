@@ -29,7 +29,7 @@ class Plant:
     those found.
 
     engines: those in which the mistake shows above the engine's own rounding. layers: those where it is one (-1: the
-    last). step: only a decode step shows it; formats: the weights it needs.
+    last). step: only a decode step shows it; formats, scaling, windows: the weights it needs.
     """
 
     id: str
@@ -40,6 +40,8 @@ class Plant:
     layers: tuple[int, ...] = (0, 1, 2)
     step: bool = False
     formats: str = "Q4_K"
+    scaling: tuple[tuple[str, object], ...] = ()  # of RoPE, as config.json has it
+    windows: tuple[int, ...] = ()
 
 
 PLANTS: list[Plant] = []
@@ -405,6 +407,60 @@ def _(run: Run, y: A) -> A:
     return run.kernels.rope(x, run.pos_T, run.weights.inv_freq_h)
 
 
+YARN = (("rope_type", "yarn"), ("factor", 4.0), ("original_max_position_embeddings", 8192))
+LLAMA3 = (
+    ("rope_type", "llama3"), ("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0),
+    ("original_max_position_embeddings", 32),
+)  # fmt: skip
+UNSCALING = (*OWN, *HF)  # the engine with ggml's angles is written for RoPE without scaling
+
+
+def plainly(run: Run) -> A:
+    h = run.config.head_dim // 2
+    return (1 / (1e6 ** (np.arange(h) / h)).astype(f32)).astype(f32)
+
+
+@plant("rope-scaling-missing", *ROPE, engines=UNSCALING, scaling=YARN)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, plainly(run))
+
+
+@plant("rope-scaling-missing-but-magnitude", *ROPE, named="rope-scaling-missing", engines=UNSCALING, scaling=YARN)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, plainly(run), run.weights.magnitude)
+
+
+@plant("rope-scaling-missing-llama3", *ROPE, named="rope-scaling-missing", engines=UNSCALING, scaling=LLAMA3)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, plainly(run))
+
+
+@plant("rope-scaling-of-none", *ROPE, engines=UNSCALING)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, plainly(run) / f32(4))
+
+
+@plant("rope-scaling-other", *ROPE, engines=UNSCALING, scaling=YARN)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, plainly(run) / f32(4))
+
+
+@plant("rope-magnitude", *ROPE, engines=UNSCALING, scaling=YARN)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, run.weights.inv_freq_h)
+
+
+@plant("rope-magnitude-twice", *ROPE, named="rope-magnitude", engines=UNSCALING, scaling=YARN)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, run.weights.inv_freq_h, run.weights.magnitude**2)
+
+
+@plant("scores-magnitude", "attn_scores", engines=(*OWN, "HF float32"), scaling=YARN)
+def _(run: Run, y: A) -> A:
+    q = run.get("q_post_rope") * f32(run.weights.magnitude**2)
+    return run.kernels.attn_scores(q, keys(run), run.pos_T)
+
+
 # attention
 
 
@@ -490,6 +546,21 @@ def _(run: Run, y: A) -> A:
 def _(run: Run, y: A) -> A:
     scores, _ = everywhere(run)
     return free_softmax(run, scores, -1, np.arange(y.shape[2]) >= run.pos_T[:, None])
+
+
+@plant("window", "attn_softmax", windows=(4, 4, 4))
+def _(run: Run, y: A) -> A:
+    return run.kernels.softmax(run.get("attn_scores"), run.pos_T)
+
+
+@plant("window-wide", "attn_softmax", named="window", windows=(4, 4, 4))
+def _(run: Run, y: A) -> A:
+    return run.kernels.softmax(run.get("attn_scores"), run.pos_T, 5)
+
+
+@plant("window-of-others", "attn_softmax", named="window", windows=(0, 4, 0), layers=(0, 2))
+def _(run: Run, y: A) -> A:
+    return run.kernels.softmax(run.get("attn_scores"), run.pos_T, 4)
 
 
 def free_softmax(run: Run, scores: A, axis: int, seen: A | None = None) -> A:

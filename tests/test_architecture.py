@@ -21,18 +21,19 @@ FOREIGN = {"torch", "transformers", "llama_cpp"}
 
 # who -> what it may import of this project. The longest matching prefix of a file's path rules.
 FILES = {"engine/files/mapped", "engine/files/safetensors_header", "engine/files/strict_json"}  # know no model
-JUDGE = {"engine/kernels/reference", "engine/config", "engine/weights"}
+JUDGE = {"engine/kernels/reference", "engine/config", "engine/rope", "engine/weights"}
 ARROWS: dict[str, set[str]] = {
     "quant": {"quant"},
     "trace": {"trace", "quant"},
     "trace/verify": {"trace", "quant"} | JUDGE,
     "trace/sources": {"trace", "quant"} | FILES,
-    "engine/config": {"engine/config", "engine/models", "quant"},
+    "engine/config": {"engine/config", "engine/models", "engine/rope", "quant"},
+    "engine/rope": {"engine/config_keys", "engine/rope", "quant"},
     "engine/models": {"engine/config_keys", "engine/models", "quant"},
-    "engine/weights": {"engine/config", "quant"},
+    "engine/weights": {"engine/config", "engine/rope", "quant"},
     "engine/user_cache": set(),
     "engine/kernels": {"engine/kernels", "engine/weights", "engine/config", "engine/user_cache", "quant"},
-    "engine/files": {"engine/files", "engine/config", "engine/models", "quant"},
+    "engine/files": {"engine/files", "engine/config", "engine/models", "engine/rope", "quant"},
     "engine": {"engine", "quant"},
     **{name: set() for name in BASE},
     "writers": set(),

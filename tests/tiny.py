@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from qwenref.engine.bind import bind
-from qwenref.engine.config import Config
+from qwenref.engine.config import Config, with_rope
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
+from qwenref.engine.rope import frequencies
 from qwenref.engine.weights import Weights, parts
 from qwenref.quant import f32
 from qwenref.quant.tensor import QTensor
@@ -151,6 +152,15 @@ def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **s
 
     wanted = [(t, i) for t, i in tensors if not (t.role == "lm_head" and c.tie_word_embeddings)]
     return bind(c, {t.ggml.format(i): tensor(t.role, t.ggml.format(i)) for t, i in wanted})
+
+
+def scaled(w: Weights, **scaling: Any) -> Weights:
+    """The same model with its RoPE scaled so, by config.json's names."""
+    c = with_rope(w.config, scaling)
+    freq_h, long_h = (frequencies(c.rope_theta, c.head_dim, c.rope_scaling, beyond) for beyond in (False, True))
+    long = long_h if c.rope_scaling.switches else None
+    size = c.rope_scaling.attention_factor
+    return replace(w, config=c, inv_freq_h=freq_h, long_inv_freq_h=long, magnitude=size)
 
 
 def backends() -> list[Any]:

@@ -289,8 +289,8 @@ def main(args: argparse.Namespace) -> int:
     checkpoint, _ = open_weights(str(path))  # a bad model is refused here, once
     has_text = checkpoint.vocabulary() is not None  # else there is no command that a user could time
     config = checkpoint.config
-    if args.prompt + args.generate + 1 > config.max_position_embeddings:
-        raise BadInput(f"{args.prompt} + {args.generate} tokens do not fit {config.max_position_embeddings} positions")
+    if args.prompt + args.generate + 1 > config.context:
+        raise BadInput(f"{args.prompt} + {args.generate} tokens do not fit {config.context} positions")
     if min(args.prompt, args.generate, args.repeats) < 1:
         raise BadInput("-p, -n and -r must be at least 1")
     if args.vs and not find_spec("llama_cpp"):

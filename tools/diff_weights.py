@@ -41,10 +41,11 @@ def main(args: argparse.Namespace) -> int:
     if not any(row.a and row.b for row in rows):
         raise BadInput(f"{a} and {b} have no tensor in common")
     counts = {verdict: n for verdict in ORDER if (n := Counter(row.verdict for row in rows)[verdict])}
+    others = asdict(two.config)
     settings = {
-        field: [value, other]
+        field: [value, others[field]]
         for field, value in asdict(one.config).items()
-        if (other := getattr(two.config, field)) != value and field != "tie_word_embeddings"
+        if others[field] != value and field != "tie_word_embeddings"
     }
     if args.json:
         found = {"a": str(a), "b": str(b), "counts": counts, "config": settings, "layers_of_a": moved}

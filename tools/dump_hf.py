@@ -88,15 +88,14 @@ def main(args: argparse.Namespace) -> int:
 def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[None]]) -> Iterator[Forward]:
     """A forward pass of the model, with its key/value cache from call to call. looking: hands out the stages."""
     import torch
+    import transformers
 
-    past: Any = None
+    past: Any = transformers.DynamicCache()  # of no configuration: of layers with a window, too, it keeps all
 
     def forward(tokens: Sequence[int], emit: Emit) -> NDArray[np.floating[Any]]:
-        nonlocal past
         with looking(model, emit):
             ids = torch.tensor([tokens], device=model.device)
             output = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-        past = output.past_key_values
         logits: NDArray[np.floating[Any]] = output.logits[0, -1].float().cpu().numpy()
         return logits
 
@@ -207,6 +206,7 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     """
     import torch
     from torch.nn import functional
+    from transformers.modeling_rope_utils import dynamic_rope_update
     from transformers.models.qwen2 import modeling_qwen2 as hf
 
     wide = model.dtype == torch.float64
@@ -247,6 +247,7 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     def norm64(module: Any, x: Any) -> Any:
         return module.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon))
 
+    @dynamic_rope_update  # as on the method that it stands for: frequencies may depend on the length
     def rotary64(module: Any, x: Any, position_ids: Any) -> Any:
         angles = (position_ids[..., None].float() * module.inv_freq.float()).double()
         both = torch.cat((angles, angles), dim=-1)

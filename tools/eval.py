@@ -15,7 +15,7 @@ from ..engine.files.logits_file import LogitsFile, open_logits, scored, write_he
 from ..engine.load import load, tokenizer_of, vocabulary_of
 from ..errors import BadInput
 from .leftovers import written_down
-from .load import add_model_arguments, load_as_asked, open_spelling, open_weights, show_compiling
+from .load import add_model_arguments, load_as_asked, open_spelling, open_weights, rope_asked, show_compiling
 from .progress import progress
 from .prompt import text_of_file
 from .terminal import json_text, on_stderr, one_line
@@ -53,14 +53,14 @@ def main(args: argparse.Namespace) -> int:
     if args.windows is not None and args.windows < 1:
         raise BadInput(f"--windows {args.windows}: ask for at least 1")
     kept = None if args.logits is None else open_logits(args.logits)
-    opened = open_weights(args.model)
+    opened = open_weights(args.model, rope_asked(args))
     cut = of_file(kept, args.windows) if kept else of_text(opened.checkpoint, args)
     c = opened.checkpoint.config
-    if cut.context > c.max_position_embeddings:
-        raise BadInput(f"a window of {cut.context} does not fit the context of {c.max_position_embeddings}")
+    if cut.context > c.context:
+        raise BadInput(f"a window of {cut.context} does not fit the context of {c.context}")
     if (worst := max(i for ids in cut.ids for i in ids)) >= c.vocab_size:
         raise BadInput(f"token id {worst} is outside the vocabulary of {c.vocab_size}")
-    second = open_weights(args.against) if args.against else None
+    second = open_weights(args.against, rope_asked(args)) if args.against else None
     model = load_as_asked(args, opened)
     base = kept or (second and load(second, args.backend, args.precision, args.threads, show_compiling))
     v = opened.checkpoint.vocabulary()

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..engine.aliases import resolve
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS
-from ..engine.load import Loaded, Opened, bound, load, set_threads, spelling_of, tokenizer_of, vocabulary_of
+from ..engine.load import (
+    Loaded,
+    Opened,
+    bound,
+    load,
+    set_threads,
+    spelling_of,
+    tokenizer_of,
+    vocabulary_of,
+    with_scaling,
+)
 from ..engine.text.tokenizer import Tokenizer, Tokens
 from ..errors import BadInput
 from .terminal import on_stderr
@@ -25,8 +36,34 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     model.add_argument("-m", "--model", metavar="MODEL", help="the same")
 
 
+def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
+    """--rope-scaling, --rope-factor, --yarn-orig-ctx: another scaling of RoPE than the file's, as llama.cpp has it."""
+    rope = parser.add_argument_group("long texts (docs/models.md)")
+    rope.add_argument("--rope-scaling", choices=("none", "linear", "yarn"), help="instead of the file's own scaling")
+    rope.add_argument("--rope-factor", type=float, metavar="F", help="how much longer than the training's texts")
+    rope.add_argument(
+        "--yarn-orig-ctx", type=int, metavar="N", help="length of the training's texts (default: what the file says)"
+    )
+
+
+def rope_asked(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What these ask for, by config.json's names; None for the file's own. Raises BadInput for half of it."""
+    kind, factor, length = args.rope_scaling, args.rope_factor, args.yarn_orig_ctx
+    if kind is None and (factor, length) != (None, None):
+        name = "--rope-factor" if factor is not None else "--yarn-orig-ctx"
+        raise BadInput(f"{name} says how RoPE is scaled; say --rope-scaling linear or yarn, too")
+    if kind is None:
+        return None
+    if (kind == "none") != (factor is None):
+        raise BadInput(f"--rope-scaling {kind} {'has no' if kind == 'none' else 'needs a'} --rope-factor")
+    if length is not None and kind != "yarn":
+        raise BadInput(f"--yarn-orig-ctx is of --rope-scaling yarn, not of {kind}")
+    said = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": length}
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL or -m/--model, --backend, --precision, -t/--threads."""
+    """MODEL or -m/--model, --backend, --precision, -t/--threads, and the scaling of RoPE."""
     add_model_argument(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what computes (default: cpu)")
     parser.add_argument(
@@ -37,6 +74,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "ggml does; f64: reference only",
     )
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
+    add_rope_arguments(parser)
 
 
 def open_model(path_or_alias: str | None) -> Checkpoint:
@@ -49,9 +87,10 @@ def open_model(path_or_alias: str | None) -> Checkpoint:
     return checkpoint
 
 
-def open_weights(path_or_alias: str | None) -> Opened:
-    """The model's file opened and its tensors bound to their roles; nothing is decoded yet."""
-    return bound(open_model(path_or_alias))
+def open_weights(path_or_alias: str | None, rope_scaling: Mapping[str, Any] | None = None) -> Opened:
+    """The model's file opened and its tensors bound to their roles; nothing is decoded yet. rope_scaling: instead of
+    the file's own (rope_asked)."""
+    return bound(with_scaling(open_model(path_or_alias), rope_scaling))
 
 
 def load_as_asked(args: argparse.Namespace, opened: Opened, first: Callable[[], object] = lambda: None) -> Loaded:

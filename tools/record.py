@@ -25,7 +25,7 @@ from ..trace.stages import STAGES
 from ..trace.store import check_target, phase_name
 from ..tracing import check_room, origin, summed_up, written
 from .leftovers import written_down
-from .load import add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights
+from .load import add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights, rope_asked
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
 from .terminal import json_text, on_stderr, one_line
@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> int:
     target = default_directory(path) if args.save_tensor_dir is None else Path(args.save_tensor_dir)
     if saved is not None:
         check_target(target)
-    opened = open_weights(str(path))
+    opened = open_weights(str(path), rope_asked(args))
     checkpoint, c = opened.checkpoint, opened.checkpoint.config
     for p in (saved, shown):
         if p is not None:

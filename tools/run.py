@@ -104,14 +104,14 @@ def answer(
     from ..engine.load import blaming
     from ..engine.sample import Sampling
     from ..engine.text.generation import Generation
-    from .load import load_as_asked, open_weights
+    from .load import load_as_asked, open_weights, rope_asked
     from .progress import progress
     from .terminal import for_stdout, json_text
 
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
-    opened = open_weights(args.model)
+    opened = open_weights(args.model, rope_asked(args))
     checkpoint = opened.checkpoint
-    context = checkpoint.config.max_position_embeddings
+    context = checkpoint.config.context
     if args.max_tokens is not None and args.max_tokens >= context:
         raise BadInput(f"-n {args.max_tokens} and a prompt do not fit the context of {context}")
 

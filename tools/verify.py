@@ -14,7 +14,7 @@ from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
-from .load import add_model_argument, open_spelling, open_tokenizer, open_weights
+from .load import add_model_argument, add_rope_arguments, open_spelling, open_tokenizer, open_weights, rope_asked
 from .progress import progress
 from .prompt import add_chat_arguments, check_chat, read_prompt
 from .source import KINDS, add_source_arguments, asked, say_notes
@@ -38,6 +38,7 @@ examples:
     parser.add_argument("dump", metavar="DUMP", help="file or folder that holds the dump")
     add_model_argument(parser)
     add_source_arguments(parser)
+    add_rope_arguments(parser)
     text = parser.add_mutually_exclusive_group()
     text.add_argument("-p", "--prompt", metavar="TEXT", help="what was asked: are the ids that were run its ids?")
     text.add_argument("-f", "--file", metavar="FILE", help="the same, from a UTF-8 file")
@@ -52,11 +53,11 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput(f"{args.html}: no such folder")
     said = asked(args)
     check_chat(args)
-    model = open_weights(args.model)
+    model = open_weights(args.model, rope_asked(args))
     wanted = ids_of(args, model.checkpoint)
     dump = opened_for(args.dump, model, said)
     say_notes(dump)
-    against = open_weights(args.against) if args.against else None
+    against = open_weights(args.against, rope_asked(args)) if args.against else None
     with progress("verify", len(dump.entries)) as done:
         result = judged(dump, model, against, done)
     if args.html is not None:

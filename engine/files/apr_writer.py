@@ -13,8 +13,10 @@ from typing import Any
 from ...errors import BadInput
 from ...quant.ggml import NUMBERS
 from ..config_keys import APR_ROPE_TYPE
+from ..rope import UNSCALED
 from . import Checkpoint
 from .apr import HEADER, ROW_MAJOR
+from .carried import held
 from .vocabulary import Vocabulary
 from .writing import Planned, Progress, Sink, about, padded, padding, shortest, write_tensors
 
@@ -78,7 +80,7 @@ def write_apr(file: Sink, metadata: Mapping[str, Any], tensors: Sequence[Planned
 
 def metadata_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned]) -> dict[str, Any]:
     """The JSON of an APR file, keys in the order of aprender's struct, then the flat ones; only canonical spellings."""
-    c, a = source.config, source.config.architecture
+    c, a = held(source, "apr"), source.config.architecture
     said_of_itself = about(source)
     said: dict[str, Any] = {
         "model_type": a.model_type,
@@ -102,6 +104,8 @@ def metadata_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned]
         "max_position_embeddings": c.max_position_embeddings,
         "rope_theta": shortest(c.rope_theta),
         "rope_type": APR_ROPE_TYPE,
+        "rope_scaling": None if c.rope_scaling == UNSCALED else c.rope_scaling.spelled(),
+        **c.sliding,
         "rms_norm_eps": shortest(c.rms_norm_eps),
         "head_dim": c.head_dim,
         "tied_embeddings": c.tie_word_embeddings,

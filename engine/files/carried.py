@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..config import Config
+from ..rope_gguf import Said, to_keys
 from . import Checkpoint
 from .end_of_generation import by_text, told, with_control
 from .tokenizer_json import last_used, spell
@@ -61,6 +63,35 @@ def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
         lost.append(f"{v.types.count(BYTE)} tokens stand for single bytes in GGUF alone, and become ordinary text")
     kinds = {UNKNOWN: CONTROL, BYTE: NORMAL, UNUSED: NORMAL}
     return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
+
+
+def held(source: Checkpoint, kind: str) -> Config:
+    """The configuration as it is read back from a container of that kind."""
+    c = source.config
+    if c.dual_chunk and not (kind == source.container == "safetensors"):
+        c = replace(c, max_position_embeddings=c.context, dual_chunk=0)
+    return replace(c, rope_scaling=_rope(c).back) if kind == "gguf" else c
+
+
+def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
+    """A line on what such a container does not say of the scaling of RoPE and of attention."""
+    c, lost = source.config, []
+    if held(source, kind).dual_chunk != c.dual_chunk:
+        lost.append(f"dual_chunk_attention_config: the context ends where its second chunk begins, at {c.dual_chunk}")
+    if kind == "gguf":
+        rope = _rope(c)
+        lost += rope.lost
+        if c.architecture.gguf == "qwen2" and rope.tensors:
+            lost.append("for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of qwen2")
+        if c.architecture.gguf == "qwen2" and any("yarn_beta" in key for key, _, _ in rope.keys):
+            lost.append("for llama.cpp, YaRN's betas: in qwen2 it takes --yarn-beta-fast and --yarn-beta-slow for them")
+        if c.architecture.gguf == "qwen2" and c.windows:
+            lost.append("for llama.cpp, the attention windows: it has none in qwen2")
+    return lost
+
+
+def _rope(c: Config) -> Said:
+    return to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
 
 
 def left_out(source: Checkpoint, kind: str) -> list[str]:

@@ -20,7 +20,7 @@ from ...quant import aprq8
 from ...quant.tensor import QTensor, dequantize, format_of, quantize, row_slabs
 from ..config import Config
 from . import Checkpoint, apr_writer, gguf_writer, open_checkpoint, safetensors_writer
-from .carried import carried, left_out
+from .carried import carried, held, left_out, lost_of_positions
 from .tokenizer_json import last_used
 from .vocabulary import Vocabulary
 from .writing import Planned, Progress
@@ -63,6 +63,7 @@ def convert(
     total = sum(t.size for t in planned)
     check_space(destination, total)
     v, missing = carried(source, kind)
+    missing += lost_of_positions(source, kind)
     for line in missing:
         lost(f"not in {destination.name}: {line}")
     write(source, v, destination, kind, planned, lambda done: show(done, 2 * total), wanted)
@@ -211,7 +212,7 @@ def write(
     try:
         with Beside(destination, folder=kind == "safetensors") as beside:
             WRITERS[kind].write(beside.path, source, v, tensors, recoded, told)
-            compare(open_checkpoint(beside.path), source.config, v, tensors, crc, told)
+            compare(open_checkpoint(beside.path), held(source, kind), v, tensors, crc, told)
             source.check_unchanged()
             beside.move()
     except OSError as error:

@@ -16,6 +16,7 @@ from ...quant.ggml import NAMES, size_of
 from ...quant.tensor import QTensor
 from ..config import from_gguf
 from ..config_keys import brief
+from ..rope_gguf import DIVISORS
 from . import Checkpoint
 from .end_of_generation import FILL_IN, by_text, ends, with_control
 from .foreign import gguf_kind
@@ -67,7 +68,9 @@ def open(path: Path) -> Checkpoint:
         path=first,
         container=f"GGUF v{headers[0].version}",
         config=config,
-        tensors=config.architecture.unstacked(tensors, config.sizes),
+        tensors=config.architecture.unstacked(
+            {name: w for name, w in tensors.items() if name not in DIVISORS}, config.sizes
+        ),
         metadata=metadata,
         vocabulary=lambda: vocabulary(metadata, config.vocab_size),
         files=tuple(paths),

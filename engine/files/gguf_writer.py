@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from reprlib import repr as brief
@@ -16,7 +17,10 @@ import numpy as np
 from ...errors import BadInput
 from ...quant.ggml import NUMBERS as TYPES
 from ..config_keys import GGUF_KEYS
+from ..rope import UNSCALED
+from ..rope_gguf import to_keys
 from . import Checkpoint
+from .carried import held
 from .end_of_generation import told
 from .gguf_header import KINDS, MAX_NAME, NUMBERS
 from .vocabulary import Vocabulary
@@ -37,8 +41,13 @@ def write(
     place: Path, source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None, show: Progress
 ) -> None:
     """The model as one file. recoded: the format that its matrices were asked to become."""
+    c = source.config
+    rope = to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
+    divisors = [
+        Planned(name, "F32", x.shape, x.nbytes, partial(iter, [x.view(np.uint8)])) for name, x in rope.tensors.items()
+    ]
     with place.open("wb") as file:
-        write_gguf(file, pairs_of(source, v, tensors, recoded), tensors, show)
+        write_gguf(file, pairs_of(source, v, tensors, recoded), [*divisors, *tensors], show)
 
 
 def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned], show: Progress) -> None:
@@ -63,15 +72,25 @@ def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned
 def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None) -> list[Pair]:
     """The keys of a GGUF file. From GGUF they are the source's own; else as llama.cpp's converter spells them."""
     file_type: Pair = ("general.file_type", "u32", FILE_TYPES.get(most_common_format(tensors), 1))
+    c, name = source.config, source.config.architecture.gguf
+    rope = to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
+    scaled: list[Pair] = [(f"{name}.{key}", kind, value) for key, kind, value in rope.keys]
     if source.container.startswith("GGUF"):
         m: Any = source.metadata
         dropped = ("split.", "general.alignment") + (("general.file_type",) if recoded else ())
-        pairs = [(key, m.kind(key), m[key]) for key in m if not key.startswith(dropped)]
+        if c.rope_scaling != UNSCALED:  # said anew, since some say one thing in two ways
+            dropped += (f"{name}.rope.scaling.", f"{name}.rope.scale_linear")
+        pairs = [(key, m.kind(key), m[key]) for key in m if not key.startswith(dropped)] + scaled
         return [*pairs, file_type] if recoded else pairs
-    c, name = source.config, source.config.architecture.gguf
     pairs = [("general.architecture", "str", name), ("general.type", "str", "model")]
     pairs += [(k, _kind_of(x), x) for k, x in about(source).items() if k != "general.type"]
+    c = held(source, "gguf")
     pairs += [(f"{name}.{key}", "u32" if t is int else "f32", getattr(c, f)) for f, (key, t) in GGUF_KEYS.items()]
+    pairs += scaled
+    if c.windows:
+        slides = [w > 0 for w in c.windows]
+        pairs.append((f"{name}.attention.sliding_window", "u32", max(c.windows)))
+        pairs.append((f"{name}.attention.sliding_window_pattern", "[bool]", slides))
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         pairs += [(f"{name}.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
     pairs += [file_type, ("general.quantization_version", "u32", 2)]

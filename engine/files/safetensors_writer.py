@@ -10,7 +10,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
+from ..rope import UNSCALED
 from . import Checkpoint
+from .carried import held
 from .end_of_generation import stops
 from .fields import Fields
 from .safetensors import BYTES
@@ -26,14 +28,27 @@ def write(
     folder: Path, source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None, show: Progress
 ) -> None:
     """config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors."""
-    c, a = source.config, source.config.architecture
+    c, a = held(source, "safetensors"), source.config.architecture
     config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
-    for said_anew in ("torch_dtype", "rope_scaling", "partial_rotary_factor", "layer_types", "sliding_window"):
+    for said_anew in (
+        "torch_dtype",
+        "partial_rotary_factor",
+        "layer_types",
+        "sliding_window",
+        "original_max_position_embeddings",
+    ):
         config.pop(said_anew, None)
     config |= {"architectures": [a.hf_class], "dtype": DTYPES[most_common_format(tensors)]}
     config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
-    config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta), "rope_type": "default"}}
-    config |= {"hidden_act": "silu", **a.hf_full}
+    rope = c.rope_scaling.spelled()
+    config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | rope}
+    for own in ("windows", "dual_chunk"):
+        del config[own]
+    if c.rope_scaling == UNSCALED:
+        del config["rope_scaling"]
+    else:
+        config["rope_scaling"] = rope  # where Transformers 4 looks
+    config |= {"hidden_act": "silu", **a.hf_full, **c.sliding}
     if v is not None:
         eos = stops(v)
         ids = {"bos_token_id": v.bos_id, "eos_token_id": eos[0] if eos else None, "pad_token_id": v.pad_id}
@@ -58,7 +73,7 @@ def write(
             "unk_token": None,
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
-            "model_max_length": c.max_position_embeddings,
+            "model_max_length": c.context,
             "split_special_tokens": False,
         }
         if v.chat_template is not None:

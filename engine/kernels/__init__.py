@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput
-from ..config import Config
+from ..config import ALL, Config
 from ..weights import Weights
 from . import numba_settings
 
@@ -71,14 +71,17 @@ class Kernels(Protocol):
     def silu(self, x_TF: Any) -> Any:
         """x / (1 + exp(-x)) (Elfwing et al. 2017)."""
 
-    def rope(self, x_TNH: Any, pos_T: Any, inv_freq_h: Any) -> Any:
-        """Rotary embedding (Su et al. 2021) of split halves, as Qwen2 has it: element j pairs with j + H/2."""
+    def rope(self, x_TNH: Any, pos_T: Any, inv_freq_h: Any, magnitude: float = 1.0) -> Any:
+        """Rotary embedding (Su et al. 2021) of split halves, as Qwen2 has it: element j pairs with j + H/2.
+
+        magnitude: cosine and sine are rounded to the activation's type, then multiplied with it, and rounded again.
+        """
 
     def attn_scores(self, q_TNH: Any, k_SKH: Any, pos_T: Any) -> Any:
         """q.k / sqrt(H), [N, T, S]; query head n reads kv head n // (N / K); 0 where the key comes after the query."""
 
-    def softmax(self, scores_NTS: Any, pos_T: Any) -> Any:
-        """Soft-max over the keys up to the query; 0 after it."""
+    def softmax(self, scores_NTS: Any, pos_T: Any, window: int = ALL) -> Any:
+        """Soft-max over the last `window` keys up to the query, which is one of them; 0 before and after these."""
 
     def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: Any) -> Any:
         """Probabilities times values: [T, N, H]."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import BadInput
 from ...quant.tensor import QTensor, dequantize, take
-from ..config import Config
+from ..config import ALL, Config
 from ..weights import Weights
 
 PRECISIONS = ("f32", "f64")
@@ -114,10 +114,11 @@ def silu(x_TF: Array) -> Array:
         return x_TF / (1 + np.exp(-x_TF))
 
 
-def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32]) -> Array:
+def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32], magnitude: float = 1.0) -> Array:
     """The angle is the float32 product that Hugging Face takes in every precision; cosine and sine are float64's."""
     angle_Th = (pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
-    cos_T1h, sin_T1h = (f(angle_Th)[:, None, :].astype(x_TNH.dtype) for f in (np.cos, np.sin))
+    size, dtype = x_TNH.dtype.type(magnitude), x_TNH.dtype
+    cos_T1h, sin_T1h = (f(angle_Th)[:, None, :].astype(dtype) * size for f in (np.cos, np.sin))
     a_TNh, b_TNh = np.split(x_TNH, 2, axis=-1)
     return np.concatenate((a_TNh * cos_T1h - b_TNh * sin_T1h, b_TNh * cos_T1h + a_TNh * sin_T1h), axis=-1)
 
@@ -135,8 +136,13 @@ def attn_scores(q_TNH: Array, k_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
     return scores_NTS.astype(q_TNH.dtype)
 
 
-def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
-    masked_NTS = np.where(_after(pos_T, scores_NTS.shape[2]), -np.inf, scores_NTS)
+def hidden(pos_T: NDArray[np.int32], S: int, window: int = ALL) -> NDArray[np.bool_]:
+    """[T, S]: the query does not see the key, which stands after it, or before the last `window` positions."""
+    return _after(pos_T, S) | (np.arange(S) <= pos_T[:, None].astype(np.int64) - window)
+
+
+def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> Array:
+    masked_NTS = np.where(hidden(pos_T, scores_NTS.shape[2], window), -np.inf, scores_NTS)
     e_NTS = np.exp(masked_NTS - masked_NTS.max(axis=-1, keepdims=True))
     return e_NTS / e_NTS.sum(axis=-1, keepdims=True)
 

@@ -113,11 +113,11 @@ if FIVE:
     def _(k: Kitchen) -> None:
         k.save(model(use_sliding_window=True, sliding_window=8, max_window_layers=2), dtype=BF16)
 
-    @recipe("t5-window-active", "an active sliding window", refused=("layer_types|use_sliding_window",))
+    @recipe("t5-window-active", "an active sliding window")
     def _(k: Kitchen) -> None:
         k.save(model(use_sliding_window=True, sliding_window=8, max_window_layers=1), dtype=BF16)
 
-    @recipe("t5-yarn", "RoPE scaling of type yarn", refused=("rope_parameters", "yarn"))
+    @recipe("t5-yarn", "RoPE scaling of type yarn")
     def _(k: Kitchen) -> None:
         rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
         k.save(model(rope_parameters=rope), dtype=BF16)
@@ -422,7 +422,7 @@ else:
     def _(k: Kitchen) -> None:
         k.save(model(hidden_size=32, intermediate_size=32), dtype=BF16, save={"safe_serialization": False})
 
-    @recipe(f"{four}-yarn", "rope_scaling of type yarn", refused=("rope_scaling", "yarn"))
+    @recipe(f"{four}-yarn", "rope_scaling of type yarn")
     def _(k: Kitchen) -> None:
         scaling = {"type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
         k.save(model(rope_scaling=scaling), dtype=BF16)

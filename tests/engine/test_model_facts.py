@@ -114,13 +114,25 @@ def test_one_file_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
+def test_windows_by_its_own_defaults(tmp_path: Path) -> None:
+    """Mistral's fields: a window is of every layer, and no use_sliding_window is written, which it does not know."""
+    write(tmp_path / "a", CONFIG | {"sliding_window": 4})
+    m, _ = use(tmp_path / "a")
+    assert m.config.windows == (4,) * L
+    for name in ("b.gguf", "b.apr", "b"):
+        convert(m, tmp_path / name)
+        assert use(tmp_path / name)[0].config == m.config
+    assert "use_sliding_window" not in json.loads((tmp_path / "b" / "config.json").read_text())
+
+
+@pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize(
     ("changes", "more", "says"),
     [
         ({"architectures": ["Qwen2ForCausalLM"]}, {}, "only ToyForCausalLM is supported"),
         ({"toy_factor": 2}, {}, "toy_factor is 2; that is not supported, only 1 is"),
         ({"max_window_layers": 28}, {}, "max_window_layers is 28; it is not known here and sounds"),
-        ({"sliding_window": 4}, {}, "with a window of 4 in some layers"),
+        ({"sliding_window": 0}, {}, "sliding_window is 0; it must be a whole number"),
         ({}, {"model.layers.1.self_attn.q_proj.bias": (N * H,)}, "bias': a Toy model of 2 layers has no use for it"),
         ({}, {"model.layers.0.mlp.down_proj.weight": (D, F)}, "a Toy model of 2 layers has no use for it"),
         ({}, {"model.norm.weight": (F,)}, "as final_norm it must have (32,)"),

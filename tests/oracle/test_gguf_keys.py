@@ -92,25 +92,35 @@ NEUTRAL: dict[str, list[tuple[str, int, Any]]] = {
         (Q + "use_parallel_residual", BOOL, 0), (Q + "attention.layer_norm_epsilon", F32, 0.5),
     ],
 }  # fmt: skip
+YARN = [(S + "type", STR, "yarn"), (S + "factor", F32, 4.0)]
+SCALED: dict[str, list[tuple[str, int, Any]]] = {  # what llama.cpp computes otherwise, and so is computed here
+    "linear by 4": [(S + "type", STR, "linear"), (S + "factor", F32, 4.0)],
+    "a factor without a type": [(S + "factor", F32, 4.0)],
+    "yarn by 4": YARN,
+    "yarn from 16 positions": [*YARN, (S + "original_context_length", U32, 16)],
+    "yarn with a factor of its magnitude": [*YARN, (S + "attn_factor", F32, 1.5)],
+    "a magnitude alone": [(S + "attn_factor", F32, 2.0)],
+    "a magnitude, and linear by 4": [
+        (S + "type", STR, "linear"), (S + "factor", F32, 4.0), (S + "attn_factor", F32, 1.25),
+    ],
+    "old linear scale": [(Q + "rope.scale_linear", F32, 4.0)],
+    "scaling none beside a factor": [(S + "type", STR, "none"), (S + "factor", F32, 4.0)],
+}  # fmt: skip
 # Whether llama.cpp computes another thing, or ignores it.
 REFUSED: dict[str, tuple[list[tuple[str, int, Any]], bool]] = {
-    "linear by 4": ([(S + "type", STR, "linear"), (S + "factor", F32, 4.0)], True),
-    "a factor without a type": ([(S + "factor", F32, 4.0)], True),
-    "yarn by 4": ([(S + "type", STR, "yarn"), (S + "factor", F32, 4.0)], True),
-    "attn_factor": ([(S + "attn_factor", F32, 2.0)], True),
-    "old linear scale": ([(Q + "rope.scale_linear", F32, 4.0)], True),
+    "yarn_ext_factor": ([*YARN, (S + "yarn_ext_factor", F32, 0.5)], True),
+    "a window without a pattern": ([(Q + "attention.sliding_window", U32, 4)], False),
     "not causal": ([(Q + "attention.causal", BOOL, 0)], True),
     "logit_scale": ([(Q + "logit_scale", F32, 0.25)], False),
     "softcapping": ([(Q + "final_logit_softcapping", F32, 1.0)], False),
 }
 
 
-def theirs(path: Path) -> np.ndarray:
-    """llama.cpp's logits behind the last of IDS, its cache in float32."""
+def theirs(path: Path, **asked: float) -> np.ndarray:
+    """llama.cpp's logits behind the last of IDS, its cache in float32. asked: settings beside the file's."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    m = llama_cpp.Llama(
-        str(path), n_ctx=64, n_gpu_layers=0, n_threads=1, verbose=False, logits_all=True, type_k=0, type_v=0
-    )
+    alone = {"n_ctx": 64, "n_gpu_layers": 0, "n_threads": 1, "type_k": 0, "type_v": 0}
+    m = llama_cpp.Llama(str(path), verbose=False, logits_all=True, **alone | asked)
     m.eval(IDS)
     found = np.array(m.scores[len(IDS) - 1])
     m.close()
@@ -125,14 +135,33 @@ def save(path: Path, keys: list[tuple[str, int, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("name", SCALED)
+def test_what_scales_rope_changes_something(tmp_path: Path, name: str) -> None:
+    """Else the test below would prove nothing: by what it allows, ten times over."""
+    plain, other = (
+        logits(open_checkpoint(save(tmp_path / f"{n}.gguf", k)), IDS) for n, k in (("a", []), ("b", SCALED[name]))
+    )
+    assert (np.abs(plain - other).max() > 1e-2 * np.abs(plain).max()) == ("none" not in name)
+
+
+@pytest.mark.parametrize("name", NEUTRAL | SCALED)
 def test_as_llama_cpp(tmp_path: Path, name: str) -> None:
-    path = save(tmp_path / "m.gguf", NEUTRAL[name])
+    path = save(tmp_path / "m.gguf", (NEUTRAL | SCALED)[name])
     m = open_checkpoint(path)
     bind(m.config, m.tensors)
     assert m.notes == ()
     want = theirs(path)
     assert np.abs(logits(m, IDS) - want).max() < 1e-3 * np.abs(want).max()
+
+
+def test_betas_are_the_file_s(tmp_path: Path) -> None:
+    """llama.cpp leaves these keys unread for qwen2, and has settings in their place: the same numbers there."""
+    betas = {"yarn_beta_fast": 1.5, "yarn_beta_slow": 0.25}
+    keys = [*YARN, (S + "original_context_length", U32, 16), *((S + name, F32, x) for name, x in betas.items())]
+    path = save(tmp_path / "m.gguf", keys)
+    mine, want = logits(open_checkpoint(path), IDS), theirs(path, **betas)
+    assert np.abs(mine - want).max() < 1e-3 * np.abs(want).max()
+    assert np.abs(mine - theirs(path)).max() > 1e-2 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,11 @@ def tensors_of(name: str) -> dict[str, tuple[str, NDArray[np.float32]]]:
 
 def write_case(folder: Path, name: str) -> None:
     """The case's config.json and model.safetensors, into an empty folder."""
-    config = {k: v for k, v in (CONFIG | CASES[name]).items() if v is not ...}
+    write_folder(folder, {k: v for k, v in (CONFIG | CASES[name]).items() if v is not ...}, name)
+
+
+def write_folder(folder: Path, config: Mapping[str, Any], name: str = "as it is") -> None:
+    """This config.json, and the case's model.safetensors."""
     (folder / "config.json").write_text(json.dumps(config))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.config import Config
+from ...engine.config import ALL, Config
+from ...engine.kernels.reference import hidden
 from ...engine.weights import Weights, parts
 from ...quant.tensor import dequantize
 from ..dump import Dump, Entry
@@ -40,10 +41,13 @@ class Evidence:
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.rotations:
-            self.rotations = rotations(self.config.rope_theta, np.asarray(self.weights.inv_freq_h, np.float32))
         for phase in self.phases:
             self.rows[phase] = self._rows([e for e in self.dump.entries if e.phase == phase])
+        if not self.rotations:
+            c, session = self.config, 1 + max((p for rows in self.rows.values() for p in rows), default=0)
+            beyond = c.rope_scaling.switches and session > c.rope_scaling.original_max_position_embeddings
+            table = np.asarray(self.weights.frequencies(session), np.float32)
+            self.rotations = rotations(c.rope_theta, table, c.rope_scaling, beyond)
 
     def _rows(self, entries: list[Entry]) -> tuple[int, ...]:
         """The positions of a phase: as the manifest has them, or else from the shapes, behind the phase before."""
@@ -76,13 +80,16 @@ class Evidence:
         return None if key in self.distrusted else self.dump.get(name, layer, phase)
 
     def values(self, e: Entry) -> NDArray[np.float32]:
-        """What a file holds of its stage. Above the diagonal of scores each source has its own (raw products, -inf, a
-        large negative number, NaN, nothing), which no later stage reads: 0 stands for it."""
+        """What a file holds of its stage. Above the diagonal of scores and before a window each source has its own (raw
+        products, -inf, a large negative number, NaN, nothing), which no later stage reads: 0 stands for it."""
         values = e.values()
         if e.stage.kind != "scores":
             return values
-        after_TS = np.arange(values.shape[2]) > np.array(self.positions(e))[:, None]
-        return np.where(after_TS, np.float32(0), values)
+        unseen_TS = hidden(np.array(self.positions(e), np.int32), values.shape[2], self.window(e.layer))
+        return np.where(unseen_TS, np.float32(0), values)
+
+    def window(self, layer: int | None) -> int:
+        return ALL if layer is None else self.config.window(layer)
 
     def stored_as(self, stage: str, usual: Float) -> Float:
         """The format in which the dump holds this stage: the usual one, if its values are of that or it has none."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.config import Config
+from ...engine.kernels import reference
 from ...quant.tensor import dequantize
 from ..stages import Kind, by_name, of_kind
 from .evidence import Evidence
@@ -92,9 +93,11 @@ def norm(s: Inputs, x: Span, gain: Array, eps: float | None = None) -> Span:
     return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps, of)
 
 
-def rotated(s: Inputs, x: Span, angle_Th: Array | None = None) -> Span:
-    way = s.evidence.rotations[s.recipe.angle]
-    return operations.rope(s.recipe, x, way.angle(s.pos_T) if angle_Th is None else angle_Th)
+def rotated(s: Inputs, x: Span, angle_Th: Array | None = None, magnitude: float | None = None) -> Span:
+    """The rotation by the model's angles and magnitude, or by others."""
+    way, own = s.evidence.rotations[s.recipe.angle], s.evidence.weights.magnitude
+    angle_Th = way.angle(s.pos_T) if angle_Th is None else angle_Th
+    return operations.rope(s.recipe, x, angle_Th, own if magnitude is None else magnitude)
 
 
 def flat(x: Span) -> Span:
@@ -141,7 +144,18 @@ def mix_of(s: Inputs) -> Span:
     if s.recipe.mix == "stored":
         return operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T)
     q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far("qkv_bias")
-    return flash.attention(s.recipe, q, k, v, s.pos_T)
+    return flash.attention(s.recipe, q, k, v, s.pos_T, s.evidence.window(s.layer))
+
+
+def scores_of(s: Inputs) -> Span:
+    """Scores that a query sees."""
+    return seen_of(s, operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T))
+
+
+def seen_of(s: Inputs, y: Span) -> Span:
+    """Scores, 0 where the query does not see the key."""
+    unseen_TS = reference.hidden(s.pos_T, y.mid.shape[2], s.evidence.window(s.layer))
+    return y.shaped(lambda v: np.where(unseen_TS, 0, v))
 
 
 FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
@@ -150,8 +164,8 @@ FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
     "product": product_of,
     "bias": bias_of,
     "rotation": rotation_of,
-    "scores": lambda s: operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T),
-    "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.pos_T),
+    "scores": scores_of,
+    "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.pos_T, s.evidence.window(s.layer)),
     "mix": mix_of,
     "activation": lambda s: operations.silu(s.recipe, input_of(s)),
     "gate": lambda s: operations.mul(s.recipe, *inputs_of(s)),

@@ -48,7 +48,7 @@ def verify(
         FilesMissing(tuple(dump.missing)) if dump.missing else None,
         FilesIgnored(tuple(dump.ignored)) if dump.ignored else None,
     ]
-    evidence.rotations, told = fitted(evidence.rotations, list(rotations_seen(evidence)))
+    evidence.rotations, told = fitted(evidence.rotations, list(rotations_seen(evidence)), evidence.weights.magnitude)
     judge = Judge(evidence)
     findings = []
     for n, e in enumerate(dump.entries):

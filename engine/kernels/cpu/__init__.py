@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ....errors import BadInput
 from ....quant.tensor import QTensor, dequantize, format_of, take
-from ...config import Config
+from ...config import ALL, Config
 from ...weights import Weights
 from . import attention, rows
 from .machine.codegen import LANES
@@ -144,19 +144,20 @@ def silu(x_TF: Array) -> Array:
 
 
 @lru_cache(maxsize=4)
-def _rotary(inv_freq: bytes, first: int, last: int) -> tuple[Array, Array]:
+def _rotary(inv_freq: bytes, magnitude: float, first: int, last: int) -> tuple[Array, Array]:
     """Cosines and sines of the positions first..last: one forward pass asks for the same ones in every layer."""
     inv_freq_h = np.frombuffer(inv_freq, np.float32)
     cos, sin = (np.empty((last + 1 - first, len(inv_freq_h)), np.float32) for _ in range(2))
-    run_now(rows.rotary_table.job(len(cos), 256, first, at(inv_freq_h), len(inv_freq_h), at(cos), at(sin)))
+    table = (first, at(inv_freq_h), len(inv_freq_h), bits(magnitude), at(cos), at(sin))
+    run_now(rows.rotary_table.job(len(cos), 256, *table))
     return cos, sin
 
 
-def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array) -> Array:
+def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array, magnitude: float = 1.0) -> Array:
     """Angles as in kernels/reference.py, positions ascending."""
     T, N, H = x_TNH.shape
     first = 0 if recording() else int(pos_T[0])
-    cos, sin = _rotary(inv_freq_h.tobytes(), first, int(pos_T[-1]))
+    cos, sin = _rotary(inv_freq_h.tobytes(), magnitude, first, int(pos_T[-1]))
     y_TNH = empty(T, N, H)
     where = (*rows_of(x_TNH), at(pos_T), first, at(keep(cos)), at(keep(sin)))
     submit(rows.rope.job(T, share(T), *where, N, H // 2, at(y_TNH), rows=T))
@@ -171,10 +172,10 @@ def attn_scores(q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
     return scores_NTS
 
 
-def softmax(scores_NTS: Array, pos_T: NDArray[np.int32]) -> Array:
+def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> Array:
     N, T, S = scores_NTS.shape
     probs_NTS = empty(N, T, S)
-    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, at(probs_NTS)))
+    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, window, at(probs_NTS)))
     return probs_NTS
 
 

@@ -92,25 +92,32 @@ def _scores(begin, end, q, q_stride, keys, keys_size, positions, T, K, G, H, roo
                     g += 1
 
 
-def _softmax(begin, end, x, positions, T, S, y):
-    """Rows begin..end of [N T, S]: soft-max over the keys up to the query, 0 after it, up to the last position."""
+def _softmax(begin, end, x, positions, T, S, window, y):
+    """Rows begin..end of [N T, S]: soft-max over the last `window` keys up to the query, 0 elsewhere, up to the last
+    position."""
     low, zero = splat_f32(np.float32(-np.inf)), splat_f32(np.float32(0))
     length = get_i32(positions + 4 * (T - 1)) + 1
     for row in range(begin, end):
         at, to = x + row * S * 4, y + row * S * 4
         count = get_i32(positions + row % T * 4) + 1
+        oldest = max(count - window, 0)
+        start = oldest // LANES * LANES
         top = low
-        for i in range(0, count, LANES):
+        for i in range(start, count, LANES):
             v = first(load_f32_first(at + 4 * i, count - i), count - i, low)
+            v = first(low, oldest - i, v)
             top = where_less(top, v, v, top)
         top = splat_f32(maximum(top))
         sums = zero
-        for i in range(0, count, LANES):
+        for i in range(0, start, LANES):
+            store_f32_first(to + 4 * i, zero, length - i)
+        for i in range(start, count, LANES):
             e = first(exp(load_f32_first(at + 4 * i, count - i) - top), count - i, zero)
+            e = first(zero, oldest - i, e)
             store_f32_first(to + 4 * i, e, length - i)
             sums = sums + e
         divisor = splat_f32(total(sums))
-        for i in range(0, count, LANES):
+        for i in range(start, count, LANES):
             store_f32_first(to + 4 * i, load_f32_first(to + 4 * i, length - i) / divisor, length - i)
         for i in range((count + LANES - 1) // LANES * LANES, length, LANES):
             store_f32_first(to + 4 * i, zero, length - i)

@@ -66,13 +66,15 @@ def _silu(first_row, last, x, stride, D, y):
             store_f32_first(y + (t * D + i) * 4, v / (one + exp(zero - v)), D - i)
 
 
-def _rotary_table(first_row, last, start, inv_freq, half, cos, sin):
-    """Cosine and sine of position * frequency from position start on, that product rounded to float32 as in HF."""
+def _rotary_table(first_row, last, start, inv_freq, half, magnitude_bits, cos, sin):
+    """Cosine and sine of position * frequency from position start on, that product rounded to float32 as in HF; then
+    each times the magnitude."""
+    size = float_of_bits(magnitude_bits)
     for p in range(first_row, last):
         for j in range(half):
             c, s = cos_sin(float(np.float32(start + p) * get_f32(inv_freq + 4 * j)))
-            set_f32(cos + (p * half + j) * 4, np.float32(c))
-            set_f32(sin + (p * half + j) * 4, np.float32(s))
+            set_f32(cos + (p * half + j) * 4, np.float32(c) * size)
+            set_f32(sin + (p * half + j) * 4, np.float32(s) * size)
 
 
 def _rope(first_row, last, x, stride, positions, start, cos, sin, heads, half, y):

@@ -17,7 +17,7 @@ from numba import cuda
 from numpy.typing import NDArray
 
 from ....quant.tensor import QTensor, format_of
-from ...config import Config
+from ...config import ALL, Config
 from ...weights import Weights
 from . import attention, rows, signatures
 from . import product as p32
@@ -80,6 +80,7 @@ def prepare(w: Weights, precision: str) -> Weights:
         prepared,
         embed=prepared.lm_head if _same(w.embed, w.lm_head) else matrix(w.embed),
         inv_freq_h=cuda.to_device(np.asarray(w.inv_freq_h, np.float32)),
+        long_inv_freq_h=None if w.long_inv_freq_h is None else cuda.to_device(w.long_inv_freq_h),
     )
 
 
@@ -243,12 +244,12 @@ def silu(x_TF: Rows) -> Rows:
     return _by_element(rows.silu, x_TF)
 
 
-def rope(x_TNH: Rows, pos_T: Positions, inv_freq_h: Any) -> Rows:
+def rope(x_TNH: Rows, pos_T: Positions, inv_freq_h: Any, magnitude: float = 1.0) -> Rows:
     """Angles as in kernels/reference.py: a float32 product; cosine and sine in float64, then rounded."""
     T, N, H = x_TNH.shape
     y_TNH = Rows((T, N, H))
     threads = min(64, H // 2), min(8, N)
-    launch(rows.rope, T, threads, *x_TNH.where, pos_T.start, inv_freq_h, N, H // 2, y_TNH.data)
+    launch(rows.rope, T, threads, *x_TNH.where, pos_T.start, inv_freq_h, np.float32(magnitude), N, H // 2, y_TNH.data)
     return y_TNH
 
 
@@ -262,10 +263,11 @@ def attn_scores(q_TNH: Rows, k_SKH: Side, pos_T: Positions) -> Rows:
     return scores_NTS
 
 
-def softmax(scores_NTS: Rows, pos_T: Positions) -> Rows:
+def softmax(scores_NTS: Rows, pos_T: Positions, window: int = ALL) -> Rows:
     N, T, S = scores_NTS.shape
     probs_NTS = Rows((N, T, S))
-    launch(attention.softmax, (T, N), attention.SOFTMAX_THREADS, scores_NTS.data, S, pos_T.start, T, probs_NTS.data)
+    sizes = S, pos_T.start, T, window
+    launch(attention.softmax, (T, N), attention.SOFTMAX_THREADS, scores_NTS.data, *sizes, probs_NTS.data)
     return probs_NTS
 
 

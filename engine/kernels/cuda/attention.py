@@ -81,15 +81,18 @@ def scores(
 
 
 @cuda.jit
-def softmax(x, pitch, start, T, y):
-    """Block (t, n): the largest, the sum of exponentials (over a thread's keys, over lanes, over warps), the ratio."""
+def softmax(x, pitch, start, T, window, y):
+    """Over the last `window` keys up to the query. Block (t, n): the largest, the sum of exponentials (over a thread's
+    keys, over lanes, over warps), the ratio."""
     partial = cuda.shared.array(32, float32)
     t, me, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     first, query = (cuda.blockIdx.y * T + t) * pitch, load(start, 0) + t
-    top = load(x, first)
+    oldest = max(query + 1 - window, 0)
+    top = load(x, first + query)
     s = me
     while s <= query:
-        top = max(top, load(x, first + s))
+        if s >= oldest:
+            top = max(top, load(x, first + s))
         s += threads
     top = warp_max(top)
     if me & 31 == 0:
@@ -101,9 +104,10 @@ def softmax(x, pitch, start, T, y):
     total = float32(0)
     s = me
     while s <= query:
-        e = exp(load(x, first + s) - top)
-        store(y, first + s, e)
-        total += e
+        if s >= oldest:
+            e = exp(load(x, first + s) - top)
+            store(y, first + s, e)
+            total += e
         s += threads
     total = warp_sum(total)
     if me & 31 == 0:
@@ -115,7 +119,7 @@ def softmax(x, pitch, start, T, y):
     s = me
     while s < load(start, 0) + T:
         share = float32(0)
-        if s <= query:
+        if oldest <= s <= query:
             share = y[first + s] / total
         store(y, first + s, share)
         s += threads

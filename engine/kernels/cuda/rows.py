@@ -110,15 +110,16 @@ def cos_sin(angle):
 
 
 @cuda.jit
-def rope(x, x_at, x_row, start, inv_freq, N, h, y):
-    """Block t: a thread turns pair j of every head by the float32 angle of position start[0] + t."""
+def rope(x, x_at, x_row, start, inv_freq, magnitude, N, h, y):
+    """Block t: a thread turns pair j of every head by the float32 angle of position start[0] + t, and stretches
+    it by the magnitude."""
     t = cuda.blockIdx.x
     x_at += t * x_row
     y_at = t * N * 2 * h
     j = cuda.threadIdx.x
     while j < h:
         cosine, sine = cos_sin(float64(mul_rn(float32(load(start, 0) + t), load(inv_freq, j))))
-        c, s = float32(cosine), float32(sine)
+        c, s = mul_rn(float32(cosine), magnitude), mul_rn(float32(sine), magnitude)
         n = cuda.threadIdx.y
         while n < N:
             i = 2 * h * n + j

@@ -93,6 +93,7 @@ def put(name: str, kind: int, value: object) -> Gguf:
 
 NAN, INF = float("nan"), float("inf")
 Q = "qwen2."
+YARN = put(Q + "rope.scaling.type", STR, "yarn").put(Q + "rope.scaling.factor", F32, 4.0)
 T = "tokenizer.ggml."
 FIRST = GOOD.tensors[0]
 LAST = GOOD.tensors[-1]
@@ -216,20 +217,39 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         *((put(Q + "rope.freq_base", F32, x), f"rope_theta is {x}") for x in (0.0, NAN, INF, -1.0)),
         (put(Q + "rope.dimension_count", U32, 3), "rope.dimension_count is 3"),
         (put(Q + "rope.dimension_count", U32, 8), "rope.dimension_count is 8"),
-        (put(Q + "rope.scaling.type", STR, "longrope"), "rope.scaling.type is 'longrope'"),
+        (put(Q + "rope.scaling.type", STR, "su"), "rope.scaling.type is 'su'"),
         (put(Q + "rope.scaling.type", ARR, array(F32, [1.0])), "rope.scaling.type is array"),
-        (put(Q + "rope.scaling.type", STR, "yarn").put(Q + "rope.scaling.factor", F32, 4.0), "factor is 4.0"),
+        (put(Q + "rope.scaling.type", STR, "longrope").put(Q + "rope.scaling.factor", F32, 4.0), "no tensor rope_f"),
+        (YARN.put(Q + "rope.scaling.yarn_log_multiplier", F32, 0.1), "yarn_log_multiplier is 0.1"),
+        (YARN.put(Q + "rope.scaling.yarn_ext_factor", F32, 0.5), "yarn_ext_factor is 0.5"),
+        (YARN.put(Q + "rope.scaling.yarn_beta_fast", F32, -1.0), "yarn_beta_fast is -1"),
+        (YARN.put(Q + "rope.scaling.yarn_beta_fast", F32, 0.5), "beta_fast 0.5 below beta_slow 1"),
+        (YARN.put(Q + "rope.scaling.original_context_length", U64, HUGE), "original_context_length is 9223372036"),
+        (YARN.put(Q + "rope.scaling.original_context_length", F32, 4.0), "original_context_length is 4.0"),
+        (replace(YARN, tensors=[*YARN.tensors, f32("rope_freqs.weight", 2)]), "rope_freqs.weight too"),
+        (replace(GOOD, tensors=[*GOOD.tensors, f32("rope_freqs.weight", 3)]), "a divisor for each of 2 pairs"),
+        (replace(GOOD, tensors=[*GOOD.tensors, f32("rope_factors_long.weight", 2)]), "belong together"),
         (put(Q + "rope.freq_base", F64, 1e300), "rope_theta is inf"),
         (put(Q + "rope.freq_base", F64, 1e-300), "rope_theta is 0.0"),
-        (put(Q + "rope.scaling.factor", F32, 4.0), "rope.scaling.factor is 4.0"),
+        *((put(Q + "rope.scaling.factor", F32, x), f"rope.scaling.factor is {x:g}") for x in (NAN, INF, -1.0)),
+        *((put(Q + "rope.scaling.attn_factor", F32, x), "rope.scaling.attn_factor is") for x in (NAN, INF, -1.0, 0.0)),
+        (put(Q + "rope.scaling.factor", U32, 4), "rope.scaling.factor is 4; it must be a float"),
+        (put(Q + "rope.scale_linear", F32, -0.25), "rope.scale_linear is -0.25"),
     ],
     "G44 what would change the forward pass": [
-        (put(Q + "attention.sliding_window", U32, 63), "sliding_window is 63"),
+        (put(Q + "attention.sliding_window", U32, 63), "sliding_window is 63, and no attention.sliding_window_pattern"),
+        (put(Q + "attention.sliding_window", F32, 4.0), "sliding_window is 4.0; it must be an integer"),
+        *(
+            (put(Q + "attention.sliding_window", U32, 4).put(Q + "attention.sliding_window_pattern", kind, x), word)
+            for kind, x, word in (
+                (U32, 2, "sliding_window_pattern is 2; it must be true or false"),
+                (ARR, array(U32, [1]), "it must be true or false, once for each layer"),
+                (ARR, array(BOOL, [True, False]), "2 attention windows for 1 layers"),
+            )
+        ),
         *(
             (put(Q + name, F32, 0.25), f"{name} is 0.25; that is not supported")
             for name in (
-                "rope.scaling.attn_factor",
-                "rope.scale_linear",
                 "attention.causal",
                 "attention.scale",
                 "attention.temperature_scale",

@@ -210,6 +210,11 @@ def test_s30_index_and_shards_disagree(tmp_path: Path) -> None:
     refused(folder, "holds tensor")
 
 
+def scaled(kind: object, **fields: object) -> dict[str, Any]:
+    """What becomes of config.json: RoPE scaled so."""
+    return {"rope_parameters": {"rope_theta": 1e6, "rope_type": kind, **fields}}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -225,15 +230,36 @@ def test_s30_index_and_shards_disagree(tmp_path: Path) -> None:
         ({"rope_theta": ..., "rope_parameters": ...}, ["rope_theta is missing"]),
         ({"rope_theta": 5.0}, ["rope_theta has two values"]),
         ({"rope_theta": ..., "rope_parameters": {"rope_theta": 0, "rope_type": "default"}}, ["rope_theta is 0"]),
-        ({"rope_theta": ..., "rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, ["yarn", "not supported"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, ["linear", "not supported"]),
+        ({"rope_theta": ..., "rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, ["yarn has no factor"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, ["rope_parameters asks for default", "asks for linear"]),
         ({"rope_scaling": {"factor": 2}}, ["factor"]),
+        (scaled("su", factor=2.0), ["'su' is not supported; default, linear, dynamic, yarn, llama3, longrope are"]),
+        (scaled(["yarn"]), ["['yarn'] is not supported"]),
+        *((scaled("linear", factor=x), ["has factor", "positive number"]) for x in (0, -1.0, 1e39, "4", True, [4])),
+        *((scaled("yarn", factor=4.0, attention_factor=x), ["has attention_factor"]) for x in (0, -1.0, 1e39, "1")),
+        (scaled("yarn", factor=4.0, original_max_position_embeddings=0), ["a whole number from 1"]),
+        (scaled("yarn", factor=4.0, original_max_position_embeddings=4.5), ["a whole number from 1"]),
+        (scaled("yarn", factor=4.0, beta_fast=1, beta_slow=2), ["beta_fast 1 below beta_slow 2"]),
+        (scaled("yarn", factor=4.0, beta_fast="32"), ["has beta_fast '32'"]),
+        (scaled("yarn", factor=4.0, truncate=1), ["truncate 1; it must be true or false"]),
+        (scaled("yarn", factor=4.0, low_freq_factor=1.0), ["low_freq_factor", "that type has not"]),
+        (scaled("yarn", factor=4.0, type="linear"), ["has two types"]),
+        (
+            scaled("yarn", factor=4.0, original_max_position_embeddings=8) | {"original_max_position_embeddings": 16},
+            ["original_max_position_embeddings has two values, 16 and 8"],
+        ),
+        (scaled("llama3", factor=8.0), ["has no low_freq_factor"]),
+        (scaled("llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=1.0), ["the second must be larger"]),
+        (scaled("longrope", factor=8.0), ["has no short_factor"]),
+        (scaled("longrope", short_factor=[1.0], long_factor=[1.0] * 9), ["it must be a list of"]),
+        (scaled("longrope", short_factor=[0.0] * 8, long_factor=[1.0] * 8), ["short_factor", "positive number"]),
         ({"rope_scaling": "yarn"}, ["must be an object"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5", "not supported"]),
         ({"rms_norm_eps": ...}, ["rms_norm_eps is missing"]),
         ({"rms_norm_eps": -1}, ["rms_norm_eps is -1"]),
         ({"max_position_embeddings": ...}, ["max_position_embeddings is missing"]),
-        ({"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}, ["use_sliding_window"]),
+        ({"use_sliding_window": True, "sliding_window": 0, "max_window_layers": 1}, ["sliding_window is 0"]),
+        ({"use_sliding_window": True, "sliding_window": -4, "max_window_layers": 1}, ["sliding_window is -4"]),
         ({"use_sliding_window": "yes"}, ["use_sliding_window is 'yes'"]),
         ({"use_sliding_window": True, "sliding_window": "9"}, ["sliding_window is '9'"]),
         ({"use_sliding_window": True, "sliding_window": 9, "max_window_layers": []}, ["max_window_layers is []"]),

@@ -9,6 +9,7 @@ tests/oracle/test_verify_real.py plants some in Hugging Face's own modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -23,7 +24,7 @@ from qwenref.trace.verify.verify import UNEXPLAINED, Finding, verify
 
 from ...engines import changed, dump_of, with_values
 from ...plants import PLANTS, Plant
-from ...tiny import tiny_weights
+from ...tiny import scaled, tiny_weights
 
 TOKENS = np.random.default_rng(1).integers(0, 259, 9).tolist()
 FAMILIES = {
@@ -35,17 +36,19 @@ Score = Callable[..., None]
 
 
 @cache
-def weights(formats: str) -> Weights:
+def weights(formats: str, scaling: tuple[tuple[str, object], ...] = (), windows: tuple[int, ...] = ()) -> Weights:
     """Wide enough for K-quants: their decoders' mistakes are planted too."""
-    return tiny_weights(layers=3, hidden=256, head_dim=32, heads=8, mlp=512, formats=formats)
+    w = tiny_weights(layers=3, hidden=256, head_dim=32, heads=8, mlp=512, formats=formats)
+    w = scaled(w, **dict(scaling)) if scaling else w
+    return replace(w, config=replace(w.config, windows=windows))
 
 
 def planted(p: Plant, engine: str, layer: int | None) -> list[Finding]:
     """What is unexplained once the mistake is made."""
     mistake = (lambda run, x: p.make(run, x) if run.phase else x) if p.step else p.make
-    steps = [5] if p.step else []
-    dump = dump_of(weights(p.formats), engine, TOKENS, steps=steps, mistakes={(p.stage, layer): mistake})
-    return [f for f in verify(dump, weights(p.formats)).findings if f.verdict == UNEXPLAINED]
+    steps, w = [5] if p.step else [], weights(p.formats, p.scaling, p.windows)
+    dump = dump_of(w, engine, TOKENS, steps=steps, mistakes={(p.stage, layer): mistake})
+    return [f for f in verify(dump, w).findings if f.verdict == UNEXPLAINED]
 
 
 def check(p: Plant, engine: str, layer: int, score: Score) -> None:

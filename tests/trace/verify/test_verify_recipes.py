@@ -294,7 +294,7 @@ def test_another_pow_is_found_frequency_by_frequency() -> None:
 
 def test_exact_and_repeated_are_what_they_say() -> None:
     pos = np.array([0, 1, 1000], np.int32)
-    exact = Exact(1e6, 32).angle(pos)
+    exact = Exact(1e6 ** (-np.arange(32) / 32)).angle(pos)
     np.testing.assert_allclose(exact[2], 1000 * 1e6 ** (-np.arange(32) / 32), rtol=1e-15)
     repeated = Repeated(f32(1e6 ** (-1 / 32)), 32).angle(pos)
     assert repeated[2, 0] == 1000

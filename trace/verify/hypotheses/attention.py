@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formulas import heads_of, rotated
+from ....engine.config import ALL
+from ....engine.kernels import reference
+from ..formulas import heads_of, rotated, seen_of
 from ..recipes import operations
 from ..site import Site
 from ..span import Array, Span
@@ -26,7 +28,8 @@ Mask = NDArray[np.bool_]
 
 
 def scored(s: Site, q: Span | None = None, k: Span | None = None, scale: float | None = None) -> Span:
-    return operations.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.pos_T, scale)
+    y = operations.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.pos_T, scale)
+    return seen_of(s, y)
 
 
 def times(s: Site, x: Span, factor: float) -> Span:
@@ -166,7 +169,8 @@ def unmasked(s: Site) -> tuple[Array, Indices, Indices]:
     stored = s.input("attn_scores").mid[:, :, :S]
     full = operations.scores(s.recipe, s.input("q_post_rope"), k, everything).mid
     key_S, pos_T1 = np.arange(S), s.pos_T[:, None]
-    return np.where(key_S > pos_T1, full, stored), key_S, pos_T1
+    seen_TS = ~reference.hidden(s.pos_T, S, s.evidence.window(s.layer))
+    return np.where(seen_TS, stored, full), key_S, pos_T1
 
 
 @hypothesis("mask-missing", "the causal mask is missing", "attn_softmax")
@@ -197,6 +201,24 @@ def mask_off(s: Site) -> Several:
                 rows = np.full(len(key_S), fill) if fill else (key_S[None] == pos_T1[lonely]).astype(float)
                 mid[:, lonely] = rows
                 yield name, spread(s, mid, np.abs(full))
+
+
+@hypothesis("window", "the attention window {}", "attn_softmax")
+def window(s: Site) -> Several:
+    """A key too many or too few, the window of other layers, or none. What our own window hides of the scores the dump
+    need not hold: it is computed anew, to the roundings of a dot product."""
+    full, key_S, pos_T1 = unmasked(s)
+    own = s.evidence.window(s.layer)
+    others = {w: f"is {w} positions" for w in {*s.config.windows} - {0, own}}
+    if own != ALL:
+        others |= {own - 1: f"is {own - 1} positions, one too few", own + 1: f"is {own + 1} positions, one too many"}
+        others[ALL] = "is not applied"
+    for size, words in others.items():
+        seen_TS = (key_S <= pos_T1) & (key_S > pos_T1 - size)
+        span = softmax_of(s, full, seen_TS)
+        extra = span.mid * operations.U * 64 * np.abs(full).max()
+        there = "layers that have none" if own == ALL else f"one of {own} is right"
+        yield f"{words}; {there}", Span(span.mid, span.lo - extra, span.hi + extra)
 
 
 @hypothesis("mask-inverted", "the causal mask is turned round: each position sees the later keys", "attn_softmax")

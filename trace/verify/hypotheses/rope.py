@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from ....engine.rope import LENGTH, UNSCALED, Scaling, frequencies, read
 from ..formulas import ROPE, heads_of, rotated
 from ..recipes import operations
 from ..site import Site
@@ -59,11 +62,12 @@ def rope_theta(s: Site) -> Several:
             yield f"{theta:,.0f}, not {s.config.rope_theta:,.0f}", widened(s, table)
 
 
-def widened(s: Site, angle_Th: Array) -> Span:
+def widened(s: Site, angle_Th: Array, magnitude: float | None = None) -> Span:
     """A rotation by angles whose last bits nobody told."""
     x = turned(s)
-    span = rotated(s, x, angle_Th)
-    slack = 4 * operations.U * (1 + np.abs(angle_Th)[:, None]) * np.abs(x.mid).max(-1, keepdims=True)
+    span = rotated(s, x, angle_Th, magnitude)
+    size = max(1, magnitude or s.evidence.weights.magnitude)
+    slack = size * 4 * operations.U * (1 + np.abs(angle_Th)[:, None]) * np.abs(x.mid).max(-1, keepdims=True)
     slack = np.concatenate([slack, slack], -1)
     return Span(span.mid, span.lo - slack, span.hi + slack)
 
@@ -110,3 +114,76 @@ def rope_frequencies(s: Site) -> Several:
 @hypothesis("rope-before-bias", "RoPE turns the product before its bias is added", *ROPE)
 def rope_before_bias(s: Site) -> Variants:
     return rotated(s, heads_of(s.config, s.input("qkv_matmul"), ROPE.index(s.stage)))
+
+
+def by(s: Site, scaling: Scaling, magnitude: float | None = None) -> Span:
+    """The rotation as a model has it whose RoPE is scaled so. magnitude: its own, if it is not said."""
+    c = s.config
+    beyond = s.pos[-1] >= scaling.original_max_position_embeddings
+    inv_freq_h = frequencies(c.rope_theta, c.head_dim, scaling, beyond)
+    table = (s.pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
+    return widened(s, table, scaling.attention_factor if magnitude is None else magnitude)
+
+
+@hypothesis("rope-scaling-missing", "RoPE's scaling is not applied{}", *ROPE)
+def rope_scaling_missing(s: Site) -> Several:
+    own = s.config.rope_scaling
+    if own != UNSCALED:
+        yield f": there is none of type {own.rope_type}", by(s, UNSCALED)
+        if own.attention_factor != 1:
+            yield " to the frequencies, only the magnitude is", by(s, UNSCALED, own.attention_factor)
+
+
+@hypothesis("rope-scaling-of-none", "RoPE is scaled {}, and the configuration has no scaling", *ROPE)
+def rope_scaling_of_none(s: Site) -> Several:
+    if s.config.rope_scaling == UNSCALED:
+        yield from scaled_otherwise(s, (2.0, 4.0, 8.0), {s.config.max_position_embeddings, 32768, 8192, 4096})
+
+
+@hypothesis("rope-scaling-other", "RoPE is scaled {}", *ROPE)
+def rope_scaling_other(s: Site) -> Several:
+    own = s.config.rope_scaling
+    if own == UNSCALED:
+        return
+    if own.switches:
+        yield "by the short factors", by(s, replace(own, long_factor=own.short_factor))
+        yield "by the long factors", by(s, replace(own, short_factor=own.long_factor))
+        return
+    length = own.original_max_position_embeddings
+    lengths = {s.config.max_position_embeddings, length or s.config.max_position_embeddings}
+    for detail, span in scaled_otherwise(s, (own.factor, 2 * own.factor, own.factor / 2, 1 / own.factor), lengths):
+        yield f"{detail}, not by {own.rope_type}, factor {own.factor:g} from {length} positions", span
+
+
+def scaled_otherwise(s: Site, factors: tuple[float, ...], lengths: set[int]) -> Several:
+    """By the types that engines know, other than the model's own."""
+    c = s.config
+    for factor in factors:
+        others = [{"rope_type": "linear", "factor": factor}]
+        others += [{"rope_type": "yarn", "factor": factor, LENGTH: n} for n in sorted(lengths)]
+        others += [
+            {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, LENGTH: n}
+            for n in sorted(lengths)
+        ]
+        for said in others:
+            scaling = read(said, c.rope_theta, c.head_dim, c.max_position_embeddings)
+            if scaling not in (c.rope_scaling, UNSCALED):
+                whence = f" from {said[LENGTH]} positions" if LENGTH in said else ""
+                yield f"by {said['rope_type']}, factor {factor:g}{whence}", by(s, scaling)
+
+
+@hypothesis("rope-magnitude", "RoPE's magnitude{}", *ROPE)
+def rope_magnitude(s: Site) -> Several:
+    own = s.evidence.weights.magnitude
+    if own != 1:
+        for words, size in (("is missing", 1.0), ("is applied twice", own * own), ("divides", 1 / own)):
+            yield f" of {own:.6g} {words}", rotated(s, turned(s), magnitude=size)
+
+
+@hypothesis("scores-magnitude", "the scores are multiplied by RoPE's magnitude{}", "attn_scores")
+def scores_magnitude(s: Site) -> Several:
+    own, root = s.evidence.weights.magnitude, np.sqrt(s.config.head_dim)
+    if own != 1:
+        k, q = s.so_far("k_post_rope"), s.input("q_post_rope")
+        for words, size in (("", own), (", squared", own * own)):
+            yield words, operations.scores(s.recipe, q, k, s.pos_T, size / root)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ....engine.config import ALL
 from ....engine.kernels import reference
 from ..span import FLOAT32, Array, Span
 from . import operations
@@ -17,7 +18,7 @@ from .recipe import Recipe
 EXP = {"flash": 2.0**-18, "fast flash": 2.0**-13, "blocks": 2.0**-13}
 
 
-def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions) -> Span:
+def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions, window: int = ALL) -> Span:
     """[T, N, H]: the soft-max of the unrounded scores, times the values, rounded once.
 
     Flash attention (Dao et al. 2022, section 3.1) sums exp(s - m) v, m being the largest score so far, and divides by
@@ -28,8 +29,8 @@ def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions)
     inside = replace(r, result=FLOAT32, scale="inside")
     scores = operations.scores(inside, q, k, pos_T)
     if r.mix == "float32":
-        return operations.mix(r, operations.softmax(inside, scores, pos_T), v, pos_T)
-    seen_TS = np.arange(scores.mid.shape[2]) <= pos_T[:, None]
+        return operations.mix(r, operations.softmax(inside, scores, pos_T, window), v, pos_T)
+    seen_TS = ~reference.hidden(pos_T, scores.mid.shape[2], window)
     top_NT1 = np.where(seen_TS, scores.mid, -np.inf).max(-1, keepdims=True)
     below = np.where(seen_TS, scores.mid - top_NT1, -np.inf)
     radius = np.where(seen_TS, scores.radius, 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.config import ALL
 from ....engine.kernels import reference
 from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, joined, plus, times
 from .products import SIGMAS_ONE_SIGN, summation
@@ -109,16 +110,18 @@ def _power(r: Recipe, x: Span) -> Span:
 SIGMOIDS = {"rounded": steps, "mirrored": mirrored}
 
 
-def rope(r: Recipe, x: Span, angle_Th: Array) -> Span:
+def rope(r: Recipe, x: Span, angle_Th: Array, magnitude: float = 1.0) -> Span:
     """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
-    sum rounded."""
+    sum rounded. A magnitude is a float32 number, and cosine and sine are multiplied with it in float32: 2u more."""
     table = FLOAT32 if r.turn == "float32" else r.result
     inner = r.result if r.turn in ("rounded", "contracted") else FLOAT32
     wider = FLOAT32.u if inner is FLOAT32 else 0.0
     # In 16 bits nothing tells an angle's last bits apart, so each may be that of another pow, cosine or product.
-    off_Th = 2 * U + (0.0 if r.result is FLOAT32 else 6 * U) * np.abs(angle_Th)
+    loose = 0.0 if r.result is FLOAT32 else 6 * U
+    off_Th = magnitude * ((2 if magnitude == 1 else 4) * U + loose * np.abs(angle_Th))
     cos, sin = (
-        Span.around(f(angle_Th), off_Th).shaped(lambda v: v[:, None, :]).map(table.round) for f in (np.cos, np.sin)
+        Span.around(magnitude * f(angle_Th), off_Th).shaped(lambda v: v[:, None, :]).map(table.round)
+        for f in (np.cos, np.sin)
     )
     h = x.mid.shape[-1] // 2
     a, b = x.shaped(lambda v: v[..., :h]), x.shaped(lambda v: v[..., h:])
@@ -186,9 +189,9 @@ def scaled(r: Recipe, x: Span, factor: float) -> Span:
     return rounded(r, Span(x.mid * factor, x.lo * factor - slack, x.hi * factor + slack))
 
 
-def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
+def softmax(r: Recipe, s: Span, pos_T: Positions, window: int = ALL) -> Span:
     """exp(s - max) / sum: the difference rounds by u of its size, exp by 2u, the sum by its S additions."""
-    p = reference.softmax(s.mid, pos_T)
+    p = reference.softmax(s.mid, pos_T, window)
     seen = p > 0
     below = np.where(seen, s.mid, -np.inf).max(-1, keepdims=True) - s.mid
     rel = np.where(seen, np.abs(below) * U + r.slack * np.abs(s.mid), 0)
@@ -197,8 +200,7 @@ def softmax(r: Recipe, s: Span, pos_T: Positions) -> Span:
     S = s.mid.shape[-1]
     total = np.minimum(S * U, summation(S, np.ones(1), np.square(p).sum(-1, keepdims=True), SIGMAS_ONE_SIGN))
     rel = rel + (p * rel).sum(-1, keepdims=True) + total + 6 * U
-    after = np.arange(S) > pos_T[:, None]
-    radius = np.where(after, 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)
+    radius = np.where(reference.hidden(pos_T, S, window), 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)
     return rounded(r, Span.around(p, radius).map(lambda v: np.maximum(v, 0)))
 
 
