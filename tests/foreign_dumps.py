@@ -1,6 +1,7 @@
 """A dump laid out as other engines lay theirs out: names, tuples, fused products, ranks; from their sources.
 
 ONNX: torch.onnx.export(dynamo=False) of Transformers 5's Qwen2, whose node names were read from the file (torch 2.13).
+TensorRT-LLM: tensorrt_llm/models/qwen/model.py, layers/mlp.py (GatedMLP), layers/attention.py.
 SGLang: python/sglang/srt/debug_utils/tensor_dump_forward_hook.py, models/qwen2.py. llama.cpp: src/models/qwen2.cpp.
 """
 
@@ -154,6 +155,7 @@ def meta(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) ->
         for x, part in zip("qkv", np.split(get("qkv_bias", i), ends, 1), strict=True):
             found[f"{at}.attention.w{x}"] = part
         found[f"{at}.attention.wo"] = get("attn_out", i)
+        found[f"{at}.ffn_norm.input"] = get("post_attn_residual", i)
         found[f"{at}.ffn_norm"] = get("ffn_norm", i)
         found[f"{at}.feed_forward.w1"] = get("ffn_gate", i)
         found[f"{at}.feed_forward.w3"] = get("ffn_up", i)
@@ -192,3 +194,25 @@ def onnx(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) ->
         node(f"{at}/Add_1", get("post_ffn_residual", i))
     node("norm/Mul_1", get("final_norm"))
     return found | {"logits": get("lm_head")[None, None]}
+
+
+def tensorrt_llm(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """Marked outputs of TensorRT-LLM's own model definition, by the modules' names; rows are packed."""
+    get = getter(dump, phase)
+    found: Arrays = {"input_ids": np.array(ids, np.int32), "transformer.vocab_embedding": get("embedding", 0)}
+    for i in range(c.num_hidden_layers):
+        at = f"transformer.layers.{i}"
+        found |= {
+            f"{at}.input_layernorm": get("attn_norm", i),
+            f"{at}.attention.qkv": get("qkv_bias", i),
+            f"{at}.attention.dense.input": get("attention", i).reshape(len(ids), -1),
+            f"{at}.attention.dense": get("attn_out", i),
+            f"{at}.post_layernorm.input": get("post_attn_residual", i),
+            f"{at}.post_layernorm": get("ffn_norm", i),
+            f"{at}.mlp.fc": get("ffn_gate", i),
+            f"{at}.mlp.gate": get("ffn_up", i),
+            f"{at}.mlp.proj.input": get("ffn_swigl", i),
+            f"{at}.mlp.proj": get("ffn_out", i),
+            at: get("post_ffn_residual", i),
+        }
+    return found | {"transformer.ln_f": get("final_norm"), "lm_head": get("lm_head")[None]}

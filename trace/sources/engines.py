@@ -114,6 +114,7 @@ ENGINES = (
     Engine("Transformers' modules", _modules(lambda s: s.hf, lambda s: s.hf_too)),
     Engine("the fused modules of SGLang, vLLM and nano-vllm", _modules(lambda s: s.fused, lambda s: s.fused_too)),
     Engine("Meta's modules", _modules(lambda s: s.meta)),
+    Engine("TensorRT-LLM's modules", _modules(lambda s: s.trt)),
     Engine("llama.cpp's graph", _graph()),
     Engine("an ONNX export's nodes", _export()),
 )
