@@ -1,5 +1,7 @@
 """A dump laid out as other engines lay theirs out: names, tuples, fused products, ranks; from their sources.
 
+ONNX: torch.onnx.export(dynamo=False) of Transformers 5's Qwen2, whose node names were read from the file (torch 2.13).
+TensorRT-LLM: tensorrt_llm/models/qwen/model.py, layers/mlp.py (GatedMLP), layers/attention.py.
 SGLang: python/sglang/srt/debug_utils/tensor_dump_forward_hook.py, models/qwen2.py. llama.cpp: src/models/qwen2.cpp.
 """
 
@@ -153,9 +155,64 @@ def meta(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) ->
         for x, part in zip("qkv", np.split(get("qkv_bias", i), ends, 1), strict=True):
             found[f"{at}.attention.w{x}"] = part
         found[f"{at}.attention.wo"] = get("attn_out", i)
+        found[f"{at}.ffn_norm.input"] = get("post_attn_residual", i)
         found[f"{at}.ffn_norm"] = get("ffn_norm", i)
         found[f"{at}.feed_forward.w1"] = get("ffn_gate", i)
         found[f"{at}.feed_forward.w3"] = get("ffn_up", i)
         found[f"{at}.feed_forward.w2"] = get("ffn_out", i)
         found[at] = get("post_ffn_residual", i)
     return found | {"norm": get("final_norm"), "output": get("lm_head")[None]}
+
+
+def onnx(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """An ONNX export's values by the names of its nodes: a batch axis, heads before positions."""
+    get, found = getter(dump, phase), {"input_ids": np.array([ids]), "position_ids": np.array([positions])}
+    ends = np.cumsum([c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim])
+
+    def node(path: str, x: np.ndarray) -> None:
+        found[f"/model/{path}_output_0"] = x[None]
+
+    node("embed_tokens/Gather", get("embedding", 0))
+    for i in range(c.num_hidden_layers):
+        at = f"layers.{i}"
+        node(f"{at}/input_layernorm/Mul_1", get("attn_norm", i))
+        for name, stage in (("MatMul", "qkv_matmul"), ("Add", "qkv_bias")):
+            for x, part in zip("qkv", np.split(get(stage, i), ends, 1), strict=True):
+                node(f"{at}/self_attn/{x}_proj/{name}", part)
+        node(f"{at}/self_attn/Add", get("q_post_rope", i).transpose(1, 0, 2))
+        node(f"{at}/self_attn/Add_1", get("k_post_rope", i).transpose(1, 0, 2))
+        node(f"{at}/self_attn/Softmax", get("attn_softmax", i))
+        node(f"{at}/self_attn/MatMul_1", get("attention", i).transpose(1, 0, 2))
+        node(f"{at}/self_attn/o_proj/MatMul", get("attn_out", i))
+        node(f"{at}/Add", get("post_attn_residual", i))
+        node(f"{at}/post_attention_layernorm/Mul_1", get("ffn_norm", i))
+        node(f"{at}/mlp/gate_proj/MatMul", get("ffn_gate", i))
+        node(f"{at}/mlp/up_proj/MatMul", get("ffn_up", i))
+        node(f"{at}/mlp/act_fn/Mul", get("ffn_silu", i))
+        node(f"{at}/mlp/Mul", get("ffn_swigl", i))
+        node(f"{at}/mlp/down_proj/MatMul", get("ffn_out", i))
+        node(f"{at}/Add_1", get("post_ffn_residual", i))
+    node("norm/Mul_1", get("final_norm"))
+    return found | {"logits": get("lm_head")[None, None]}
+
+
+def tensorrt_llm(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """Marked outputs of TensorRT-LLM's own model definition, by the modules' names; rows are packed."""
+    get = getter(dump, phase)
+    found: Arrays = {"input_ids": np.array(ids, np.int32), "transformer.vocab_embedding": get("embedding", 0)}
+    for i in range(c.num_hidden_layers):
+        at = f"transformer.layers.{i}"
+        found |= {
+            f"{at}.input_layernorm": get("attn_norm", i),
+            f"{at}.attention.qkv": get("qkv_bias", i),
+            f"{at}.attention.dense.input": get("attention", i).reshape(len(ids), -1),
+            f"{at}.attention.dense": get("attn_out", i),
+            f"{at}.post_layernorm.input": get("post_attn_residual", i),
+            f"{at}.post_layernorm": get("ffn_norm", i),
+            f"{at}.mlp.fc": get("ffn_gate", i),
+            f"{at}.mlp.gate": get("ffn_up", i),
+            f"{at}.mlp.proj.input": get("ffn_swigl", i),
+            f"{at}.mlp.proj": get("ffn_out", i),
+            at: get("post_ffn_residual", i),
+        }
+    return found | {"transformer.ln_f": get("final_norm"), "lm_head": get("lm_head")[None]}

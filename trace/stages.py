@@ -73,8 +73,9 @@ class Stage:
     hf: Transformers' modules that show it, the stage's parts side by side; hf_too: others that show the whole.
     fused, fused_too: the same of SGLang, vLLM, nano-vllm and TensorRT-LLM, where Q, K and V are one product, gate and
     up another, and a norm adds the residual that it also hands on. A module of two stages holds both side by side.
-    meta: by the names of Meta's own Llama, which llama2.c and its ports have. graph: by those that llama.cpp's
-    callbacks are told, without the layer.
+    meta: by the names of Meta's own Llama, which llama2.c and its ports have. trt: by TensorRT-LLM's own (tensorrt_llm/
+    models/qwen/model.py, layers/mlp.py), where `fc` is the gate and `gate` is up. graph: by those that llama.cpp's
+    callbacks are told, without the layer. onnx: nodes of an ONNX export that keeps the modules' names, part by part.
     ggml: llama.cpp's nodes, part by part; unless_ggml: why there is none.
     """
 
@@ -91,7 +92,9 @@ class Stage:
     fused: tuple[Module, ...]
     fused_too: tuple[Module, ...]
     meta: tuple[Module, ...]
+    trt: tuple[Module, ...]
     graph: str
+    onnx: tuple[str, ...]
     ggml: tuple[tuple[Node, ...], ...]
     unless_ggml: str
 
@@ -124,79 +127,112 @@ def _nodes(text: str) -> tuple[tuple[Node, ...], ...]:
 def _stage(
     name: str, shape: str, kind: Kind, inputs: str, weight: str | None = None, part: int | None = None, *,
     scope: Scope = "layer", hf: str = "", hf_too: str = "", fused: str = "", fused_too: str = "", meta: str = "",
-    graph: str = "", ggml: str = "", unless_ggml: str = "", **capture: str,
+    trt: str = "", graph: str = "", onnx: str = "", ggml: str = "", unless_ggml: str = "", **capture: str,
 ) -> Stage:  # fmt: skip
     return Stage(
         name, shape, scope, kind, tuple(inputs.split()), weight, part, MappingProxyType(capture),
-        _modules(hf), _modules(hf_too), _modules(fused), _modules(fused_too), _modules(meta), graph, _nodes(ggml),
-        unless_ggml,
+        _modules(hf), _modules(hf_too), _modules(fused), _modules(fused_too), _modules(meta), _modules(trt), graph,
+        tuple(filter(None, onnx.split(", "))), _nodes(ggml), unless_ggml,
     )  # fmt: skip
 
 
 STAGES: tuple[Stage, ...] = (
     _stage("embedding", "T D", "look-up", "", "embed", scope="first",
            hf="model.embed_tokens", fused="model.embed_tokens", meta="tok_embeddings", graph="inp_embd",
+           trt="vocab_embedding",
+           onnx="model/embed_tokens/Gather",
            ggml="GET_ROWS token_embd.weight"),
     _stage("attn_norm", "T D", "norm", BEFORE, "attn_norm_D",
            hf=".input_layernorm", fused=".input_layernorm", meta=".attention_norm", graph="attn_norm",
+           trt=".input_layernorm",
+           onnx="*/input_layernorm/Mul_1",
            ggml="MUL attn_norm.weight"),
     _stage("qkv_matmul", "T E", "product", "attn_norm", "qkv", bias="before", order="Q K V",
+           onnx="*/self_attn/q_proj/MatMul, */self_attn/k_proj/MatMul, */self_attn/v_proj/MatMul",
            ggml="MUL_MAT attn_q.weight, MUL_MAT attn_k.weight, MUL_MAT attn_v.weight"),
     _stage("qkv_bias", "T E", "bias", "qkv_matmul", "qkv_bias_E", bias="after", order="Q K V",
            hf=".self_attn.q_proj, .self_attn.k_proj, .self_attn.v_proj",
            fused=".self_attn.qkv_proj", meta=".attention.wq, .attention.wk, .attention.wv",
+           trt=".attention.qkv",
+           onnx="*/self_attn/q_proj/Add, */self_attn/k_proj/Add, */self_attn/v_proj/Add",
            ggml="ADD attn_q.bias, ADD attn_k.bias, ADD attn_v.bias"),
     _stage("q_post_rope", "T N H", "rotation", "qkv_bias", part=0, rope="after", fused=".self_attn.rotary_emb",
            graph="Qcur",
+           onnx="*/self_attn/Add",
            ggml="ROPE Qcur"),
     _stage("k_post_rope", "T K H", "rotation", "qkv_bias", part=1, rope="after", heads="not repeated",
            fused=".self_attn.rotary_emb/1", graph="Kcur",
+           onnx="*/self_attn/Add_1",
            ggml="ROPE Kcur"),
     _stage("attn_scores", "N T S", "scores", "q_post_rope k_post_rope", mask="before", scale="1/sqrt(H)",
            above_diagonal="0.0", graph="kq",
            ggml="MUL_MAT kq"),
     _stage("attn_softmax", "N T S", "soft-max", "attn_scores", mask="after", above_diagonal="0.0",
            graph="kq_soft_max",
+           onnx="*/self_attn/Softmax",
            ggml="SOFT_MAX kq_soft_max"),
     _stage("attention", "T N H", "mix", "attn_softmax qkv_bias", output_projection="before",
            hf="input of .self_attn.o_proj", fused=".self_attn.attn", fused_too="input of .self_attn.o_proj",
            meta="input of .attention.wo", graph="kqv_out",
+           trt="input of .attention.dense",
+           onnx="*/self_attn/MatMul_1",
            ggml="CONT kqv_out"),
     _stage("attn_out", "T D", "product", "attention", "attn_out", output_projection="after", residual="before",
            hf=".self_attn.o_proj", fused=".self_attn.o_proj", fused_too=".self_attn", meta=".attention.wo",
            graph="attn_out",
+           trt=".attention.dense",
+           onnx="*/self_attn/o_proj/MatMul",
            ggml="MUL_MAT attn_output.weight"),
     _stage("post_attn_residual", "T D", "residual", f"{BEFORE} attn_out", residual="after",
            hf="input of .post_attention_layernorm", fused=".post_attention_layernorm/1", fused_too="./1",
-           graph="ffn_inp",
+           meta="input of .ffn_norm", graph="ffn_inp",
+           trt="input of .post_layernorm",
+           onnx="*/Add",
            ggml="ADD ffn_inp"),
     _stage("ffn_norm", "T D", "norm", "post_attn_residual", "ffn_norm_D",
            hf=".post_attention_layernorm", fused=".post_attention_layernorm", meta=".ffn_norm", graph="ffn_norm",
+           trt=".post_layernorm",
+           onnx="*/post_attention_layernorm/Mul_1",
            ggml="MUL ffn_norm.weight"),
     _stage("ffn_gate", "T F", "product", "ffn_norm", "gate_up", 0, activation="before",
            hf=".mlp.gate_proj", fused=".mlp.gate_up_proj", meta=".feed_forward.w1", graph="ffn_gate",
+           trt=".mlp.fc",
+           onnx="*/mlp/gate_proj/MatMul",
            ggml="MUL_MAT ffn_gate.weight"),
     _stage("ffn_up", "T F", "product", "ffn_norm", "gate_up", 1,
            hf=".mlp.up_proj", fused=".mlp.gate_up_proj", meta=".feed_forward.w3", graph="ffn_up",
+           trt=".mlp.gate",
+           onnx="*/mlp/up_proj/MatMul",
            ggml="MUL_MAT ffn_up.weight"),
     _stage("ffn_silu", "T F", "activation", "ffn_gate", activation="after", product="before",
+           onnx="*/mlp/act_fn/Mul",
            hf=".mlp.act_fn", unless_ggml="llama.cpp computes silu(gate) * up in one operation"),
     _stage("ffn_swigl", "T F", "gate", "ffn_silu ffn_up", activation="after", product="after",
            hf="input of .mlp.down_proj", fused=".mlp.act_fn", fused_too="input of .mlp.down_proj",
            meta="input of .feed_forward.w2", graph="ffn_swiglu",
+           trt="input of .mlp.proj",
+           onnx="*/mlp/Mul",
            ggml="SWIGLU ffn_swiglu"),
     _stage("ffn_out", "T D", "product", "ffn_swigl", "ffn_down", residual="before",
            hf=".mlp.down_proj", fused=".mlp.down_proj", fused_too=".mlp, ./0", meta=".feed_forward.w2", graph="ffn_out",
+           trt=".mlp.proj",
+           onnx="*/mlp/down_proj/MatMul",
            ggml="MUL_MAT ffn_down.weight"),
     _stage("post_ffn_residual", "T D", "residual", "post_attn_residual ffn_out", residual="after",
            hf=".", hf_too="input of .+1, input of model.norm+1", fused=".input_layernorm/1+1",
            fused_too="model.norm/1+1", meta=".", graph="l_out",
+           trt=".",
+           onnx="*/Add_1",
            ggml="ADD l_out"),
     _stage("final_norm", "T D", "norm", BEFORE, "final_norm_D", scope="whole",
            hf="model.norm", fused="model.norm", meta="norm", graph="result_norm",
+           trt="ln_f",
+           onnx="model/norm/Mul_1",
            ggml="MUL output_norm.weight"),
     _stage("lm_head", "V", "product", "final_norm", "lm_head", scope="whole",
            hf="lm_head", fused="lm_head", fused_too="logits_processor", meta="output", graph="result_output",
+           trt="lm_head",
+           onnx="lm_head/MatMul",
            ggml="MUL_MAT output.weight or MUL_MAT token_embd.weight"),  # the embedding, where it is tied
 )  # fmt: skip
 NAMES = tuple(s.name for s in STAGES)

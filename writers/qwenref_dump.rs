@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Dumps an engine's tensors for `engine verify` (qwenref), as one safetensors file. One module to copy, no crates.
 //!
+//!     qwenref_dump::facts(&[("dtype", "bf16"), ("device", "cuda")]);     // of the run, before the first dump; optional
 //!     qwenref_dump::dump_ids("tokens", &ids);                            // the ids of this forward pass, once
 //!     qwenref_dump::dump("attn_norm", Some(layer), &x, &[rows, columns]);
 //!     qwenref_dump::dump("attn_scores", Some(layer), &s, &[heads, rows, keys]);
@@ -25,20 +26,23 @@ struct Dump {
 }
 
 enum State {
-    Unasked,
+    Unasked(String),
     Off,
     On(Dump),
 }
 
-static STATE: Mutex<State> = Mutex::new(State::Unasked);
+static STATE: Mutex<State> = Mutex::new(State::Unasked(String::new()));
 
-fn open() -> State {
+fn open(facts: &str) -> State {
     let Some(path) = std::env::var_os("QWENREF_DUMP") else { return State::Off };
     let start = |mut file: File| -> Result<Dump> {
-        let text = br#"{"__metadata__":{"format":"qwenref-dump-1","producer":"qwenref_dump.rs"}}"#;
+        let text = format!(r#"{{"__metadata__":{{"format":"qwenref-dump-1","producer":"qwenref_dump.rs"{facts}}}}}"#);
+        if text.len() > ROOM {
+            return Err(std::io::Error::other("more facts than the header has room for"));
+        }
         let mut header = vec![b' '; ROOM + 8];
         header[..8].copy_from_slice(&(ROOM as u64).to_le_bytes());
-        header[8..8 + text.len()].copy_from_slice(text);
+        header[8..8 + text.len()].copy_from_slice(text.as_bytes());
         file.write_all(&header)?;
         Ok(Dump { file, used: text.len(), bytes: 0, pass: 0, names: HashSet::new() })
     };
@@ -79,11 +83,22 @@ impl Dump {
     }
 }
 
+/// What is to be known of the run, in words: `dtype`, `device`, a commit. Later than the first dump it does nothing.
+pub fn facts(told: &[(&str, &str)]) {
+    let mut state = STATE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let State::Unasked(facts) = &mut *state {
+        for (name, value) in told {
+            let plain = |text: &str| text.replace(|c: char| c.is_control() || c == '"' || c == '\\', " ");
+            facts.push_str(&format!(r#","{}":"{}""#, plain(name), plain(value)));
+        }
+    }
+}
+
 /// Values of any type: `dtype` in safetensors' words (F32, F16, BF16, I32), `data` little-endian.
 pub fn dump_bytes(stage: &str, layer: Option<usize>, dtype: &str, data: &[u8], shape: &[usize]) {
     let mut state = STATE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let State::Unasked = *state {
-        *state = open();
+    if let State::Unasked(facts) = &*state {
+        *state = open(facts);
     }
     if let State::On(dump) = &mut *state {
         if let Err(error) = dump.put(stage, layer, dtype, data, shape) {

@@ -27,6 +27,9 @@ WRITERS = Path(__file__).parents[2] / "writers"
 IDS = [3, 141, 59, 26, 53]
 C_PROGRAM = """
 #define QWENREF_DUMP_IMPLEMENTATION
+#ifndef QWENREF_DUMP_ROOM
+#define QWENREF_DUMP_FACTS "\\"producer\\":\\"toy\\",\\"dtype\\":\\"bf16\\""
+#endif
 #include "qwenref_dump.h"
 #include <stdlib.h>
 int main(int n, char **a) {
@@ -45,6 +48,7 @@ RUST_PROGRAM = """
 #[path = "{}"]
 mod qwenref_dump;
 fn main() {{
+    qwenref_dump::facts(&[("dtype", "bf16"), ("note", "a \\"quoted\\" \\n word")]);
     qwenref_dump::dump_ids("tokens", &[7, 8]);
     qwenref_dump::dump("attn_norm", Some(0), &[1.0, -2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]);
     qwenref_dump::dump("attn_scores", Some(0), &[1.0, -2.0, 3.0, 4.0, 5.0, 6.0], &[1, 2, 3]);
@@ -111,7 +115,9 @@ def test_a_program_that_dumps(language: str, tmp_path: Path) -> None:
     done = subprocess.run([*command, "die"], env=plain | {"QWENREF_DUMP": str(path)}, capture_output=True, check=False)
     assert done.returncode != 0
     with safe_open(path, "np") as f:
-        assert f.metadata()["format"] == "qwenref-dump-1"
+        assert f.metadata()["format"] == "qwenref-dump-1" and f.metadata()["producer"]
+        if language != "python":  # whose Writer takes them as keywords
+            assert f.metadata()["dtype"] == "bf16"
         got: dict[str, Any] = {k: (f.get_slice(k).get_dtype(), f.get_slice(k).get_shape()) for k in f.keys()}  # noqa: SIM118
         assert got == {
             "tokens": ("I32", [2]), "layer-0/attn_norm": ("F32", [2, 3]), "layer-0/attn_scores": ("F32", [1, 2, 3]),
@@ -192,3 +198,10 @@ def test_hooks_refuse_what_is_no_dump(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=says), qwenref.hooks(object(), tmp_path / name):
             pass
     assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_the_c_writer_is_short_and_seeks_in_the_header_only() -> None:
+    """A `long` has 32 bits on Windows: what lies behind 2 GiB is appended, never sought."""
+    text = (WRITERS / "qwenref_dump.h").read_text()
+    assert len(text.splitlines()) <= 80
+    assert "SEEK_END" not in text and text.count("fseek(") == 1 and "(long)qwenref_dump_.used - 1" in text

@@ -15,7 +15,7 @@ from ...engine.files.mapped import read_head
 from ...errors import BadInput
 from .. import aprt
 from ..dump import Dump
-from . import aprt_folder, folder, npz, raw, safetensors, torch_pt
+from . import aprt_folder, folder, npz, onnx_dump, raw, safetensors, torch_pt
 from .array import Arrays
 from .assemble import Asked, Assembly, assembled
 
@@ -24,6 +24,7 @@ READERS: tuple[tuple[Callable[[Path], bool], Reader], ...] = (
     (safetensors.recognises, safetensors.read),
     (npz.recognises, npz.read),
     (torch_pt.recognises, torch_pt.read),
+    (onnx_dump.recognises, onnx_dump.read),
     (raw.recognises, raw.read),
     (folder.recognises, folder.read),
 )
@@ -111,5 +112,6 @@ def _check_is_folder(path: Path) -> None:
             "stage; make the dump with engine dump-llamacpp"
         )
     raise BadInput(
-        f"{path}: not a dump that is known here: a folder, .safetensors, .npz, .npy, .pt, or raw values with JSON"
+        f"{path}: not a dump that is known here: a folder, .safetensors, .npz, .npy, .pt, .tensorproto, or raw "
+        "values with JSON"
     )

@@ -92,13 +92,31 @@ def _graph() -> tuple[Rule, ...]:
     return (*found, Rule(named("Vcur"), ("v_proj",), last=("H",)))
 
 
+def _export() -> tuple[Rule, ...]:
+    """The values of an ONNX export that keeps the modules' names (torch.onnx with dynamo=False, which Optimum uses):
+    `/model/layers.3/mlp/Mul_output_0`, node by node. Heads stand before positions there. ONNX Runtime's files have
+    every sign as `_`. Scores are left out: by their names it cannot be told whether they were scaled before."""
+    found = []
+    for s in STAGES:
+        axes = (s.letters[1], s.letters[0], *s.letters[2:]) if s.kind in ("rotation", "mix") else None
+        parts = [p for p, (_, stage, _) in PARTS.items() if stage == s.name]
+        for i, node in enumerate(s.onnx):
+            words = re.split("[/._]", node.replace("*", "model/layers/@"))
+            spelled = SEPARATOR.join(map(re.escape, words)).replace("@", NUMBER)
+            target = parts[i] if len(s.onnx) > 1 else s.name
+            found.append(Rule(re.compile(f"(?:.*[./_])?{spelled}{SEPARATOR}output{SEPARATOR}0"), (target,), axes=axes))
+    return (*found, Rule(re.compile("(?:.*[./])?logits"), ("lm_head",)))
+
+
 OWN = Engine("the stages' own", _own(), ordered=False)
 ENGINES = (
     OWN,
     Engine("Transformers' modules", _modules(lambda s: s.hf, lambda s: s.hf_too)),
     Engine("the fused modules of SGLang, vLLM and nano-vllm", _modules(lambda s: s.fused, lambda s: s.fused_too)),
     Engine("Meta's modules", _modules(lambda s: s.meta)),
+    Engine("TensorRT-LLM's modules", _modules(lambda s: s.trt)),
     Engine("llama.cpp's graph", _graph()),
+    Engine("an ONNX export's nodes", _export()),
 )
 
 

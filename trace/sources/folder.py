@@ -1,4 +1,5 @@
-"""A folder of arrays in files of any of the kinds that are read one by one: .npy, .safetensors, .pt, raw with JSON.
+"""A folder of arrays in files of any of the kinds that are read one by one: .npy, .safetensors, .pt, ONNX's
+tensors, raw with JSON.
 
 So Transformers' model_addition_debugger_context(use_repr=False) leaves them, SGLang a file for each pass and rank.
 """
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import BadInput
-from . import npz, raw, safetensors, torch_pt
+from . import npz, onnx_dump, raw, safetensors, torch_pt
 from .array import Array, Arrays
 
 # By the suffix. A JSON file is read beside the file that it describes, a manifest for all that it lists.
@@ -20,6 +21,7 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
     ".safetensors": safetensors.read,
     ".pt": torch_pt.read,
     ".pth": torch_pt.read,
+    **dict.fromkeys(onnx_dump.SUFFIXES, onnx_dump.read),
     **{suffix: raw.read for suffix in raw.SUFFIXES if suffix != ".bin"},
 }
 DEBUGGER_TEXT = "*debug_tree_FULL_TENSORS.json"
@@ -49,6 +51,9 @@ def read(path: Path) -> Arrays:
                 rest.append(inside.as_posix())
             continue
         held, stem = reader(file), inside.with_suffix("").as_posix()
+        if reader is onnx_dump.read:  # a file has the name of its tensor, but not whole
+            found += [replace(a, name=(inside.parent / a.name.lstrip("/")).as_posix()) for a in held.arrays]
+            continue
         alone = len(held.arrays) == 1 and (file.suffix in (".npy", ".safetensors") or reader is raw.read)
         named = (
             replace(a, name=stem if alone or a.name == file.stem else f"{stem}/{a.name}", where=f"{file}")

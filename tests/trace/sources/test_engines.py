@@ -17,7 +17,8 @@ from qwenref.trace.verify.finding import UNEXPLAINED
 from qwenref.trace.verify.verify import verify
 
 from ...engines import dump_of
-from ...foreign_dumps import Arrays, llama_cpp, meta, own, sglang, sglang_rank, transformers
+from ...foreign_dumps import Arrays, llama_cpp, meta, onnx, own, sglang, sglang_rank, tensorrt_llm, transformers
+from ...onnx_files import write_nodes
 from ...tiny import tiny_weights
 from ...torch_files import save
 
@@ -82,6 +83,20 @@ def write_meta(folder: Path, dump: Dump) -> Path:
     return folder / "arrays"
 
 
+def write_tensorrt_llm(folder: Path, dump: Dump) -> Path:
+    return save(folder / "trt.pt", passes(tensorrt_llm, dump)[0])
+
+
+def write_onnx(folder: Path, dump: Dump) -> Path:
+    """Intermediate values as outputs of the graph, which a script saves."""
+    np.savez(folder / "ort.npz", **passes(onnx, dump)[0])
+    return folder / "ort.npz"
+
+
+def write_onnx_nodes(folder: Path, dump: Dump) -> Path:
+    return write_nodes(folder / "nodes", passes(onnx, dump)[0])
+
+
 def write_raw(folder: Path, dump: Dump) -> Path:
     """One file of values, and a manifest that says where each array lies in it."""
     entries, at = [], 0
@@ -101,7 +116,10 @@ WRITERS: dict[str, tuple[Callable[[Path, Dump], Path], int, int]] = {  # how, ph
     "sglang-ranks": (write_sglang_ranks, 3, 13 * 2 + 2),
     "vllm": (write_vllm, 1, 13 * 2 + 2),
     "llama.cpp": (write_llama_cpp, 1, 13 * 2 + 3),
-    "meta": (write_meta, 1, 8 * 2 + 3),
+    "meta": (write_meta, 1, 9 * 2 + 3),
+    "tensorrt-llm": (write_tensorrt_llm, 1, 11 * 2 + 3),
+    "onnx": (write_onnx, 1, 16 * 2 + 3),
+    "onnx-nodes": (write_onnx_nodes, 1, 16 * 2 + 3),
     "raw": (write_raw, 1, 17 * 2 + 3),
 }
 
