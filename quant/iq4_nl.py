@@ -24,5 +24,14 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 FORMAT = Format(
-    "IQ4_NL", BLOCK, STRUCT, decode, scale="d", codes=("qs",), levels=16, nibbles=("qs", 32), activations="Q8_0"
+    "IQ4_NL",
+    BLOCK,
+    STRUCT,
+    decode,
+    scale="d",
+    codes=("qs",),
+    levels=16,
+    nibbles=("qs", 32),
+    activations="Q8_0",
+    activations_int16="Q16_0",
 )

@@ -23,8 +23,8 @@ from qwenref.quant.tensor import QTensor, dequantize, format_of
 
 U = 2.0**-24  # unit roundoff of float32
 # Formats without a packed form go through float32: one of a kind is enough.
-ALL = (*FORMATS, "Q2_K")
-INTEGER = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # formats with an int8 product
+ALL = (*FORMATS, "Q2_K", "IQ2_S")
+INTEGER = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")  # formats with an int8 product
 
 
 def gamma(n: int) -> float:
@@ -33,7 +33,7 @@ def gamma(n: int) -> float:
 
 def scale_columns(name: str) -> list[int]:
     """Where in a block the halves are that must not be random bits."""
-    return {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82]}.get(name, [0])
+    return {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108]}.get(name, [0])
 
 
 def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTensor:

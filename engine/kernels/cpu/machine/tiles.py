@@ -6,7 +6,7 @@ Codes of weights are four unsigned bytes a lane. Their values and dot products t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -63,8 +63,8 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
         if PATH != "avx512" or bits > 5:
             return _code_value(b, c, index, offset)
         at = b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3))))
-        book = [constant(f32, [float(i - offset) for i in range(s, s + 16)]) for s in range(0, 1 << bits, 16)]
-        if bits == 4:
+        book = [constant(f32, [float(i - offset) for i in range(s, s + 16)]) for s in range(0, max(16, 1 << bits), 16)]
+        if bits <= 4:
             name = "llvm.x86.avx512.permvar.sf.512"
             return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book[0], i]), at)
         name = "llvm.x86.avx512.vpermi2var.ps.512"
@@ -74,8 +74,35 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
     return write
 
 
+code3_4 = operation(floats, ints, intp)(_code(3, 4))
 code4_8, code5_16 = (operation(floats, ints, intp)(_code(*k)) for k in ((4, 8), (5, 16)))
 code6_32, code8_128 = (operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
+
+
+def table16(values: Sequence[int]) -> Any:
+    """An operation: each byte of a vector of codes, 0 to 15, becomes the value that it stands for, 0 to 255."""
+    bits = [v - 256 if v > 127 else v for v in values]  # as LLVM spells a byte
+
+    def write(b: Any, codes: Any) -> Any:
+        if PATH == "plain":  # four levels of choices, for LLVM to make what it can of them
+            every = b.bitcast(codes, vector_type(i8, 4 * LANES))
+            left = [ir.Constant(every.type, [v] * 4 * LANES) for v in bits]
+            for bit in range(4):
+                of = b.and_(every, ir.Constant(every.type, [1 << bit] * 4 * LANES))
+                unset = b.icmp_unsigned("==", of, ir.Constant(every.type, [0] * 4 * LANES))
+                left = [b.select(unset, low, high) for low, high in zip(left[::2], left[1::2], strict=True)]
+            return b.bitcast(left[0], VI)
+        lanes, name = (16, "avx512.pshuf.b.512") if PATH == "avx512" else (8, "avx2.pshuf.b")
+        kind = vector_type(i8, 4 * lanes)
+
+        def shuffle(piece: Any) -> Any:
+            book = ir.Constant(kind, bits * (lanes // 4))
+            return b.bitcast(call(b, f"llvm.x86.{name}", kind, [book, b.bitcast(piece, kind)]), vector_type(i32, lanes))
+
+        return in_pieces(b, lanes, shuffle, codes)
+
+    write.__name__ = "table16"
+    return operation(ints, ints)(write)
 
 
 BYTES, WORDS = vector_type(i8, 32), vector_type(i16, 16)  # of a register of 256 bits

@@ -56,12 +56,10 @@ LAYOUTS = {
 
 
 def activations(form: Form, precision: str) -> str:
-    """What a packed form's products take: a name of LAYOUTS."""
-    if precision == "f32":
-        return "F32"
+    """What a packed form's products take, a name of LAYOUTS: F32 where it has no products of that precision."""
     f = form.format
-    name = f.activations_int16 if precision == "int16" else f.activations
-    return name if name in LAYOUTS else "F32"
+    name = {"int8": f.activations, "int16": f.activations_int16}.get(precision, "F32")
+    return name if name in LAYOUTS and getattr(form, LAYOUTS[name].products) else "F32"
 
 
 def kernels_for(form: Form, precision: str) -> tuple[Kernel, ...]:

@@ -21,7 +21,11 @@ from ..machine.simd import get_i32, get_u16, set_i32, set_u16
 from ..machine.team import Kernel, at, run_now
 from .form import Form
 
-FORMATS = ("Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q5_0", "Q8_0", "F16", "BF16", "F32")
+FORMATS = (
+    *("Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"),
+    *("F16", "BF16", "F32"),
+)
 SLAB = 1 << 24  # bytes of file (or of decoded values) at a time
 
 

@@ -1,0 +1,31 @@
+"""IQ4_NL, packed: as Q4_0. Read as unsigned codes, each 128 above its level (quant/iq4_nl.py)."""
+
+from __future__ import annotations
+
+from .....quant import iq4_nl
+from ..machine.team import helper
+from ..machine.tiles import code8_128, dot4_wide_tile, table16
+from ..matmul.form import Form
+from ..matmul.integer import blocks_of_32
+from ..matmul.product import coded
+from .q4_0 import codes as indices
+from .q4_0 import scale
+from .q8_0 import PLANES
+
+# Read from the levels as ints: a kernel's own file is all that its machine code is made of.
+LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+look_up = table16([level + 128 for level in LEVELS])
+
+
+@helper
+def codes(w, group, quad):
+    return look_up(indices(w, group, quad))
+
+
+FORM = Form(
+    iq4_nl.FORMAT,
+    half_at=0,
+    words_at=2,
+    f32=coded(__name__, codes, code8_128, scale, rest=None, quads=8),
+    **blocks_of_32(__name__, codes, dot4_wide_tile, 128, scale, bits=8 // PLANES, planes=PLANES),
+)
