@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -115,6 +115,16 @@ class Config:
         if self.dual_chunk:
             return self.context, "where the second chunk of dual_chunk_attention_config begins, which is not computed"
         return self.context, ""
+
+    def spelled(self) -> dict[str, Any]:
+        """The fields by name, for people: RoPE's scaling as config.json has it, and nothing of what is not there."""
+        scaling = self.rope_scaling.spelled() if self.rope_scaling != rope.UNSCALED else None
+        said = asdict(self) | {
+            "rope_scaling": scaling,
+            "windows": self.windows or None,
+            "dual_chunk": self.dual_chunk or None,
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
     @property
     def architecture(self) -> Architecture:

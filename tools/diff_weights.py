@@ -41,11 +41,11 @@ def main(args: argparse.Namespace) -> int:
     if not any(row.a and row.b for row in rows):
         raise BadInput(f"{a} and {b} have no tensor in common")
     counts = {verdict: n for verdict in ORDER if (n := Counter(row.verdict for row in rows)[verdict])}
-    others = asdict(two.config)
+    mine, others = one.config.spelled(), two.config.spelled()
     settings = {
-        field: [value, others[field]]
-        for field, value in asdict(one.config).items()
-        if others[field] != value and field != "tie_word_embeddings"
+        field: [mine.get(field), others.get(field)]
+        for field in mine | others
+        if mine.get(field) != others.get(field) and field != "tie_word_embeddings"
     }
     if args.json:
         found = {"a": str(a), "b": str(b), "counts": counts, "config": settings, "layers_of_a": moved}

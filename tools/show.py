@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ def describe(c: Checkpoint) -> dict[str, Any]:
         "path": str(c.path),
         "files": [{"path": str(path), "bytes": path.stat().st_size} for path in c.files],
         "container": c.container,
-        "config": asdict(c.config),
+        "config": c.config.spelled(),
         "parameters": sum(prod(t.shape) for t in c.tensors.values()),
         "bytes": sum(t.data.size for t in c.tensors.values()),
         "formats": formats,

@@ -10,6 +10,7 @@ import pytest
 
 from qwenref.engine.files import open_checkpoint
 from qwenref.errors import BadInput
+from qwenref.tools.dev.golden_config import write_case
 from qwenref.tools.main import main
 from qwenref.tools.show import check
 
@@ -55,6 +56,17 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert line in short.splitlines()
     _, long, _ = inspect(capsys, path, "--tensors")
     assert long.startswith(short) and "  blk.0.ffn_down.weight     16 x 24  F32  1,536" in long.splitlines()
+
+
+def test_a_scaling_as_the_file_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing of it where there is none."""
+    write_case(tmp_path, "yarn, factor 4")
+    _, out, _ = inspect(capsys, tmp_path)
+    (line,) = (line for line in out.splitlines() if line.startswith("  rope_scaling "))
+    assert "'rope_type': 'yarn', 'factor': 4.0" in line and "low_freq_factor" not in line
+    assert "windows" not in out and "dual_chunk" not in out
+    write_case(tmp_path, "as it is")
+    assert "rope_scaling" not in inspect(capsys, tmp_path)[1]
 
 
 def test_no_tokenizer_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
