@@ -147,10 +147,12 @@ class Judge:
 
     def glimpsed(self, e: Entry, recipe: Recipe, got: NDArray[np.float32]) -> Fit | None:
         """How well a recipe explains a few positions or columns of a stage; None where that is not worth it, or where a
-        scale is shared with the others."""
+        scale is shared with the others, or the dump has other positions than the stage's inputs."""
         if e.stage.kind == "product":
             site = self.site(e, recipe)
             (m, *_), x = site.matrices(), flat(site.input_of_all() if recipe.quantiser in WHOLE else input_of(site))
+            if e.stage.positions == "all" and len(got) != len(x.mid):
+                return None
             rows = spread(len(x.mid), FEW) if e.stage.positions == "all" else np.array([len(x.mid) - 1])
             y = product(recipe, x, m.head(COLUMNS, self.top(e, m, recipe)), rows.tolist()).map(recipe.result.round)
             return compare((got[rows] if got.ndim > 1 else got[None])[:, : y.mid.shape[1]], y)
@@ -170,10 +172,11 @@ class Judge:
     def at_few(self, e: Entry, recipe: Recipe, got: NDArray[np.float32], few: int) -> tuple[NDArray[np.float32], Span]:
         """The dump and the stage at a few of its positions, the last among them."""
         site = self.site(e, recipe)
-        if "T" in e.stage.letters and len(site.pos) > few:
+        T = e.stage.letters.index("T") if "T" in e.stage.letters else None
+        if T is not None and len(site.pos) > few and got.shape[T] == len(site.pos):
             rows = spread(len(site.pos), few)
             site = replace(site, pos=tuple(site.pos[row] for row in rows))
-            got = np.take(got, rows, e.stage.letters.index("T"))
+            got = np.take(got, rows, T)
         return got, shown(got, site.compute(), e)
 
     def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
