@@ -13,7 +13,6 @@ import numpy as np
 
 from . import __version__
 from .engine.files import Checkpoint
-from .engine.rope import UNSCALED
 
 
 def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -42,13 +41,14 @@ def versions() -> dict[str, str]:
 
 def run_facts(checkpoint: Checkpoint, backend: str, precision: str, ids: list[int], made: list[int]) -> dict[str, Any]:
     """What the manifest says of the run; the model's digest is added when it is there."""
-    formats, scaling = Counter(t.format for t in checkpoint.tensors.values()), checkpoint.config.rope_scaling
+    formats = Counter(t.format for t in checkpoint.tensors.values())
+    scaling = checkpoint.config.spelled().get("rope_scaling")
     return {
         "engine": "qwenref",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "container": checkpoint.container,
-        **({} if scaling == UNSCALED else {"rope_scaling": scaling.spelled()}),
+        **({"rope_scaling": scaling} if scaling else {}),
         "formats": dict(sorted(formats.items())),
         "backend": backend,
         "precision": precision,

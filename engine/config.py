@@ -117,7 +117,8 @@ class Config:
         return self.context, ""
 
     def spelled(self) -> dict[str, Any]:
-        """The fields by name, for people: RoPE's scaling as config.json has it, and nothing of what is not there."""
+        """The fields by name, for people: RoPE's scaling as config.json has it (where Transformers 4 looks), and
+        nothing of what is not there."""
         scaling = self.rope_scaling.spelled() if self.rope_scaling != rope.UNSCALED else None
         said = asdict(self) | {
             "rope_scaling": scaling,

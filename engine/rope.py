@@ -61,6 +61,10 @@ class Scaling:
         """Whether longer sessions have other frequencies than short ones."""
         return self.short_factor != self.long_factor
 
+    def beyond(self, positions: int) -> bool:
+        """Whether a session of so many positions has the frequencies of long ones."""
+        return self.switches and positions > self.original_max_position_embeddings
+
     @property
     def reach(self) -> int:
         """Positions that the scaling says the model is good for; 0 where it does not say it."""

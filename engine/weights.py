@@ -52,8 +52,7 @@ class Weights:
 
     def frequencies(self, positions: int) -> Any:
         """RoPE's inverse frequencies in a session of so many positions, prompt and answer."""
-        beyond = positions > self.config.rope_scaling.original_max_position_embeddings
-        return self.long_inv_freq_h if beyond and self.long_inv_freq_h is not None else self.inv_freq_h
+        return self.long_inv_freq_h if self.config.rope_scaling.beyond(positions) else self.inv_freq_h
 
     def map(self, vector: Callable[..., Any], matrix: Callable[..., Any]) -> Weights:
         """The same structure with every leaf in another form: vector or matrix of its parts, which are stacked.

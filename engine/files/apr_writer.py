@@ -13,7 +13,6 @@ from typing import Any
 from ...errors import BadInput
 from ...quant.ggml import NUMBERS
 from ..config_keys import APR_ROPE_TYPE
-from ..rope import UNSCALED
 from . import Checkpoint
 from .apr import HEADER, ROW_MAJOR
 from .carried import held
@@ -104,7 +103,7 @@ def metadata_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned]
         "max_position_embeddings": c.max_position_embeddings,
         "rope_theta": shortest(c.rope_theta),
         "rope_type": APR_ROPE_TYPE,
-        "rope_scaling": None if c.rope_scaling == UNSCALED else c.rope_scaling.spelled(),
+        "rope_scaling": c.spelled().get("rope_scaling"),
         **c.sliding,
         "rms_norm_eps": shortest(c.rms_norm_eps),
         "head_dim": c.head_dim,

@@ -70,7 +70,7 @@ def held(source: Checkpoint, kind: str) -> Config:
     c = source.config
     if c.dual_chunk and not (kind == source.container == "safetensors"):
         c = replace(c, max_position_embeddings=c.context, dual_chunk=0)
-    return replace(c, rope_scaling=_rope(c).back) if kind == "gguf" else c
+    return replace(c, rope_scaling=rope_in_gguf(c).back) if kind == "gguf" else c
 
 
 def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
@@ -79,7 +79,7 @@ def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
     if held(source, kind).dual_chunk != c.dual_chunk:
         lost.append(f"dual_chunk_attention_config: the context ends where its second chunk begins, at {c.dual_chunk}")
     if kind == "gguf":
-        rope = _rope(c)
+        rope = rope_in_gguf(c)
         lost += rope.lost
         if c.architecture.gguf == "qwen2" and rope.tensors:
             lost.append("for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of qwen2")
@@ -90,7 +90,8 @@ def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
     return lost
 
 
-def _rope(c: Config) -> Said:
+def rope_in_gguf(c: Config) -> Said:
+    """The scaling of RoPE as a GGUF file has it."""
     return to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
 
 

@@ -18,9 +18,8 @@ from ...errors import BadInput
 from ...quant.ggml import NUMBERS as TYPES
 from ..config_keys import GGUF_KEYS
 from ..rope import UNSCALED
-from ..rope_gguf import to_keys
 from . import Checkpoint
-from .carried import held
+from .carried import held, rope_in_gguf
 from .end_of_generation import told
 from .gguf_header import KINDS, MAX_NAME, NUMBERS
 from .vocabulary import Vocabulary
@@ -41,10 +40,9 @@ def write(
     place: Path, source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None, show: Progress
 ) -> None:
     """The model as one file. recoded: the format that its matrices were asked to become."""
-    c = source.config
-    rope = to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
     divisors = [
-        Planned(name, "F32", x.shape, x.nbytes, partial(iter, [x.view(np.uint8)])) for name, x in rope.tensors.items()
+        Planned(name, "F32", x.shape, x.nbytes, partial(iter, [x.view(np.uint8)]))
+        for name, x in rope_in_gguf(source.config).tensors.items()
     ]
     with place.open("wb") as file:
         write_gguf(file, pairs_of(source, v, tensors, recoded), [*divisors, *tensors], show)
@@ -73,8 +71,7 @@ def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], r
     """The keys of a GGUF file. From GGUF they are the source's own; else as llama.cpp's converter spells them."""
     file_type: Pair = ("general.file_type", "u32", FILE_TYPES.get(most_common_format(tensors), 1))
     c, name = source.config, source.config.architecture.gguf
-    rope = to_keys(c.rope_scaling, c.rope_theta, c.head_dim, c.max_position_embeddings)
-    scaled: list[Pair] = [(f"{name}.{key}", kind, value) for key, kind, value in rope.keys]
+    scaled: list[Pair] = [(f"{name}.{key}", kind, value) for key, kind, value in rope_in_gguf(c).keys]
     if source.container.startswith("GGUF"):
         m: Any = source.metadata
         dropped = ("split.", "general.alignment") + (("general.file_type",) if recoded else ())

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
-from ..rope import UNSCALED
 from . import Checkpoint
 from .carried import held
 from .end_of_generation import stops
@@ -32,6 +30,7 @@ def write(
     config = dict(source.metadata["config"]) if source.container == "safetensors" else {}
     for said_anew in (
         "torch_dtype",
+        "rope_scaling",
         "partial_rotary_factor",
         "layer_types",
         "sliding_window",
@@ -39,15 +38,10 @@ def write(
     ):
         config.pop(said_anew, None)
     config |= {"architectures": [a.hf_class], "dtype": DTYPES[most_common_format(tensors)]}
-    config |= asdict(c) | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
-    rope = c.rope_scaling.spelled()
-    config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | rope}
+    config |= c.spelled() | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
+    config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | c.rope_scaling.spelled()}
     for own in ("windows", "dual_chunk"):
-        del config[own]
-    if c.rope_scaling == UNSCALED:
-        del config["rope_scaling"]
-    else:
-        config["rope_scaling"] = rope  # where Transformers 4 looks
+        config.pop(own, None)
     config |= {"hidden_act": "silu", **a.hf_full, **c.sliding}
     if v is not None:
         eos = stops(v)

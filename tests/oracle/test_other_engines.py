@@ -7,7 +7,6 @@ Each needs its library (pip install mlx-lm, jax, onnxruntime onnx); a test is sk
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -17,14 +16,13 @@ import pytest
 from qwenref.engine.load import open_weights
 from qwenref.engine.weights import Weights
 from qwenref.trace.dump import Dump
-from qwenref.trace.verify.finding import EXACT, REPRODUCED, VERDICTS, Verification
 from qwenref.trace.verify.verify import verify
 
+from ..scored import Score, healthy
 from . import other_engines as engines
 
 pytestmark = pytest.mark.oracle
 LENGTHS = (1, 7, 60, 200)
-Score = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +69,6 @@ def weights(path: Path) -> Weights:
     return open_weights(str(path))[1]
 
 
-def healthy(v: Verification, engine: str, score: Score) -> None:
-    counted = [f.verdict for f in v.findings]
-    score(
-        "unmodified engines", engine, dumps=1, stages=len(v.findings),
-        **{verdict.replace(" ", "_"): counted.count(verdict) for verdict in VERDICTS},
-    )  # fmt: skip
-    assert set(counted) <= {EXACT, REPRODUCED}, [
-        (f.layer, f.stage, f.outside, f.worst) for f in v.findings if f.verdict not in (EXACT, REPRODUCED)
-    ]
-
-
 def prompt(length: int) -> list[int]:
     return np.random.default_rng(length).integers(0, 101, length).tolist()
 
@@ -115,7 +102,7 @@ SAID = {
 @pytest.mark.parametrize(("engine", "dtype"), ENGINES, ids=lambda x: x)
 def test_healthy(engine: str, dtype: str, length: int, folder: Path, score: Score) -> None:
     v = verify(run(engine, folder, length, dtype), weights(folder))
-    healthy(v, f"{engine}, {dtype}", score)
+    healthy(v, "unmodified engines", f"{engine}, {dtype}", score)
     assert v.recipe.result.name == dtype
     if length > 1:
         assert set(SAID.get((engine, dtype), ())) <= set(v.recipe.name.split("; "))

@@ -19,11 +19,12 @@ from qwenref.engine.load import open_weights  # noqa: E402
 from qwenref.engine.weights import Weights  # noqa: E402
 from qwenref.trace.dump import Dump, Entry, ordered  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
-from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Verification  # noqa: E402
+from qwenref.trace.verify.finding import UNEXPLAINED  # noqa: E402
 from qwenref.trace.verify.verify import verify  # noqa: E402
 
+from ..scored import Score, healthy  # noqa: E402
+
 pytestmark = pytest.mark.oracle
-Score = Callable[..., None]
 LENGTHS = (1, 7, 60, 200)
 
 
@@ -129,23 +130,12 @@ def run(model: Any, path: Path, length: int, forward: Callable[[Any], Any] | Non
     return Dump(Path("dump"), {"tokens": tokens}, w.config.sizes, ordered(entries)), w
 
 
-def healthy(v: Verification, engine: str, score: Score) -> None:
-    counted = [f.verdict for f in v.findings]
-    score(
-        "unmodified engines", engine, dumps=1, stages=len(v.findings),
-        **{verdict.replace(" ", "_"): counted.count(verdict) for verdict in VERDICTS},
-    )  # fmt: skip
-    assert set(counted) <= {EXACT, REPRODUCED}, [
-        (f.layer, f.stage, f.outside, f.worst) for f in v.findings if f.verdict not in (EXACT, REPRODUCED)
-    ]
-
-
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_transformers(dtype: str, attention: str, length: int, saved: Path, score: Score) -> None:
     v = verify(*run(load(saved, dtype, attention), saved, length))
-    healthy(v, f"Transformers {dtype}, {attention}", score)
+    healthy(v, "unmodified engines", f"Transformers {dtype}, {attention}", score)
     if dtype == "float32":
         assert v.recipe.result.name == dtype
     elif length > 1:
@@ -165,7 +155,7 @@ def test_math_attention(length: int, saved: Path, score: Score) -> None:
             model(ids)
 
     v = verify(*run(model, saved, length, forward))
-    healthy(v, "Transformers bfloat16, math attention", score)
+    healthy(v, "unmodified engines", "Transformers bfloat16, math attention", score)
     assert length == 1 or "attention in one piece, float32 inside" in v.recipe.name
 
 
@@ -178,7 +168,7 @@ def test_autocast(length: int, saved: Path, score: Score) -> None:
             model(ids)
 
     v = verify(*run(model, saved, length, forward))
-    healthy(v, "Transformers, autocast to bfloat16", score)
+    healthy(v, "unmodified engines", "Transformers, autocast to bfloat16", score)
     assert "norms in float32" in v.recipe.name
     assert "residuals in float32" in v.recipe.name
 
@@ -190,7 +180,7 @@ def test_compiled(dtype: str, length: int, saved: Path, score: Score) -> None:
     torch._dynamo.reset()
     model = load(saved, dtype, "sdpa")
     v = verify(*run(model, saved, length, torch.compile(model)))
-    healthy(v, f"Transformers {dtype}, torch.compile", score)
+    healthy(v, "unmodified engines", f"Transformers {dtype}, torch.compile", score)
     if dtype != "float32" and length > 1:
         assert {"norm rounded once", "SiLU and product rounded once"} <= set(v.recipe.name.split("; "))
 
@@ -203,7 +193,7 @@ def test_dynamic_int8(length: int, saved: Path, score: Score) -> None:
 
     model = quantize_dynamic(load(saved, "float32", "sdpa"), {torch.nn.Linear}, dtype=torch.qint8)
     v = verify(*run(model, saved, length))
-    healthy(v, "Transformers, dynamic int8", score)
+    healthy(v, "unmodified engines", "Transformers, dynamic int8", score)
     assert "matrices in int8, one scale (torch.ao)" in v.recipe.name.split("; ")
 
 

@@ -8,7 +8,6 @@ that llama.cpp runs: the stage and layer found, and named.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
@@ -30,12 +29,13 @@ from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump, Entry, ordered  # noqa: E402
 from qwenref.trace.sources import open_dump  # noqa: E402
 from qwenref.trace.stages import by_name  # noqa: E402
-from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, VERDICTS, Finding  # noqa: E402
+from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED, Finding  # noqa: E402
 from qwenref.trace.verify.report.text import sentence  # noqa: E402
 from qwenref.trace.verify.verify import verify  # noqa: E402
 
+from ..scored import Score, count  # noqa: E402
+
 pytestmark = pytest.mark.oracle
-Score = Callable[..., None]
 
 # -- healthy engines, the 0.5B ----------------------------------------------------------------------------------------
 
@@ -95,11 +95,7 @@ def test_healthy(
     assert main([words[0], str(model_path), *target, *words[1:], "-p", PROMPTS[prompt], *steps]) == 0
     v = verify(open_dump(at), open_weights(str(model_path))[1])
     shutil.rmtree(at)
-    counted = Counter(f.verdict for f in v.findings)
-    score(
-        "healthy engines, the 0.5B", engine, dumps=1, tokens=len(v.tokens or ()), stages=len(v.findings),
-        **{verdict.replace(" ", "_"): counted[verdict] for verdict in VERDICTS},
-    )  # fmt: skip
+    count(v, "healthy engines, the 0.5B", engine, score, tokens=len(v.tokens or ()))
     assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}, sentence(v)
     assert {f.recipe.split(" (")[0] for f in v.findings if f.recipe} == {recipe}
 

@@ -45,9 +45,8 @@ class Evidence:
             self.rows[phase] = self._rows([e for e in self.dump.entries if e.phase == phase])
         if not self.rotations:
             c, session = self.config, 1 + max((p for rows in self.rows.values() for p in rows), default=0)
-            beyond = c.rope_scaling.switches and session > c.rope_scaling.original_max_position_embeddings
             table = np.asarray(self.weights.frequencies(session), np.float32)
-            self.rotations = rotations(c.rope_theta, table, c.rope_scaling, beyond)
+            self.rotations = rotations(c.rope_theta, table, c.rope_scaling, c.rope_scaling.beyond(session))
 
     def _rows(self, entries: list[Entry]) -> tuple[int, ...]:
         """The positions of a phase: as the manifest has them, or else from the shapes, behind the phase before."""

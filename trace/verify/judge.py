@@ -239,11 +239,9 @@ class Judge:
             except Unjudgeable:
                 return None
         fit = tried[shown_here]
-        return (
-            fit
-            if fit.good and (not wide(self.involved(e), recipe) or recipe.result.holds(self.evidence.values(e)))
-            else None
-        )
+        if not fit.good or (wide(self.involved(e), recipe) and not recipe.result.holds(self.evidence.values(e))):
+            return None
+        return fit
 
     def recipe_of(self, e: Entry) -> Recipe:
         """The arithmetic of a stage's group, as far as it is known."""

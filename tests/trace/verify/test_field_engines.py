@@ -6,7 +6,6 @@ is accused. tests/oracle holds the same facts to engines that can be installed.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 
@@ -14,16 +13,16 @@ import numpy as np
 import pytest
 
 from qwenref.engine.weights import Weights
-from qwenref.trace.verify.finding import EXACT, REPRODUCED, VERDICTS
+from qwenref.trace.verify.finding import EXACT, REPRODUCED
 from qwenref.trace.verify.verify import verify
 
 from ...engines import Run, f32
 from ...field import FIELD, Engine
+from ...scored import Score, healthy
 from ...tiny import tiny_weights
 
 A = np.ndarray
 LAYERS = 3
-Score = Callable[..., None]
 
 
 @cache
@@ -39,14 +38,7 @@ def prompt(length: int) -> list[int]:
 @pytest.mark.parametrize("engine", FIELD, ids=lambda e: e.name)
 def test_healthy(engine: Engine, length: int, score: Score) -> None:
     v = verify(engine.dump(weights(), prompt(length)), weights())
-    counted = Counter(f.verdict for f in v.findings)
-    score(
-        "engines of the field", engine.name, dumps=1, stages=len(v.findings),
-        **{verdict.replace(" ", "_"): counted[verdict] for verdict in VERDICTS},
-    )  # fmt: skip
-    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}, [
-        (f.layer, f.stage, f.verdict, f.outside, f.worst) for f in v.findings if f.verdict not in (EXACT, REPRODUCED)
-    ]
+    healthy(v, "engines of the field", engine.name, score)
     if length > 2:
         assert all(any(words in said for said in v.recipe.name.split("; ")) for words in engine.said), v.recipe.name
 

@@ -9,6 +9,7 @@ import numpy as np
 from ....engine.rope import LENGTH, UNSCALED, Scaling, frequencies, read
 from ..formulas import ROPE, heads_of, rotated
 from ..recipes import operations
+from ..recipes.rope import Product
 from ..site import Site
 from ..span import Array, Span
 from .hypothesis import Hypothesis, Several, Variants, entering
@@ -58,7 +59,7 @@ def rope_theta(s: Site) -> Several:
     for theta in (1e3, 1e4, 1e5, 5e5, 1e6, 5e6, 1e7, 1e8):
         if theta != s.config.rope_theta:
             inv_freq_h = (1 / np.array([theta ** (j / h) for j in range(h)]).astype(np.float32)).astype(np.float32)
-            table = (s.pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
+            table = Product(inv_freq_h).angle(s.pos_T)
             yield f"{theta:,.0f}, not {s.config.rope_theta:,.0f}", widened(s, table)
 
 
@@ -119,10 +120,8 @@ def rope_before_bias(s: Site) -> Variants:
 def by(s: Site, scaling: Scaling, magnitude: float | None = None) -> Span:
     """The rotation as a model has it whose RoPE is scaled so. magnitude: its own, if it is not said."""
     c = s.config
-    beyond = s.pos[-1] >= scaling.original_max_position_embeddings
-    inv_freq_h = frequencies(c.rope_theta, c.head_dim, scaling, beyond)
-    table = (s.pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
-    return widened(s, table, scaling.attention_factor if magnitude is None else magnitude)
+    inv_freq_h = frequencies(c.rope_theta, c.head_dim, scaling, scaling.beyond(s.pos[-1] + 1))
+    return widened(s, Product(inv_freq_h).angle(s.pos_T), scaling.attention_factor if magnitude is None else magnitude)
 
 
 @hypothesis("rope-scaling-missing", "RoPE's scaling is not applied{}", *ROPE)

@@ -12,7 +12,7 @@ from .q4_0 import codes as indices
 from .q4_0 import scale
 from .q8_0 import PLANES
 
-# Read from the levels as ints: a kernel's own file is all that its machine code is made of.
+# quant/iq4_nl.py's, said again: the digest of the compiled kernels knows only this backend's own files.
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 look_up = table16([level + 128 for level in LEVELS])
 
