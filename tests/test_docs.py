@@ -5,6 +5,7 @@ A console block that no test can run has a line `<!-- not run by tests: REASON -
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import io
@@ -195,3 +196,26 @@ def test_every_command_line_is_one(where: str, line: str, whole: bool, capfd: py
         (group,) = (a for a in parser._actions if a.dest == "command")
         known = group.choices[command]._option_string_actions  # type: ignore[index,union-attr]
         assert {w.strip("[]") for w in words if w.lstrip("[").startswith("-")} <= set(known), where
+
+
+OTHERS = {
+    "llama.cpp": "--save-all-logits --kl-divergence-base --yarn-beta-fast --yarn-beta-slow --merge --lora",
+    "pip": "--quiet --no-deps --only-binary --no-cache-dir --no-input --retries --timeout --dest",
+    "engine itself": "--version",
+}
+
+
+def test_no_message_names_an_option_that_nothing_has() -> None:
+    known = {option for options in OTHERS.values() for option in options.split()}
+    for name in COMMANDS:
+        (group,) = (a for a in parser_for(name)._actions if a.dest == "command")
+        known |= set(group.choices[name]._option_string_actions)  # type: ignore[index,union-attr]
+    named: dict[str, str] = {}
+    for path in (p for folder in ("engine", "quant", "trace", "tools") for p in (ROOT / folder).rglob("*.py")):
+        if path.parent.name == "dev":  # programs with options of their own
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for option in re.findall(r"(?<![\w(-])--[a-z][a-z-]+(?![\w-]*[:)])", node.value):  # not CSS's
+                    named.setdefault(option, f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {option: where for option, where in named.items() if option not in known} == {}

@@ -70,7 +70,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("f32", "int16", "int8", "f64"),
         default="f32",
-        help="f32: activations are never rounded; int16: to 16 bits, with 1/256 of int8's noise, cpu only; int8: as "
+        help="f32: activations are never rounded; int16: to 16 bits, with 1/257 of int8's noise, cpu only; int8: as "
         "ggml does; f64: reference only",
     )
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
