@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ..cores import cores
 from ..errors import BadInput, blamed_on
 from .aliases import resolve
 from .bind import bind
@@ -113,11 +114,6 @@ def spelling_of(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Tokens
     m = checkpoint.metadata
     ends = stop_ids(m["config"], m["generation_config"]) if checkpoint.container == "safetensors" else []
     return Tokens([], [], checkpoint.config.vocab_size, tuple(i for _, i in ends))
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_threads(count: int | None) -> None:

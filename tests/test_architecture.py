@@ -15,7 +15,7 @@ from qwenref.tools.dev.docs_map import files, first_sentence, render
 
 ROOT = Path(__file__).parents[1]
 CODE = ("engine", "quant", "trace", "tools", "writers")
-BASE = ("beside", "errors")  # of the root: they import nothing, and everybody may import them
+BASE = ("beside", "child", "cores", "errors")  # of the root: they import nothing, and everybody may import them
 FRONT = ("facts", "hooks", "judging", "model", "tracing")  # the front door, and what it shares with tools
 FOREIGN = {"torch", "transformers", "llama_cpp"}
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..child import end_with_parent, own_process, run_to_the_end
 from ..errors import BadInput
-from .child import end_with_parent, own_process, run_to_the_end
 from .signals import end_at_a_cut_file
 from .terminal import json_text
 
@@ -279,9 +279,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..cores import cores
     from ..engine.aliases import resolve
     from ..engine.kernels import backend, check_precision
-    from ..engine.load import cores
     from .load import open_weights
     from .progress import progress
 

@@ -88,8 +88,8 @@ def processor() -> Section:
 def threads() -> Section:
     import numba
 
+    from ..cores import cores
     from ..engine.kernels.cpu.machine import team  # noqa: F401  it chooses the layer
-    from ..engine.load import cores
 
     layer = numba.config.THREADING_LAYER  # type: ignore[attr-defined]
     given = {"of the machine": os.cpu_count(), "for this process": cores()}

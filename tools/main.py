@@ -35,6 +35,7 @@ COMMANDS = {
     "dump-hf": ("dump_hf", "write every stage of a Hugging Face Transformers run"),
     "dump-llamacpp": ("dump_llamacpp", "write every stage of a llama.cpp run"),
     "import": ("import_dump", "take in a dump that another tool has made"),
+    "compile": ("compile", "make the CPU's kernels ready before anyone waits for them"),
     "doctor": ("doctor", "what a bug report needs: versions, machine, a test of bits"),
     "bench": ("bench", "measure speed, against memory and against llama.cpp"),
 }

@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..child import end_with_parent, own_process
 from ..engine.text.chat import Chat, Renderer, prompt_ids
 from ..errors import BadInput
-from .child import end_with_parent, own_process
 from .signals import end_at_a_cut_file
 
 if TYPE_CHECKING:  # NumPy comes with it; a process is started before

@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..beside import Beside, lock
+from ..child import run_to_the_end
 from ..engine.aliases import DEFAULT, MODELS, Published, directory
 from ..errors import BadInput
-from .child import run_to_the_end
 from .leftovers import written_down
 from .mirrors import mirrors
 from .progress import progress

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwenref.cores import cores
 from qwenref.engine import aliases, selftest
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend, cpu
 from qwenref.engine.kernels.cpu.machine.paths import PATH, SET
-from qwenref.engine.load import cores
 from qwenref.engine.tap import SILENT
 from qwenref.tools import doctor
 from qwenref.tools.main import main

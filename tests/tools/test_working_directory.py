@@ -91,6 +91,7 @@ def lines(path: Path, out: Path) -> Iterator[tuple[list[str], int]]:
     yield ["import", str(out / "arrays"), str(out / "i"), "-m", m, *ids], 0
     yield ["convert", m, str(out / "c.apr")], 0
     yield ["bench", m, "-p", "3", "-n", "2", "-t", "1", "-r", "1", "--precision", "f32"], 0
+    yield ["compile", m], 0
     yield ["pull"], 2
     yield ["doctor"], 0
     yield ["dump-hf", m, str(out / "h"), *ids], 2
@@ -139,7 +140,7 @@ def test_our_processes_run_our_own_tree(tmp_path: Path) -> None:
     program = (
         "import pathlib, subprocess, sys;"
         "sys.meta_path[:] = [f for f in sys.meta_path if 'qwenref' not in f.__module__]; sys.path.insert(0, '');"
-        "from qwenref.tools.child import own_process;"
+        "from qwenref.child import own_process;"
         "subprocess.run(own_process('inspect', 'qwenref', '--details'))"  # says where it found the module
     )
     done = subprocess.run(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..child import own_process
+from ...child import own_process
 
 SECTIONS = ("card", "products", "speed", "parity", "verify")
 

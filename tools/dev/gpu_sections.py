@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...child import own_process
 from ...engine.forward import forward
 from ...engine.generate import prefill
 from ...engine.kernels import backend
 from ...engine.tap import SILENT
 from ...errors import BadInput
 from ...quant.tensor import QTensor, dequantize, format_of
-from ..child import own_process
 from ..load import open_weights
 from .random_model import SHAPES, random_tensor, write_model
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
+from ...cores import cores
+
 X = TypeVar("X")
 Y = TypeVar("Y")
 THREADS = 4  # at most: each holds a piece, and what is made of it
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(f: Callable[[X], Y], pieces: Sequence[X]) -> list[Y]:

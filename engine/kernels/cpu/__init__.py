@@ -18,12 +18,12 @@ from ....errors import BadInput
 from ....quant.tensor import QTensor, dequantize, format_of, take
 from ...config import ALL, Config
 from ...weights import Weights
-from . import attention, rows
+from . import ahead, attention, rows
 from .machine.codegen import LANES
 from .machine.replay import batch, empty, keep, record, recording, submit
 from .machine.team import Kernel, at, bits, rows_of, run_now, share
-from .matmul.linear import Stack, kernels_for, linear, stack
-from .matmul.packed import forget, form_of, interleave
+from .matmul.linear import Stack, linear, stack
+from .matmul.packed import forget, form_of
 
 __all__ = ["PRECISIONS", "batch", "compile_kernels", "linear", "record"]
 
@@ -46,18 +46,16 @@ def prepare(w: Weights, precision: str) -> Weights:
     return w.map(vector, matrix)
 
 
+def formats_of(w: Weights) -> list[str]:
+    """Those that the weights of a file are packed in."""
+    return list(dict.fromkeys(form_of(t).format.name for _, t in w.matrices()))
+
+
 def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
     """Makes ready what prepare and the page need for a file's weights: from the cache, else compiled, which takes
     seconds. progress(done, total) is called between kernels from the first that was not in the cache.
     """
-    forms = dict.fromkeys(form_of(t) for _, t in w.matrices())
-    needed = [interleave, *attention.KERNELS, *rows.KERNELS, *(k for f in forms for k in kernels_for(f, precision))]
-    needed = list(dict.fromkeys(needed))
-    missed = False
-    for done, kernel in enumerate(needed):
-        if missed:
-            progress(done, len(needed))
-        missed = kernel.compile() or missed
+    ahead.compile_kernels(formats_of(w), [precision], progress)
 
 
 class KVCache:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from qwenref.cores import cores
 from qwenref.engine.kernels import numba_settings
 from qwenref.engine.kernels.cpu.machine import compiled
-from qwenref.engine.load import cores
 from qwenref.errors import BadInput
 
 from ...tiny import tiny_weights, write_gguf

@@ -62,8 +62,9 @@ class Kernel:
         return int(self._compiled.address)
 
     def compile(self) -> bool:
-        """Whether it had to be compiled, because it was not kept."""
-        return not self._compiled.cache_hits
+        """Whether it had to be compiled now, because it was not kept."""
+        there = "_compiled" in vars(self)
+        return not (self._compiled.cache_hits or there)
 
     def job(
         self,

@@ -73,13 +73,14 @@ def form_of(w: QTensor) -> Form:
     Decoded are formats without a file here, and rows that the file pads to whole blocks (APR alone has them).
     """
     if w.format in FORMATS:
-        form = _form(w.format)
+        form = form_named(w.format)
         if w.shape[1] % form.format.block == 0:
             return form
-    return _form("F32")
+    return form_named("F32")
 
 
-def _form(name: str) -> Form:
+def form_named(name: str) -> Form:
+    """One of FORMATS."""
     form: Form = import_module(f"...formats.{name.lower()}", __name__).FORM
     return form
 
@@ -101,7 +102,7 @@ def pack(w: QTensor) -> Packed:
     """A matrix of any format, packed by all threads."""
     rows, K = w.shape
     form = form_of(w)
-    decoded = form is _form("F32")
+    decoded = form is form_named("F32")
     block_bytes = form.format.bytes
     half = form.half_at >= 0
     words = (block_bytes - 2 * half) // 4

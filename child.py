@@ -36,7 +36,7 @@ def own_process(module: str, *arguments: str) -> list[str]:
     start = _START.format(
         path=[str(place) for place in sys.path if place],  # "": wherever the user stands
         package=__package__.partition(".")[0],
-        init=str(Path(__file__).parents[1] / "__init__.py"),
+        init=str(Path(__file__).with_name("__init__.py")),
         module=module,
     )
     return [sys.executable, "-P", "-c", start, *arguments]
