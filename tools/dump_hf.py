@@ -38,13 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Runs a model in Transformers and writes its stages, as engine trace does. Product and bias of Q, K and V are\n"
         "taken apart for that, and attention is eager; with --hooks-only, or another --attention, the model computes\n"
-        "as its users have it, and stages that it fuses are absent (qwenref.hooks does the same for any torch model)."
+        "as its users have it, and stages that it fuses are absent (qwenref.hooks does the same for any torch model).\n"
+        "So it does with --batch: several prompts side by side, into one file, for engine verify --row N. A model of\n"
+        "quantised weights (GPTQ, AWQ, bitsandbytes ...) is run by its own library, and only in these two ways."
     )
     parser.epilog = (
         "needs torch and transformers: pip install 'qwenref[oracle]'\n"
         "examples:\n"
         "  engine dump-hf model.gguf hf-trace -p 'What is 2+2?' --dtype bfloat16 --decode-steps 2\n"
-        "  engine dump-hf model-hf/ as-it-is -p 'What is 2+2?' --dtype bfloat16 --hooks-only"
+        "  engine dump-hf model-hf/ as-it-is -p 'What is 2+2?' --dtype bfloat16 --hooks-only\n"
+        "  engine dump-hf model-hf/ batch.safetensors --batch prompts.txt"
     )
     add_dump_arguments(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="what it computes in (default: float32)")
@@ -53,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--attention", choices=ATTENTIONS, help="Transformers' implementation (default: eager; sdpa with --hooks-only)"
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="FILE",
+        help="a prompt in each line, run side by side, padded on the left; DIR is then the name of a file",
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name of a device (default: cpu)")
 
@@ -65,11 +73,17 @@ def main(args: argparse.Namespace) -> int:
         import transformers
     except ModuleNotFoundError as error:
         raise BadInput(f"dump-hf needs {error.name}; get it with: pip install 'qwenref[oracle]'") from None
-    as_it_is = args.hooks_only or args.attention not in (None, "eager")
+    as_it_is = args.hooks_only or args.batch is not None or args.attention not in (None, "eager")
     attention = args.attention or ("sdpa" if as_it_is else "eager")
     absent = FUSED if as_it_is else {}
+    if args.batch is not None:
+        from .dump_hf_batch import dump
+
+        dump(args, lambda path: load(path, args.dtype, args.device, attention, as_it_is))
+        on_stderr(f"absent, since Transformers fuses them: {', '.join(absent)}")
+        return 0
     j = job(args, absent)
-    model = load(j.checkpoint.path, args.dtype, args.device, attention)
+    model = load(j.checkpoint.path, args.dtype, args.device, attention, as_it_is)
     changed = [NOTES[0], *(WIDE if args.dtype == "float64" else ())]
     facts = {
         "engine": "transformers",
@@ -102,8 +116,12 @@ def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[No
     yield forward
 
 
-def load(path: Path, dtype: str = "float32", device: str = "cpu", attention: str = "eager") -> Any:
+def load(
+    path: Path, dtype: str = "float32", device: str = "cpu", attention: str = "eager", as_it_is: bool = False
+) -> Any:
     """A Qwen2ForCausalLM from a GGUF file or a Hugging Face folder. attention: Transformers' name of it.
+
+    as_it_is: nothing will be patched, so that quantised weights, which compute in modules of their library, are right.
 
     The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for what is no qwen2,
     and for a device or an attention that this torch does not have.
@@ -124,10 +142,15 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu", attention: str
         raise BadInput(f"{path}: Transformers cannot open it: {str(error).splitlines()[0]}") from None
     if config.model_type != "qwen2":
         raise BadInput(f"{path} is of type {config.model_type}; only qwen2 can be dumped")
+    quantised = getattr(config, "quantization_config", None) is not None and not where
+    if quantised and not as_it_is:
+        raise BadInput(f"{path} has quantised weights, whose products can not be taken apart; give --hooks-only")
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
     auto: Any = AutoModelForCausalLM
     how: dict[str, Any] = {"attn_implementation": attention, "local_files_only": True, "trust_remote_code": False}
+    if quantised:
+        how["device_map"] = {"": device}  # its library puts the weights where they are to be
     try:
         model, info = auto.from_pretrained(folder, dtype=first, output_loading_info=True, **how, **where)
     except (ImportError, ValueError) as error:
@@ -138,7 +161,7 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu", attention: str
             f"{path}: Transformers finds no {name} in it and takes random numbers; engine convert writes the names "
             "that it knows"
         )
-    return cast_weights(model, dtype).eval().to(device)
+    return model.eval() if quantised else cast_weights(model, dtype).eval().to(device)
 
 
 def cast_weights(model: Any, dtype: str) -> Any:

@@ -217,3 +217,80 @@ def test_a_file_of_that_name_in_the_working_directory_is_another(
     monkeypatch.chdir(tmp_path / "here")
     head = load(tmp_path / "tiny.gguf").lm_head.weight.detach().numpy()
     assert np.array_equal(head, model().tensors["output.weight"].data.view("<f4").reshape(head.shape))
+
+
+# ---- batches, and quantised weights
+
+
+def test_rows_of_a_batch_are_judged_as_if_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GGUF with a tokenizer; padded on the left, two steps. A row's tokens are those of its own run."""
+    at, out = tmp_path / "tiny.gguf", tmp_path / "batch.safetensors"
+    convert(model("F16"), at)
+    (tmp_path / "prompts").write_text("low\nthe lowest of the low\nthe\n")
+    words = [str(at), "--decode-steps", "2"]
+    assert main(["dump-hf", words[0], str(out), "--batch", str(tmp_path / "prompts"), *words[1:]]) == 0
+    said = capsys.readouterr()
+    rows = [line.split(",")[1].split("then ")[1].split(" ")[:3] for line in said.out.splitlines()[:3]]
+    assert "absent, since Transformers fuses them: qkv_matmul" in said.err
+    for row, prompt in enumerate(["low", "the lowest of the low", "the"]):
+        assert main(["verify", str(out), str(at), "--row", str(row), "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["stages"]) > 30
+        alone = tmp_path / f"alone-{row}"
+        assert main(["dump-hf", words[0], str(alone), "-p", prompt, "--hooks-only", *words[1:]]) == 0
+        capsys.readouterr()
+        assert [str(n["id"]) for n in open_dump(alone).run["next"]] == rows[row]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["out"], "out: --batch writes one file; name it out.safetensors"),
+        (["o.safetensors", "-p", "x"], "--batch has the prompts; leave --prompt away"),
+        (["o.safetensors", "--layers", "0"], "--batch keeps every stage of every layer"),
+        (["o.safetensors", "--chat"], "--batch takes each line as it stands"),
+        (["there.safetensors"], "there.safetensors: is there already"),
+    ],
+)
+def test_a_batch_that_can_not_be(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert(model("F16"), tmp_path / "tiny.gguf")
+    (tmp_path / "prompts").write_text("low\n")
+    (tmp_path / "there.safetensors").write_text("mine")
+    assert main(["dump-hf", "tiny.gguf", words[0], "--batch", "prompts", *words[1:]]) == 2
+    assert capsys.readouterr().err.startswith(f"engine dump-hf: {said}")
+    (tmp_path / "none").write_text("")
+    assert main(["dump-hf", "tiny.gguf", "o.safetensors", "--batch", "none"]) == 2
+    assert capsys.readouterr().err.startswith("engine dump-hf: none: 0 prompts")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["none", "prompts", "there.safetensors", "tiny.gguf"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantised_weights_run_in_their_own_library(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As bitsandbytes quantises, saves and multiplies them; its CPU kernels want such sizes."""
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=101, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.2,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path / "plain")
+    how = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
+    )
+    saved = tmp_path / "saved"
+    auto: Any = transformers.AutoModelForCausalLM
+    auto.from_pretrained(tmp_path / "plain", quantization_config=how, dtype=getattr(torch, dtype)).save_pretrained(
+        saved
+    )
+    words = ["dump-hf", str(saved), str(tmp_path / "dump"), "--tokens", "3,1,4,1,5", "--dtype", dtype]
+    assert main(words) == 2
+    assert "has quantised weights, whose products can not be taken apart; give --hooks-only" in capsys.readouterr().err
+    assert main([*words, "--hooks-only"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "dump"), str(saved)]) == 0, capsys.readouterr().out
