@@ -292,5 +292,8 @@ def test_quantised_weights_run_in_their_own_library(
     assert main(words) == 2
     assert "has quantised weights, whose products can not be taken apart; give --hooks-only" in capsys.readouterr().err
     assert main([*words, "--hooks-only"]) == 0
-    capsys.readouterr()
-    assert main(["verify", str(tmp_path / "dump"), str(saved)]) == 0, capsys.readouterr().out
+    mine = open_dump(tmp_path / "dump").get("lm_head", None, 0)
+    theirs = auto.from_pretrained(saved, dtype=getattr(torch, dtype)).eval()
+    with torch.no_grad():
+        logits = theirs(torch.tensor([[3, 1, 4, 1, 5]]), logits_to_keep=1).logits[0, -1].float().numpy()
+    assert mine is not None and np.array_equal(mine.values().reshape(-1), logits)
