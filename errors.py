@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -14,6 +14,14 @@ class BadInput(ValueError):  # noqa: N818 (it names what is wrong, not where in 
     out. The command line prints it on stderr and exits with status 2; nothing else catches it. It is a ValueError for
     callers in Python: who catches one here lets BadInput through.
     """
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The end of a message: which of the known words this may have been, if any is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word.lower(), list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BadInput
+from ..errors import BadInput, meant
 from .user_cache import user_cache
 
 
@@ -56,12 +56,14 @@ def directory() -> Path:
 
 
 def resolve(name: str | os.PathLike[str] | None) -> Path:
-    """The path of a model: a path as it is, an alias where it was pulled to, None for the default alias.
+    """The path of a model: a path as it is, an alias where it was pulled to, None for what $QWENREF_MODEL names, else
+    the default alias.
 
     Raises BadInput, with the command that helps, for an alias not pulled yet and for a name that is neither.
     A name spelled like a path comes back unchecked: who opens it says what is wrong with it.
     """
-    alias = DEFAULT if name is None else os.fspath(name)
+    chosen = os.environ.get("QWENREF_MODEL") or DEFAULT
+    alias = chosen if name is None else os.fspath(name)
     if model := MODELS.get(alias):
         path = directory() / model.file
         if path.is_file():
@@ -71,4 +73,7 @@ def resolve(name: str | os.PathLike[str] | None) -> Path:
     path = Path(alias)
     if (alias and path.exists()) or len(path.parts) > 1 or path.suffix in {".gguf", ".safetensors", ".apr"}:
         return path
-    raise BadInput(f"model {alias!r} is neither a file nor a known alias; known: {', '.join(MODELS)}")
+    where = "QWENREF_MODEL: " if name is None else ""
+    raise BadInput(
+        f"{where}model {alias!r} is neither a file nor a known alias; known: {', '.join(MODELS)}{meant(alias, MODELS)}"
+    )

@@ -29,6 +29,7 @@ compared, and only then renamed."""
     parser.add_argument("destination", metavar="DST", help="NAME.gguf, NAME.apr, or a folder: NAME/")
     parser.add_argument(
         "--quantize",
+        type=str.lower,
         choices=QUANTIZE,
         metavar="FORMAT",
         help=f"recode every matrix as FORMAT ({', '.join(QUANTIZE)}); norms and biases are left alone",
@@ -48,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
 
     destination = destination_of(args.destination)
     check_destination(destination, args.force)
+    if kind_of(destination) == "safetensors":
+        on_stderr(f"note: {destination} will be a folder of safetensors; NAME.gguf and NAME.apr are files")
     source, _ = open_weights(args.source)  # every tensor has a role and its shape
     with written_down(destination), progress(destination.name, unit="bytes") as show:
         lines = convert(source, destination, args.quantize, args.raw_ggml_codes, on_stderr, show)

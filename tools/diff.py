@@ -9,9 +9,11 @@ from importlib import import_module
 from math import isfinite
 from typing import Any
 
+from ..errors import BadInput
 from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
 from ..trace.pair import Known
+from .load import is_model
 from .source import KINDS, add_source_arguments, asked
 from .terminal import json_text, on_stderr, one_line
 
@@ -50,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.weights:
         return int(import_module(".diff_weights", __package__).main(args))
+    if models := [name for name in (args.a, args.b) if is_model(name)]:
+        what = (
+            "are models; engine diff --weights compares them"
+            if len(models) == 2
+            else ("is a model; engine diff compares two dumps, engine verify judges a dump by a model")
+        )
+        raise BadInput(f"{' and '.join(models)} {what}")
     tolerance = TOLERANCE if args.tolerance is None else args.tolerance
     found = diff(args.a, args.b, tolerance=tolerance, top=TOP if args.top is None else args.top, known=known(args))
     for note in found.pairs.notes:

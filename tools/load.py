@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ..engine.aliases import resolve
+from ..engine.aliases import MODELS, resolve
 from ..engine.files import Checkpoint, open_checkpoint
 from ..engine.kernels import BACKENDS
 from ..engine.load import (
@@ -28,12 +29,22 @@ from .terminal import on_stderr
 NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 
 
+MODEL_HELP = "model file, folder or alias (default: $QWENREF_MODEL, else the 0.5B)"
+
+
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """MODEL, or -m/--model MODEL; neither is None, the default alias."""
     model = parser.add_mutually_exclusive_group()
-    what = "model file, folder or alias (default: the 0.5B, if it was pulled)"
-    model.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=what)
+    model.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
     model.add_argument("-m", "--model", metavar="MODEL", help="the same")
+
+
+def is_model(name: str | None) -> bool:
+    """Whether a word of the command line is a model for certain: an alias, or there and of a container's kind."""
+    if name is None or name in MODELS:
+        return name is not None
+    path = Path(name)
+    return (path / "config.json").is_file() if path.is_dir() else path.is_file() and path.suffix in {".gguf", ".apr"}
 
 
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +73,17 @@ def rope_asked(args: argparse.Namespace) -> dict[str, Any] | None:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL or -m/--model, --backend, --precision, -t/--threads, and the scaling of RoPE."""
-    add_model_argument(parser)
+def add_model_arguments(parser: argparse.ArgumentParser, words: bool = False) -> None:
+    """MODEL or -m/--model, --backend, --precision, -t/--threads, and the scaling of RoPE.
+
+    words: instead of MODEL as many words as there are, in args.words (run.py's).
+    """
+    if words:
+        what = "a model, or without -p a prompt of several words, or one after the other"
+        parser.add_argument("words", nargs="*", metavar="MODEL|PROMPT", help=what)
+        parser.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
+    else:
+        add_model_argument(parser)
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what computes (default: cpu)")
     parser.add_argument(
         "--precision",

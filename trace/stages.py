@@ -12,7 +12,7 @@ from math import isqrt, prod
 from types import MappingProxyType
 from typing import Literal
 
-from ..errors import BadInput
+from ..errors import BadInput, meant
 
 Scope = Literal["layer", "first", "whole"]
 Key = tuple[int, int | None, str]  # a stage in a dump: phase (0: the prompt), layer (None: the whole model), name
@@ -261,7 +261,8 @@ def by_name(name: str) -> Stage:
     """The stage of that name or alias, in any case. Raises BadInput that lists all."""
     s = find(name)
     if s is None:
-        raise BadInput(f"unknown stage {name.strip()!r}; the stages are {', '.join(NAMES)}, or `all`")
+        near = meant(name.strip(), NAMES)
+        raise BadInput(f"unknown stage {name.strip()!r}; the stages are {', '.join(NAMES)}, or `all`{near}")
     return s
 
 

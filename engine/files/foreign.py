@@ -41,6 +41,10 @@ SUFFIXES = {
 }
 # A folder, by what lies in it; the first that is there.
 FOLDERS = (
+    (
+        "layer-*/*.bin",
+        "a dump of stages, no model; engine verify DUMP MODEL judges it, engine diff A B compares two",
+    ),
     ("model_index.json", "a pipeline of diffusers, no language model"),
     ("*.bin", f"PyTorch's; {PICKLE}"),
     ("*.pt", f"PyTorch's; {PICKLE}"),

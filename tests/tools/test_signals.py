@@ -7,6 +7,7 @@ The commands are real processes. Most are stopped where they have written everyt
 from __future__ import annotations
 
 import os
+import re
 import select
 import shlex
 import signal
@@ -191,6 +192,8 @@ def test_it_dies_of_the_signal_and_leaves_nothing(
     left = hidden(tmp_path)
     assert len(left) == (where == MOVE or "index" in command)
     said = p.end(getattr(signal, name))
+    if command.startswith("pull"):  # what it has is kept, and said if there was time to
+        said = re.sub(rb"^[\d,]+ bytes are there; engine pull [\w.-]+ goes on from them\n$", b"", said)
     assert said in ((b"\n", b"") if command == "run" else (b"",))
     assert b"Traceback" not in said
     if name == "SIGKILL":

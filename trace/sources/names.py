@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...engine.files.strict_json import parse_object
-from ...errors import BadInput
+from ...errors import BadInput, meant
 from ..stages import ALIASES, NAMES, by_name
 
 HEADS = (("q", "N"), ("k", "K"), ("v", "K"))
@@ -106,7 +106,8 @@ def _entry(where: str, name: str, what: Any) -> Rule:
     stage, axes, scale, take, ranks = (entry.get(k) for k in ("stage", "axes", "scale", "take", "ranks"))
     targets = tuple(stage) if isinstance(stage, list) else (stage,)
     if wrong := [t for t in targets if not isinstance(t, str) or t not in TARGETS] or ([stage] if not targets else []):
-        raise BadInput(f"{where}: {wrong[0]!r:.80} is no stage; the stages are {', '.join(TARGETS)}")
+        near = meant(str(wrong[0]), TARGETS)
+        raise BadInput(f"{where}: {wrong[0]!r:.80} is no stage; the stages are {', '.join(TARGETS)}{near}")
     letters = None if axes is None else tuple(str(axes).split())
     if letters and (len(targets) > 1 or targets[0] in FACTS or sorted(letters) != sorted(letters_of(targets[0]))):
         own = " ".join(letters_of(targets[0])) if len(targets) == 1 and targets[0] not in FACTS else "for one stage"
