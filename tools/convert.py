@@ -25,7 +25,7 @@ compared, and only then renamed."""
   engine convert model.gguf model.apr
   engine convert model.gguf model-hf/
   engine convert model-hf/ model-q8_0.gguf --quantize q8_0"""
-    parser.add_argument("source", metavar="SRC", help="model file, folder or alias")
+    parser.add_argument("source", metavar="SRC", help="model file, folder, alias or hub id")
     parser.add_argument("destination", metavar="DST", help="NAME.gguf, NAME.apr, or a folder: NAME/")
     parser.add_argument(
         "--quantize",

@@ -31,7 +31,7 @@ NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """MODEL, or -m/--model MODEL; neither is None, the default alias."""
     model = parser.add_mutually_exclusive_group()
-    what = "model file, folder or alias (default: the 0.5B, if it was pulled)"
+    what = "model file, folder, alias, or ORG/NAME[@REVISION][:FILE] of the hub (default: the 0.5B, if it was pulled)"
     model.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=what)
     model.add_argument("-m", "--model", metavar="MODEL", help="the same")
 
