@@ -19,6 +19,7 @@ from qwenref.engine.bind import bind
 from qwenref.engine.config import Config, with_rope
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
+from qwenref.engine.kernels.adapted import adapting
 from qwenref.engine.rope import frequencies
 from qwenref.engine.weights import Weights, parts
 from qwenref.quant import f32
@@ -203,7 +204,7 @@ class Collect:
 
 def collect(w: Weights, name: str, precision: str, *passes: Sequence[int]) -> list[Stages]:
     """Every stage of forward passes over one cache, in a backend's precision."""
-    k = backend(name)
+    k = adapting(backend(name)) if w.adapted else backend(name)
     prepared, cache = k.prepare(w, precision), k.new_cache(w.config, sum(len(p) for p in passes), precision)
     found = []
     for tokens in passes:

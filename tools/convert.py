@@ -16,6 +16,8 @@ MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".md"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .load import add_lora_argument
+
     parser.description = """Writes a model in another container. The name of DST tells which: NAME.gguf, NAME.apr,
 or a folder (NAME, NAME/) of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes
 where the container has their format, else they become F32, or F16 where that is exact; the tokenizer and the chat
@@ -33,6 +35,7 @@ compared, and only then renamed."""
         metavar="FORMAT",
         help=f"recode every matrix as FORMAT ({', '.join(QUANTIZE)}); norms and biases are left alone",
     )
+    add_lora_argument(parser)
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
     parser.add_argument(
         "--raw-ggml-codes",
@@ -42,16 +45,18 @@ compared, and only then renamed."""
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..engine.lora import merged
     from .load import open_weights
     from .progress import progress
     from .terminal import on_stderr, one_line
 
     destination = destination_of(args.destination)
     check_destination(destination, args.force)
-    source, _ = open_weights(args.source)  # every tensor has a role and its shape
+    source, weights = open_weights(args.source, loras=args.lora)  # every tensor has a role and its shape
+    source, said = merged(source, weights)
     with written_down(destination), progress(destination.name, unit="bytes") as show:
         lines = convert(source, destination, args.quantize, args.raw_ggml_codes, on_stderr, show)
-    for line in lines:
+    for line in [*said, *lines]:
         print(one_line(line))
     return 0
 

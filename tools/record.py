@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> int:
     target = default_directory(path) if args.save_tensor_dir is None else Path(args.save_tensor_dir)
     if saved is not None:
         check_target(target)
-    opened = open_weights(str(path), rope_asked(args))
+    opened = open_weights(str(path), rope_asked(args), args.lora)
     checkpoint, c = opened.checkpoint, opened.checkpoint.config
     for p in (saved, shown):
         if p is not None:

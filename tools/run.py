@@ -111,7 +111,7 @@ def answer(
     from .terminal import for_stdout, json_text
 
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
-    opened = open_weights(args.model, rope_asked(args))
+    opened = open_weights(args.model, rope_asked(args), args.lora)
     checkpoint = opened.checkpoint
     context = checkpoint.config.context
     if args.max_tokens is not None and args.max_tokens >= context:

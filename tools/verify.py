@@ -14,7 +14,15 @@ from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
-from .load import add_model_argument, add_rope_arguments, open_spelling, open_tokenizer, open_weights, rope_asked
+from .load import (
+    add_lora_argument,
+    add_model_argument,
+    add_rope_arguments,
+    open_spelling,
+    open_tokenizer,
+    open_weights,
+    rope_asked,
+)
 from .progress import progress
 from .prompt import add_chat_arguments, check_chat, read_prompt
 from .source import KINDS, add_source_arguments, asked, say_notes
@@ -39,6 +47,7 @@ examples:
     add_model_argument(parser)
     add_source_arguments(parser)
     add_rope_arguments(parser)
+    add_lora_argument(parser)
     text = parser.add_mutually_exclusive_group()
     text.add_argument("-p", "--prompt", metavar="TEXT", help="what was asked: are the ids that were run its ids?")
     text.add_argument("-f", "--file", metavar="FILE", help="the same, from a UTF-8 file")
@@ -53,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput(f"{args.html}: no such folder")
     said = asked(args)
     check_chat(args)
-    model = open_weights(args.model, rope_asked(args))
+    model = open_weights(args.model, rope_asked(args), args.lora)
     wanted = ids_of(args, model.checkpoint)
     dump = opened_for(args.dump, model, said)
     say_notes(dump)
