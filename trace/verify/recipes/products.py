@@ -40,15 +40,24 @@ def product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(N
     """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it. With what its adapters add."""
     y = plain_product(r, x, w, rows)
     for a in w.adapters:
-        y = plus(y.map(r.result.round), added(x.shaped(lambda v: v[rows]), a))
+        y = plus(y.map(r.result.round), added(r, x.shaped(lambda v: v[rows]), a))
     return y
 
 
-def added(x: Span, a: Adapter) -> Span:
-    """scale * up (down x), each step rounded to float32, which PEFT computes adapters in whatever the model is of."""
-    y = plain_product(FLOAT32_RECIPE, x, Matrix(a.down)).map(FLOAT32.round)
-    y = plain_product(FLOAT32_RECIPE, y, Matrix(a.up)).map(FLOAT32.round)
-    return y.map(lambda v: FLOAT32.round(v * a.scale))
+def added(r: Recipe, x: Span, a: Adapter) -> Span:
+    """scale * up (down x), each step rounded: to float32, in which PEFT computes adapters whatever the model is of, or
+    as an engine of 16 bits computes everything else."""
+    y = _steps(FLOAT32_RECIPE, x, a)
+    if r.result is FLOAT32 and r.weights is None:
+        return y
+    own = _steps(replace(r, quantiser=None, requantised=None), x, a)
+    return Span(y.mid, np.minimum(y.lo, own.lo), np.maximum(y.hi, own.hi))
+
+
+def _steps(r: Recipe, x: Span, a: Adapter) -> Span:
+    y = plain_product(r, x, Matrix(a.down)).map(r.result.round)
+    y = plain_product(r, y, Matrix(a.up)).map(r.result.round)
+    return y.map(lambda v: r.result.round(v * a.scale))
 
 
 def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
