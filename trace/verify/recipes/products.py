@@ -22,7 +22,7 @@ from ....engine.weights import Adapter
 from ....quant import q16
 from ....quant.tensor import format_of
 from ..parallel import each
-from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, plus
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus
 from .matrix import Matrix, group_sums
 from .recipe import FLOAT32_RECIPE, Recipe
 from .scaled import KINDS, held
@@ -39,8 +39,10 @@ def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIG
 def product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
     """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it. With what its adapters add."""
     y = plain_product(r, x, w, rows)
-    for a in w.adapters:
-        y = plus(y.map(r.result.round), added(r, x.shaped(lambda v: v[rows]), a))
+    for i, a in enumerate(w.adapters):
+        stored = y.map(r.result.round)
+        # PEFT stores the plain product, and the sum when all adapters are in it; others each time.
+        y = plus(hull(y, stored) if i else stored, added(r, x.shaped(lambda v: v[rows]), a))
     return y
 
 
@@ -50,8 +52,7 @@ def added(r: Recipe, x: Span, a: Adapter) -> Span:
     y = _steps(FLOAT32_RECIPE, x, a)
     if r.result is FLOAT32 and r.weights is None:
         return y
-    own = _steps(replace(r, quantiser=None, requantised=None), x, a)
-    return Span(y.mid, np.minimum(y.lo, own.lo), np.maximum(y.hi, own.hi))
+    return hull(y, _steps(replace(r, quantiser=None, requantised=None), x, a))
 
 
 def _steps(r: Recipe, x: Span, a: Adapter) -> Span:
