@@ -6,53 +6,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
-from qwenref.engine.weights import Adapted, Adapter, Layer, Weights, parts
-from qwenref.quant.tensor import QTensor
+from qwenref.engine.weights import Adapted, Adapter, Weights, parts
 from qwenref.trace.verify.verify import EXACT, REPRODUCED, UNEXPLAINED, verify
 
 from ...engines import dump_of
-from ...tiny import tiny_weights
+from ...tiny import tiny_weights, with_adapters
 
 TOKENS = np.random.default_rng(1).integers(0, 259, 9).tolist()
 FIELDS = ("qkv", "attn_out", "gate_up", "ffn_down")
 Change = Callable[[tuple[Adapter, ...]], tuple[Adapter, ...]]
 
 
-def of_values(x: np.ndarray, name: str) -> QTensor:
-    return QTensor("F32", x.shape, x.astype(np.float32).reshape(-1).view(np.uint8), name)
-
-
 @cache
-def adapted(formats: str = "F32", count: int = 1, rank: int = 5) -> Weights:
-    """A small model whose every matrix but V has so many random adapters, of the size that training gives them."""
-    rng = np.random.default_rng(2)
+def adapted(formats: str = "F32", count: int = 1) -> Weights:
     sizes = {"hidden": 256, "head_dim": 64, "mlp": 256} if formats != "F32" else {}
-    w = tiny_weights(formats=formats, **sizes)
-
-    def with_adapters(part: QTensor) -> QTensor | Adapted:
-        if "attn_v" in part.name:
-            return part
-        O, I = part.shape
-        size, own = (0.2 / np.sqrt(I), rank**-0.5), []
-        for scale in (0.75, -1.5)[:count]:
-            down, up = (s * rng.standard_normal(shape) for s, shape in zip(size, ((rank, I), (O, rank)), strict=True))
-            own.append(Adapter(of_values(down, f"{part.name}.lora_A.weight"), of_values(up, "up"), scale))
-        return Adapted(part, tuple(own))
-
-    def layer(of: Layer) -> Layer:
-        made: dict[str, Any] = {}
-        for field in FIELDS:
-            leaf = getattr(of, field)
-            own = tuple(with_adapters(p) for p in parts(leaf))
-            made[field] = own if isinstance(leaf, tuple) else own[0]
-        return replace(of, **made)
-
-    return replace(w, layers=tuple(map(layer, w.layers)), lm_head=with_adapters(w.lm_head))
+    return with_adapters(tiny_weights(formats=formats, **sizes), count)
 
 
 def planted(w: Weights, field: str, change: Change, at: int = 1) -> Weights:
