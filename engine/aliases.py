@@ -73,11 +73,12 @@ def resolve(name: str | os.PathLike[str] | None) -> Path:
     path = Path(alias)
     if alias and path.exists():
         return path
-    from . import hub  # which --help does without
+    from .hub import find  # which --help does without
+    from .hub_id import MODEL_SUFFIXES, hub_id
 
-    if model_id := hub.hub_id(alias):
-        return hub.find(model_id)
-    if len(path.parts) > 1 or path.suffix in hub.MODEL_SUFFIXES:
+    if model_id := hub_id(alias):
+        return find(model_id)
+    if len(path.parts) > 1 or path.suffix in MODEL_SUFFIXES:
         return path
     known = f"neither a file nor an id of the hub (ORG/NAME) nor a known alias; known: {', '.join(MODELS)}"
     raise BadInput(f"model {alias!r} is {known}")

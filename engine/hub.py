@@ -11,46 +11,17 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import BadInput
-from .files.foreign import PICKLE, SAVE
-from .files.hf_tokenizer import GENERATION, MERGES, SETTINGS, TEMPLATE, TOKENIZER, VOCAB
-from .files.safetensors import CONFIG, INDEX, SINGLE, shard_names
+from .files.hf_tokenizer import TOKENIZER, VOCAB
+from .files.safetensors import CONFIG, INDEX, shard_names
+from .hub_id import ADAPTER, MODEL_SUFFIXES, Choose, HubId, model_files, several, single_files
 
 TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
-MODEL_SUFFIXES = {".gguf", ".apr", ".safetensors"}
-BESIDE = {
-    CONFIG,
-    GENERATION,
-    TOKENIZER,
-    SETTINGS,
-    VOCAB,
-    MERGES,
-    TEMPLATE,
-    "special_tokens_map.json",
-    "added_tokens.json",
-}
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-# Of a file that may be fetched: no way out of the snapshot's folder, nothing that a terminal would obey.
-PLAIN = re.compile(r"(?!.*\.\.)[\w+=()-][\w .+=()-]*(/[\w+=()-][\w .+=()-]*)*", re.ASCII)
-ID = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>\w[\w./-]*))?(?::(?P<file>\w[\w ./-]*))?", re.ASCII
-)
-
-
-class HubId(NamedTuple):
-    """What an id names. revision: a branch, tag or commit; None: main. file: a quantisation, or a file's path."""
-
-    repo: str
-    revision: str | None = None
-    file: str | None = None
-
-    def __str__(self) -> str:
-        return self.repo + (f"@{self.revision}" if self.revision else "") + (f":{self.file}" if self.file else "")
 
 
 def endpoint() -> str:
@@ -58,34 +29,24 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def hub_id(name: str) -> HubId | None:
-    """The id that a name spells, or None: it looks like a path."""
-    found = ID.fullmatch(name)
-    if not found or Path(found["repo"]).suffix in MODEL_SUFFIXES:
-        return None
-    if re.search(r"--|\.\.", found["repo"]) or ".." in (found["revision"] or ""):
-        return None
-    return HubId(found["repo"], found["revision"], found["file"])
-
-
-def find(model: HubId) -> Path:
-    """The model in the cache; fetched first if it is not all there.
+def find(model: HubId, choose: Choose | None = None) -> Path:
+    """The model in the cache; fetched first if it is not all there. choose: other files than a model's.
 
     Raises BadInput where the hub has no such model, or cannot be asked; where there are several to choose from.
     """
-    folder = snapshot(model)
-    here = None if folder is None else _complete(folder, model)
-    if here is not None and (here.is_file() or _has_tokenizer(here)):
+    folder, of = snapshot(model), choose or model_files
+    here = None if folder is None else _complete(folder, model, of)
+    if here is not None and (here.is_file() or choose is not None or _has_tokenizer(here)):
         return here
     try:
-        return fetch(model)
+        return fetch(model, of)
     except UnreachableError as error:
         if here is None and (only := _only_snapshot(model)) is not None:
-            here = _complete(only, model)
+            here = _complete(only, model, of)
         if here is not None:
             return here
-        if folder is not None and len(single := _single_files(_files(folder))) > 1 and model.file is None:
-            raise _several(model, single) from None
+        if folder is not None and len(single := single_files(_files(folder))) > 1 and model.file is None:
+            raise several(model, single) from None
         part = f"only a part of it is in {folder}" if folder is not None else f"it is not in {cache_folder(model)}"
         raise BadInput(f"{model}: {error}, and {part}") from None
 
@@ -122,7 +83,7 @@ def _files(folder: Path) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
 
-def _complete(folder: Path, model: HubId) -> Path | None:
+def _complete(folder: Path, model: HubId, choose: Choose) -> Path | None:
     """The model in a snapshot's folder, None where not all of it is there."""
     names = _files(folder)
     try:
@@ -137,74 +98,14 @@ def _complete(folder: Path, model: HubId) -> Path | None:
 
 
 def _opened(folder: Path, chosen: list[str]) -> Path:
-    return folder if CONFIG in chosen else folder / chosen[0]
+    return folder if {CONFIG, ADAPTER[0]}.intersection(chosen) else folder / chosen[0]
 
 
 def _has_tokenizer(folder: Path) -> bool:
     return (folder / TOKENIZER).exists() or (folder / VOCAB).exists()
 
 
-def choose(names: Iterable[str], model: HubId) -> list[str]:
-    """Of a repository's files those that its model is opened from, without the shards that an index names.
-
-    The parts of a GGUF or APR file, in order; or config.json, weights or their index, and the tokenizer's files.
-    Raises BadInput that says what there is where it is no model, or several.
-    """
-    known = sorted(name for name in names if PLAIN.fullmatch(name))
-    single = _single_files(known)
-    if model.file is None and CONFIG in known and (weights := next((n for n in (SINGLE, INDEX) if n in known), None)):
-        templates = [n for n in known if re.fullmatch(r"additional_chat_templates/[^/]+\.jinja", n)]
-        return [CONFIG, weights, *sorted(BESIDE.intersection(known) - {CONFIG}), *templates]
-    if model.file is not None:
-        wanted = {name: files for name, files in single.items() if _is(name, files, model.file)}
-        if not wanted:
-            there = f"; it has {_listed(single)}" if single else ""
-            raise BadInput(f"{model}: {model.repo} has no GGUF or APR file {model.file!r}{there}")
-        single = wanted
-    if len(single) == 1:
-        return next(iter(single.values()))
-    if single:
-        raise _several(model, single)
-    if "adapter_config.json" in known:
-        raise BadInput(f"{model}: an adapter (PEFT), not a model; give its base as the model")
-    if pickle := next((n for n in known if n.endswith(PICKLED)), None):
-        raise BadInput(f"{model}: has its weights as {pickle}. {PICKLE}")
-    raise BadInput(f"{model}: has neither safetensors nor GGUF; save it with Transformers: {SAVE}")
-
-
-def _single_files(names: Iterable[str]) -> dict[str, list[str]]:
-    """Models of one file, or of one file in parts: the parts by the name without its part and ending."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        file = name.rpartition("/")[2].lower()
-        if file.endswith((".gguf", ".apr")) and not re.search(r"mmproj|imatrix", file):
-            found.setdefault(re.sub(r"(-\d{5}-of-\d{5})?\.\w+$", "", name), []).append(name)
-    return found
-
-
-def _is(name: str, files: list[str], wanted: str) -> bool:
-    """A quantisation is a word of the name between dashes, dots or slashes, in upper or lower case."""
-    if wanted in (name, *files):
-        return True
-    return re.search(rf"(^|[-./]){re.escape(wanted)}($|[-./])", name, re.IGNORECASE) is not None
-
-
-def _several(model: HubId, single: Iterable[str]) -> BadInput:
-    return BadInput(
-        f"{model}: which of its files? Give one as {model._replace(file='NAME')}, NAME being one of {_listed(single)}"
-    )
-
-
-def _listed(single: Iterable[str]) -> str:
-    """What tells the names apart: their ends behind what all begin with, where that is a word's end."""
-    names = sorted(single)
-    first, last = names[0], names[-1]  # what these two share, all between them share
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    start = 0 if len(names) == 1 else max(first.rfind(sign, 0, same) for sign in "-./") + 1
-    return ", ".join(name[start:] for name in names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def fetch(model: HubId) -> Path:
+def fetch(model: HubId, choose: Choose = model_files) -> Path:
     """Asks the hub what the id's revision is, and brings what is not cached of it. Progress is shown on a terminal.
 
     Raises UnreachableError where the hub cannot be asked, BadInput for whatever else it answers.

@@ -21,7 +21,7 @@ from .files import Checkpoint, same_values
 from .files.lora import Lora, read_lora
 from .weights import Adapted, Adapter, Layer, Weights, parts, plain
 
-# A folder; with ":0.5" behind it, or in a pair with a number, its scale is multiplied with that.
+# A folder, or an id of the hub; with ":0.5" behind it, or in a pair with a number, its scale is multiplied with that.
 Spec: TypeAlias = str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
 
 
@@ -44,6 +44,12 @@ def _split(spec: Spec) -> tuple[Path, float]:
                 factor = float(scaled[2])
             except ValueError:
                 raise BadInput(f"--lora {os.fspath(spec)}: the scale {scaled[2]!r:.80} is no number") from None
+    if not path.exists():
+        from .hub import find
+        from .hub_id import adapter_files, hub_id
+
+        if model_id := hub_id(os.fspath(path)):
+            path = find(model_id, adapter_files)
     if isinstance(factor, bool) or not isfinite(factor):
         raise BadInput(f"--lora {path}: the scale {factor} must be a finite number")
     return path, float(factor)

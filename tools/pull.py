@@ -31,7 +31,7 @@ from .progress import progress
 from .terminal import on_stderr
 
 if TYPE_CHECKING:
-    from ..engine.hub import HubId
+    from ..engine.hub_id import HubId
 
 CHUNK = 1 << 20
 TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     if args.alias in MODELS:
         pull(MODELS[args.alias], directory())
         return 0
-    from ..engine.hub import hub_id
+    from ..engine.hub_id import hub_id
 
     if (model := hub_id(args.alias)) is None:
         raise BadInput(

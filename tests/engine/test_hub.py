@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import qwenref
 from qwenref.engine.aliases import resolve
 from qwenref.engine.files.convert import convert
-from qwenref.engine.hub import HubId, choose, hub_id
+from qwenref.engine.hub_id import ADAPTER, HubId, hub_id, model_files
+from qwenref.engine.lora import opened_loras
 from qwenref.errors import BadInput
 from qwenref.tools.main import main
 from qwenref.tools.record import default_directory
@@ -129,7 +131,7 @@ def test_a_quantisation(hub: SmallHub) -> None:
 
 def test_parts_of_a_file() -> None:
     names = [f"{q}/m-{q}-{i:05d}-of-00002.gguf" for q in ("Q8_0", "Q4_0") for i in (2, 1)]
-    assert choose(names, HubId("a/b", None, "q8_0")) == [
+    assert model_files(names, HubId("a/b", None, "q8_0")) == [
         "Q8_0/m-Q8_0-00001-of-00002.gguf",
         "Q8_0/m-Q8_0-00002-of-00002.gguf",
     ]
@@ -137,9 +139,9 @@ def test_parts_of_a_file() -> None:
 
 def test_names_that_lead_out_are_no_files() -> None:
     bad = ["../m.gguf", "a/../../m.gguf", "/m.gguf", "a\\m.gguf", "\x1b[2Jm.gguf", ".m.gguf"]
-    assert choose([*bad, "m.gguf"], HubId("a/b")) == ["m.gguf"]
+    assert model_files([*bad, "m.gguf"], HubId("a/b")) == ["m.gguf"]
     with pytest.raises(BadInput, match="neither safetensors nor GGUF"):
-        choose(bad, HubId("a/b"))
+        model_files(bad, HubId("a/b"))
 
 
 def test_what_the_hub_refuses(hub: SmallHub) -> None:
@@ -153,6 +155,20 @@ def test_what_the_hub_refuses(hub: SmallHub) -> None:
     assert "an adapter (PEFT)" in refused("Org/adapter")
     assert "log in" in refused("Org/gated")
     assert hub.fetched == []
+
+
+def test_an_adapter(hub: SmallHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two files, once; without a network from the cache."""
+    golden = np.load(Path(__file__).parents[1] / "golden" / "lora.npz")
+    files = {name: golden[f"all/{name}"].tobytes() for name in ADAPTER}
+    hub.repos["Org/lora"] = files | {"adapter_model.bin": b"\x80", "README.md": b"x", "tokenizer.json": b"{}"}
+    (lora,) = opened_loras("Org/lora:0.5")
+    assert lora.path == cache / "models--Org--lora" / "snapshots" / hub.commit and lora.factor == 0.5
+    assert sorted(hub.fetched) == sorted(files) and len(lora.modules) == 14
+    with pytest.raises(BadInput, match="Org/Small: no adapter as PEFT saves it"):
+        opened_loras(WHOLE)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert opened_loras(["Org/lora@main"])[0].path == lora.path
 
 
 def test_without_a_network(hub: SmallHub, gguf: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
