@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from qwenref.errors import BadInput
 from qwenref.tools.main import main
 from qwenref.tools.record import default_directory
 
+from .. import hostile_hub
 from ..models import model
 from ..small_hub import SmallHub, small_hub
 
@@ -224,9 +226,22 @@ def test_the_commands(hub: SmallHub, folder: Path, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "qwenref.tools.main", *args]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
 
-    assert (by_id := engine("inspect", f"{GGUF}:q4_0", "--json")).returncode == 0 and by_id.stderr == ""
-    done = engine("run", WHOLE, "-p", "ab", "-n", "3", "--backend", "reference", "--json")
-    assert done.returncode == 0 and json.loads(done.stdout)["ids"], done.stderr
-    assert engine("diff", "--weights", WHOLE, str(folder)).returncode == 0
-    bad = engine("inspect", "Org/nothing")
-    assert (bad.returncode, bad.stdout, len(bad.stderr.splitlines())) == (2, "", 1)
+    done = engine("run", f"{GGUF}:q4_0", "-p", "ab", "-n", "3", "--backend", "reference", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["ids"] and done.stderr == "", done.stderr
+
+
+def test_other_commands(hub: SmallHub, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "--weights", WHOLE, str(folder)]) == 0
+    assert main(["inspect", f"{GGUF}:q4_0", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "Org/nothing"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+
+
+def test_hostile_answers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line each, and nothing that is taken for a model."""
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hostile_hub.hub().server_address[1]}")
+    for seed in range(12):
+        hostile_hub.hub().answers = list(hostile_hub.answers(Random(seed)))
+        assert "cannot be asked" in refused("who/what")

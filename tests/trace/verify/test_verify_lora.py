@@ -36,17 +36,14 @@ def planted(w: Weights, field: str, change: Change, at: int = 1) -> Weights:
     return replace(w, layers=tuple(layers))
 
 
-@pytest.mark.parametrize(
-    ("engine", "count"),
-    [("HF float32", 2), ("HF bfloat16", 2), ("HF float16", 1), ("cpu f32", 1), ("reference f64", 2)],
-)
+@pytest.mark.parametrize(("engine", "count"), [("HF float32", 1), ("HF bfloat16", 2), ("reference f64", 2)])
 def test_healthy(engine: str, count: int) -> None:
     w = adapted(count=count)
     found = verify(dump_of(w, engine, TOKENS, steps=[5, 9]), w)
     assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED} and found.status == 0
 
 
-@pytest.mark.parametrize("engine", ["cpu int8", "ggml, 16-bit KV"])
+@pytest.mark.parametrize("engine", ["cpu int8"])
 def test_healthy_on_quantised_weights(engine: str) -> None:
     w = adapted("Q4_K")
     found = verify(dump_of(w, engine, TOKENS), w)
@@ -63,10 +60,9 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
 STAGES = {"qkv": {"qkv_matmul"}, "attn_out": {"attn_out"}, "gate_up": {"ffn_gate", "ffn_up"}, "ffn_down": {"ffn_out"}}
 
 
-TURNS = [
-    ("left out", "qkv", "HF float32"), ("left out", "attn_out", "HF bfloat16"), ("twice", "gate_up", "cpu f32"),
-    ("twice", "ffn_down", "HF bfloat16"), ("by 0.25", "attn_out", "HF bfloat16"), ("by 0.25", "qkv", "cpu f32"),
-    ("by 1", "ffn_down", "HF bfloat16"), ("rslora", "attn_out", "HF float32"),
+TURNS = [  # the rest in PEFT's own modules, tests/oracle/test_lora.py
+    ("left out", "qkv", "HF float32"), ("twice", "gate_up", "cpu f32"), ("by 0.25", "attn_out", "HF bfloat16"),
+    ("by 1", "ffn_down", "HF float32"), ("rslora", "attn_out", "HF bfloat16"),
 ]  # fmt: skip
 
 
