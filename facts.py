@@ -49,6 +49,7 @@ def run_facts(checkpoint: Checkpoint, backend: str, precision: str, ids: list[in
         "versions": versions(),
         "container": checkpoint.container,
         **({"rope_scaling": scaling} if scaling else {}),
+        **({"adapters": list(checkpoint.adapters)} if checkpoint.adapters else {}),
         "formats": dict(sorted(formats.items())),
         "backend": backend,
         "precision": precision,

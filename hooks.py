@@ -24,6 +24,14 @@ FACTS = ("input_ids", "positions", "position_ids", "attention_mask")
 ORDER = ("input_ids", "positions")
 # Modules whose input is a stage where no module's output is, by the last words of their paths.
 INPUTS = {m.path.rpartition(".")[2] for s in STAGES for m in s.hf if m.side == "input"}
+# Modules that are stages whatever is inside of them: PEFT puts adapters beside the product, in a module around both.
+PRODUCTS = {
+    m.path.rpartition(".")[2]
+    for s in STAGES
+    if s.kind in ("product", "bias")
+    for m in (*s.hf, *s.fused)
+    if m.side != "input"
+}
 
 
 @contextmanager
@@ -75,7 +83,10 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         angles = last == "rotary_emb" and not any(word.isdigit() for word in name.split("."))  # of the whole model
-        if name and not angles and (last.isdigit() or not any(True for _ in module.children())):
+        if any(word in PRODUCTS for word in name.split(".")[:-1]):
+            continue
+        leaf = last in PRODUCTS or not any(True for _ in module.children())
+        if name and not angles and (last.isdigit() or leaf):
             handles.append(module.register_forward_hook(after(name)))
         if last in INPUTS:
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))

@@ -26,6 +26,7 @@ from .engine.load import (
     vocabulary_of,
 )
 from .engine.load import load as load_opened
+from .engine.lora import Spec, opened_loras
 from .engine.sample import Sampling
 from .engine.text.chat import Chat, Message
 from .engine.text.chat import prompt_ids as ids_of
@@ -50,17 +51,19 @@ def load(
     precision: str = "f32",
     threads: int | None = None,
     rope_scaling: Mapping[str, Any] | None = None,
+    lora: Spec | Sequence[Spec] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
     """A model file, a folder, or the alias of a pulled model (None: the default alias), ready to compute.
 
     backend: cpu, reference or cuda. precision: f32; int16, int8 (cpu, cuda); f64 (reference). threads: of the CPU
     backend, for this model's own calls only; None: as many as Numba has, which is all cores. rope_scaling:
-    instead of the file's own, as config.json has it: {"rope_type": "yarn", "factor": 4.0}. progress: told (done, total)
-    while kernels are compiled, which takes a minute the first time.
+    instead of the file's own, as config.json has it: {"rope_type": "yarn", "factor": 4.0}. lora: an adapter's folder,
+    with ":0.5" behind it or in a pair with a number for another scale, or several. progress: told (done, total) while
+    kernels are compiled, which takes a minute the first time.
     Raises BadInput, a ValueError of one line, for whatever is wrong with the file or the settings.
     """
-    opened = open_weights(path_or_alias, rope_scaling)
+    opened = open_weights(path_or_alias, rope_scaling, opened_loras(lora))
     return Model(opened, load_opened(opened, backend, precision, threads, progress), threads)
 
 

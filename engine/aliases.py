@@ -22,9 +22,10 @@ class Published:
 
     @property
     def url(self) -> str:
-        """HF_ENDPOINT, as in huggingface_hub, names another hub."""
-        hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        return f"{hub.rstrip('/')}/{self.repo}/resolve/{self.revision}/{self.file}"
+        """On the hub."""
+        from .hub import endpoint
+
+        return f"{endpoint()}/{self.repo}/resolve/{self.revision}/{self.file}"
 
 
 MODELS = {
@@ -57,9 +58,9 @@ def directory() -> Path:
 
 def resolve(name: str | os.PathLike[str] | None) -> Path:
     """The path of a model: a path as it is, an alias where it was pulled to, None for what $QWENREF_MODEL names, else
-    the default alias.
+    the default alias; an id of the Hugging Face hub (hub.py) in its cache, fetched if it is not there.
 
-    Raises BadInput, with the command that helps, for an alias not pulled yet and for a name that is neither.
+    Raises BadInput, with the command that helps, for an alias not pulled yet and for a name that is none of these.
     A name spelled like a path comes back unchecked: who opens it says what is wrong with it.
     """
     chosen = os.environ.get("QWENREF_MODEL") or DEFAULT
@@ -71,9 +72,15 @@ def resolve(name: str | os.PathLike[str] | None) -> Path:
         what = "no model given, and the default" if name is None else "model"
         raise BadInput(f"{what} {alias} is not in {directory()}; get it with: engine pull {alias}")
     path = Path(alias)
-    if (alias and path.exists()) or len(path.parts) > 1 or path.suffix in {".gguf", ".safetensors", ".apr"}:
+    if alias and path.exists():
+        return path
+    from .hub import find  # which --help does without
+    from .hub_id import MODEL_SUFFIXES, hub_id
+
+    if model_id := hub_id(alias):
+        return find(model_id)
+    if len(path.parts) > 1 or path.suffix in MODEL_SUFFIXES:
         return path
     where = "QWENREF_MODEL: " if name is None else ""
-    raise BadInput(
-        f"{where}model {alias!r} is neither a file nor a known alias; known: {', '.join(MODELS)}{meant(alias, MODELS)}"
-    )
+    known = f"neither a file nor an id of the hub (ORG/NAME) nor a known alias; known: {', '.join(MODELS)}"
+    raise BadInput(f"{where}model {alias!r} is {known}{meant(alias, MODELS)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,7 +14,10 @@ from .aliases import resolve
 from .bind import bind
 from .config import with_rope
 from .files import Checkpoint, Vocabulary, open_checkpoint
+from .files.lora import Lora
 from .kernels import Kernels, backend, check_precision
+from .kernels.adapted import adapting
+from .lora import with_loras
 from .nonfinite import NotFinite
 from .text.tokenizer import Tokenizer, Tokens
 from .weights import Weights
@@ -39,12 +42,26 @@ class Loaded:
     precision: str
 
 
-def open_weights(path_or_alias: str | os.PathLike[str] | None, rope_scaling: Mapping[str, Any] | None = None) -> Opened:
+def open_weights(
+    path_or_alias: str | os.PathLike[str] | None,
+    rope_scaling: Mapping[str, Any] | None = None,
+    loras: Sequence[Lora] = (),
+) -> Opened:
     """None is the default alias. rope_scaling: instead of the file's own, as config.json has it (config.with_rope).
+    loras: adapters (engine/lora.py).
 
     Raises BadInput that names the file and what is wrong with it.
     """
-    return bound(with_scaling(open_checkpoint(resolve(path_or_alias)), rope_scaling))
+    return with_adapters(bound(with_scaling(open_checkpoint(resolve(path_or_alias)), rope_scaling)), loras)
+
+
+def with_adapters(opened: Opened, loras: Sequence[Lora]) -> Opened:
+    """The model with these adapters. Raises BadInput for those of another one."""
+    if not loras:
+        return opened
+    with blamed_on(opened.checkpoint.path):
+        adapters = (*opened.checkpoint.adapters, *(lora.facts for lora in loras))
+        return Opened(replace(opened.checkpoint, adapters=adapters), with_loras(opened.weights, loras))
 
 
 def with_scaling(checkpoint: Checkpoint, rope_scaling: Mapping[str, Any] | None) -> Checkpoint:
@@ -74,6 +91,8 @@ def load(
     """
     k = backend(backend_name)
     check_precision(k, backend_name, precision)
+    if opened.weights.adapted:
+        k = adapting(k)
     check_threads(count)
     with threads(count):
         k.compile_kernels(opened.weights, precision, compiling)

@@ -15,7 +15,7 @@ from ..quant.tensor import QTensor, dequantize
 from .forward import forward
 from .kernels import Kernels
 from .tap import At
-from .weights import Weights, parts
+from .weights import Weights, parts, plain
 
 HEADS_FIRST = ("attn_scores", "attn_softmax")  # N T S; every other stage has T first, or no T
 
@@ -130,10 +130,10 @@ def parts_of(place: Place, w: Weights) -> tuple[QTensor, ...]:
     tokens'. None where a stage has no weights."""
     whole = {"embedding": w.embed, "final_norm": w.final_norm_D, "lm_head": w.lm_head}
     if place.stage in whole or place.layer is None:
-        return (whole[place.stage],)
+        return (plain(whole[place.stage]),)
     v = w.layers[place.layer]
     of: dict[str, Any] = {
         "attn_norm": v.attn_norm_D, "qkv_matmul": v.qkv, "qkv_bias": v.qkv_bias_E, "attn_out": v.attn_out,
         "ffn_norm": v.ffn_norm_D, "ffn_gate": v.gate_up[:1], "ffn_up": v.gate_up[1:], "ffn_out": v.ffn_down,
     }  # fmt: skip
-    return parts(of.get(place.stage, ()))
+    return tuple(map(plain, parts(of.get(place.stage, ()))))

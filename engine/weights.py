@@ -1,7 +1,8 @@
 """Weights: the arrays of a model, bound to their roles. Frozen; no code but the shape of the thing.
 
-From a file every leaf is a QTensor, or a tuple of those whose rows are stacked. `kernels.<backend>.prepare` returns the
-same structure with each leaf in the form that backend computes with, and the forward pass never looks inside a leaf.
+From a file every leaf is a QTensor, or a tuple of those whose rows are stacked; a matrix that adapters belong to is an
+Adapted. `kernels.<backend>.prepare` returns the same structure with each leaf in the form that backend computes with,
+and the forward pass never looks inside a leaf.
 """
 
 from __future__ import annotations
@@ -10,11 +11,41 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
+import numpy as np
+
+from ..quant.tensor import QTensor, dequantize
 from .config import Config
 
 # What a leaf is, told by its field's annotation.
 Vector: TypeAlias = Any
 Matrix: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What LoRA (Hu et al. 2021) adds to y = W x: scale * up (down x), with down [r, I] and up [O, r]."""
+
+    down: Any
+    up: Any
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A matrix [O, I], and the adapters whose sum is added to its product, one after the other. It is no QTensor: who
+    does not know of adapters must not take it for the matrix alone.
+    """
+
+    base: Any
+    adapters: tuple[Adapter, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.base.shape)
+
+    @property
+    def name(self) -> str:
+        return str(self.base.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +94,29 @@ class Weights:
 
         def mapped(node: Layer | Weights) -> dict[str, Any]:
             leaves = {f.name: (forms[str(f.type)], getattr(node, f.name)) for f in fields(node) if f.type in forms}
-            return {name: form(*parts(leaf)) for name, (form, leaf) in leaves.items() if leaf is not None}
+            return {name: _formed(form, parts(leaf)) for name, (form, leaf) in leaves.items() if leaf is not None}
 
         layers = tuple(replace(layer, **mapped(layer)) for layer in self.layers)
         return replace(self, layers=layers, **mapped(self))
 
     def matrices(self) -> Iterator[tuple[str, Any]]:
-        """(field, matrix) of all that a token is multiplied with, stacked ones one by one; the head comes last."""
+        """(field, matrix) of all that a token is multiplied with, stacked ones one by one, each with its adapters'; the
+        head comes last."""
+        for name, part in self._products():
+            yield name, plain(part)
+            for a in part.adapters if isinstance(part, Adapted) else ():
+                yield from ((name, a.down), (name, a.up))
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter belongs to one of the matrices."""
+        return any(True for _ in self.adapted_matrices())
+
+    def adapted_matrices(self) -> Iterator[Adapted]:
+        """Those with adapters, in the order of matrices()."""
+        return (part for _, part in self._products() if isinstance(part, Adapted))
+
+    def _products(self) -> Iterator[tuple[str, Any]]:
         nodes: tuple[Layer | Weights, ...] = (*self.layers, self)
         for node in nodes:
             for f in fields(node):
@@ -80,3 +127,39 @@ class Weights:
 def parts(leaf: Any) -> tuple[Any, ...]:
     """The tensors of a leaf, in the order of their rows."""
     return leaf if isinstance(leaf, tuple) else (leaf,)
+
+
+def plain(part: Any) -> Any:
+    """The matrix without its adapters."""
+    return part.base if isinstance(part, Adapted) else part
+
+
+def _formed(form: Callable[..., Any], stacked: tuple[Any, ...]) -> Any:
+    """The leaf of these parts in a backend's form; with adapters, these in that form, too."""
+    base = form(*map(plain, stacked))
+    if not any(isinstance(part, Adapted) for part in stacked):
+        return base
+    return Adapted(base, tuple(Adapter(form(*a.down), form(a.up), a.scale) for a in _stacked(stacked)))
+
+
+def _stacked(stacked: tuple[Any, ...]) -> Iterator[Adapter]:
+    """The adapters of stacked parts as such of the whole: `down` one under the other, `up` a matrix whose blocks are
+    theirs and which is 0 elsewhere. Only those of one scale and one place among their part's adapters go together.
+
+    Adding 0 changes no sum but -0, so each part gets what its own adapter alone would have given it.
+    """
+    of = [part.adapters if isinstance(part, Adapted) else () for part in stacked]
+    for place in range(max(map(len, of))):
+        for scale in dict.fromkeys(own[place].scale for own in of if place < len(own)):
+            here = [own[place] if place < len(own) and own[place].scale == scale else None for own in of]
+            up_OR = np.zeros((sum(p.shape[0] for p in stacked), sum(a.down.shape[0] for a in here if a)), np.float32)
+            row = column = 0
+            for part, a in zip(stacked, here, strict=True):
+                if a is not None:
+                    rows, columns = a.up.shape
+                    up_OR[row : row + rows, column : column + columns] = dequantize(a.up)
+                    column += columns
+                row += part.shape[0]
+            name = next(a.up.name for a in here if a)
+            up = QTensor("F32", up_OR.shape, up_OR.reshape(-1).view(np.uint8), name)
+            yield Adapter(tuple(a.down for a in here if a), up, scale)

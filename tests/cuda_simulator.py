@@ -27,7 +27,7 @@ from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor
 from qwenref.tests import cuda_lanes
 from qwenref.tests.cuda_judge import CUDA, REFERENCE, Judge, Pair
-from qwenref.tests.tiny import TYPES, scaled, tiny_tensor, tiny_weights, write_gguf
+from qwenref.tests.tiny import TYPES, collect, relative, scaled, tiny_tensor, tiny_weights, with_adapters, write_gguf
 from qwenref.tools.main import main
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
 
@@ -230,6 +230,18 @@ def test_every_stage(name: str, precision: str) -> None:
     for chunk in (1, 1, 5) if name == "7B" else (5, 3, 1):
         forward(ids(chunk), w, cache, judge, SILENT)
     assert judge.worst["linear"] > 0
+
+
+def test_every_stage_with_adapters() -> None:
+    """Two to a matrix, also of a tied head: as the reference backend in float64, to float32's rounding."""
+    sizes = {"vocab": 40, "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "mlp": 32}
+    w = with_adapters(tiny_weights(tied=True, **sizes), 2)
+    passes = (ids(2), ids(1))
+    for mine, want in zip(collect(w, "cuda", "f32", *passes), collect(w, "reference", "f64", *passes), strict=True):
+        assert mine.keys() == want.keys()
+        assert max(relative(want[at], x) for at, x in mine.items()) < 1e-6
+    x = np.ones((2, 7), np.float32)
+    assert np.array_equal(CUDA.to_host(CUDA.scaled(rows(x), 1 / 3)), x * np.float32(1 / 3))
 
 
 @pytest.mark.parametrize("long", [False, True])

@@ -17,6 +17,7 @@ import numpy as np
 from qwenref.engine.config import Config
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend, reference
+from qwenref.engine.kernels.adapted import adapting
 from qwenref.engine.weights import Weights
 from qwenref.quant import q8_0, q8_1, q8_k
 from qwenref.quant.tensor import QTensor, dequantize
@@ -100,6 +101,7 @@ def engine(
         linear=linear or hf_linear,
         add=lambda x, y: rounded(x + rounded(y)),
         mul=lambda x, y: rounded(x * y),
+        scaled=lambda x, factor: rounded(x * f32(factor)),
         silu=lambda x: rounded(x / (f32(1) + np.exp(-x))),
         rope=rope or hf_rope,
         attn_scores=attn_scores,
@@ -285,6 +287,7 @@ def dump_of(
 ) -> Dump:
     """What an engine dumps for a prompt and further tokens, one step each."""
     k = ENGINES[engine] if isinstance(engine, str) else engine
+    k = adapting(k) if weights.adapted else k
     twin = getattr(k, "twin", k)
     prepared = k.prepare(weights, "f32")
     cache = k.new_cache(weights.config, len(tokens) + len(steps), "f32")

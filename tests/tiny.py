@@ -19,8 +19,9 @@ from qwenref.engine.bind import bind
 from qwenref.engine.config import Config, with_rope
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
+from qwenref.engine.kernels.adapted import adapting
 from qwenref.engine.rope import frequencies
-from qwenref.engine.weights import Weights, parts
+from qwenref.engine.weights import Adapted, Adapter, Layer, Weights, parts
 from qwenref.quant import f32
 from qwenref.quant.tensor import QTensor
 
@@ -154,6 +155,31 @@ def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **s
     return bind(c, {t.ggml.format(i): tensor(t.role, t.ggml.format(i)) for t, i in wanted})
 
 
+def with_adapters(w: Weights, count: int = 1, rank: int = 5) -> Weights:
+    """The same model, every matrix but V with so many random LoRA adapters, of the size that training gives them."""
+    rng = np.random.default_rng(2)
+
+    def adapted(part: QTensor) -> QTensor | Adapted:
+        if "attn_v" in part.name:
+            return part
+        own = []
+        for scale in (0.75, -1.5)[:count]:
+            shapes = {"lora_A": (rank, part.shape[1]), "lora_B": (part.shape[0], rank)}
+            halves = (
+                tiny_tensor(f"{part.name}.{half}.weight", "F32", shape, std=size * shape[1] ** -0.5, mean=0.0, rng=rng)
+                for (half, shape), size in zip(shapes.items(), (0.2, 1.0), strict=True)
+            )
+            own.append(Adapter(*halves, scale))
+        return Adapted(part, tuple(own))
+
+    def mapped(node: Layer | Weights, *names: str) -> dict[str, Any]:
+        found = {name: tuple(map(adapted, parts(getattr(node, name)))) for name in names}
+        return {name: leaf if len(leaf) > 1 else leaf[0] for name, leaf in found.items()}
+
+    layers = tuple(replace(x, **mapped(x, "qkv", "attn_out", "gate_up", "ffn_down")) for x in w.layers)
+    return replace(w, layers=layers, **mapped(w, "lm_head"))
+
+
 def scaled(w: Weights, **scaling: Any) -> Weights:
     """The same model with its RoPE scaled so, by config.json's names."""
     c = with_rope(w.config, scaling)
@@ -203,7 +229,7 @@ class Collect:
 
 def collect(w: Weights, name: str, precision: str, *passes: Sequence[int]) -> list[Stages]:
     """Every stage of forward passes over one cache, in a backend's precision."""
-    k = backend(name)
+    k = adapting(backend(name)) if w.adapted else backend(name)
     prepared, cache = k.prepare(w, precision), k.new_cache(w.config, sum(len(p) for p in passes), precision)
     found = []
     for tokens in passes:

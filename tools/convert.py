@@ -16,6 +16,8 @@ MODEL_FILES = {".safetensors", ".json", ".jinja", ".txt", ".md"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .load import add_lora_argument
+
     parser.description = """Writes a model in another container. The name of DST tells which: NAME.gguf, NAME.apr,
 or a folder (NAME, NAME/) of safetensors, as Hugging Face's save_pretrained leaves it. Weights keep their bytes
 where the container has their format, else they become F32, or F16 where that is exact; the tokenizer and the chat
@@ -25,7 +27,7 @@ compared, and only then renamed."""
   engine convert model.gguf model.apr
   engine convert model.gguf model-hf/
   engine convert model-hf/ model-q8_0.gguf --quantize q8_0"""
-    parser.add_argument("source", metavar="SRC", help="model file, folder or alias")
+    parser.add_argument("source", metavar="SRC", help="model file, folder, alias or hub id")
     parser.add_argument("destination", metavar="DST", help="NAME.gguf, NAME.apr, or a folder: NAME/")
     parser.add_argument(
         "--quantize",
@@ -34,6 +36,7 @@ compared, and only then renamed."""
         metavar="FORMAT",
         help=f"recode every matrix as FORMAT ({', '.join(QUANTIZE)}); norms and biases are left alone",
     )
+    add_lora_argument(parser)
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
     parser.add_argument(
         "--raw-ggml-codes",
@@ -43,6 +46,7 @@ compared, and only then renamed."""
 
 
 def main(args: argparse.Namespace) -> int:
+    from ..engine.lora import merged
     from .load import open_weights
     from .progress import progress
     from .terminal import on_stderr, one_line
@@ -51,10 +55,11 @@ def main(args: argparse.Namespace) -> int:
     check_destination(destination, args.force)
     if kind_of(destination) == "safetensors":
         on_stderr(f"note: {destination} will be a folder of safetensors; NAME.gguf and NAME.apr are files")
-    source, _ = open_weights(args.source)  # every tensor has a role and its shape
+    source, weights = open_weights(args.source, loras=args.lora)  # every tensor has a role and its shape
+    source, said = merged(source, weights)
     with written_down(destination), progress(destination.name, unit="bytes") as show:
         lines = convert(source, destination, args.quantize, args.raw_ggml_codes, on_stderr, show)
-    for line in lines:
+    for line in [*said, *lines]:
         print(one_line(line))
     return 0
 

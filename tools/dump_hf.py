@@ -242,13 +242,19 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
         parts: list[tuple[Any, Any]] = []
 
         def project(module: Any, inputs: Any, fused: Any) -> Any:
-            product = functional.linear(inputs[0], module.weight)
-            parts.append((product, product + module.bias))
+            # By the module's own forward: PEFT may have put another around it.
+            inner = getattr(module, "base_layer", module)
+            bias, inner.bias = inner.bias, None
+            try:
+                product = module.forward(*inputs)
+            finally:
+                inner.bias = bias
+            parts.append((product, product + bias))
             if module is attention.v_proj:
                 out(i, "qkv_matmul", torch.cat([p for p, _ in parts], -1))
                 out(i, "qkv_bias", torch.cat([b for _, b in parts], -1))
                 parts.clear()
-                return product + module.bias
+                return product + bias
             return parts[-1][1]
 
         return project

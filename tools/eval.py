@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     if args.windows is not None and args.windows < 1:
         raise BadInput(f"--windows {args.windows}: ask for at least 1")
     kept = None if args.logits is None else open_logits(args.logits)
-    opened = open_weights(args.model, rope_asked(args))
+    opened = open_weights(args.model, rope_asked(args), args.lora)
     cut = of_file(kept, args.windows) if kept else of_text(opened.checkpoint, args)
     c = opened.checkpoint.config
     if cut.context > c.context:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from ..engine.load import (
     spelling_of,
     tokenizer_of,
     vocabulary_of,
+    with_adapters,
     with_scaling,
 )
+from ..engine.lora import opened_loras
 from ..engine.text.tokenizer import Tokenizer, Tokens
 from ..errors import BadInput
 from .terminal import on_stderr
@@ -29,7 +31,9 @@ from .terminal import on_stderr
 NOTES = 10  # on one file: one that nobody made by hand may give 65,536
 
 
-MODEL_HELP = "model file, folder or alias (default: $QWENREF_MODEL, else the 0.5B)"
+MODEL_HELP = (
+    "model file, folder, alias, or ORG/NAME[@REVISION][:FILE] of the hub (default: $QWENREF_MODEL, else the 0.5B)"
+)
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +59,12 @@ def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
     rope.add_argument(
         "--yarn-orig-ctx", type=int, metavar="N", help="length of the training's texts (default: what the file says)"
     )
+
+
+def add_lora_argument(parser: argparse.ArgumentParser) -> None:
+    """--lora, once for each adapter."""
+    what = "LoRA adapter as PEFT saves it, its scale times SCALE; may be given again (docs/models.md)"
+    parser.add_argument("--lora", action="append", default=[], metavar="DIR[:SCALE]", help=what)
 
 
 def rope_asked(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -93,6 +103,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, words: bool = False) ->
         "ggml does; f64: reference only",
     )
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all cores)")
+    add_lora_argument(parser)
     add_rope_arguments(parser)
 
 
@@ -106,10 +117,13 @@ def open_model(path_or_alias: str | None) -> Checkpoint:
     return checkpoint
 
 
-def open_weights(path_or_alias: str | None, rope_scaling: Mapping[str, Any] | None = None) -> Opened:
+def open_weights(
+    path_or_alias: str | None, rope_scaling: Mapping[str, Any] | None = None, loras: Sequence[str] = ()
+) -> Opened:
     """The model's file opened and its tensors bound to their roles; nothing is decoded yet. rope_scaling: instead of
-    the file's own (rope_asked)."""
-    return bound(with_scaling(open_model(path_or_alias), rope_scaling))
+    the file's own (rope_asked). loras: adapters, as --lora has them."""
+    adapters = opened_loras(loras)  # of the two the smaller
+    return with_adapters(bound(with_scaling(open_model(path_or_alias), rope_scaling)), adapters)
 
 
 def load_as_asked(args: argparse.Namespace, opened: Opened, first: Callable[[], object] = lambda: None) -> Loaded:

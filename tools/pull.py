@@ -1,8 +1,9 @@
 """engine pull: brings a model, from Hugging Face's cache, the hub or a mirror (mirrors.toml), whichever has it.
 
-All hold the same bytes, so all fill one partial file from the front, and each goes on where another, or an earlier run,
-has stopped: which is why the hub is asked here and not by huggingface_hub, whose partial files are its own. Only a file
-with the publisher's SHA-256 ever gets the model's name.
+An id of the hub goes into the hub's cache (engine/hub.py). Of an alias the bytes are known beforehand: all sources hold
+the same, so all fill one partial file from the front, and each goes on where another, or an earlier run, has stopped:
+which is why the hub is asked here and not by huggingface_hub, whose partial files are its own. Only a file with the
+publisher's SHA-256 ever gets the model's name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..beside import Beside, lock
 from ..child import run_to_the_end
@@ -28,6 +30,9 @@ from .leftovers import written_down
 from .mirrors import mirrors
 from .progress import progress
 from .terminal import on_stderr
+
+if TYPE_CHECKING:
+    from ..engine.hub_id import HubId
 
 CHUNK = 1 << 20
 TIMEOUT_S = 15  # of one network operation; a hub that cannot be reached must not cost minutes
@@ -40,23 +45,55 @@ class UnavailableError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Downloads a model, resuming what an earlier run has left, and verifies its SHA-256."
     parser.epilog = (
-        f"example:\n  engine pull {DEFAULT}\n\naliases: {', '.join(MODELS)}\n"
-        f"they go to {directory()} (QWENREF_MODELS names another folder)"
+        f"examples:\n  engine pull {DEFAULT}\n  engine pull Qwen/Qwen2.5-0.5B-Instruct\n"
+        f"  engine pull Qwen/Qwen2.5-0.5B-Instruct-GGUF@main:q4_k_m\n\naliases: {', '.join(MODELS)}\n"
+        f"they go to {directory()} (QWENREF_MODELS names another folder)\n"
+        "ids of the Hugging Face hub go to its cache (HF_HUB_CACHE); of a cached one the newest is asked for"
     )
-    parser.add_argument("alias", nargs="?", default=DEFAULT, metavar="ALIAS", help=f"which model (default: {DEFAULT})")
+    parser.add_argument(
+        "alias", nargs="?", default=DEFAULT, metavar="MODEL", help=f"alias, or ORG/NAME[@REVISION][:FILE] ({DEFAULT})"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.alias not in MODELS:
-        raise BadInput(f"no model {args.alias!r} to pull; known: {', '.join(MODELS)}{meant(args.alias, MODELS)}")
-    try:
-        pull(MODELS[args.alias], directory())
-    except KeyboardInterrupt:
-        part = directory() / f"{MODELS[args.alias].file}.part"
-        if part.is_file() and (size := part.stat().st_size):
-            on_stderr(f"{size:,} bytes are there; engine pull {args.alias} goes on from them")
-        raise
+    if args.alias in MODELS:
+        try:
+            pull(MODELS[args.alias], directory())
+        except KeyboardInterrupt:
+            part = directory() / f"{MODELS[args.alias].file}.part"
+            if part.is_file() and (size := part.stat().st_size):
+                on_stderr(f"{size:,} bytes are there; engine pull {args.alias} goes on from them")
+            raise
+        return 0
+    from ..engine.hub_id import hub_id
+
+    if (model := hub_id(args.alias)) is None:
+        raise BadInput(
+            f"no model {args.alias!r} to pull; give an id of the hub (ORG/NAME), or one of {', '.join(MODELS)}"
+            + meant(args.alias, MODELS)
+        )
+    pull_id(model)
     return 0
+
+
+def pull_id(model: HubId) -> Path:
+    """Brings what the hub has now of an id's model into its cache; without a hub, what is cached has to do.
+
+    Raises BadInput where neither has it, and where a file's bytes are not those that it is kept under.
+    """
+    from ..engine import hub
+
+    try:
+        path = hub.fetch(model)
+    except hub.UnreachableError as error:
+        path = hub.find(model)
+        on_stderr(f"note: {error}; what is cached is taken")
+    for link, sha256 in hub.digests(path):
+        with link.open("rb") as file, progress(f"checking {link.name}"):
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise BadInput(f"{link.resolve()}: does not have the SHA-256 it is named by; remove it and pull again")
+    on_stderr(f"{path} is there")
+    return path
 
 
 def pull(model: Published, folder: Path) -> Path:

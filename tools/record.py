@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import prod
@@ -87,7 +88,10 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def default_directory(model: Path) -> Path:
-    """<model stem>-trace beside the model, as aprender has it; of a folder, the folder's name."""
+    """<model stem>-trace beside the model, as aprender has it; of a folder, the folder's name. Of a model in the hub's
+    cache, where nothing of ours belongs, it is NAME-trace where the user stands."""
+    if cached := re.search(r"models--.*--([^/]+)/snapshots/[^/]+(?:/.*)?$", model.absolute().as_posix()):
+        return Path(f"{model.stem if model.is_file() else cached[1]}-trace")
     path = model if model.name not in {"", ".."} else model.resolve()
     return path.with_name(f"{path.name if path.is_dir() else path.stem}-trace")
 
@@ -128,7 +132,7 @@ def main(args: argparse.Namespace) -> int:
     target = default_directory(path) if args.save_tensor_dir is None else Path(args.save_tensor_dir)
     if saved is not None:
         check_target(target)
-    opened = open_weights(str(path), rope_asked(args))
+    opened = open_weights(str(path), rope_asked(args), args.lora)
     checkpoint, c = opened.checkpoint, opened.checkpoint.config
     for p in (saved, shown):
         if p is not None:

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from ..engine.aliases import resolve
 from ..errors import BadInput
 from .prompt import TokenizerProcess, add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
 
@@ -85,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
     if given is not None:
         return answer(len(given), lambda c: (given, spelling(c)), args, started)
     prompt = read_prompt(args)
+    args.model = str(resolve(args.model))  # once for both processes: it may have to be fetched
     with TokenizerProcess(prompt, args.model) as tokenizer:
         size = len(prompt) if isinstance(prompt, str) else len(repr(prompt))
         return answer(size, lambda _: tokenizer.result(), args, started)
@@ -133,7 +135,7 @@ def answer(
     from .terminal import for_stdout, json_text
 
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
-    opened = open_weights(args.model, rope_asked(args))
+    opened = open_weights(args.model, rope_asked(args), args.lora)
     checkpoint = opened.checkpoint
     context = checkpoint.config.context
     if args.max_tokens is not None and args.max_tokens >= context:

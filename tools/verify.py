@@ -15,6 +15,7 @@ from ..judging import judged, opened_for
 from ..trace.verify.report.text import lines_of
 from .leftovers import written_down
 from .load import (
+    add_lora_argument,
     add_model_argument,
     add_rope_arguments,
     is_model,
@@ -47,6 +48,7 @@ examples:
     add_model_argument(parser)
     add_source_arguments(parser)
     add_rope_arguments(parser)
+    add_lora_argument(parser)
     text = parser.add_mutually_exclusive_group()
     text.add_argument("-p", "--prompt", metavar="TEXT", help="what was asked: are the ids that were run its ids?")
     text.add_argument("-f", "--file", metavar="FILE", help="the same, from a UTF-8 file")
@@ -64,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         args.dump, args.model = args.model, args.dump
     said = asked(args)
     check_chat(args)
-    model = open_weights(args.model, rope_asked(args))
+    model = open_weights(args.model, rope_asked(args), args.lora)
     wanted = ids_of(args, model.checkpoint)
     dump = opened_for(args.dump, model, said)
     say_notes(dump)

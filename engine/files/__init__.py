@@ -30,6 +30,7 @@ class Checkpoint:
     metadata: the file's own key/value pairs, for `engine inspect` and `engine convert`;
     vocabulary: reads the tokenizer when called, None if the file has none;
     notes: a line each on what is odd about the file but does no harm; commands print them on stderr.
+    adapters: what was added to it, for a manifest (lora.py).
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Checkpoint:
     vocabulary: Callable[[], Vocabulary | None]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    adapters: tuple[Mapping[str, Any], ...] = ()
     _stamps: tuple[os.stat_result, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ def check_adapter(folder: Path, read: Any) -> None:
     base = said.get("base_model_name_or_path")
     of = f" of {base!r:.80}" if isinstance(base, str) and base else ""
     raise BadInput(
-        f"{folder}: an adapter (PEFT){of}, not a model; merge it and give the result: "
+        f"{folder}: an adapter (PEFT){of}, not a model; give its base as the model and --lora {folder}, or merge it: "
         "AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)"
     )
 

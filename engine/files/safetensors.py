@@ -153,25 +153,29 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
         if kind := folder_kind(folder):
             raise BadInput(f"{folder}/{kind}")
         raise BadInput(f"{folder}: neither {SINGLE} nor {INDEX} is there")
-    weight_map = read_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BadInput(f"{path}: weight_map must be an object that names a file for each tensor")
-    shards: dict[Path, set[str] | None] = {}
-    for name, file in weight_map.items():
-        # A plain name only. The file itself may be a link: the hub's cache consists of them.
-        if not isinstance(file, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", file):
-            raise BadInput(
-                f"{path}: weight_map[{name!r:.80}] is {file!r:.80}; it must be a .safetensors file of this folder"
-            )
-        names = shards.setdefault(folder / file, set())
-        assert names is not None
-        names.add(name)
+    shards = {folder / file: names for file, names in shard_names(path).items()}
     for number, shard in enumerate(sorted(shards)):
         try:
             read_head(shard, 0)  # a missing shard is to be named before the first is read
         except BadInput as error:
             raise BadInput(f"{error}; it is {number + 1} of {len(shards)} shards; is the download complete?") from None
     return {shard: shards[shard] for shard in sorted(shards)}
+
+
+def shard_names(index: Path) -> dict[str, set[str]]:
+    """The files that an index names, and the tensors of each. Raises BadInput for what is no index."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{index}: weight_map must be an object that names a file for each tensor")
+    shards: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        # A plain name only. The file itself may be a link: the hub's cache consists of them.
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", file):
+            raise BadInput(
+                f"{index}: weight_map[{name!r:.80}] is {file!r:.80}; it must be a .safetensors file of this folder"
+            )
+        shards.setdefault(file, set()).add(name)
+    return shards
 
 
 def _read_shards(folder: Path, shards: dict[Path, set[str] | None]) -> tuple[dict[str, QTensor], dict[str, str]]:

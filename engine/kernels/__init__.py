@@ -68,6 +68,9 @@ class Kernels(Protocol):
 
     def mul(self, x_TF: Any, y_TF: Any) -> Any: ...
 
+    def scaled(self, x_TD: Any, factor: float) -> Any:
+        """x times a number, which is rounded to x's type first."""
+
     def silu(self, x_TF: Any) -> Any:
         """x / (1 + exp(-x)) (Elfwing et al. 2017)."""
 

@@ -109,6 +109,10 @@ def mul(x_TF: Array, y_TF: Array) -> Array:
     return x_TF * y_TF
 
 
+def scaled(x_TD: Array, factor: float) -> Array:
+    return x_TD * x_TD.dtype.type(factor)
+
+
 def silu(x_TF: Array) -> Array:
     with np.errstate(over="ignore"):  # exp(-x) = inf for very negative x, and x / inf = -0.0 is right
         return x_TF / (1 + np.exp(-x_TF))

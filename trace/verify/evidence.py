@@ -15,7 +15,7 @@ from ...quant.tensor import dequantize
 from ..dump import Dump, Entry
 from ..stages import by_name
 from .facts import Key
-from .recipes.matrix import Matrix
+from .recipes.matrix import Matrix, matrix_of
 from .recipes.rope import Rotation, rotations
 from .span import BFLOAT16, FLOAT16, FLOAT32, Array, Float
 
@@ -108,4 +108,4 @@ class Evidence:
         """The matrices of a product stage, in the order of its columns."""
         stage = by_name(name)
         tensors = parts(getattr(self.weights if layer is None else self.weights.layers[layer], stage.weight or ""))
-        return [Matrix(p) for p in (tensors if stage.part is None else tensors[stage.part : stage.part + 1])]
+        return [matrix_of(p) for p in (tensors if stage.part is None else tensors[stage.part : stage.part + 1])]

@@ -16,7 +16,7 @@ from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
 from .recipes import flash, operations
 from .recipes.matrix import Matrix
-from .recipes.products import operand, product, summation
+from .recipes.products import added, operand, product, summation
 from .recipes.recipe import Recipe
 from .recipes.scaled import WHOLE
 from .span import Array, Span, joined
@@ -130,8 +130,23 @@ def product_of(s: Inputs) -> Span:
 def bias_of(s: Inputs) -> Span:
     b = operations.weight(s.recipe, weight_of(s))[None]
     # Inside the product, the sum may begin at the bias: each of its additions rounds a sum that is larger by as much.
-    more = summation(s.config.hidden_size, 2 * np.square(b), np.zeros(1)) if "qkv_matmul" in s.recipe.fused else 0.0
-    return operations.add(s.recipe, input_of(s), Span.point(b), more=more)
+    x = input_of(s)
+    more: Array = np.zeros(1)
+    if "qkv_matmul" in s.recipe.fused:
+        more = summation(s.config.hidden_size, 2 * np.square(b), np.zeros(1))
+        if any(m.adapters for m in s.evidence.matrices(s.layer, "qkv_matmul")):
+            # Adapters are added to product and bias, which were stored: a rounding more, of what is without them.
+            more = more + s.recipe.result.u * (np.abs(x.mid + b) + np.abs(adapters_of_qkv(s)))
+    return operations.add(s.recipe, x, Span.point(b), more=more)
+
+
+def adapters_of_qkv(s: Inputs) -> Array:
+    """[T, E]: what adapters add to Q, K and V."""
+    x, parts = flat(s.input("attn_norm")), []
+    for m in s.evidence.matrices(s.layer, "qkv_matmul"):
+        own = [added(s.recipe, x, a).mid for a in m.adapters]
+        parts.append(sum(own, np.zeros((len(x.mid), m.shape[0]))))
+    return np.concatenate(parts, 1)
 
 
 def rotation_of(s: Inputs) -> Span:

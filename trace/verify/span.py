@@ -162,6 +162,11 @@ def times(x: Span, y: Span) -> Span:
     return Span(mid, np.minimum.reduce(corners), np.maximum.reduce(corners))
 
 
+def hull(x: Span, y: Span) -> Span:
+    """What either may be; in the middle x."""
+    return Span(x.mid, np.minimum(x.lo, y.lo), np.maximum(x.hi, y.hi))
+
+
 def joined(spans: list[Span], axis: int) -> Span:
     """Spans side by side."""
     if len(spans) == 1:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ...engine.weights import Weights
+from ...engine.weights import Weights, plain
 from ...errors import BadInput
 from ..dump import Dump
 from .engine import settled
@@ -57,7 +57,8 @@ def verify(
     findings, recipe = settled(judge, findings)
     second = None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
     findings = review(judge, findings, recipe, second)
-    operands = {recipe.operand(p.format) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)} - {"F32"}
+    blocks = [plain(p) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)]
+    operands = {recipe.operand(p.format) for p in blocks} - {"F32"}
     return Verification(
         findings=tuple(findings),
         recipe=recipe,

@@ -134,6 +134,16 @@ def mul(x_TF: Array, y_TF: Array) -> Array:
     return _pairwise(rows.mul, x_TF, y_TF)
 
 
+@lru_cache(maxsize=16)
+def _row_of(factor: float, D: int) -> Array:
+    """A row of one number: one forward pass asks for few of them, in every layer."""
+    return np.full(D, factor, np.float32)
+
+
+def scaled(x_TD: Array, factor: float) -> Array:
+    return mul(x_TD, keep(_row_of(factor, x_TD.shape[1])))
+
+
 def silu(x_TF: Array) -> Array:
     T, F = x_TF.shape
     y_TF = empty(T, F)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from ....quant.tensor import QTensor, format_of
 from ...config import ALL, Config
-from ...weights import Weights
+from ...weights import Weights, plain
 from . import attention, rows, signatures
 from . import product as p32
 from . import product8 as p8
@@ -68,7 +69,8 @@ def compile_kernels(w: Weights, precision: str, progress: Callable[[int, int], N
 def prepare(w: Weights, precision: str) -> Weights:
     """Everything uploaded once. Raises BadInput without a usable card, or if its memory is too small."""
     require_card()
-    matrices = [t for _, t in w.matrices()] + ([] if _same(w.embed, w.lm_head) else [w.embed])
+    tied = _same(w.embed, plain(w.lm_head))
+    matrices = [t for _, t in w.matrices()] + ([] if tied else [w.embed])
     need = sum(packed_bytes(t) for t in matrices)
     require_room(need, "the model", "take a smaller model or format, or --backend cpu")
 
@@ -78,7 +80,7 @@ def prepare(w: Weights, precision: str) -> Weights:
     prepared = w.map(vector, matrix)
     return replace(
         prepared,
-        embed=prepared.lm_head if _same(w.embed, w.lm_head) else matrix(w.embed),
+        embed=plain(prepared.lm_head) if tied else matrix(w.embed),
         inv_freq_h=cuda.to_device(np.asarray(w.inv_freq_h, np.float32)),
         long_inv_freq_h=None if w.long_inv_freq_h is None else cuda.to_device(w.long_inv_freq_h),
     )
@@ -238,6 +240,16 @@ def add(x_TD: Rows, y: Any) -> Rows:
 
 def mul(x_TF: Rows, y_TF: Rows) -> Rows:
     return _by_element(rows.mul, x_TF, *y_TF.where)
+
+
+@lru_cache(maxsize=16)
+def _row_of(factor: float, D: int) -> Any:
+    """A row of one number, on the card."""
+    return cuda.to_device(np.full(D, factor, np.float32))
+
+
+def scaled(x_TD: Rows, factor: float) -> Rows:
+    return _by_element(rows.mul, x_TD, _row_of(factor, x_TD.shape[1]), 0, 0)
 
 
 def silu(x_TF: Rows) -> Rows:

@@ -319,6 +319,7 @@ def test_rows(T: int, D: int, seed: int) -> None:
     assert (cpu.add(x_TD, y_TD) == x_TD + y_TD).all()
     assert (cpu.add(x_TD, gain_D) == x_TD + gain_D).all()
     assert (cpu.mul(x_TD, y_TD) == x_TD * y_TD).all()
+    assert (cpu.scaled(x_TD, 1 / 3) == x_TD * np.float32(1 / 3)).all()
 
     want = reference.rms_norm(wide, gain_D.astype(np.float64), 1e-6)
     assert (np.abs(cpu.rms_norm(x_TD, gain_D, 1e-6) - want) <= gamma(D / 2 + 6) * np.abs(want)).all()

@@ -13,10 +13,17 @@ from ..facts import Unjudgeable
 from ..finding import Named
 from ..fit import Fit, compare
 from ..site import Site
-from . import attention, dump, products, rope, vectors
+from . import adapters, attention, dump, products, rope, vectors
 from .hypothesis import Hypothesis
 
-TABLE: tuple[Hypothesis, ...] = (*attention.TABLE, *dump.TABLE, *products.TABLE, *rope.TABLE, *vectors.TABLE)
+TABLE: tuple[Hypothesis, ...] = (
+    *adapters.TABLE,
+    *attention.TABLE,
+    *dump.TABLE,
+    *products.TABLE,
+    *rope.TABLE,
+    *vectors.TABLE,
+)
 
 
 def explain(site: Site, got: NDArray[np.floating[Any]], only: Collection[str] | None = None) -> list[Named]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.weights import Adapted, Adapter
 from ....quant.format import Format
-from ....quant.tensor import QTensor, dequantize, format_of
+from ....quant.tensor import QTensor, dequantize, format_of, take
 from ..span import Array
 
 SLAB = 1 << 18  # weights decoded at a time
@@ -35,11 +36,13 @@ class Matrix:
 
     change: what to do to each decoded slab [rows, I] (first row given): a hypothesis about the decoder, or nothing.
     largest: the largest size of the whole matrix, where this is a part of it.
+    adapters: what is added to its product; its rows are those of the matrix alone.
     """
 
     tensor: QTensor
     change: Callable[[int, NDArray[np.float32]], NDArray[np.float32]] | None = None
     largest: float | None = None
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def format(self) -> str:
@@ -59,7 +62,9 @@ class Matrix:
 
     def head(self, rows: int, largest: float | None = None) -> Matrix:
         """Its first rows."""
-        return replace(self.rebuilt(lambda b: b, 0, min(rows, self.shape[0])), change=self.change, largest=largest)
+        rows = min(rows, self.shape[0])
+        few = tuple(replace(a, up=take(a.up, np.arange(rows))) for a in self.adapters)
+        return replace(self.rebuilt(lambda b: b, 0, rows), change=self.change, largest=largest, adapters=few)
 
     def top(self) -> float:
         """The largest size of a weight."""
@@ -80,7 +85,10 @@ class Matrix:
         """Rows start..stop in other bytes: f takes a copy of their blocks and gives as many."""
         blocks = self.tensor.data.reshape(self.shape[0], -1, self.facts.bytes)[start:stop].copy()
         data = np.ascontiguousarray(f(blocks.view(self.facts.struct)[..., 0])).reshape(-1).view(np.uint8)
-        return Matrix(replace(self.tensor, shape=(len(blocks), self.shape[1]), data=data))
+        return Matrix(
+            replace(self.tensor, shape=(len(blocks), self.shape[1]), data=data),
+            adapters=self.adapters if len(blocks) == self.shape[0] else (),
+        )
 
     def constants(self, start: int, stop: int) -> NDArray[np.float32]:
         """[rows, I]: what decodes where every code is 0, each group's constant: minus its minimum, or minus the offset
@@ -93,3 +101,8 @@ class Matrix:
         if self.facts.minimum is None:
             return None
         return self.constants(start, stop)[:, :: self.facts.group].astype(np.float64)
+
+
+def matrix_of(part: QTensor | Adapted) -> Matrix:
+    """A matrix of a model, with its adapters if it has any."""
+    return Matrix(part.base, adapters=part.adapters) if isinstance(part, Adapted) else Matrix(part)

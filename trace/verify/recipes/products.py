@@ -18,12 +18,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.weights import Adapter
 from ....quant import q16
 from ....quant.tensor import format_of
 from ..parallel import each
-from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus
 from .matrix import Matrix, group_sums
-from .recipe import Recipe
+from .recipe import FLOAT32_RECIPE, Recipe
 from .scaled import KINDS, held
 
 SIGMAS, SIGMAS_ONE_SIGN = 13.0, 6.5
@@ -36,7 +37,32 @@ def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIG
 
 
 def product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
-    """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it.
+    """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it. With what its adapters add."""
+    y = plain_product(r, x, w, rows)
+    for i, a in enumerate(w.adapters):
+        stored = y.map(r.result.round)
+        # PEFT stores the plain product, and the sum when all adapters are in it; others each time.
+        y = plus(hull(y, stored) if i else stored, added(r, x.shaped(lambda v: v[rows]), a))
+    return y
+
+
+def added(r: Recipe, x: Span, a: Adapter) -> Span:
+    """scale * up (down x), each step rounded: to float32, in which PEFT computes adapters whatever the model is of, or
+    as an engine of 16 bits computes everything else."""
+    y = _steps(FLOAT32_RECIPE, x, a)
+    if r.result is FLOAT32 and r.weights is None:
+        return y
+    return hull(y, _steps(replace(r, quantiser=None, requantised=None), x, a))
+
+
+def _steps(r: Recipe, x: Span, a: Adapter) -> Span:
+    y = plain_product(r, x, Matrix(a.down)).map(r.result.round)
+    y = plain_product(r, y, Matrix(a.up)).map(r.result.round)
+    return y.map(lambda v: r.result.round(v * a.scale))
+
+
+def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
+    """The product with the matrix alone.
 
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
     and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.

@@ -1,0 +1,36 @@
+"""A backend for models with adapters: a plain one, by whose own functions what LoRA adds to a product is computed."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ..weights import Adapted
+from . import Kernels
+
+
+class Adapting:
+    """The functions of a backend; `linear` takes an Adapted as well.
+
+    The steps are those of PEFT (tuners/lora/layer.py) where adapters are not merged, y + (up (down x)) * scale, each
+    rounded as the backend rounds.
+    """
+
+    def __init__(self, plain: Kernels) -> None:
+        self._plain = plain
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+    def linear(self, x_TI: Any, w: Any) -> Any:
+        k = self._plain
+        if not isinstance(w, Adapted):
+            return k.linear(x_TI, w)
+        y_TO = k.linear(x_TI, w.base)
+        for a in w.adapters:
+            y_TO = k.add(y_TO, k.scaled(k.linear(k.linear(x_TI, a.down), a.up), a.scale))
+        return y_TO
+
+
+def adapting(k: Kernels) -> Kernels:
+    """The same backend, for weights with adapters."""
+    return cast(Kernels, Adapting(k))

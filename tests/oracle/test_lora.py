@@ -1,0 +1,126 @@
+"""LoRA against PEFT as it is installed: a random adapter that it saves, its stages in float64, its ids, dumps of it by
+plain hooks judged, and mistakes made in its own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qwenref
+from qwenref.engine.load import open_weights
+from qwenref.engine.lora import opened_loras
+from qwenref.judging import opened_for
+from qwenref.tools.dump_hf import capture, cast_weights
+from qwenref.trace.verify.finding import Verification
+from qwenref.trace.verify.verify import EXACT, REPRODUCED, verify
+
+from ..tiny import collect
+
+torch = pytest.importorskip("torch", reason="torch is not installed (make oracle)")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
+peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
+pytestmark = pytest.mark.oracle
+
+IDS = [5, 9, 200, 17, 33, 2, 8]
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def base(dtype: str = "float32") -> Any:
+    torch.manual_seed(3)
+    c = transformers.Qwen2Config(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=272, max_position_embeddings=128, rope_theta=10000.0, rms_norm_eps=float(np.float32(1e-6)),
+    )  # fmt: skip
+    m = transformers.Qwen2ForCausalLM._from_config(c, attn_implementation="eager", dtype=getattr(torch, dtype))
+    for name, p in m.named_parameters():
+        if name.endswith("bias"):
+            p.data.normal_(0, 0.3)
+    return m.eval()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Callable[..., Any]:
+    """Saves a base and a random adapter of it, and gives the adapter as PEFT loads it."""
+
+    def make(dtype: str = "float32", **arguments: Any) -> Any:
+        base(dtype).save_pretrained(tmp_path / "base")
+        made = peft.get_peft_model(base(dtype), peft.LoraConfig(task_type="CAUSAL_LM", **arguments))
+        for name, p in made.named_parameters():
+            if ".lora_" in name:
+                p.data.normal_(0, 0.2)
+        made.save_pretrained(tmp_path / "adapter")
+        return peft.PeftModel.from_pretrained(base(dtype), tmp_path / "adapter").eval()
+
+    return make
+
+
+@pytest.mark.parametrize("arguments", [
+    {"r": 6, "lora_alpha": 10, "target_modules": ALL},
+    {"r": 16, "lora_alpha": 16, "use_rslora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+])  # fmt: skip
+def test_stages_and_ids(folders: Callable[..., Any], arguments: dict[str, Any], tmp_path: Path) -> None:
+    m = folders(**arguments)
+    prompt = torch.tensor([IDS])
+    ids = m.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False)
+    for backend in ("cpu", "reference"):
+        ours = qwenref.load(tmp_path / "base", backend=backend, lora=tmp_path / "adapter")
+        made = ours.generate(IDS, max_tokens=16)
+        list(made)
+        assert made.ids == ids[0, len(IDS) :].tolist()
+    w = open_weights(tmp_path / "base", loras=opened_loras(tmp_path / "adapter")).weights
+    (found,) = collect(w, "reference", "f64", IDS)
+    cast_weights(m, "float64")
+    want: dict[tuple[str, int | None], Any] = {}
+    with capture(m.base_model.model, lambda layer, stage, x: want.__setitem__((stage, layer), x)):
+        m(input_ids=prompt, use_cache=False)
+    assert want.keys() == found.keys()
+    for at, x in want.items():
+        assert np.abs(x - found[at]).max() <= 1e-12 * np.abs(x).max(), at
+
+
+def dumped(m: Any, path: Path) -> Path:
+    with qwenref.hooks(m, path), torch.no_grad():
+        m.generate(torch.tensor([IDS]), attention_mask=torch.ones(1, len(IDS)), max_new_tokens=3, do_sample=False)
+    return path
+
+
+def findings(m: Any, tmp_path: Path) -> Verification:
+    """What the judge says of a dump of the model, by the base and the adapter in the folder."""
+    w = open_weights(tmp_path / "base", loras=opened_loras(tmp_path / "adapter"))
+    return verify(opened_for(dumped(m, tmp_path / "dump.safetensors"), w), w.weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_healthy_dump_is_explained(folders: Callable[..., Any], dtype: str, tmp_path: Path) -> None:
+    """Adapters as they are, and merged, which rounds the sums to the model's type."""
+    m = folders(dtype, r=6, lora_alpha=10, target_modules=ALL)
+    found = findings(m, tmp_path)
+    assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED}
+    assert {f.stage for f in found.findings} >= {"qkv_bias", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "lm_head"}
+    if dtype == "float32":
+        assert {f.verdict for f in findings(m.merge_and_unload(), tmp_path).findings} <= {EXACT, REPRODUCED}
+
+
+MISTAKES: dict[str, tuple[str, Callable[[Any], None], str, str]] = {
+    "left out": ("self_attn.o_proj", lambda module: module.enable_adapters(False), "attn_out", "adapter-missing"),
+    "left out of one of three": ("self_attn.q_proj", lambda module: module.enable_adapters(False), "qkv_bias",
+                                 "adapter-missing"),
+    "twice": ("mlp.down_proj", lambda module: module.set_scale("default", 2.0), "ffn_out", "adapter-twice"),
+    "by 1": ("mlp.up_proj", lambda module: module.scaling.update(default=1.0), "ffn_up", "adapter-scaled"),
+    "other scale": ("mlp.gate_proj", lambda module: module.set_scale("default", 0.3), "ffn_gate", "adapter-scaled"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_pefts_own_module(folders: Callable[..., Any], mistake: str, tmp_path: Path) -> None:
+    where, make, stage, name = MISTAKES[mistake]
+    m = folders(r=6, lora_alpha=10, target_modules=ALL)
+    make(m.base_model.model.get_submodule(f"model.layers.1.{where}"))
+    bad = [f for f in findings(m, tmp_path).findings if f.verdict not in (EXACT, REPRODUCED)]
+    assert {(f.layer, f.stage) for f in bad} == {(1, stage)}
+    for f in bad:
+        assert f.hypotheses and f.hypotheses[0].name == name, f.hypotheses

@@ -1,0 +1,93 @@
+"""The judge on models with LoRA adapters: healthy engines are explained without any mistake, and an adapter that is
+left out, applied twice or by another scale is found where it is and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from qwenref.engine.weights import Adapted, Adapter, Weights, parts
+from qwenref.trace.verify.verify import EXACT, REPRODUCED, UNEXPLAINED, verify
+
+from ...engines import dump_of
+from ...tiny import tiny_weights, with_adapters
+
+TOKENS = np.random.default_rng(1).integers(0, 259, 9).tolist()
+FIELDS = ("qkv", "attn_out", "gate_up", "ffn_down")
+Change = Callable[[tuple[Adapter, ...]], tuple[Adapter, ...]]
+
+
+@cache
+def adapted(formats: str = "F32", count: int = 1) -> Weights:
+    sizes = {"hidden": 256, "head_dim": 64, "mlp": 256} if formats != "F32" else {}
+    return with_adapters(tiny_weights(formats=formats, **sizes), count)
+
+
+def planted(w: Weights, field: str, change: Change, at: int = 1) -> Weights:
+    """The model with the adapters of a layer's field changed."""
+    leaf = getattr(w.layers[at], field)
+    own = tuple(replace(p, adapters=change(p.adapters)) if isinstance(p, Adapted) else p for p in parts(leaf))
+    layers = list(w.layers)
+    layers[at] = replace(layers[at], **{field: own if isinstance(leaf, tuple) else own[0]})
+    return replace(w, layers=tuple(layers))
+
+
+@pytest.mark.parametrize(("engine", "count"), [("HF float32", 1), ("HF bfloat16", 2), ("reference f64", 2)])
+def test_healthy(engine: str, count: int) -> None:
+    w = adapted(count=count)
+    found = verify(dump_of(w, engine, TOKENS, steps=[5, 9]), w)
+    assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED} and found.status == 0
+
+
+@pytest.mark.parametrize("engine", ["cpu int8"])
+def test_healthy_on_quantised_weights(engine: str) -> None:
+    w = adapted("Q4_K")
+    found = verify(dump_of(w, engine, TOKENS), w)
+    assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED} and found.status == 0
+
+
+MISTAKES: dict[str, tuple[Change, str, str]] = {
+    "left out": (lambda a: (), "adapter-missing", "the adapter is not applied"),
+    "twice": (lambda a: a * 2, "adapter-twice", "the adapter is applied twice"),
+    "by 0.25": (lambda a: (replace(a[0], scale=a[0].scale / 4),), "adapter-scaled", "0.25 times what it should"),
+    "by 1": (lambda a: (replace(a[0], scale=1.0),), "adapter-scaled", "(as if its scale were 1)"),
+    "rslora": (lambda a: (replace(a[0], scale=a[0].scale * 5**0.5),), "adapter-scaled", "alpha / sqrt(r) in place of"),
+}
+STAGES = {"qkv": {"qkv_matmul"}, "attn_out": {"attn_out"}, "gate_up": {"ffn_gate", "ffn_up"}, "ffn_down": {"ffn_out"}}
+
+
+TURNS = [  # the rest in PEFT's own modules, tests/oracle/test_lora.py
+    ("left out", "qkv", "HF float32"), ("twice", "gate_up", "cpu f32"), ("by 0.25", "attn_out", "HF bfloat16"),
+    ("by 1", "ffn_down", "HF float32"), ("rslora", "attn_out", "HF bfloat16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mistake", "field", "engine"), TURNS)
+def test_a_mistake_is_found_and_named(mistake: str, field: str, engine: str) -> None:
+    change, name, words = MISTAKES[mistake]
+    w = adapted()
+    found = verify(dump_of(planted(w, field, change), engine, TOKENS), w)
+    bad = [f for f in found.findings if f.verdict == UNEXPLAINED]
+    assert {(f.layer, f.stage) for f in bad} == {(1, stage) for stage in STAGES[field]}
+    for f in bad:
+        assert f.hypotheses and f.hypotheses[0].name == name and words in f.hypotheses[0].sentence, f.hypotheses
+
+
+def test_one_of_two_adapters_and_one_of_three_matrices() -> None:
+    w = adapted(count=2)
+    (f,) = [
+        f
+        for f in verify(dump_of(planted(w, "attn_out", lambda a: a[:1]), "HF float32", TOKENS), w).findings
+        if f.verdict == UNEXPLAINED
+    ]
+    assert f.hypotheses[0].sentence == "adapter 2 of 2 is not applied"
+    w = adapted()
+    q, k, v = w.layers[0].qkv
+    layers = (replace(w.layers[0], qkv=(q, k.base, v)), w.layers[1])
+    found = verify(dump_of(replace(w, layers=layers), "HF float32", TOKENS), w)
+    (f,) = [f for f in found.findings if f.verdict == UNEXPLAINED]
+    assert (f.layer, f.stage) == (0, "qkv_matmul") and "is not applied" in f.hypotheses[0].sentence
