@@ -1,4 +1,4 @@
-"""engine dump-llamacpp: every stage of a llama.cpp run of Qwen2, through llama-cpp-python's evaluation callback.
+"""engine dump-llamacpp: every stage of a llama.cpp run of Qwen2, through its scheduler's evaluation callback.
 
 llama.cpp hands out the nodes of its graph by names that repeat (Qcur-0 is three operations) or say nothing (node_31),
 so a node is known by its operation and by the weight that it reads, or else by its own name.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.metadata
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,114 +21,158 @@ from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
 from ..errors import BadInput
-from ..trace.stages import STAGES, Stage
-from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
+from ..quant.ggml import NUMBERS
+from ..trace.stages import STAGES, Node, Stage
+from .foreign import EmitRows, Forward, add_dump_arguments, job, write_dump
+from .libllama import Evaluation, LibLlama, Log, Tensor, library
+from .terminal import on_stderr
 
-# (operation, weight that it reads or else own name, both without the layer): (stage, part of it).
-NODES = {
-    (node.operation, node.name): (stage, part)
-    for stage in STAGES
-    for part, nodes in enumerate(stage.ggml)
-    for node in nodes
-}
-GGML_TYPES = {"f32": 0, "f16": 1}
+# Of a node (operation, weight that it reads or else own name, without the layer): (stage, part of it, how it shows it).
+NODES: dict[tuple[str, str], list[tuple[Stage, int, Node]]] = {}
+for _stage in STAGES:
+    for _part, _nodes in enumerate(_stage.ggml):
+        for _node in _nodes:
+            NODES.setdefault((_node.operation, _node.name), []).append((_stage, _part, _node))
+
 ABSENT = {s.name: s.unless_ggml for s in STAGES if not s.ggml}
-NOTES = (
-    "flash attention off; all positions' logits asked for, or the last layer would compute one position",
-    "attn_scores are llama.cpp's times 1/sqrt(H), which it applies inside the soft-max; the cache's padding is cut off",
-)
+FLASH = {s.name: "inside of flash attention" for s in STAGES if s.kind in ("scores", "soft-max")}
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama.h: llama_flash_attn_type
+EMBEDDED = ("GET_ROWS", "token_embd.weight")  # the first node of each graph
 
 
-class Tensor(ctypes.Structure):
-    """ggml_tensor as ggml.h has it, up to its name; where the library has that is checked at every node."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How llama.cpp is asked to run. library: None for llama-cpp-python's. flash: a key of ATTENTION. keys, values: of
+    KV_TYPES. batch, ubatch: positions of a call and of a graph, 0 for as many as there are. threads: 0 for its choice.
+    gpu_layers: on a device. repack: whether it may lay out weights for the machine when it loads them.
+    """
 
-    _fields_ = [
-        ("type", ctypes.c_int32),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int32),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-    ]
+    library: Path | None = None
+    flash: str = "off"
+    keys: str = "f16"
+    values: str = "f16"
+    batch: int = 0
+    ubatch: int = 0
+    threads: int = 0
+    gpu_layers: int = 0
+    repack: bool = True
+
+    def __str__(self) -> str:
+        cache = self.keys if self.keys == self.values else f"{self.keys} keys and {self.values} values"
+        return f"ggml's activations, {cache} cache"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Runs a GGUF model in llama.cpp on the CPU and writes its stages, as engine trace does."
+    parser.description = (
+        "Runs a GGUF model in llama.cpp and writes its stages, as engine trace does. Flash attention is off if it is\n"
+        "not asked for, since it holds no scores; a prompt that is cut (-ub) is a phase for each piece."
+    )
     parser.epilog = (
-        "needs llama-cpp-python: pip install llama-cpp-python\n"
-        "example: engine dump-llamacpp model.gguf llama-trace -p 'What is 2+2?' --kv f32 --decode-steps 2"
+        "needs llama-cpp-python (pip install llama-cpp-python) or another libllama (--libllama)\n"
+        "examples:\n"
+        "  engine dump-llamacpp model.gguf llama-trace -p 'What is 2+2?' --kv f32 --decode-steps 2\n"
+        "  engine dump-llamacpp model.gguf as-it-is -p 'What is 2+2?' -fa auto -ctk q8_0 -ctv q8_0 -ub 512"
     )
     add_dump_arguments(parser)
-    parser.add_argument("--kv", choices=GGML_TYPES, default="f16", help="the key/value cache (default: f16)")
-    parser.add_argument(
-        "-t", "--threads", type=int, default=0, metavar="N", help="threads (default: llama.cpp's choice)"
-    )
+    add = parser.add_argument
+    add("--kv", choices=KV_TYPES, default="f16", metavar="TYPE", help=f"the key/value cache: {', '.join(KV_TYPES)}")
+    add("-ctk", "--cache-type-k", choices=KV_TYPES, metavar="TYPE", help="that of keys alone")
+    add("-ctv", "--cache-type-v", choices=KV_TYPES, metavar="TYPE", help="that of values alone")
+    add("-fa", "--flash-attn", choices=ATTENTION, default="off", help="flash attention (default: off)")
+    add("-b", "--batch-size", type=int, default=0, metavar="N", help="positions of a call (default: all)")
+    add("-ub", "--ubatch-size", type=int, default=0, metavar="N", help="positions of a graph (default: those of -b)")
+    add("-t", "--threads", type=int, default=0, metavar="N", help="threads (default: llama.cpp's choice)")
+    add("-ngl", "--gpu-layers", type=int, default=0, metavar="N", help="layers on a device (default: 0)")
+    add("--no-repack", action="store_true", help="weights stay as they are in the file (llama.cpp's -nr)")
+    add("--libllama", type=Path, metavar="PATH", help="a llama.cpp: its libllama, or the folder of it")
 
 
 def main(args: argparse.Namespace) -> int:
-    try:
-        import llama_cpp
-    except ModuleNotFoundError as error:
-        raise BadInput(f"dump-llamacpp needs {error.name}; get it with: pip install llama-cpp-python") from None
-    j = job(args, ABSENT)
+    for name in ("batch_size", "ubatch_size", "threads", "gpu_layers"):
+        if getattr(args, name) < 0:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: it cannot be negative")
+    run = Run(
+        args.libllama, args.flash_attn, args.cache_type_k or args.kv, args.cache_type_v or args.kv, args.batch_size,
+        args.ubatch_size, args.threads, args.gpu_layers, not args.no_repack,
+    )  # fmt: skip
+    found = library(run.library)
+    absent = ABSENT | (FLASH if run.flash == "on" else {})
+    j = job(args, absent)
     if not j.checkpoint.container.startswith("GGUF"):
         raise BadInput(f"{j.checkpoint.path} is {j.checkpoint.container}; llama.cpp reads GGUF")
+    lib = LibLlama(found)
+    lib.begin()
     facts = {
         "engine": "llama.cpp",
-        "versions": {"llama-cpp-python": llama_cpp.__version__},
-        "backend": llama_cpp.llama_print_system_info().decode().strip(" |"),
-        "precision": f"ggml's activations, {args.kv} cache",
-        "notes": list(NOTES),
+        "versions": {"llama-cpp-python": importlib.metadata.version("llama-cpp-python")} if not run.library else {},
+        "backend": lib.llama_print_system_info().decode().strip(" |"),
+        "precision": str(run),
+        "notes": list(notes(run, found)),
     }
     capacity = len(j.ids) + j.plan.decode_steps
-    write_dump(j, running(j.checkpoint, capacity, args.kv, args.threads), ABSENT, facts)
+    wanted = j.plan.wants
+    write_dump(j, running(j.checkpoint, capacity, run, wanted, absent), absent, facts)
+    if fused := [name for name in absent if name not in ABSENT]:
+        on_stderr(f"absent, since flash attention fuses them: {', '.join(fused)}")
     return 0
 
 
+def notes(run: Run, found: Path) -> Iterator[str]:
+    """What of the run does not show in the values."""
+    yield f"flash attention {run.flash}; all positions' logits asked for, or the last layer would compute one position"
+    yield (
+        "attn_scores are llama.cpp's times 1/sqrt(H), which it applies inside the soft-max; the cache's padding is cut "
+        "off"
+    )
+    if run.library is not None:
+        yield f"the library is {found}"
+    if run.gpu_layers:
+        yield "a device's kernel ends at each stage that is taken, so it fuses less than it would unobserved"
+
+
 @contextmanager
-def running(c: Checkpoint, capacity: int, kv: str, threads: int = 0) -> Iterator[Forward]:
+def running(
+    c: Checkpoint,
+    capacity: int,
+    run: Run,
+    wanted: Callable[[Stage, int | None], bool] = lambda stage, layer: True,
+    absent: dict[str, str] | None = None,
+) -> Iterator[Forward]:
     """A forward pass of llama.cpp, with its key/value cache from call to call.
 
-    capacity: positions of all calls together. kv: the cache's type. Raises BadInput where llama.cpp refuses.
+    capacity: positions of all calls together. wanted: stages to hand out. absent: gets what flash attention turns out
+    to fuse. Raises BadInput where llama.cpp refuses.
     """
-    from llama_cpp import llama_cpp as lib
-
+    lib = LibLlama(library(run.library))
     log: list[str] = []
-    keep_log = lib.llama_log_callback(lambda _level, text, _data: log.append(text.decode(errors="replace").strip()))
-    lib.llama_log_set(keep_log, ctypes.c_void_p(0))
+    keep_log = Log(lambda _level, text, _data: log.append(text.decode(errors="replace").strip()))
+    lib.llama_log_set(keep_log, None)
 
     def refused(what: str) -> BadInput:
         return BadInput(
             f"{c.path}: llama.cpp cannot {what}: {next((x for x in reversed(log) if x), 'no reason given')}"
         )
 
-    lib.llama_backend_init()
-    graph = Graph(c.config.head_dim)
+    lib.begin()
+    graph = Graph(lib, c.config.head_dim, wanted, {} if absent is None else absent)
     settings = lib.llama_model_default_params()
-    settings.n_gpu_layers = 0
+    settings.put(lib.model.n_gpu_layers, ctypes.c_int32(run.gpu_layers))
+    if not run.repack:
+        settings.put(lib.model.use_extra_bufts, ctypes.c_bool(False))
     model = lib.llama_model_load_from_file(str(c.path).encode(), settings)
     if not model:
         raise refused("load it")
     try:
-        p = lib.llama_context_default_params()
-        p.n_ctx = p.n_batch = p.n_ubatch = capacity  # one pass: a prompt must not be cut into several graphs
-        p.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        p.type_k = p.type_v = GGML_TYPES[kv]
-        p.cb_eval = keep_callback = lib.ggml_backend_sched_eval_callback(graph.callback)
-        if threads:
-            p.n_threads = p.n_threads_batch = threads
-        context = lib.llama_init_from_model(model, p)
+        keep_callback = Evaluation(graph.callback)
+        batch_size = min(run.batch or capacity, capacity)
+        context = lib.llama_init_from_model(model, context_settings(lib, run, capacity, batch_size, keep_callback))
         if not context:
             raise refused(f"make a context of {capacity} positions")
+        check_settings(lib, context, capacity, batch_size, min(run.ubatch or batch_size, batch_size))
         past = 0
 
-        def forward(tokens: Sequence[int], emit: Emit) -> NDArray[np.floating[Any]]:
+        def decode(tokens: Sequence[int]) -> None:
             nonlocal past
             batch = lib.llama_batch_init(len(tokens), 0, 1)
             try:
@@ -134,7 +180,6 @@ def running(c: Checkpoint, capacity: int, kv: str, threads: int = 0) -> Iterator
                 for i, token in enumerate(tokens):
                     batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, past + i, 1
                     batch.seq_id[i][0], batch.logits[i] = 0, 1
-                graph.begin(past, emit)
                 status = lib.llama_decode(context, batch)
             finally:
                 lib.llama_batch_free(batch)
@@ -143,6 +188,11 @@ def running(c: Checkpoint, capacity: int, kv: str, threads: int = 0) -> Iterator
             if status:
                 raise refused(f"decode (status {status})")
             past += len(tokens)
+
+        def forward(tokens: Sequence[int], emit: EmitRows) -> NDArray[np.floating[Any]]:
+            graph.begin(past, emit)
+            for start in range(0, len(tokens), batch_size):
+                decode(tokens[start : start + batch_size])
             return np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (c.config.vocab_size,)).copy()
 
         try:
@@ -151,83 +201,115 @@ def running(c: Checkpoint, capacity: int, kv: str, threads: int = 0) -> Iterator
             lib.llama_free(context)
     finally:
         lib.llama_model_free(model)
-        lib.llama_log_set(lib.llama_log_callback(0), ctypes.c_void_p(0))
+        lib.llama_log_set(Log(), None)
         del keep_log, keep_callback  # ctypes does not keep what it has handed out
+
+
+def context_settings(lib: LibLlama, run: Run, capacity: int, batch_size: int, callback: Any) -> Any:
+    """llama_context_params of a run. Raises BadInput for flash attention where this version cannot be told of it."""
+    p, at = lib.llama_context_default_params(), lib.context
+    if at.flash_attn_type is None and run.flash != "off":
+        raise BadInput(f"{lib.path} is older than August 2025; dump-llamacpp can ask it for no flash attention")
+    for where, value in (
+        (at.n_ctx, capacity), (at.n_batch, batch_size), (at.n_ubatch, min(run.ubatch or batch_size, batch_size)),
+        (at.flash_attn_type, ATTENTION[run.flash]), (at.type_k, NUMBERS[run.keys.upper()]),
+        (at.type_v, NUMBERS[run.values.upper()]),
+    ):  # fmt: skip
+        if where is not None:
+            p.put(where, ctypes.c_int32(value))
+    if run.threads:
+        p.put(at.n_threads, ctypes.c_int32(run.threads))
+        p.put(at.n_threads_batch, ctypes.c_int32(run.threads))
+    p.put(at.cb_eval, callback)
+    return p
+
+
+def check_settings(lib: LibLlama, context: Any, capacity: int, batch: int, ubatch: int) -> None:
+    """Raises BadInput if a context is not as it was asked for: its settings lie elsewhere, or it has its own limits."""
+    made = lib.llama_n_ctx(context), lib.llama_n_batch(context), lib.llama_n_ubatch(context)
+    if made[0] < capacity or made[1] < batch or made[2] != ubatch:
+        raise BadInput(
+            f"{lib.path} made a context of {made[0]} positions, {made[1]} a call and {made[2]} a graph where "
+            f"{capacity}, {batch} and {ubatch} were asked for"
+        )
 
 
 class Graph:
     """Turns the nodes of a pass into stages: llama.cpp calls `callback` before and after it computes each."""
 
-    def __init__(self, head_dim: int) -> None:
-        self.head_dim, self.ggml = head_dim, _ggml()
+    def __init__(
+        self, lib: LibLlama, head_dim: int, wanted: Callable[[Stage, int | None], bool], absent: dict[str, str]
+    ) -> None:
+        self.lib, self.head_dim, self.wanted, self.absent = lib, head_dim, wanted, absent
         self.error: BaseException | None = None
 
-    def begin(self, past: int, emit: Emit) -> None:
-        """The next nodes belong to a pass behind `past` positions."""
-        self.past, self.emit = past, emit
+    def begin(self, past: int, emit: EmitRows) -> None:
+        """The next nodes belong to a pass behind `past` positions; it may take several graphs."""
+        self.first, self.emit = past, emit
+        self.past = self.end = past
         self.parts: dict[tuple[int | None, str], dict[int, NDArray[np.float32]]] = {}
 
     def callback(self, address: int, ask: bool, _data: Any) -> bool:
         """ask: whether the node is wanted; False otherwise stops the pass."""
         try:
-            if self.ggml.ggml_get_name(address) != address + Tensor.name.offset:
-                raise BadInput("this llama-cpp-python has another layout of ggml_tensor than dump-llamacpp knows")
+            if self.lib.ggml_get_name(address) != address + Tensor.name.offset:
+                raise BadInput(f"{self.lib.path} has another layout of ggml_tensor than dump-llamacpp knows")
             t = Tensor.from_address(address)
-            found = self._find(address, t)
-            if found is not None and not ask:
-                self._take(t, *found)
-            return found is not None or not ask
+            operation = self.lib.ggml_op_desc(address).decode()
+            name, layer = named(t)
+            if ask and (operation, name) == EMBEDDED:
+                self.past, self.end = self.end, self.end + t.ne[1]
+            if operation == "FLASH_ATTN_EXT":
+                self.absent |= FLASH
+            found = [
+                (of, stage, part, node)
+                for stage, part, node in NODES.get((operation, name), ())
+                if self.wanted(stage, of := None if stage.scope == "whole" else layer)
+            ]
+            for of, stage, part, node in () if ask else found:
+                self._take(address if node.side == "output" else t.src[1], of, stage, part)
+            return bool(found) or not ask
         except BaseException as error:  # nothing may pass through C; the pass raises it when C has come back
             self.error = error
             return False
 
-    def _find(self, address: int, t: Tensor) -> tuple[int | None, Stage, int] | None:
-        """(layer, stage, part) of a node, None if it is no stage."""
-        read = [Tensor.from_address(source).name.decode() for source in t.src if source]
-        name = next((n for n in read if n.endswith((".weight", ".bias"))), t.name.decode())
-        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(.+?)(?:-(\d+))?", name)
-        found = match and NODES.get((self.ggml.ggml_op_desc(address).decode(), match[2]))
-        if not match or not found:
-            return None
-        stage, part = found
-        return None if stage.scope == "whole" else int(match[1] or match[3] or 0), stage, part
-
-    def _take(self, t: Tensor, layer: int | None, stage: Stage, part: int) -> None:
+    def _take(self, address: int, layer: int | None, stage: Stage, part: int) -> None:
         parts = self.parts.setdefault((layer, stage.name), {})
-        parts[part] = _values(t)
+        parts[part] = self._values(address)
         if len(parts) == len(stage.ggml):
             whole = np.concatenate([parts[i] for i in sorted(parts)], axis=-1)
-            self.emit(layer, stage.name, self._shaped(stage, whole))
+            parts.clear()
+            rows = range(self.past - self.first, self.end - self.first)
+            self.emit(layer, stage.name, self._shaped(stage, whole), rows)
 
     def _shaped(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """ggml's four dimensions, outermost first, as trace/stages.py has them."""
         if stage.kind == "rotation":
             return x[0]
         if "S" in stage.letters:
-            x = x[0, :, :, : self.past + x.shape[2]]
+            x = x[0, :, :, : self.end]
             return np.tril(x * np.float32(self.head_dim**-0.5), self.past) if stage.kind == "scores" else x
         x = x[0, 0]
         if stage.kind == "mix":
             return x.reshape(len(x), -1, self.head_dim)
         return x[-1] if stage.positions == "last" else x
 
+    def _values(self, address: int) -> NDArray[np.float32]:
+        """A copy of a node's values, from wherever they are, outermost dimension first."""
+        t = Tensor.from_address(address)
+        if t.type != NUMBERS["F32"]:
+            raise BadInput(f"llama.cpp's node {t.name.decode()} is of ggml type {t.type}, not F32")
+        held = np.empty(self.lib.ggml_nbytes(address), np.uint8)
+        self.lib.ggml_backend_tensor_get(address, held.ctypes.data, 0, held.nbytes)
+        shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
+        values: NDArray[np.float32] = np.ndarray(shape, np.float32, held.data, 0, strides)
+        return values.copy()
 
-def _values(t: Tensor) -> NDArray[np.float32]:
-    """A copy of the node's values, outermost dimension first."""
-    if t.type != GGML_TYPES["f32"]:
-        raise BadInput(f"llama.cpp's node {t.name.decode()} is of ggml type {t.type}, not F32")
-    shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
-    room = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 4
-    values: NDArray[np.float32] = np.ndarray(shape, np.float32, (ctypes.c_char * room).from_address(t.data), 0, strides)
-    return values.copy()
 
-
-def _ggml() -> ctypes.CDLL:
-    """The ggml that llama-cpp-python has brought with it, and has loaded."""
-    import llama_cpp
-
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    ggml = ctypes.CDLL(str(next(p for p in sorted(folder.iterdir()) if "ggml-base" in p.name)))
-    ggml.ggml_op_desc.argtypes, ggml.ggml_op_desc.restype = [ctypes.c_void_p], ctypes.c_char_p
-    ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_void_p
-    return ggml
+def named(t: Tensor) -> tuple[str, int]:
+    """The weight that a node reads, or else its own name, without the layer; and the layer."""
+    read = [Tensor.from_address(source).name.decode() for source in t.src if source]
+    name = next((n for n in read if n.endswith((".weight", ".bias"))), t.name.decode())
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)(?:-(\d+))?", name, re.DOTALL)
+    assert match is not None
+    return match[2], int(match[1] or match[3] or 0)

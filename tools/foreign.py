@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +26,36 @@ from .load import open_weights
 from .prompt import given_tokens
 from .record import add_prompt_arguments, best, print_files, print_tokens, prompt_of
 
-# A stage of a forward pass: (layer or None for the whole model, stage, value).
+# Takes a stage of a forward pass: (layer or None for the whole model, stage, value).
 Emit = Callable[[int | None, str, NDArray[np.floating[Any]]], None]
+
+
+class EmitRows(Protocol):
+    """The same of an engine that may take a pass in pieces. rows: which of the pass's positions the value is of; None:
+    all of them."""
+
+    def __call__(
+        self, layer: int | None, stage: str, value: NDArray[np.floating[Any]], rows: range | None = None
+    ) -> None: ...
+
+
 # One pass over new tokens behind those of the passes before: hands out its stages, returns the last position's logits.
-Forward = Callable[[Sequence[int], Emit], NDArray[np.floating[Any]]]
+Forward = Callable[[Sequence[int], EmitRows], NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A dump to make; all that can be known to be wrong before the engine loads the model has been refused."""
+    """A dump to make; all that can be known to be wrong before the engine loads the model has been refused.
+
+    named: whether the stages were named one by one, so that each must come.
+    """
 
     checkpoint: Checkpoint
     tokenizer: Tokens | None
     ids: list[int]
     plan: Plan
     target: Path
+    named: bool
 
 
 def add_dump_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +74,8 @@ def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
     """
     ids = given_tokens(args)
     asked = plan(args.stages, args.layers, "all", args.decode_steps)
-    there = replace(asked, stages=tuple(s for s in asked.stages if s.name not in absent))
-    if there != asked and args.stages.strip().lower() != "all":
-        name = next(s.name for s in asked.stages if s.name in absent)
-        raise BadInput(f"this engine has no stage {name}: {absent[name]}")
+    named = args.stages.strip().lower() != "all"
+    there = without(asked, absent, named)
     target = Path(args.directory)
     check_target(target)
     checkpoint, _ = open_weights(args.model)
@@ -71,7 +84,16 @@ def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
     ids, tokenizer = prompt_of(args, ids, checkpoint)
     check_prompt(ids, c, args.decode_steps)
     check_room(there, c, len(ids), target)
-    return Job(checkpoint, tokenizer, ids, there, target)
+    return Job(checkpoint, tokenizer, ids, there, target, named)
+
+
+def without(asked: Plan, absent: Mapping[str, str], named: bool) -> Plan:
+    """The plan without stages that the engine does not compute. Raises BadInput if one of them was named."""
+    there = replace(asked, stages=tuple(s for s in asked.stages if s.name not in absent))
+    if there != asked and named:
+        name = next(s.name for s in asked.stages if s.name in absent)
+        raise BadInput(f"this engine has no stage {name}: {absent[name]}")
+    return there
 
 
 def write_dump(
@@ -79,23 +101,29 @@ def write_dump(
 ) -> None:
     """Runs the prompt, then the decode steps greedily, writes what is wanted of each pass, and says what was written.
 
+    What the engine takes in pieces, each a graph of its own, is a phase for each. absent: may grow while it runs.
     facts: what the manifest says of the engine, over what it says of every run. Raises BadInput if a stage asked for
     did not come.
     """
     c = j.checkpoint.config
     with written_down(j.target), DumpWriter(j.target, {}, c.sizes) as writer, engine as forward:
+        phases: dict[int, int] = {}  # by their first positions
 
-        def run(tokens: Sequence[int], positions: range, phase: int) -> NDArray[np.floating[Any]]:
-            def emit(layer: int | None, stage: str, value: NDArray[np.floating[Any]]) -> None:
+        def run(tokens: Sequence[int], positions: range, _pass: int) -> NDArray[np.floating[Any]]:
+            def emit(
+                layer: int | None, stage: str, value: NDArray[np.floating[Any]], rows: range | None = None
+            ) -> None:
                 s = by_name(stage)
                 if j.plan.wants(s, layer):
-                    where = positions if "T" in s.letters else positions[-1:]
-                    writer.put(stage, layer, value, where, phase=phase)
+                    of = positions if rows is None else positions[rows.start : rows.stop]
+                    phase = phases.setdefault(of[0], len(phases))
+                    writer.put(stage, layer, value, of if "T" in s.letters else of[-1:], phase=phase)
 
             return forward(tokens, emit)
 
         made, logits = greedy_passes(j.ids, j.plan.decode_steps, run)
-        require_all(j.plan, c.num_hidden_layers, writer.kept)
+        asked = replace(without(j.plan, absent, j.named), decode_steps=max(len(phases) - 1, j.plan.decode_steps))
+        require_all(asked, c.num_hidden_layers, writer.kept)
         writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint))
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)

@@ -54,10 +54,11 @@ class Module:
 @dataclass(frozen=True, slots=True)
 class Node:
     """A node of llama.cpp's graph: its operation, and the weight that it reads or else its own name, both without the
-    layer. (Qcur-0 is three nodes, node_31 any.)"""
+    layer. (Qcur-0 is three nodes, node_31 any.) side: its result, or what it multiplies by the weight."""
 
     operation: str
     name: str
+    side: Literal["output", "input"] = "output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,15 @@ def _modules(text: str) -> tuple[Module, ...]:
 
 
 def _nodes(text: str) -> tuple[tuple[Node, ...], ...]:
-    """`MUL attn_norm.weight`: parts apart by commas, alternatives of a part by `or`."""
-    return tuple(tuple(Node(*node.split()) for node in part.split(" or ")) for part in filter(None, text.split(", ")))
+    """`MUL attn_norm.weight`, `input of MUL_MAT attn_output.weight`: parts apart by commas, alternatives of a part by
+    `or`."""
+
+    def node(words: str) -> Node:
+        path = words.removeprefix("input of ")
+        operation, name = path.split()
+        return Node(operation, name, "input" if path != words else "output")
+
+    return tuple(tuple(map(node, part.split(" or "))) for part in filter(None, text.split(", ")))
 
 
 def _stage(
@@ -176,7 +184,7 @@ STAGES: tuple[Stage, ...] = (
            meta="input of .attention.wo", graph="kqv_out",
            trt="input of .attention.dense",
            onnx="*/self_attn/MatMul_1",
-           ggml="CONT kqv_out"),
+           ggml="input of MUL_MAT attn_output.weight"),
     _stage("attn_out", "T D", "product", "attention", "attn_out", output_projection="after", residual="before",
            hf=".self_attn.o_proj", fused=".self_attn.o_proj", fused_too=".self_attn", meta=".attention.wo",
            graph="attn_out",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,11 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not ins
 
 from qwenref.engine.files import open_checkpoint  # noqa: E402
 from qwenref.engine.kernels import reference  # noqa: E402
+from qwenref.errors import BadInput  # noqa: E402
+from qwenref.quant.ggml import NUMBERS  # noqa: E402
 from qwenref.quant.tensor import dequantize  # noqa: E402
-from qwenref.tools import dump_llamacpp  # noqa: E402
+from qwenref.tools import dump_llamacpp, libllama  # noqa: E402
+from qwenref.tools.dump_llamacpp import Run, running  # noqa: E402
 from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump  # noqa: E402
@@ -35,10 +41,25 @@ def kv(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def repack(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bool:
+    """Whether this build may lay out weights for the machine. One that was compiled for AMX dies of an illegal
+    instruction where a virtual machine names AMX and does not let it be used."""
+    at = tmp_path_factory.mktemp("repack") / "dump"
+    words = ["dump-llamacpp", str(model_path), str(at), "--tokens", "1,2", "--stages", "ffn_out"]
+    ended = subprocess.run([sys.executable, "-P", "-m", "qwenref.tools.main", *words], check=False, capture_output=True)
+    assert ended.returncode in (0, -signal.SIGILL), ended.stderr
+    return ended.returncode == 0
+
+
 @pytest.fixture(scope="module")
-def dump(model_path: Path, tmp_path_factory: pytest.TempPathFactory, kv: str) -> Dump:
+def dump(model_path: Path, tmp_path_factory: pytest.TempPathFactory, kv: str, repack: bool) -> Dump:
     at = tmp_path_factory.mktemp(kv) / "dump"
-    assert main(["dump-llamacpp", str(model_path), str(at), "-p", TEXT, "--kv", kv, "--decode-steps", str(STEPS)]) == 0
+    return made(model_path, at, repack, "-p", TEXT, "--kv", kv, "--decode-steps", str(STEPS))
+
+
+def made(model: Path, at: Path, repack: bool, *words: str) -> Dump:
+    assert main(["dump-llamacpp", str(model), str(at), *words, *([] if repack else ["--no-repack"])]) == 0
     return open_dump(at)
 
 
@@ -136,30 +157,94 @@ def test_the_whole_models_stages(dump: Dump, model_path: Path) -> None:
         assert int(logits.argmax()) == [*dump.run["generated"], dump.run["next"][-1]["id"]][phase]
 
 
-@cache
-def undisturbed(path: Path, kv: str, ids: tuple[int, ...]) -> NDArray[np.float32]:
-    """llama.cpp's logits of the last of the ids with no callback, all settings otherwise the same."""
-    llama = llama_cpp.Llama(
-        str(path), n_ctx=len(ids) + STEPS, n_batch=len(ids) + STEPS, n_ubatch=len(ids) + STEPS, logits_all=True,
-        type_k=dump_llamacpp.GGML_TYPES[kv], type_v=dump_llamacpp.GGML_TYPES[kv], flash_attn=False, verbose=False,
-    )  # fmt: skip
+def undisturbed(path: Path, kv: str, ids: list[int], repack: bool, flash: bool = False) -> NDArray[np.float32]:
+    """llama-cpp-python's logits of the last of the ids with no callback, all settings otherwise the same."""
+    settings = llama_cpp.llama_model_default_params()
+    settings.use_extra_bufts = repack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", lambda: settings)
+        llama = llama_cpp.Llama(
+            str(path), n_ctx=len(ids) + STEPS, n_batch=len(ids) + STEPS, n_ubatch=len(ids) + STEPS, logits_all=True,
+            n_gpu_layers=0, type_k=NUMBERS[kv.upper()], type_v=NUMBERS[kv.upper()], flash_attn=flash, verbose=False,
+        )  # fmt: skip
     llama.eval(ids)
     return np.array(llama.scores[len(ids) - 1], np.float32)
 
 
-def test_looking_changes_no_bit(dump: Dump, model_path: Path, kv: str) -> None:
+def test_looking_changes_no_bit(dump: Dump, model_path: Path, kv: str, repack: bool) -> None:
     entry = dump.get("lm_head")
     assert entry is not None
-    assert np.array_equal(entry.values(), undisturbed(model_path, kv, tuple(dump.run["tokens"])))
+    assert np.array_equal(entry.values(), undisturbed(model_path, kv, dump.run["tokens"], repack))
+
+
+@pytest.mark.parametrize("cache", ["f32", "bf16", "q8_0", "q4_1"])
+def test_flash_attention_is_taken_as_it_is(model_path: Path, tmp_path: Path, repack: bool, cache: str) -> None:
+    """What it fuses is absent; `attention` is what the output projection multiplies, turned back where the cache of
+    quantised values was turned; looking changes no bit."""
+    d = made(model_path, tmp_path / "dump", repack, "-p", TEXT, "-fa", "auto", "--kv", cache)
+    assert set(d.run["absent"]) == {"ffn_silu", "attn_scores", "attn_softmax"}
+    assert not {"attn_scores", "attn_softmax"} & {e.stage.name for e in d.entries}
+    assert np.array_equal(stage(d, "lm_head", None), undisturbed(model_path, cache, d.run["tokens"], repack, True))
+    _, bound = open_weights(str(model_path))
+    out = reference.Matrix((bound.layers[1].attn_out,), np.float64)
+    x = stage(d, "attention", 1)
+    assert relative(reference.linear(x.reshape(len(x), -1), out), stage(d, "attn_out", 1)) < 0.05
+
+
+def test_a_prompt_in_pieces(model_path: Path, tmp_path: Path, repack: bool) -> None:
+    """A phase for each graph, with its own positions; -b cuts calls, -ub graphs."""
+    words = ("--tokens", "1,2,3,4,5,6,7,8,9,10,11", "--decode-steps", "1", "--layers", "0..2")
+    whole = made(model_path, tmp_path / "whole", repack, *words)
+    d = made(model_path, tmp_path / "pieces", repack, *words, "-b", "6", "-ub", "4")
+    cuts = [range(4), range(4, 6), range(6, 10), range(10, 11), range(11, 12)]
+    assert sorted({e.phase for e in d.entries}) == list(range(len(cuts)))
+    for e in d.entries:
+        assert e.positions == tuple(cuts[e.phase] if "T" in e.stage.letters else cuts[e.phase][-1:])
+    for e in (e for e in d.entries if e.stage.name == "attn_scores"):
+        assert e.shape[2] == cuts[e.phase].stop
+    keys = np.concatenate([stage(d, "k_post_rope", 0, phase) for phase in range(4)])
+    assert relative(stage(whole, "k_post_rope", 0), keys) < 1e-5
+
+
+def test_named_stages_that_flash_attention_fuses(
+    model_path: Path, tmp_path: Path, repack: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dump-llamacpp", str(model_path), str(tmp_path / "dump"), "--stages", "attn_scores", "--tokens", "1,2"]
+    for how in ("on", "auto"):
+        assert main([*words, "-fa", how, *([] if repack else ["--no-repack"])]) == 2
+        assert "no stage attn_scores: inside of flash attention" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_found_where_llama_cpp_python_has_them() -> None:
+    lib = libllama.LibLlama(libllama.library(None))
+    for fields, theirs in ((lib.model, llama_cpp.llama_model_params), (lib.context, llama_cpp.llama_context_params)):
+        assert asdict(fields) == {name: getattr(theirs, name).offset for name in asdict(fields)}
+
+
+def test_a_library_by_its_path(tmp_path: Path, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lib = Path(llama_cpp.__file__).parent / "lib"
+    ggml = next(lib.glob("libggml-base.so"))
+    for path, says in (
+        (tmp_path, "is no libllama; name the file"),
+        (ggml, "is no libllama that dump-llamacpp can use"),
+    ):
+        assert main(["dump-llamacpp", str(model_path), str(tmp_path / "dump"), "--libllama", str(path)]) == 2
+        line = capsys.readouterr().err
+        assert says in line and line.count("\n") == 1
+    d = tmp_path / "by-path"
+    words = ["--tokens", "1,2", "--stages", "attn_norm", "--layers", "0", "--no-repack", "--libllama", str(lib)]
+    assert main(["dump-llamacpp", str(model_path), str(d), *words]) == 0
+    assert "llama-cpp-python" not in open_dump(d).run["versions"]
 
 
 def test_what_goes_wrong_inside_the_callback_comes_out(model_path: Path) -> None:
-    def emit(layer: int | None, name: str, value: Any) -> None:
-        if name == "attn_norm":
+    def emit(layer: int | None, stage: str, value: Any, rows: range | None = None) -> None:
+        if stage == "attn_norm":
             raise ZeroDivisionError("here")
 
     with (
-        dump_llamacpp.running(open_checkpoint(model_path), 8, "f16") as forward,
+        running(open_checkpoint(model_path), 8, Run(repack=False)) as forward,
         pytest.raises(ZeroDivisionError, match="here"),
     ):
         forward([3838, 374], emit)
@@ -167,12 +252,12 @@ def test_what_goes_wrong_inside_the_callback_comes_out(model_path: Path) -> None
 
 def test_another_layout_of_ggml_is_noticed(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(ctypes.Structure):
-        _fields_ = (("extra", ctypes.c_int64), *dump_llamacpp.Tensor._fields_)
+        _fields_ = (("extra", ctypes.c_int64), *libllama.Tensor._fields_)
 
     monkeypatch.setattr(dump_llamacpp, "Tensor", Other)
     with (
-        dump_llamacpp.running(open_checkpoint(model_path), 8, "f16") as forward,
-        pytest.raises(dump_llamacpp.BadInput, match="layout of ggml_tensor"),
+        running(open_checkpoint(model_path), 8, Run(repack=False)) as forward,
+        pytest.raises(BadInput, match="layout of ggml_tensor"),
     ):
         forward([3838, 374], lambda *_: None)
 

@@ -14,7 +14,8 @@ from ...quant.tensor import dequantize
 from ..stages import Kind, by_name, of_kind
 from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
-from .recipes import flash, operations
+from .recipes import flash, ggml_flash, operations
+from .recipes.facts.mixing import GGML
 from .recipes.matrix import Matrix
 from .recipes.products import added, operand, product, summation
 from .recipes.recipe import Recipe
@@ -159,6 +160,9 @@ def mix_of(s: Inputs) -> Span:
     if s.recipe.mix == "stored":
         return operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T)
     q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far("qkv_bias")
+    if s.recipe.mix in GGML:
+        tiled = s.recipe.mix == "ggml" and len(s.evidence.rows[s.phase]) >= ggml_flash.TILE
+        return ggml_flash.attention(s.recipe, q, k, v, s.pos_T, tiled, s.evidence.window(s.layer))
     return flash.attention(s.recipe, q, k, v, s.pos_T, s.evidence.window(s.layer))
 
 

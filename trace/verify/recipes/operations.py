@@ -8,12 +8,15 @@ throughout: 16-bit engines compute inside in float32 and round what they store.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ....engine.config import ALL
 from ....engine.kernels import reference
 from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, joined, plus, times
+from . import ggml_cache
 from .products import SIGMAS_ONE_SIGN, summation
 from .recipe import Recipe
 from .scaled import ROUNDED, held
@@ -154,8 +157,13 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
     if before is not None:
         q, k = (scaled(r, x, f) if f != 1 else x for x, f in zip((q, k), before, strict=True))
 
+    if ggml_cache.known(r.cache):
+        q, k = ggml_cache.partners(str(r.cache), q, k)
+        r = replace(r, cache=None, attention=FLOAT32)
+    width = np.sqrt(q.mid.shape[-1])
+
     def dot(a: Array, b: Array) -> Array:
-        return reference.attn_scores(a, b, pos_T) * root
+        return reference.attn_scores(a, b, pos_T) * width
 
     k = kept(r, k)
     q_TNH, k_SKH = r.attention.round(q.mid), k.mid
@@ -178,6 +186,8 @@ def kept(r: Recipe, x: Span) -> Span:
     scale meets numbers of 8 bits before they are rounded to 16, or after the product."""
     if r.cache is None:
         return x.map(r.attention.round)
+    if ggml_cache.known(r.cache):
+        return ggml_cache.values_of(r, x)
     kind = r.cache.removesuffix(ROUNDED)
     found = held(kind)(x.shaped(lambda v: v.swapaxes(0, 1))).shaped(lambda v: v.swapaxes(0, 1))
     return found if kind == r.cache else found.map(r.attention.round)

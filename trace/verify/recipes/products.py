@@ -140,7 +140,7 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
     blocks = f.encode(x)
     b = blocks.view(f.struct)[:, 0]
     if kind != "Q8_K" and r.quantiser != "reference":
-        _requantise(b, x, r.quantiser == "x86")
+        requantise(b, x, r.quantiser == "x86")
     values = f.decode(blocks).astype(np.float64).reshape(T, -1)[:, :I]
     if kind != "Q8_1":
         return values, None
@@ -154,7 +154,7 @@ def _in_blocks(x_TI: Array, block: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(x, np.float32).reshape(-1, block)
 
 
-def _requantise(b: NDArray[np.void], v: NDArray[np.float32], x86: bool) -> None:
+def requantise(b: NDArray[np.void], v: NDArray[np.float32], x86: bool) -> None:
     """ggml's vector routines (arch/x86/quants.c, arch/arm/quants.c) where they part from its reference: see Recipe.
 
     v: the activations [blocks, values of one].

@@ -78,6 +78,8 @@ RECIPES = (
     Recipe("ggml int8, 16-bit KV (reference)", quantiser="reference", attention=FLOAT16),
     Recipe("ggml int8, 16-bit KV (arm)", quantiser="arm", attention=FLOAT16),
     Recipe("float32, 16-bit KV", attention=FLOAT16),
+    Recipe("ggml int8, 16-bit KV, flash attention", quantiser="x86", attention=FLOAT16, mix="ggml"),
+    Recipe("ggml int8, 32-bit KV, flash attention", quantiser="x86", mix="ggml"),
     Recipe("int16", quantiser="int16"),
     sixteen("HF float16", FLOAT16),
     sixteen("HF bfloat16", BFLOAT16),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ....stages import Stage
 from ...span import FLOAT32, Float
+from .. import ggml_cache
 from ..scaled import ROUNDED
 from .fact import Fact
 
@@ -18,18 +19,22 @@ WORDS = {
     "uint8 token": "keys and values in uint8, a scale and zero point for each head and position",
 }
 
+GGML = tuple(kind + turned for kind in ggml_cache.TYPES for turned in (ggml_cache.TURNED, ""))
 SCALED = tuple(kind for kind in WORDS if kind not in ("e4m3", "e5m2"))  # their numbers are exact in 16 bits
 
 
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
     if stage.kind not in ("scores", "mix"):
         return ()
-    return (None, *WORDS) if result is FLOAT32 else (None, *WORDS, *(kind + ROUNDED for kind in SCALED))
+    return (None, *WORDS, *GGML) if result is FLOAT32 else (None, *WORDS, *(kind + ROUNDED for kind in SCALED))
 
 
 def words(value: str | None, result: Float) -> str:
     if value is None:
         return ""
+    if value in GGML:
+        kind = value.removesuffix(ggml_cache.TURNED)
+        return f"keys and values held in {kind}" + (" (rotated)" if kind != value else "")
     kind = value.removesuffix(ROUNDED)
     return WORDS[kind] + (f", rounded to {result.name} as they are read" if kind != value else "")
 

@@ -4,6 +4,9 @@ Stored: those of the soft-max, as the dump has them. Float32: attention in one p
 same with exp(s - m), not normalised, rounded to the format of the values; m is the largest score of the row so far.
 Fast flash: with an exponential that is good to 13 bits (PyTorch's on a CPU, in 16 bits), so that more of them may
 round either way. Blocks: m is the largest of the blocks so far, so that any of them may.
+
+Ggml, in float32: probabilities are not rounded, and values of a cache in halves are summed in halves, key after key,
+unless queries come in tiles of 64 (from a prompt of 64 tokens on, in newer versions); queries of a tile are not rounded.
 """
 
 from __future__ import annotations
@@ -20,11 +23,16 @@ WORDS = {
     "flash": "flash attention with probabilities in {}",
     "fast flash": "flash attention with probabilities in {} of a fast exponential",
     "blocks": "flash attention with probabilities in {}, keys in blocks of a size and order that nobody told",
+    "ggml": "flash attention of ggml on a CPU",
+    "ggml rows": "flash attention of ggml on a CPU, one query at a time",
 }
+GGML = ("ggml", "ggml rows")
 
 
 def values(stage: Stage, result: Float) -> Sequence[str]:
-    return tuple(WORDS) if stage.kind == "mix" and result is not FLOAT32 else ()
+    if stage.kind != "mix":
+        return ()
+    return ("stored", *GGML) if result is FLOAT32 else tuple(way for way in WORDS if way not in GGML)
 
 
 FACT = Fact("mix", values, lambda value, result: WORDS[value].format(result.name), wide={"blocks": "flash"})

@@ -1,0 +1,95 @@
+"""ggml's flash attention on a CPU (ggml/src/ggml-cpu/ops.cpp): one query after the other, or tiles of 64 of them.
+
+One query: for each key in turn s = q.k times the scale; where s is the largest so far, what is summed is multiplied by
+exp(old - s), and the value is added once; else exp(s - largest) times the value. Values of a cache in halves are summed
+in a half, rounded after each step, others in float32. At the end the sum is divided by that of the exponentials.
+A tile: scores, exponentials and sums in float32, queries unrounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ....engine.config import ALL
+from ....engine.kernels import reference
+from ..span import FLOAT16, FLOAT32, Array, Span
+from . import flash, ggml_cache, operations
+from .products import SIGMAS_ONE_SIGN, summation
+from .recipe import Recipe
+
+TILE = 64  # queries: with fewer in a graph, one after the other
+EXP = 4 * FLOAT32.u  # how far an exponential may be off, relatively
+
+
+def attention(
+    r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions, tiled: bool, window: int = ALL
+) -> Span:
+    """[T, N, H], for queries [T, N, H], keys and values [S, K, H]. Tiles are for caches of 16 or 32 bits."""
+    if tiled and r.cache is None and r.attention in (FLOAT16, FLOAT32):
+        k, v = k.map(r.attention.round), v.map(r.attention.round)
+        r = replace(r, attention=FLOAT32)
+    scores = operations.scores(replace(r, scale="inside"), q, k, pos_T)
+    seen_TS = ~reference.hidden(pos_T, scores.mid.shape[2], window)
+    below = np.where(seen_TS, scores.mid - np.where(seen_TS, scores.mid, -np.inf).max(-1, keepdims=True), -np.inf)
+    radius = np.where(seen_TS, scores.radius, 0)
+    power = np.exp(below)
+    rel = np.where(seen_TS, radius + radius.max(-1, keepdims=True) - below * FLOAT32.u, 0) + EXP
+    total = power.sum(-1, keepdims=True)
+    S = power.shape[-1]
+    total_error = (power * np.expm1(rel)).sum(-1, keepdims=True) + np.minimum(
+        2 * S * FLOAT32.u * total,
+        summation(2 * S, np.square(total), np.square(power).sum(-1, keepdims=True), SIGMAS_ONE_SIGN),
+    )
+    if r.attention is FLOAT16 and not ggml_cache.known(r.cache):
+        summed = in_halves(scores, radius, operations.kept(r, v), seen_TS)
+    else:
+        p = Span(power, power * np.exp(-rel), power * np.exp(rel))
+        summed = flash.mixed(p, v, r, pos_T)
+    y = operations.rounded(r, flash.divided(summed, total, total_error))
+    if ggml_cache.known(r.cache) and str(r.cache).endswith(ggml_cache.TURNED):
+        y = ggml_cache.turned(y, ggml_cache.LEAST_TURN)
+    return operations.rounded(r, y)
+
+
+def in_halves(scores: Span, radius: Array, v: Span, seen_TS: Array) -> Span:
+    """The sum over keys [T, N, H], in order, kept in halves: of exp(s - largest so far) times the value.
+
+    An exponential's last bits decide which way a step is rounded where it is near a tie, so each step is taken for
+    both ends of it: a monotone function of the sum so far, so that the ends hold the sum.
+    """
+    N, T, S = scores.mid.shape
+    groups = N // v.mid.shape[1]
+    mid = lo = hi = np.zeros((T, N, v.mid.shape[2]))
+    top, unsure = np.full((T, N, 1), -np.inf), np.zeros((T, N, 1))
+    for key in np.flatnonzero(seen_TS.any(0)):
+        rows = np.flatnonzero(seen_TS[:, key])
+        s, off = (x[:, rows, key].T[:, :, None] for x in (scores.mid, radius))
+        old, was = top[rows], unsure[rows]
+        new = np.maximum(old, s)
+        shrink, weight = np.exp(old - new), np.exp(s - new)
+        tell = np.where(np.isfinite(old), np.abs(s - old), 0) * FLOAT32.u + off + was + EXP
+        rose = s > old
+        shrink_off, weight_off = (np.where(which, np.expm1(tell), 0) for which in (rose & np.isfinite(old), ~rose))
+        values = [np.repeat(x[key], groups, 0) for x in ((v.mid,) if v.exact else (v.mid, v.lo, v.hi))]
+        down, up = shrink * (1 - shrink_off), shrink * (1 + shrink_off)
+        terms = [x * w for x in values for w in (weight * (1 - weight_off), weight * (1 + weight_off))]
+        less, more = np.minimum.reduce(terms), np.maximum.reduce(terms)
+        kept = FLOAT16.round
+        ends = [kept(x * w) for x in (lo[rows], hi[rows]) for w in (down, up)]
+        mid_rows = kept(kept(mid[rows] * shrink) + values[0] * weight)
+        lo_rows, hi_rows = kept(np.minimum.reduce(ends) + less), kept(np.maximum.reduce(ends) + more)
+        mid, lo, hi = (
+            _set(x, rows, y) for x, y in ((mid, mid_rows), (lo, lo_rows), (hi, hi_rows))
+        )
+        top[rows], unsure[rows] = new, np.where(rose, off, was)
+    return Span(mid, np.minimum(lo, mid), np.maximum(hi, mid))
+
+
+def _set(x: Array, rows: Array, y: Array) -> Array:
+    if len(rows) == len(x):
+        return y
+    x = x.copy()
+    x[rows] = y
+    return x
