@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .engine.config import Config
 from .engine.files import Vocabulary
-from .engine.generate import check_prompt, generate, new_tokens, prefill
+from .engine.generate import check_prompt, drafts_for, generate, new_tokens, prefill
 from .engine.load import (
     Loaded,
     Opened,
@@ -136,13 +136,16 @@ class Model:
         top_p: float = 1.0,
         seed: int = 0,
         stop: str | int | Sequence[str | int] = (),
+        draft: int | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Generation:
         """Continues a prompt or answers a chat, piece by piece: `for piece in model.generate(...)`, or all at once with
         `.text`; the ids are in `.ids`. As prompt_ids takes it; the rest as in `engine run`.
 
         max_tokens: None: 256, or as many as the context still holds. temperature 0: greedy. stop: strings, which the
-        text ends before, and ids, besides those that end an answer. progress: told how many prompt positions are done.
+        text ends before, and ids, besides those that end an answer. draft: how many tokens are looked up ahead at most,
+        0 for none; None: 7 where the choice is greedy. It changes no answer. progress: told how many prompt positions
+        are done.
         Raises BadInput at once; while iterated, if the logits are not finite or the file was changed.
         """
         ids = self.prompt_ids(prompt, chat=chat)
@@ -158,7 +161,8 @@ class Model:
             raise BadInput(f"{self.path} has no tokenizer, so that no stop string can be found; give ids")
         ends = [*spelling.eos_ids, *(s for s in stops if isinstance(s, int))]
         m = self._loaded
-        tokens = generate(ids, m.weights, m.kernels, m.precision, new, ends, sampling, progress)
+        drafts = drafts_for(m.kernels, m.backend, sampling, draft)
+        tokens = generate(ids, m.weights, m.kernels, m.precision, new, ends, sampling, progress, drafts)
         return Generation(ids, self._with_threads(blaming(tokens, self.opened)), spelling, stops, self._check)
 
     def logits(self, prompt: Prompt, *, chat: bool = False) -> NDArray[np.floating]:

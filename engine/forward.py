@@ -13,9 +13,12 @@ from .kernels import Cache, Kernels
 from .tap import Tap
 from .weights import Weights
 
+LAST, EVERY = (slice(-1, None), 0), (slice(None), slice(None))  # rows of the last norm, and of their logits
 
-def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> Any:
-    """Logits [V] of the last of the tokens [T] (int32), which follow what the cache holds; the cache grows by T."""
+
+def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap, of: tuple[Any, Any] = LAST) -> Any:
+    """Logits [V] of the last of the tokens [T] (int32), which follow what the cache holds; the cache grows by T. `of`
+    EVERY: logits [T, V] of all of them."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
     pos_T, freq_h, size = cache.positions(T), w.frequencies(cache.capacity), w.magnitude
@@ -46,4 +49,4 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap) -> An
 
     cache.advance(T)
     x_TD = tap.whole("final_norm", k.rms_norm(x_TD, w.final_norm_D, eps))
-    return tap.whole("lm_head", k.linear(x_TD[-1:], w.lm_head)[0])
+    return tap.whole("lm_head", k.linear(x_TD[of[0]], w.lm_head)[of[1]])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadInput
 from .config import Config
-from .forward import forward
+from .drafts import LIMIT, MOST, Drafts
+from .forward import EVERY, LAST, forward
 from .kernels import Cache, Kernels
 from .nonfinite import NotFinite, first_place
 from .sample import Sampling, sample
@@ -82,13 +84,15 @@ def generate(
     stop: Sequence[int] = (),
     sampling: Sampling | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    drafts: Drafts | None = None,
 ) -> Iterator[int]:
     """Yields up to max_tokens new ids; a stop id is yielded too, and ends it. Raises BadInput as check_prompt does, and
     NotFinite, which says where from, if a logit is NaN or infinite: nothing in the page masks one, so none may be.
 
     The cache holds no more positions than the prompt and the new tokens need. The last id is never fed back.
+    drafts: of an answer's tokens, on a backend where these change no bit (`drafts_for`); they count the passes, too.
     """
-    sampling = sampling or Sampling()
+    sampling, drafts = sampling or Sampling(), drafts or Drafts(0)
     check_prompt(ids, w.config, max_tokens)
     if max_tokens < 1:
         return
@@ -104,11 +108,40 @@ def generate(
 
     token = choose(prefill(ids, w, cache, k, progress))
     yield token
-    if max_tokens == 1:
-        return
-    step = k.record(lambda token_T: forward(token_T, w, cache, k, SILENT), cache)
-    for _ in range(max_tokens - 1):
-        if token in stop:
-            return
-        token = choose(k.to_host(step(np.array([token], np.int32))))
-        yield token
+    drafts.extend(seen)
+    steps: dict[int, Callable[[NDArray[np.int32]], Any]] = {}
+    while (left := len(ids) + max_tokens - len(seen)) and token not in stop:
+        draft = drafts.draft()[: left - 1]
+        width = next((n for n in drafts.widths() if len(draft) < n <= left), 1)
+        draft = draft[: width - 1]
+        if width not in steps:
+            page = partial(forward, w=w, cache=cache, k=k, tap=SILENT, of=EVERY if width > 1 else LAST)
+            steps[width] = k.record(page, cache, width)
+        tokens_T = np.array([token, *draft, *[token] * (width - 1 - len(draft))], np.int32)
+        logits_TV = k.to_host(steps[width](tokens_T)).reshape(width, -1)
+        drafts.passes += 1
+        for t in range(len(draft) + 1):
+            token = choose(logits_TV[t])
+            drafts.made += 1
+            drafts.extend([token])
+            yield token
+            if token in stop or draft[t : t + 1] != [token]:
+                break
+        cache.length = len(seen) - 1  # all that was fed, and stays
+
+
+def drafts_for(k: Kernels, name: str, sampling: Sampling, asked: int | None) -> Drafts:
+    """Drafts of at most as many tokens as were asked for; None: of MOST, where the choice is greedy.
+
+    Raises BadInput if the backend (name) has other bits for several tokens than for one: a draft would move the answer.
+    """
+    if asked is None:
+        return Drafts(MOST if k.ALIKE and sampling.temperature == 0 else 0)
+    if not 0 <= asked <= LIMIT:
+        raise BadInput(f"drafts of {asked} tokens: give 1 to {LIMIT}, or off")
+    if asked and not k.ALIKE:
+        raise BadInput(
+            f"backend {name} computes several tokens with other bits than one, so that drafts would move its "
+            "answers; turn them off, or take backend cpu"
+        )
+    return Drafts(asked)

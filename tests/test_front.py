@@ -434,6 +434,7 @@ def test_the_lines_are_the_commands(
         (lambda: model.generate([300]), ["run", m, "--tokens", "300"]),
         (lambda: model.generate(IDS, top_p=0.0), ["run", m, "--tokens", ids, "--top-p", "0"]),
         (lambda: model.generate(IDS, temperature=-1.0), ["run", m, "--tokens", ids, "--temp", "-1"]),
+        (lambda: model.generate(IDS, draft=64), ["run", m, "--tokens", ids, "--draft", "64"]),
         (lambda: model.generate([1] * 32768, max_tokens=2), ["trace", m, "--payload", "--decode-steps", "2", "--tokens",
                                                              ",".join(["1"] * 32768)]),
         (lambda: model.trace(IDS, stages="nonsense"), ["trace", m, "--save-tensor", "nonsense"]),

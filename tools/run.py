@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..engine.drafts import MOST
     from ..engine.generate import MAX_TOKENS
     from .load import add_model_arguments
 
@@ -61,20 +62,36 @@ figures to stderr. A file or a pipe gets the model's text exactly; a terminal ge
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
     parser.add_argument(
+        "--draft",
+        type=draft_tokens,
+        metavar="N",
+        help=f"draft up to N tokens by looking up what came before, and check them in one pass; off: none. The answer "
+        f"stays the same (default: {MOST} where the choice is greedy and the backend is cpu, else off)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="one JSON object with ids, text and figures instead of streaming"
     )
     add_chat_arguments(parser)
+
+
+def draft_tokens(text: str) -> int:
+    """Of --draft: off is 0."""
+    if text == "off":
+        return 0
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of tokens, or off")
+    return int(text)
 
 
 def describe(f: dict[str, Any]) -> str:
     """The one line of figures."""
     line = f"load {f['load_s']:.2f} s; prompt {f['prompt_tokens']} tokens, {f['prompt_tokens_per_s']:.1f}/s"
     line += f"; first token after {f['first_token_s']:.2f} s"
-    return line + (
-        f"; generated {f['generated_tokens']} tokens, {f['generated_tokens_per_s']:.1f}/s"
-        if f["generated_tokens_per_s"]
-        else ""
-    )
+    if f["generated_tokens_per_s"]:
+        line += f"; generated {f['generated_tokens']} tokens, {f['generated_tokens_per_s']:.1f}/s"
+    if f["tokens_per_pass"] not in (None, 1):
+        line += f", {f['tokens_per_pass']:.2f} a pass"
+    return line
 
 
 def main(args: argparse.Namespace) -> int:
@@ -126,7 +143,8 @@ def answer(
     size: int, tokenizer: Callable[[Checkpoint], tuple[list[int], Tokens]], args: argparse.Namespace, started: float
 ) -> int:
     """size: of the prompt, in characters or ids; tokenizer: its ids and what spells them, asked for once."""
-    from ..engine.generate import check_prompt, generate, new_tokens
+    from ..engine.generate import check_prompt, drafts_for, generate, new_tokens
+    from ..engine.kernels import backend
     from ..engine.load import blaming
     from ..engine.sample import Sampling
     from ..engine.text.generation import Generation
@@ -137,6 +155,7 @@ def answer(
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
     opened = open_weights(args.model, rope_asked(args), args.lora)
     checkpoint = opened.checkpoint
+    drafts = drafts_for(backend(args.backend), args.backend, sampling, args.draft)
     context = checkpoint.config.context
     if args.max_tokens is not None and args.max_tokens >= context:
         raise BadInput(f"-n {args.max_tokens} and a prompt do not fit the context of {context}")
@@ -157,7 +176,7 @@ def answer(
 
     with progress("prompt", len(ids)) as advance:
         made_of = (ids, model.weights, model.kernels, args.precision)
-        tokens = blaming(generate(*made_of, max_tokens, spelling.eos_ids, sampling, advance), opened)
+        tokens = blaming(generate(*made_of, max_tokens, spelling.eos_ids, sampling, advance, drafts), opened)
         made = Generation(ids, tokens, spelling, ended=checkpoint.check_unchanged)
         first_piece = next(made)
     first = time.perf_counter()
@@ -183,6 +202,7 @@ def answer(
         "prompt_tokens_per_s": round(len(ids) / (first - loaded), 2),
         "generated_tokens": len(made.ids),
         "generated_tokens_per_s": round((len(made.ids) - 1) / (done - first), 2) if len(made.ids) > 1 else None,
+        "tokens_per_pass": round(drafts.tokens_per_pass, 2) if drafts.passes else None,
     }
     if args.json:
         text = made.text if spelling.spells else None

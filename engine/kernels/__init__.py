@@ -26,7 +26,7 @@ BACKENDS = ("cpu", "reference", "cuda")
 class Cache(Protocol):
     """Keys and values of every layer for the positions so far; the only thing that changes during a forward pass."""
 
-    length: int
+    length: int  # set back, it forgets positions
     capacity: int
 
     def positions(self, count: int) -> Any:
@@ -43,6 +43,7 @@ class Kernels(Protocol):
     """The functions of a backend. x is in the backend's activation type (float32; float64 on the reference in f64)."""
 
     PRECISIONS: tuple[str, ...]
+    ALIKE: bool  # a token's results have the same bits alone and among others of a pass
 
     def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
         """Compiles what the weights of a file will need, if that takes time; tells progress(done, total) where it
@@ -92,9 +93,10 @@ class Kernels(Protocol):
     def batch(self, forward: Callable[[], Any]) -> Any:
         """forward(), whose kernels may run together and as late as its end: no tap looks at a stage meanwhile."""
 
-    def record(self, forward: Callable[[Any], Any], cache: Cache) -> Callable[[Any], Any]:
-        """`forward` of one token [1] into `cache`, again and again. A backend may record the kernels that it calls and
-        replay them: the same results, whose memory is used anew at the next call. No tap sees a replayed stage."""
+    def record(self, forward: Callable[[Any], Any], cache: Cache, tokens: int = 1) -> Callable[[Any], Any]:
+        """`forward` of one token [1] into `cache`, again and again, or where ALIKE of several [tokens]. A backend may
+        record the kernels that it calls and replay them: the same results, whose memory is used anew at the next call.
+        No tap sees a replayed stage."""
 
     def to_host(self, x: Any) -> NDArray[np.floating]:
         """The array as NumPy's; it may be a view, so who keeps it copies it."""

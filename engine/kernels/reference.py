@@ -21,6 +21,7 @@ from ..config import ALL, Config
 from ..weights import Weights
 
 PRECISIONS = ("f32", "f64")
+ALIKE = False
 
 Array = NDArray[np.floating[Any]]
 
@@ -165,7 +166,7 @@ def batch(forward: Callable[[], Any]) -> Any:
     return _SILENT(forward)()
 
 
-def record(forward: Callable[[Any], Any], cache: KVCache) -> Callable[[Any], Any]:
+def record(forward: Callable[[Any], Any], cache: KVCache, tokens: int = 1) -> Callable[[Any], Any]:
     return _SILENT(forward)
 
 

@@ -385,6 +385,7 @@ class TestWithTheModel:
         assert result["ids"] == [576, 4226, 374, 220, 19, 13, 151645]
         assert result["text"] == " The answer is 4."
         assert {"load_s", "first_token_s", "prompt_tokens_per_s", "generated_tokens_per_s"} <= set(result["figures"])
+        assert result["figures"]["tokens_per_pass"] == 1  # nothing here repeats
 
     def test_stdout_holds_the_answer_alone(self, model_path: Path) -> None:
         done = engine("run", "-m", str(model_path), "--chat", stdin=b"What is 2+2?")

@@ -28,6 +28,7 @@ from .matmul.packed import forget, form_of
 __all__ = ["PRECISIONS", "batch", "compile_kernels", "linear", "record"]
 
 PRECISIONS = ("f32", "int16", "int8")
+ALIKE = True
 
 Array = NDArray[np.float32]
 
@@ -101,7 +102,8 @@ def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
 
         def look_up(tokens_T: NDArray[np.integer[Any]]) -> None:
             with np.errstate(over="ignore", invalid="ignore"):  # as in dequantize
-                x_TD[0] = form.decode(blocks[tokens_T[0]]).reshape(-1)[:D]
+                for x_D, token in zip(x_TD, tokens_T, strict=True):
+                    x_D[:] = form.decode(blocks[token]).reshape(-1)[:D]
 
         made.before.append(look_up)
     else:

@@ -31,6 +31,7 @@ from .ptx import SIMULATED
 from .recording import Recorded
 
 PRECISIONS = ("f32", "int8")
+ALIKE = False  # a prompt's products are other kernels than a token's
 ENOUGH_WARPS = 4096  # two for each that an H200 has room for (132 multiprocessors, 16 at 128 registers a thread)
 VECTOR_TOKENS = 4  # up to so many tokens, each reads the weights anew: cheaper than a mostly empty tile
 
@@ -99,8 +100,9 @@ def batch(forward: Callable[[], Rows]) -> Rows:
     return forward()
 
 
-def record(forward: Callable[[Any], Rows], cache: KVCache) -> Callable[[Any], Rows]:
-    """A decode step as a recorded graph (recording.py)."""
+def record(forward: Callable[[Any], Rows], cache: KVCache, tokens: int = 1) -> Callable[[Any], Rows]:
+    """A decode step as a recorded graph (recording.py), which has one token."""
+    assert tokens == 1
     return Recorded(forward, cache)
 
 

@@ -10,14 +10,16 @@ import ctypes
 import weakref
 from collections import defaultdict
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 LARGE = 1 << 17  # bytes; smaller arrays the allocator keeps by itself
 
-spare: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)  # by size
+Pool: TypeAlias = dict[int, list[NDArray[np.uint8]]]  # by size
+
+spare: Pool = defaultdict(list)
 
 
 def aligned(count: int) -> NDArray[np.uint8]:
@@ -28,11 +30,15 @@ def aligned(count: int) -> NDArray[np.uint8]:
 
 
 def lend(
-    shape: tuple[int, ...], dtype: Any = np.float32, returned: list[NDArray[np.uint8]] | None = None
+    shape: tuple[int, ...],
+    dtype: Any = np.float32,
+    returned: list[NDArray[np.uint8]] | None = None,
+    spare: Pool = spare,
 ) -> NDArray[Any]:
     """An uninitialised array, whose memory is lent again when neither it nor a view of it is left.
 
     returned: takes the memory then, however small; who owns the list gives it to `take_back` when it may be lent again.
+    spare: where memory is taken from.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     if size < LARGE and returned is None:
@@ -47,7 +53,7 @@ def lend(
     return np.ndarray(shape, dtype, buffer=owner)
 
 
-def take_back(returned: list[NDArray[np.uint8]]) -> None:
+def take_back(returned: list[NDArray[np.uint8]], spare: Pool = spare) -> None:
     """This memory may be lent again."""
     while returned:
         memory = returned.pop()

@@ -21,14 +21,16 @@ config: Any = numba_config
 @dataclass(frozen=True, slots=True)
 class InstructionSet:
     """needs: features of the machine, by LLVM's names. tile: tokens of a tile, which is even, for halves of a token lie
-    side by side. heads: that attention takes together. planes: in how many parts 8-bit codes are multiplied: of two
-    products with bytes the sum takes 17 bits, of nibbles 13. lacks: how features begin that such a machine has not, and
-    that machine code does without where the path is asked for on a better one. dots: LLVM's names of the dot products
-    of bytes and of 16-bit numbers, and the lanes that they take, where the machine has them.
+    side by side. few: the same where weights are decoded on their way, and take registers, too. heads: that attention
+    takes together. planes: in how many parts 8-bit codes are multiplied: of two products with bytes the sum takes 17
+    bits, of nibbles 13. lacks: how features begin that such a machine has not, and that machine code does without where
+    the path is asked for on a better one. dots: LLVM's names of the dot products of bytes and of 16-bit numbers, and
+    the lanes that they take, where the machine has them.
     """
 
     needs: frozenset[str]
     tile: int = 2
+    few: int = 2
     heads: int = 2
     planes: int = 1
     dots: tuple[str, str, int] | None = None
@@ -39,8 +41,10 @@ AVX2 = frozenset({"avx2", "fma", "f16c"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
 VPDP = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
 SETS = {  # the best first
-    "avx512": InstructionSet(AVX512, tile=6, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)),
-    "avxvnni": InstructionSet(AVX2 | {"avxvnni"}, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)),
+    "avx512": InstructionSet(AVX512, tile=6, few=4, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)),
+    "avxvnni": InstructionSet(
+        AVX2 | {"avxvnni"}, few=4, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)
+    ),
     "avx2": InstructionSet(AVX2, planes=2, lacks=("avx512", "avxvnni")),
     "plain": InstructionSet(frozenset(), heads=1),
 }

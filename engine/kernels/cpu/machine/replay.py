@@ -1,12 +1,13 @@
-"""One decode step recorded once and replayed: the same kernels on the same arrays, in one parallel region a token.
+"""A pass of few tokens recorded once and replayed: the same kernels on the same arrays, in one parallel region.
 
-What changes from step to step lies where the jobs look for it: the position in one array, the token's row of the
-embedding in another. The pass is recorded at the cache's last position, so that its arrays are long enough for all
+What changes from pass to pass lies where the jobs look for it: the positions in one array, the tokens' rows of the
+embedding in another. The pass is recorded at the cache's last positions, so that its arrays are long enough for all
 others.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -14,33 +15,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import give_back, lend, take_back
+from .memory import Pool, give_back, lend, spare, take_back
 from .team import BARRIER, ROWS, SIZE, WEIGHTS, Program, run_now
 
 AT_ONCE = 256  # jobs: between two runs the caches forget Python, and it is slow again
 
 
 class Batch:
-    """Jobs that are put off.
+    """Jobs that are put off. spare: memory for their results.
 
     Joined jobs go through their rows in any order, so memory that one of them reads must not become another's result:
     it is lent again only when a job that cannot be joined has ended the group.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spare: Pool = spare) -> None:
         self.jobs: list[Sequence[int]] = []
         self.arrays: list[NDArray[Any]] = []
+        self.spare = spare
         self.returned: list[NDArray[np.uint8]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        return lend(shape, dtype, self.returned)
+        return lend(shape, dtype, self.returned, self.spare)
 
     def submit(self, jobs: Sequence[Sequence[int]]) -> None:
         self.jobs.extend(jobs)
         if not jobs[-1][ROWS]:
-            take_back(self.returned)
-            if len(self.jobs) >= AT_ONCE:
-                self.flush()
+            take_back(self.returned, self.spare)
+            self.full()
+
+    def full(self) -> None:
+        if len(self.jobs) >= AT_ONCE:
+            self.flush()
 
     def flush(self) -> None:
         if self.jobs:
@@ -49,20 +54,15 @@ class Batch:
 
 
 class Recording(Batch):
-    """The jobs of one forward pass, all arrays of theirs, and what Python has to do before them."""
+    """The jobs of one forward pass, memory of their own, and what Python has to do before them."""
 
     def __init__(self, position: NDArray[np.int32]) -> None:
-        super().__init__()
+        super().__init__(defaultdict(list))
         self.position = position
         self.before: list[Callable[[NDArray[np.int32]], None]] = []
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        array = lend(shape, dtype)
-        self.arrays.append(array)
-        return array
-
-    def submit(self, jobs: Sequence[Sequence[int]]) -> None:
-        self.jobs.extend(jobs)
+    def full(self) -> None:
+        """They are run when all are there."""
 
 
 current: ContextVar[Batch | None] = ContextVar("current", default=None)
@@ -107,16 +107,18 @@ def batch(forward: Callable[[], Any]) -> Any:
     return result
 
 
-def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[[NDArray[np.int32]], Any]:
-    """A function that does with one token [1] and `cache` what `forward` does; its result lasts until it is called
+def record(
+    forward: Callable[[NDArray[np.int32]], Any], cache: Any, tokens: int = 1
+) -> Callable[[NDArray[np.int32]], Any]:
+    """A function that does with so many tokens [T] and `cache` what `forward` does; its result lasts until it is called
     again.
     """
     give_back()  # what a prompt needed
-    length, cache.length = cache.length, cache.capacity - 1
-    made = Recording(cache.positions(1))
+    length, cache.length = cache.length, cache.capacity - tokens
+    made = Recording(cache.positions(tokens))
     mark = current.set(made)
     try:
-        result = forward(np.zeros(1, np.int32))
+        result = forward(np.zeros(tokens, np.int32))
     finally:
         current.reset(mark)
         cache.length = length
@@ -127,11 +129,11 @@ def record(forward: Callable[[NDArray[np.int32]], Any], cache: Any) -> Callable[
             jobs[j, WEIGHTS : SIZE + 1] = jobs[j + 1, WEIGHTS : SIZE + 1]
 
     def step(token_T: NDArray[np.int32]) -> Any:
-        made.position[:] = cache.positions(1)
+        made.position[:] = cache.positions(tokens)
         for action in made.before:
             action(token_T)
         program.run()
-        cache.advance(1)
+        cache.advance(tokens)
         return result
 
     return step

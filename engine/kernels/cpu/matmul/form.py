@@ -8,7 +8,7 @@ from typing import TypeAlias, TypedDict
 from .....quant.format import Format
 from ..machine.team import Kernel
 
-Products: TypeAlias = tuple[Kernel, Kernel]  # of one token, and of many
+Products: TypeAlias = tuple[Kernel, Kernel, Kernel]  # of one token, of few and of many
 
 
 class Integer(TypedDict):

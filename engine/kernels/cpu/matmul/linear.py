@@ -17,6 +17,9 @@ from . import product, quantize
 from .form import Form
 from .packed import Packed, pack
 
+WIDTHS = 1, product.FEW, product.TILE  # tokens of a tile where there is one, where there are few, or many
+FEW = 8  # up to so many, weights are read from memory no slower than they are used
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -78,7 +81,8 @@ def stack(parts: Sequence[QTensor], precision: str) -> Stack:
 def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
     """x W^T, [T, O]: x is laid out as the parts want it, then all parts are computed side by side."""
     T, K = x_TI.shape
-    y = empty(-(-T // product.TILE) * product.TILE if T > 1 else 1, w.rows)
+    which = 0 if T == 1 else 1 if T <= FEW else 2
+    y = empty(-(-T // WIDTHS[which]) * WIDTHS[which], w.rows)
     laid_out: dict[str, tuple[NDArray[np.uint8], int, int]] = {}
     before: list[list[int]] = []
     jobs: list[list[int]] = []
@@ -87,7 +91,7 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
         name = activations(p.form, w.precision)
         layout = LAYOUTS[name]
         if name not in laid_out:
-            tile = product.TILE if T > 1 else layout.halves
+            tile = max(WIDTHS[which], layout.halves)
             per, size = tile // layout.halves, layout.tile_size(K, tile)
             tiles = -(-T // per)
             x = empty(tiles * size, dtype=np.uint8)
@@ -95,11 +99,11 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
             where = (*rows_of(x_TI), T, K, tile, at(x), size)
             before.append(layout.kernel.job(tiles, share(tiles), *where, barrier=False, rows=T, rows_per_item=per))
         x, size, tiles = laid_out[name]
-        kernel = getattr(p.form, layout.products)[T > 1]
+        kernel = getattr(p.form, layout.products)[which]
         blocks = -(-p.rows // LANES)
         arguments = (at(p.data), p.size, at(x), size, at(y) + 4 * start, y.strides[0], p.rows, K, tiles)
         # Where a chunk begins, no weights have been asked for ahead. That costs one token a microsecond.
-        how = {"shrink": T == 1, "barrier": False, "weights": (at(p.data), p.data.size)}
+        how = {"shrink": which < 2, "barrier": False, "weights": (at(p.data), p.data.size)}
         jobs.append(kernel.job(blocks, share(blocks), *arguments, **how))
         start += p.rows
     before[-1][BARRIER] = jobs[-1][BARRIER] = True

@@ -1,10 +1,10 @@
 """y = x W^T: what the products of all weight formats share, and those of float32 activations.
 
 Weight rows lie in vector lanes: 32 rows of a packed matrix are one row block, and an output's additions run along k
-in one order, whatever the number of tokens, threads or lanes. For one token the weights are decoded on their way to
-the sums. For many, a piece of a row block is decoded once into a panel in the cache, and the tokens pass over it,
-TILE at a time; sums wait in memory between pieces. A tile of x is one piece of memory, written by `lay_out` here or
-in quantize.py.
+in one order, whatever the number of tokens, threads or lanes. For one token, and for few, FEW at a time, weights are
+decoded on their way to the sums. For many, a piece of a row block is decoded once into a panel in the cache, and the
+tokens pass over it, TILE at a time; sums wait in memory between pieces. A tile of x is one piece of memory, written by
+`lay_out` here or in quantize.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..machine.codegen import LANES, floats
 from ..machine.paths import SET
 from ..machine.simd import get_f32, load_f32, scratch, set_f32, store_f32, total
 from ..machine.team import Kernel, fetch, helper, specialise
-from ..machine.tiles import add_neighbours, add_tile, fma_tile, load_tile, scale_tile, store_tile, zero_tile
+from ..machine.tiles import add_neighbours, add_tile, fma_tile, load_tile, scale_tile, store_tile, tile_width, zero_tile
 from .form import Products
 
-TILE = SET.tile
+TILE, FEW = SET.tile, SET.few
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
@@ -35,15 +35,18 @@ pass_over: Any = None
 finish: Any = None
 
 
-def product_one(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
-    """Row blocks first..last, `size` bytes each, times one token; y: `rows` outputs."""
+def product_few(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
+    """Row blocks first..last, `size` bytes each, times the tiles of x, `x_size` bytes each, of OUT tokens; y: `rows`
+    outputs a token, `stride` bytes apart. Weights come from memory for the first tile, from the caches for the others.
+    """
     for r in range(first, last):
-        acc = block(w + r * size, size, x, K, one())
-        store_tile(y + r * VECTOR, stride, finish(acc), rows - r * LANES)
+        for i in range(tiles):
+            acc = block(w + r * size, size, x + i * x_size, K, one())
+            store_tile(y + i * OUT * stride + r * VECTOR, stride, finish(acc), rows - r * LANES)
 
 
 def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
-    """The same times all tiles of x; y: rows `stride` bytes apart."""
+    """The same where so many tokens come that decoding of its own pays."""
     panel, sums = panel_memory(), sums_memory()
     for r in range(first, last):
         for i in range(0, tiles, TILES):
@@ -69,16 +72,18 @@ def as_it_is(acc):
 
 
 def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves: int = 1) -> Products:
-    """The product kernels of a format, for one token and for many.
+    """The product kernels of a format, for one token, for few and for many.
 
-    block(w, size, x, K, zero): a row block times one token. fill(w, k, width, panel): its columns k..k + width,
-    decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves: vectors of a tile that
-    make one token, their sum.
+    block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, k, width, panel): its columns k to
+    k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves: vectors of a
+    tile that make one token, their sum.
     """
     finish = as_it_is if halves == 1 else add_neighbours
-    one, out = zero_tile(floats, halves), TILE // halves
+    one, few, out = zero_tile(floats, halves), zero_tile(floats, FEW), TILE // halves
+    own: dict[str, Any] = {"__name__": form, "block": block, "finish": finish}
     return (
-        specialise(product_one, f"{name}_one", __name__=form, block=block, finish=finish, one=one),
+        specialise(product_few, f"{name}_one", one=one, OUT=1, **own),
+        specialise(product_few, f"{name}_few", one=few, OUT=FEW // halves, **own),
         specialise(product_many, f"{name}_many", __name__=form, fill=fill, pass_over=pass_over, finish=finish, OUT=out),
     )
 
@@ -123,7 +128,7 @@ def fetch_ahead(w, count):
 
 @helper
 def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
-    """A row block of codes times one token in float32.
+    """A row block of codes times a tile in float32.
 
     For each group of 4 * quads columns that shares a scale a chain of fused multiply-adds sums code * x, both exact;
     one more adds scale * that to the output. Where the format stores w = scale * u - minimum with u from 0, the code
@@ -137,33 +142,34 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
     groups = K // (4 * quads)
     group_size = size // groups
     step = 2 * group_size // quads
-    sums = x + 4 * K
+    word = 4 * tile_width(zero)
+    sums = x + word * K
     acc = zero
     for g in range(0, groups - 1, 2):
         p, q = zero, zero
-        at = x + g * quads * 16
+        at = x + g * quads * 4 * word
         for quad in range(quads):
             fetch_ahead(w + g * group_size + quad * step, step)
             c, d = codes(w, g, quad), codes(w, g + 1, quad)
             for byte in range(4):
-                p = fma_tile(value(c, byte), at + quad * 16 + byte * 4, p)
-                q = fma_tile(value(d, byte), at + (quads + quad) * 16 + byte * 4, q)
+                p = fma_tile(value(c, byte), at + (quad * 4 + byte) * word, p)
+                q = fma_tile(value(d, byte), at + ((quads + quad) * 4 + byte) * word, q)
         acc = scale_tile(p, scale(w, g), acc)
         if rest is not None:
-            acc = fma_tile(rest(w, g), sums + 4 * g, acc)
+            acc = fma_tile(rest(w, g), sums + word * g, acc)
         acc = scale_tile(q, scale(w, g + 1), acc)
         if rest is not None:
-            acc = fma_tile(rest(w, g + 1), sums + 4 * g + 4, acc)
+            acc = fma_tile(rest(w, g + 1), sums + word * (g + 1), acc)
     if groups % 2:
         g = groups - 1
         p = zero
         for quad in range(quads):
             c = codes(w, g, quad)
             for byte in range(4):
-                p = fma_tile(value(c, byte), x + (g * quads + quad) * 16 + byte * 4, p)
+                p = fma_tile(value(c, byte), x + ((g * quads + quad) * 4 + byte) * word, p)
         acc = scale_tile(p, scale(w, g), acc)
         if rest is not None:
-            acc = fma_tile(rest(w, g), sums + 4 * g, acc)
+            acc = fma_tile(rest(w, g), sums + word * g, acc)
     return acc
 
 
@@ -219,18 +225,19 @@ def coded(form: str, codes: Any, value: Any, scale: Any, rest: Any, quads: int) 
 @helper
 def columns_one(column, w, size, x, K, zero):
     """The same for weights that are floats, column(w, k): chains of 32 columns, then their sum."""
+    word = 4 * tile_width(zero)
     acc = zero
     for g in range(0, K - 63, 64):
         p, q = zero, zero
         for k in range(g, g + 32):
             fetch_ahead(w + size // K * (2 * k - g), size // K * 2)
-            p = fma_tile(column(w, k), x + 4 * k, p)
-            q = fma_tile(column(w, k + 32), x + 4 * k + 128, q)
+            p = fma_tile(column(w, k), x + word * k, p)
+            q = fma_tile(column(w, k + 32), x + word * (k + 32), q)
         acc = add_tile(q, add_tile(p, acc))
     for g in range(K // 64 * 64, K, 32):
         p = zero
         for k in range(g, min(g + 32, K)):
-            p = fma_tile(column(w, k), x + 4 * k, p)
+            p = fma_tile(column(w, k), x + word * k, p)
         acc = add_tile(p, acc)
     return acc
 
