@@ -16,6 +16,7 @@ from .forward import EVERY, LAST, forward
 from .kernels import Cache, Kernels
 from .nonfinite import NotFinite, first_place
 from .sample import Sampling, sample
+from .session import Session
 from .tap import SILENT
 from .weights import Weights
 
@@ -85,19 +86,25 @@ def generate(
     sampling: Sampling | None = None,
     progress: Callable[[int], None] = lambda done: None,
     drafts: Drafts | None = None,
+    session: Session | None = None,
 ) -> Iterator[int]:
     """Yields up to max_tokens new ids; a stop id is yielded too, and ends it. Raises BadInput as check_prompt does, and
     NotFinite, which says where from, if a logit is NaN or infinite: nothing in the page masks one, so none may be.
 
     The cache holds no more positions than the prompt and the new tokens need. The last id is never fed back.
     drafts: of an answer's tokens, on a backend where these change no bit (`drafts_for`); they count the passes, too.
+    session: what it holds of the prompt is not fed again, and what is fed is kept there; `progress` counts it as done.
     """
     sampling, drafts = sampling or Sampling(), drafts or Drafts(0)
     check_prompt(ids, w.config, max_tokens)
     if max_tokens < 1:
         return
     generator = np.random.default_rng(sampling.seed)
-    cache = k.new_cache(w.config, len(ids) + max_tokens, precision)
+    room = len(ids) + max_tokens
+    if session is None:
+        cache, held = k.new_cache(w.config, room, precision), 0
+    else:
+        cache, held = session.begin(ids, room, w.config, k, precision)
     seen = list(ids)
 
     def choose(logits_V: NDArray[np.floating]) -> int:
@@ -106,28 +113,32 @@ def generate(
         seen.append(sample(logits_V, sampling, generator))
         return seen[-1]
 
-    token = choose(prefill(ids, w, cache, k, progress))
-    yield token
-    drafts.extend(seen)
-    steps: dict[int, Callable[[NDArray[np.int32]], Any]] = {}
-    while (left := len(ids) + max_tokens - len(seen)) and token not in stop:
-        draft = drafts.draft()[: left - 1]
-        width = next((n for n in drafts.widths() if len(draft) < n <= left), 1)
-        draft = draft[: width - 1]
-        if width not in steps:
-            page = partial(forward, w=w, cache=cache, k=k, tap=SILENT, of=EVERY if width > 1 else LAST)
-            steps[width] = k.record(page, cache, width)
-        tokens_T = np.array([token, *draft, *[token] * (width - 1 - len(draft))], np.int32)
-        logits_TV = k.to_host(steps[width](tokens_T)).reshape(width, -1)
-        drafts.passes += 1
-        for t in range(len(draft) + 1):
-            token = choose(logits_TV[t])
-            drafts.made += 1
-            drafts.extend([token])
-            yield token
-            if token in stop or draft[t : t + 1] != [token]:
-                break
-        cache.length = len(seen) - 1  # all that was fed, and stays
+    try:
+        token = choose(prefill(ids[held:], w, cache, k, lambda done: progress(held + done)))
+        yield token
+        drafts.extend(seen)
+        steps: dict[int, Callable[[NDArray[np.int32]], Any]] = {}
+        while (left := len(ids) + max_tokens - len(seen)) and token not in stop:
+            draft = drafts.draft()[: left - 1]
+            width = next((n for n in drafts.widths() if len(draft) < n <= left), 1)
+            draft = draft[: width - 1]
+            if width not in steps:
+                page = partial(forward, w=w, cache=cache, k=k, tap=SILENT, of=EVERY if width > 1 else LAST)
+                steps[width] = k.record(page, cache, width)
+            tokens_T = np.array([token, *draft, *[token] * (width - 1 - len(draft))], np.int32)
+            logits_TV = k.to_host(steps[width](tokens_T)).reshape(width, -1)
+            drafts.passes += 1
+            for t in range(len(draft) + 1):
+                token = choose(logits_TV[t])
+                drafts.made += 1
+                drafts.extend([token])
+                yield token
+                if token in stop or draft[t : t + 1] != [token]:
+                    break
+            cache.length = len(seen) - 1  # all that was fed, and stays
+    finally:
+        if session is not None and len(seen) > len(ids):
+            session.ids = seen[:-1]  # fed, whatever was drafted beyond
 
 
 def drafts_for(k: Kernels, name: str, sampling: Sampling, asked: int | None) -> Drafts:

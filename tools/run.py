@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .load import add_model_arguments
 
     parser.description = """Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes,
-figures to stderr. A file or a pipe gets the model's text exactly; a terminal gets no control characters of it."""
+figures to stderr. A file or a pipe gets the model's text exactly; a terminal gets no control characters of it.
+On a terminal and without a prompt it is a conversation: Ctrl-C ends an answer, Ctrl-D the conversation."""
     parser.epilog = """examples:
   engine run 'What is 2+2?' --chat
   engine run model.gguf -p 'What is 2+2?'
@@ -97,6 +98,10 @@ def describe(f: dict[str, Any]) -> str:
 def main(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     take_words(args)
+    if talks(args):
+        from .conversation import converse
+
+        return converse(args)
     given = given_tokens(args)
     if args.max_tokens is not None and args.max_tokens < 1:
         raise BadInput(f"-n {args.max_tokens}: ask for at least 1 token")
@@ -107,6 +112,12 @@ def main(args: argparse.Namespace) -> int:
     with TokenizerProcess(prompt, args.model) as tokenizer:
         size = len(prompt) if isinstance(prompt, str) else len(repr(prompt))
         return answer(size, lambda _: tokenizer.result(), args, started)
+
+
+def talks(args: argparse.Namespace) -> bool:
+    """Whether there is no prompt, but somebody at a terminal who may say one."""
+    asked = (args.prompt, args.file, args.tokens, args.messages)
+    return not any(a is not None for a in asked) and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def take_words(args: argparse.Namespace) -> None:

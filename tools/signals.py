@@ -21,8 +21,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -45,8 +45,10 @@ class Interrupted(KeyboardInterrupt):
 class Ending:
     """Of this process. Made once, by its main thread, before there is anything to clean up."""
 
+    made: Ending | None = None
+
     def __init__(self) -> None:
-        self.number = 0
+        Ending.made, self.number = self, 0
         # What the caller has us ignore (nohup, a shell's background job) stays ignored.
         self.heeded = [n for n in ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)]
         self.told, tell = os.pipe()
@@ -91,6 +93,22 @@ class Ending:
                     stream.flush()
             clean_up()
             die_of(self.number)
+
+
+@contextmanager
+def interrupts_are_answered() -> Iterator[None]:
+    """In here Ctrl-C ends nothing by itself: it is a KeyboardInterrupt in the main thread, each time."""
+    ending = Ending.made
+    heeded = ending is not None and signal.SIGINT in ending.heeded
+    if ending is not None and heeded:
+        ending.heeded.remove(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if ending is not None and heeded:
+            ending.heeded.append(signal.SIGINT)
 
 
 def imported(module: str, name: str) -> Any:

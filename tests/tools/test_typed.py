@@ -74,7 +74,7 @@ def test_words_that_stand_alone(
             ["the low", "--tokens", "1,2"],
             "'the low' would be the prompt, and there is --tokens; leave",
         ),
-        (["tinny", "-p", "x"], "model 'tinny' is neither a file nor a known alias"),
+        (["tinny", "-p", "x"], "model 'tinny' is neither a file nor"),
         (["tinny.gguf", "-p", "x"], "tinny.gguf: No such file or directory"),
     ],
 )
