@@ -14,6 +14,7 @@ from .budgets import SHARE, budgets, commonest, kind
 from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
 from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
 from .fit import Fit
+from .hypotheses import adapters
 from .hypotheses.table import explain
 from .judge import Judge
 from .locate import locate
@@ -36,7 +37,8 @@ def review(judge: Judge, findings: Sequence[Finding], engine: Recipe, against: J
         if found is not None:
             seen[key] = found
             wrong.discard(key)
-    excused = _noise(judge, list(seen.values()), under, engine)
+    known = {key for key in wrong if _adapter(judge, entry(judge, seen[key]), under[key])}
+    excused = _noise(judge, [f for f in seen.values() if f.key not in known], under, engine)
     wrong -= excused.keys()
     seen |= excused
     seen |= _named(judge, [f for f in seen.values() if f.key in wrong], under)
@@ -114,6 +116,16 @@ def _without(
                 notes = (*f.notes, WithoutFile(key[1:]))
                 return replace(f, verdict=REPRODUCED, recipe=engine.name, fit=fit, blames=key, notes=notes)
     return None
+
+
+def _adapter(judge: Judge, e: Entry, recipe: Recipe) -> bool:
+    """Whether a mistake with an adapter explains the stage down to rounding: adapters are small, and what is wrong with
+    one would often be within a budget of noise."""
+    stages = ("qkv_matmul",) if e.stage.name == "qkv_bias" else (e.stage.name,) if e.stage.kind == "product" else ()
+    if not any(m.adapters for stage in stages for m in judge.evidence.matrices(e.layer, stage)):
+        return False
+    site, _, _ = judge.again(e, recipe)
+    return bool(explain(site, judge.evidence.values(e), {h.name for h in adapters.TABLE}))
 
 
 def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) -> dict[Key, Finding]:

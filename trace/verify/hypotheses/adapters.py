@@ -10,36 +10,48 @@ from math import sqrt
 import numpy as np
 
 from ....engine.weights import Adapter
-from ..formulas import PRODUCTS
+from ..formulas import PRODUCTS, flat, input_of
 from ..recipes.matrix import Matrix
+from ..recipes.operations import rounded
+from ..recipes.products import adapted, plain_product
 from ..site import Site
-from ..span import Span
+from ..span import Array, Span, joined
 from .hypothesis import Hypothesis, Several, entering
-from .products import through
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
 
 Adapters = tuple[Adapter, ...]
+Change = Callable[[Adapters], Adapters]
 
 
-def ways(s: Site, change: Callable[[Adapters], Adapters]) -> Iterator[tuple[str, list[Matrix]]]:
-    """The stage's matrices with their adapters changed: all; of several matrices, those of each alone; of several
-    adapters, each alone."""
-    matrices = s.matrices()
-    own = [m for m in matrices if m.adapters]
-    if not own:
-        return
-    yield "the adapter", [replace(m, adapters=change(m.adapters)) for m in matrices]
-    for m in own if len(matrices) > 1 else ():
-        yield (
-            f"the adapter of {module(m)}",
-            [replace(n, adapters=change(n.adapters)) if n is m else n for n in matrices],
-        )
-    count = max(len(m.adapters) for m in own)
-    for i in range(count if count > 1 else 0):
-        kept = [(*m.adapters[:i], *change(m.adapters[i : i + 1]), *m.adapters[i + 1 :]) for m in matrices]
-        yield f"adapter {i + 1} of {count}", [replace(m, adapters=a) for m, a in zip(matrices, kept, strict=True)]
+class Parts:
+    """A stage's product, each matrix's without its adapters, which are added as asked: a matrix is decoded once."""
+
+    def __init__(self, s: Site) -> None:
+        self.site, self.x, self.matrices = s, flat(input_of(s)), s.matrices()
+        self.own = [m.adapters for m in self.matrices]
+        self.plain = [plain_product(s.recipe, self.x, m) for m in self.matrices] if any(self.own) else []
+
+    def changed(self, change: Change) -> Iterator[tuple[str, list[Adapters]]]:
+        """The adapters changed: all; of several matrices, those of each alone; of several adapters, each alone."""
+        if not any(self.own):
+            return
+        yield "the adapter", [change(own) for own in self.own]
+        for n, m in enumerate(self.matrices) if len(self.own) > 1 else ():
+            if m.adapters:
+                others = [change(own) if i == n else own for i, own in enumerate(self.own)]
+                yield f"the adapter of {module(m)}", others
+        count = max(map(len, self.own))
+        for i in range(count if count > 1 else 0):
+            one = [(*own[:i], *change(own[i : i + 1]), *own[i + 1 :]) for own in self.own]
+            yield f"adapter {i + 1} of {count}", one
+
+    def sum(self, adapters: list[Adapters]) -> Span:
+        """The stage with these."""
+        r = self.site.recipe
+        y = rounded(r, joined([adapted(r, p, self.x, a) for p, a in zip(self.plain, adapters, strict=True)], 1))
+        return y.shaped(lambda v: v[0]) if self.site.stage == "lm_head" else y
 
 
 def module(m: Matrix) -> str:
@@ -49,37 +61,48 @@ def module(m: Matrix) -> str:
 
 @hypothesis("adapter-missing", "{} is not applied", *PRODUCTS)
 def adapter_missing(s: Site) -> Several:
-    for what, matrices in ways(s, lambda adapters: ()):
-        yield what, through(s, matrices=matrices)
+    parts = Parts(s)
+    for what, adapters in parts.changed(lambda adapters: ()):
+        yield what, parts.sum(adapters)
 
 
 @hypothesis("adapter-twice", "{} is applied twice", *PRODUCTS)
 def adapter_twice(s: Site) -> Several:
-    for what, matrices in ways(s, lambda adapters: adapters * 2):
-        yield what, through(s, matrices=matrices)
+    parts = Parts(s)
+    for what, adapters in parts.changed(lambda adapters: adapters * 2):
+        yield what, parts.sum(adapters)
 
 
 @hypothesis("adapter-scaled", "{} what it should", *PRODUCTS)
 def adapter_scaled(s: Site) -> Several:
     """The factor is the one that fits the dump best, in squares."""
-    mine = s.evidence.stored((s.phase, s.layer, s.stage))
-    if mine is None:
+    parts, got = Parts(s), held(s)
+    if got is None or not any(parts.own):
         return
-    got, right = np.asarray(s.evidence.values(mine), np.float64), s.compute().mid
+    right = parts.sum(parts.own).mid
     if got.shape != right.shape:
         return
-    for what, bare in ways(s, lambda adapters: ()):
-        without = through(s, matrices=bare).mid
+    for what, bare in parts.changed(lambda adapters: ()):
+        without = parts.sum(bare).mid
         part = right - without
         norm = float(np.square(part).sum())
         c = float(((got - without) * part).sum()) / norm if norm else 1.0
         if np.isfinite(c) and min(abs(c), abs(c - 1), abs(c - 2)) > 1e-3:
             # The factor is as sure as the squares say; where it is a little off, a step is rounded the other way.
             off = 4 * float(np.sqrt(np.square(got - without - c * part).mean() / norm)) + 2 * abs(c) * s.recipe.result.u
-            spans = [through(s, matrices=dict(ways(s, partial(times, factor=f)))[what]) for f in (c, c - off, c + off)]
+            spans = [parts.sum(dict(parts.changed(partial(times, factor=f)))[what]) for f in (c, c - off, c + off)]
             lo, hi = np.minimum.reduce([x.lo for x in spans]), np.maximum.reduce([x.hi for x in spans])
-            said = f"{c:.6g}" if off < 1e-4 * abs(c) else f"about {c:.2g}"
-            yield f"{what} adds {said} times{meaning(c, off, s.matrices())}", Span(spans[0].mid, lo, hi)
+            said = f"{c:.4g}" if off < 1e-4 * abs(c) else f"about {c:.2g}"
+            yield f"{what} adds {said} times{meaning(c, off, parts.matrices)}", Span(spans[0].mid, lo, hi)
+
+
+def held(s: Site) -> Array | None:
+    """What the dump has of the stage; of the product of Q, K and V, which many engines do not show, by their bias."""
+    mine = s.evidence.stored((s.phase, s.layer, s.stage))
+    if mine is not None:
+        return np.asarray(s.evidence.values(mine), np.float64)
+    biased = s.evidence.stored((s.phase, s.layer, "qkv_bias")) if s.stage == "qkv_matmul" else None
+    return None if biased is None else s.evidence.values(biased) - s.gain("qkv_bias_E")
 
 
 def times(adapters: Adapters, factor: float) -> Adapters:

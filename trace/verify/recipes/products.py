@@ -38,11 +38,15 @@ def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIG
 
 def product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
     """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it. With what its adapters add."""
-    y = plain_product(r, x, w, rows)
-    for i, a in enumerate(w.adapters):
+    return adapted(r, plain_product(r, x, w, rows), x.shaped(lambda v: v[rows]) if w.adapters else x, w.adapters)
+
+
+def adapted(r: Recipe, y: Span, x: Span, adapters: Sequence[Adapter]) -> Span:
+    """The product y of x with the matrix alone, and what adapters add to it."""
+    for i, a in enumerate(adapters):
         stored = y.map(r.result.round)
         # PEFT stores the plain product, and the sum when all adapters are in it; others each time.
-        y = plus(hull(y, stored) if i else stored, added(r, x.shaped(lambda v: v[rows]), a))
+        y = plus(hull(y, stored) if i else stored, added(r, x, a))
     return y
 
 
