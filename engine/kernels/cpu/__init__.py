@@ -8,7 +8,9 @@ attention.py the rest. float32 throughout; precisions as in kernels/__init__.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from ...config import ALL, Config
 from ...weights import Weights
 from . import ahead, attention, rows
 from .machine.codegen import LANES
-from .machine.replay import batch, empty, keep, record, recording, submit
+from .machine.replay import batch, empty, keep, record, recording, submit, untapped
 from .machine.team import Kernel, at, bits, rows_of, run_now, share
 from .matmul.linear import Stack, linear, stack
 from .matmul.packed import forget, form_of
@@ -29,6 +31,7 @@ __all__ = ["PRECISIONS", "batch", "compile_kernels", "linear", "record"]
 
 PRECISIONS = ("f32", "int16", "int8")
 ALIKE = True
+BLOCK = 1 << 23  # bytes of scores that are there at once, where nobody looks at them
 
 Array = NDArray[np.float32]
 
@@ -174,29 +177,72 @@ def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array, magnitude: f
     return y_TNH
 
 
-def attn_scores(q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
-    (T, N, H), K, S = q_TNH.shape, len(k_SKH), int(pos_T[-1]) + 1
+@dataclass(frozen=True, slots=True)
+class Untapped:
+    """Scores and probabilities that nobody looks at: they are made when attention is mixed, some queries at a time."""
+
+    q_TNH: Array
+    k_SKH: Any
+    window: int = ALL
+
+
+def attn_scores(q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32]) -> Any:
+    if untapped():
+        return Untapped(q_TNH, k_SKH)
+    (T, N, _), S = q_TNH.shape, int(pos_T[-1]) + 1
     scores_NTS = empty(N, T, S)
-    where = (*rows_of(q_TNH), at(k_SKH), k_SKH.strides[0], at(pos_T))
-    submit(attention.scores.job(K * attention.SHARES, 1, *where, T, K, N // K, H, bits(np.sqrt(H)), at(scores_NTS), S))
+    _scores(q_TNH, k_SKH, pos_T, scores_NTS)
     return scores_NTS
 
 
-def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> Array:
-    N, T, S = scores_NTS.shape
-    probs_NTS = empty(N, T, S)
-    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, window, at(probs_NTS)))
+def softmax(scores_NTS: Any, pos_T: NDArray[np.int32], window: int = ALL) -> Any:
+    if isinstance(scores_NTS, Untapped):
+        return replace(scores_NTS, window=window)
+    probs_NTS = empty(*scores_NTS.shape)
+    _softmax(scores_NTS, pos_T, window, probs_NTS)
     return probs_NTS
 
 
-def attn_mix(probs_NTS: Array, v_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
-    (N, T, S), (v, H) = probs_NTS.shape, v_SKH
+def attn_mix(probs_NTS: Any, v_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
+    """Of untapped scores only BLOCK bytes exist at a time, and become probabilities where they are."""
+    _, H = v_SKH
+    if not isinstance(probs_NTS, Untapped):
+        N, T, _ = probs_NTS.shape
+        mix_TNH = empty(T, N, H)
+        _mix(probs_NTS, v_SKH, pos_T, mix_TNH)
+        return mix_TNH
+    (T, N, H), S = probs_NTS.q_TNH.shape, int(pos_T[-1]) + 1
     mix_TNH = empty(T, N, H)
+    rows = min(T, max(1, BLOCK // (4 * N * S)))
+    memory = empty(N * rows * S)
+    for t in range(0, T, rows):
+        here = slice(t, min(t + rows, T))
+        shape = N, here.stop - t, int(pos_T[here.stop - 1]) + 1
+        block_NTS = memory[: prod(shape)].reshape(shape)
+        _scores(probs_NTS.q_TNH[here], probs_NTS.k_SKH, pos_T[here], block_NTS)
+        _softmax(block_NTS, pos_T[here], probs_NTS.window, block_NTS)
+        _mix(block_NTS, v_SKH, pos_T[here], mix_TNH[here])
+    return mix_TNH
+
+
+def _scores(q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32], scores_NTS: Array) -> None:
+    (T, N, H), K, S = q_TNH.shape, len(k_SKH), scores_NTS.shape[2]
+    where = (*rows_of(q_TNH), at(k_SKH), k_SKH.strides[0], at(pos_T))
+    submit(attention.scores.job(K * attention.SHARES, 1, *where, T, K, N // K, H, bits(np.sqrt(H)), at(scores_NTS), S))
+
+
+def _softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int, probs_NTS: Array) -> None:
+    """probs_NTS may be scores_NTS."""
+    N, T, S = scores_NTS.shape
+    submit(attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, window, at(probs_NTS)))
+
+
+def _mix(probs_NTS: Array, v_SKH: Any, pos_T: NDArray[np.int32], mix_TNH: Array) -> None:
+    (N, T, S), (v, H) = probs_NTS.shape, v_SKH
     K, slices = v.shape[:2]
     items = T * K * slices
     where = (at(probs_NTS), S, at(v), v.strides[0], at(pos_T))
     submit(attention.mix.job(items, share(items), *where, T, K, N // K, H, at(mix_TNH)))
-    return mix_TNH
 
 
 def to_host(x: Array) -> Array:

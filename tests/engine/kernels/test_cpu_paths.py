@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 from qwenref.engine import selftest
-from qwenref.engine.forward import forward
+from qwenref.engine.forward import EVERY, forward
 from qwenref.engine.kernels import cpu
 from qwenref.engine.kernels.cpu.machine import compiled
 from qwenref.engine.kernels.cpu.machine.paths import PATHS, choose_path, features
@@ -114,6 +115,7 @@ def test_operations_on_this_path(path: str) -> None:
         "-p",
         "no:cacheprovider",
         str(Path(__file__).with_name("test_simd.py")),
+        str(Path(__file__).with_name("test_untapped.py")),
     ]
     run = subprocess.run(
         command, check=False, env=os.environ | {"QWENREF_SIMD": path}, capture_output=True, text=True, cwd=HERE.parent
@@ -149,6 +151,23 @@ def test_a_batched_prompt_has_the_bits_of_a_prompt(T: int, precision: str) -> No
     got = cpu.batch(lambda: forward(tokens, w, batched, cpu, SILENT))
     assert got.tobytes() == want.tobytes()
     assert (batched.k.tobytes(), batched.v.tobytes()) == (plain.k.tobytes(), plain.v.tobytes())
+
+
+@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("tokens", [2, 4, 8])
+def test_a_replayed_pass_of_several_tokens_has_the_bits_of_each(tokens: int, precision: str) -> None:
+    w = cpu.prepare(tiny_weights(heads=3, kv_heads=1, head_dim=32, vocab=77, formats="Q8_0", hidden=96), precision)
+    ids = np.arange(45, dtype=np.int32)
+    plain, replayed = (cpu.new_cache(w.config, 45, precision) for _ in range(2))
+    for cache in (plain, replayed):
+        forward(ids[:5], w, cache, cpu, SILENT)
+    page = partial(forward, w=w, cache=replayed, k=cpu, tap=SILENT, of=EVERY)
+    step = cpu.record(page, replayed, tokens)
+    for t in range(5, 45 - tokens, tokens):
+        want = [forward(ids[i : i + 1], w, plain, cpu, SILENT).tobytes() for i in range(t, t + tokens)]
+        for _ in range(2):  # the second time over the positions of the first: what they held leaves no trace
+            replayed.length = t
+            assert [x.tobytes() for x in step(ids[t : t + tokens])] == want
 
 
 def test_the_cache_folder_is_named_after_every_source(tmp_path: Path) -> None:

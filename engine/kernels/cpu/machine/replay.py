@@ -74,6 +74,11 @@ def recording() -> Recording | None:
     return made if isinstance(made, Recording) else None
 
 
+def untapped() -> bool:
+    """Whether this pass is put off or recorded: no tap looks at a stage of it."""
+    return current.get() is not None
+
+
 def submit(*jobs: Sequence[int]) -> None:
     """Works through these jobs, now or later, or records them."""
     if made := current.get():
