@@ -230,7 +230,7 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
     """
     a, notes = check_hf(data)
     width, heads, layers = (_need(data, f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    head_dim = data.get("head_dim")
+    head_dim = _need(data, "head_dim") if a.own_head_dim else data.get("head_dim")
     if head_dim is None:
         if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
             _refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")

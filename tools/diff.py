@@ -12,6 +12,7 @@ from typing import Any
 from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
 from ..trace.pair import Known
+from ..trace.stages import of_pieces
 from .source import KINDS, add_source_arguments, asked
 from .terminal import json_text, on_stderr, one_line
 
@@ -68,10 +69,10 @@ def known(args: argparse.Namespace) -> Known:
     said = asked(args)
     if args.model is None:
         return Known(asked=said)
-    from .load import open_model
+    from .load import open_weights
 
-    c = open_model(args.model).config
-    return Known(c.sizes, c.num_hidden_layers, said)
+    w = open_weights(args.model).weights
+    return Known(w.config.sizes, w.config.num_hidden_layers, of_pieces(w.pieces), said)
 
 
 def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:

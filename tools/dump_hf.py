@@ -1,11 +1,11 @@
-"""engine dump-hf: every stage of a Hugging Face Transformers run of Qwen2, captured where the model computes it."""
+"""engine dump-hf: every stage of a Hugging Face Transformers run, captured where the model computes it."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,16 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.models import ARCHITECTURES
+from ..engine.models.decoder import OPTIONAL
+from ..engine.weights import Layer
 from ..errors import BadInput
-from ..trace.stages import STAGES, Module, Stage
+from ..trace.stages import Module, Stage, of_pieces
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 from .terminal import on_stderr
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-FUSED = {
-    s.name: "inside of one of Transformers' modules, which --hooks-only leaves as they are" for s in STAGES if not s.hf
-}
 NOTES = (
     "qkv_matmul and qkv_bias are a product and then a sum; Transformers fuses them, which rounds once less",
     "values of 16 bits are widened to float32, exactly; float64 is rounded to float32",
@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name of a device (default: cpu)")
 
 
+def fused(stages: Mapping[str, Stage]) -> dict[str, str]:
+    """Those of a model's stages that no module shows."""
+    why = "inside of one of Transformers' modules, which --hooks-only leaves as they are"
+    return {name: why for name, s in stages.items() if not s.hf}
+
+
 def main(args: argparse.Namespace) -> int:
     if not sys.stderr.isatty():  # Transformers shows bars of its own
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -67,8 +73,7 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput(f"dump-hf needs {error.name}; get it with: pip install 'qwenref[oracle]'") from None
     as_it_is = args.hooks_only or args.attention not in (None, "eager")
     attention = args.attention or ("sdpa" if as_it_is else "eager")
-    absent = FUSED if as_it_is else {}
-    j = job(args, absent)
+    j = job(args, fused if as_it_is else lambda stages: {})
     model = load(j.checkpoint.path, args.dtype, args.device, attention)
     changed = [NOTES[0], *(WIDE if args.dtype == "float64" else ())]
     facts = {
@@ -78,9 +83,9 @@ def main(args: argparse.Namespace) -> int:
         "precision": args.dtype,
         "notes": [*([] if as_it_is else changed), NOTES[1]],
     }
-    write_dump(j, running(model, observed if as_it_is else capture), absent, facts)
+    write_dump(j, running(model, observed if as_it_is else capture), facts)
     if as_it_is:
-        on_stderr(f"absent, since Transformers fuses them: {', '.join(absent)}")
+        on_stderr(f"absent, since Transformers fuses them: {', '.join(j.absent)}")
     return 0
 
 
@@ -103,10 +108,10 @@ def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[No
 
 
 def load(path: Path, dtype: str = "float32", device: str = "cpu", attention: str = "eager") -> Any:
-    """A Qwen2ForCausalLM from a GGUF file or a Hugging Face folder. attention: Transformers' name of it.
+    """Transformers' model with its head from a GGUF file or a Hugging Face folder. attention: Transformers' name of it.
 
-    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for what is no qwen2,
-    and for a device or an attention that this torch does not have.
+    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for an architecture
+    that is not one of ours, and for a device or an attention that this torch does not have.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -122,8 +127,8 @@ def load(path: Path, dtype: str = "float32", device: str = "cpu", attention: str
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: Transformers cannot open it: {str(error).splitlines()[0]}") from None
-    if config.model_type != "qwen2":
-        raise BadInput(f"{path} is of type {config.model_type}; only qwen2 can be dumped")
+    if config.model_type not in (known := [a.model_type for a in ARCHITECTURES]):
+        raise BadInput(f"{path} is of type {config.model_type}; only {', '.join(known)} can be dumped")
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
     auto: Any = AutoModelForCausalLM
@@ -175,12 +180,20 @@ def observed(model: Any, emit: Emit) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        for stage in (s for s in STAGES if s.hf):
+        for stage in (s for s in stages_of(model).values() if s.hf):
             for layer in {"layer": range(c.num_hidden_layers), "first": (0,), "whole": (None,)}[stage.scope]:
                 take = taker(layer, stage, len(stage.hf))
                 for part, boundary in enumerate(stage.hf):
                     stack.callback(_hooked(model.get_submodule(boundary.name(layer)), boundary, partial(take, part)))
         yield
+
+
+def stages_of(model: Any) -> Mapping[str, Stage]:
+    """The stages that a model of Transformers has, by the parameters of its first layer."""
+    here = {name for name, _ in model.model.layers[0].named_parameters()}
+    stacked = {field: t[0].hf.removeprefix("model.layers.{}.") for field, t in OPTIONAL.items()}
+    fields = set(Layer.__dataclass_fields__) - {field for field, name in stacked.items() if name not in here}
+    return of_pieces(frozenset(fields))
 
 
 def _hooked(module: Any, boundary: Module, take: Callable[[Any], None]) -> Callable[[], None]:
@@ -207,9 +220,8 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     import torch
     from torch.nn import functional
     from transformers.modeling_rope_utils import dynamic_rope_update
-    from transformers.models.qwen2 import modeling_qwen2 as hf
 
-    wide = model.dtype == torch.float64
+    hf, wide, stages = sys.modules[type(model).__module__], model.dtype == torch.float64, stages_of(model)
 
     def out(layer: int | None, stage: str, x: Any) -> None:
         x = x.detach()[0]  # the batch's only row
@@ -220,13 +232,14 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
 
         def project(module: Any, inputs: Any, fused: Any) -> Any:
             product = functional.linear(inputs[0], module.weight)
-            parts.append((product, product + module.bias))
+            parts.append((product, product if module.bias is None else product + module.bias))
+            result = parts[-1][1]
             if module is attention.v_proj:
-                out(i, "qkv_matmul", torch.cat([p for p, _ in parts], -1))
-                out(i, "qkv_bias", torch.cat([b for _, b in parts], -1))
+                for n, name in enumerate(("qkv_matmul", "qkv_bias")):
+                    if name in stages:
+                        out(i, name, torch.cat([part[n] for part in parts], -1))
                 parts.clear()
-                return product + module.bias
-            return parts[-1][1]
+            return result
 
         return project
 
@@ -260,14 +273,14 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(patch.object(hf, "eager_attention_forward", attention))
         if wide:
-            stack.enter_context(patch.object(hf.Qwen2RMSNorm, "forward", norm64))
-            stack.enter_context(patch.object(hf.Qwen2RotaryEmbedding, "forward", rotary64))
+            stack.enter_context(patch.object(type(model.model.norm), "forward", norm64))
+            stack.enter_context(patch.object(type(model.model.rotary_emb), "forward", rotary64))
 
         for i, layer in enumerate(model.model.layers):
             project = linear_then_bias(i, layer.self_attn)
             for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 stack.callback(module.register_forward_hook(project).remove)
-        for stage in STAGES:
+        for stage in stages.values():
             if len(stage.hf) == 1 and stage.kind != "mix":  # Q, K and V have their hooks, attention its own function
                 layers = {"layer": range(len(model.model.layers)), "first": (0,), "whole": (None,)}[stage.scope]
                 for at in layers:

@@ -1,4 +1,4 @@
-"""engine dump-llamacpp: every stage of a llama.cpp run of Qwen2, through llama-cpp-python's evaluation callback.
+"""engine dump-llamacpp: every stage of a llama.cpp run, through llama-cpp-python's evaluation callback.
 
 llama.cpp hands out the nodes of its graph by names that repeat (Qcur-0 is three operations) or say nothing (node_31),
 so a node is known by its operation and by the weight that it reads, or else by its own name.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,10 @@ from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
 from ..errors import BadInput
-from ..trace.stages import STAGES, Stage
+from ..trace.stages import Stage
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 
-# (operation, weight that it reads or else own name, both without the layer): (stage, part of it).
-NODES = {
-    (node.operation, node.name): (stage, part)
-    for stage in STAGES
-    for part, nodes in enumerate(stage.ggml)
-    for node in nodes
-}
 GGML_TYPES = {"f32": 0, "f16": 1}
-ABSENT = {s.name: s.unless_ggml for s in STAGES if not s.ggml}
 NOTES = (
     "flash attention off; all positions' logits asked for, or the last layer would compute one position",
     "attn_scores are llama.cpp's times 1/sqrt(H), which it applies inside the soft-max; the cache's padding is cut off",
@@ -69,12 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def absent(stages: Mapping[str, Stage]) -> dict[str, str]:
+    """Those of a model's stages that llama.cpp has no node of."""
+    return {name: s.unless_ggml for name, s in stages.items() if not s.ggml}
+
+
 def main(args: argparse.Namespace) -> int:
     try:
         import llama_cpp
     except ModuleNotFoundError as error:
         raise BadInput(f"dump-llamacpp needs {error.name}; get it with: pip install llama-cpp-python") from None
-    j = job(args, ABSENT)
+    j = job(args, absent)
     if not j.checkpoint.container.startswith("GGUF"):
         raise BadInput(f"{j.checkpoint.path} is {j.checkpoint.container}; llama.cpp reads GGUF")
     facts = {
@@ -85,15 +82,16 @@ def main(args: argparse.Namespace) -> int:
         "notes": list(NOTES),
     }
     capacity = len(j.ids) + j.plan.decode_steps
-    write_dump(j, running(j.checkpoint, capacity, args.kv, args.threads), ABSENT, facts)
+    write_dump(j, running(j.checkpoint, j.stages, capacity, args.kv, args.threads), facts)
     return 0
 
 
 @contextmanager
-def running(c: Checkpoint, capacity: int, kv: str, threads: int = 0) -> Iterator[Forward]:
+def running(c: Checkpoint, stages: Mapping[str, Stage], capacity: int, kv: str, threads: int = 0) -> Iterator[Forward]:
     """A forward pass of llama.cpp, with its key/value cache from call to call.
 
-    capacity: positions of all calls together. kv: the cache's type. Raises BadInput where llama.cpp refuses.
+    stages: the model's, by name. capacity: positions of all calls together. kv: the cache's type. Raises BadInput where
+    llama.cpp refuses.
     """
     from llama_cpp import llama_cpp as lib
 
@@ -107,7 +105,7 @@ def running(c: Checkpoint, capacity: int, kv: str, threads: int = 0) -> Iterator
         )
 
     lib.llama_backend_init()
-    graph = Graph(c.config.head_dim)
+    graph = Graph(c.config.head_dim, stages)
     settings = lib.llama_model_default_params()
     settings.n_gpu_layers = 0
     model = lib.llama_model_load_from_file(str(c.path).encode(), settings)
@@ -156,10 +154,19 @@ def running(c: Checkpoint, capacity: int, kv: str, threads: int = 0) -> Iterator
 
 
 class Graph:
-    """Turns the nodes of a pass into stages: llama.cpp calls `callback` before and after it computes each."""
+    """Turns the nodes of a pass into stages: llama.cpp calls `callback` before and after it computes each.
 
-    def __init__(self, head_dim: int) -> None:
+    nodes: (operation, weight that it reads or else own name, both without the layer): (stage, part of it).
+    """
+
+    def __init__(self, head_dim: int, stages: Mapping[str, Stage]) -> None:
         self.head_dim, self.ggml = head_dim, _ggml()
+        self.nodes = {
+            (node.operation, node.name): (stage, part)
+            for stage in stages.values()
+            for part, nodes in enumerate(stage.ggml)
+            for node in nodes
+        }
         self.error: BaseException | None = None
 
     def begin(self, past: int, emit: Emit) -> None:
@@ -186,7 +193,7 @@ class Graph:
         read = [Tensor.from_address(source).name.decode() for source in t.src if source]
         name = next((n for n in read if n.endswith((".weight", ".bias"))), t.name.decode())
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(.+?)(?:-(\d+))?", name)
-        found = match and NODES.get((self.ggml.ggml_op_desc(address).decode(), match[2]))
+        found = match and self.nodes.get((self.ggml.ggml_op_desc(address).decode(), match[2]))
         if not match or not found:
             return None
         stage, part = found
@@ -201,7 +208,7 @@ class Graph:
 
     def _shaped(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """ggml's four dimensions, outermost first, as trace/stages.py has them."""
-        if stage.kind == "rotation":
+        if stage.letters[0] == "T" and stage.letters[-1] == "H" and stage.kind != "mix":
             return x[0]
         if "S" in stage.letters:
             x = x[0, :, :, : self.past + x.shape[2]]

@@ -18,7 +18,7 @@ from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..facts import model_facts, run_facts
 from ..trace.plan import Plan, plan
-from ..trace.stages import by_name
+from ..trace.stages import Stage, by_name, of_pieces
 from ..trace.store import DumpWriter, check_target
 from ..tracing import check_room, require_all
 from .leftovers import written_down
@@ -34,13 +34,18 @@ Forward = Callable[[Sequence[int], Emit], NDArray[np.floating[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A dump to make; all that can be known to be wrong before the engine loads the model has been refused."""
+    """A dump to make; all that can be known to be wrong before the engine loads the model has been refused.
+
+    stages: those of the model, by name. absent: those of them that the engine does not compute, and why.
+    """
 
     checkpoint: Checkpoint
     tokenizer: Tokens | None
     ids: list[int]
     plan: Plan
     target: Path
+    stages: Mapping[str, Stage]
+    absent: Mapping[str, str]
 
 
 def add_dump_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,31 +57,30 @@ def add_dump_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
 
 
-def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
-    """The job of the arguments. absent: stages that the engine does not compute, and why.
+def job(args: argparse.Namespace, absent_of: Callable[[Mapping[str, Stage]], Mapping[str, str]]) -> Job:
+    """The job of the arguments. absent_of: which of a model's stages the engine does not compute, and why.
 
     The ids are this package's tokenizer's, so that dumps of all engines hold the same tokens for the same text.
     """
     ids = given_tokens(args)
     asked = plan(args.stages, args.layers, "all", args.decode_steps)
+    target = Path(args.directory)
+    check_target(target)
+    checkpoint, weights = open_weights(args.model)
+    c, stages = checkpoint.config, of_pieces(weights.pieces)
+    asked, absent = asked.within(stages), absent_of(stages)
     there = replace(asked, stages=tuple(s for s in asked.stages if s.name not in absent))
     if there != asked and args.stages.strip().lower() != "all":
         name = next(s.name for s in asked.stages if s.name in absent)
         raise BadInput(f"this engine has no stage {name}: {absent[name]}")
-    target = Path(args.directory)
-    check_target(target)
-    checkpoint, _ = open_weights(args.model)
-    c = checkpoint.config
     there.check(c.num_hidden_layers)
     ids, tokenizer = prompt_of(args, ids, checkpoint)
     check_prompt(ids, c, args.decode_steps)
     check_room(there, c, len(ids), target)
-    return Job(checkpoint, tokenizer, ids, there, target)
+    return Job(checkpoint, tokenizer, ids, there, target, stages, absent)
 
 
-def write_dump(
-    j: Job, engine: AbstractContextManager[Forward], absent: Mapping[str, str], facts: Mapping[str, Any]
-) -> None:
+def write_dump(j: Job, engine: AbstractContextManager[Forward], facts: Mapping[str, Any]) -> None:
     """Runs the prompt, then the decode steps greedily, writes what is wanted of each pass, and says what was written.
 
     facts: what the manifest says of the engine, over what it says of every run. Raises BadInput if a stage asked for
@@ -99,7 +103,7 @@ def write_dump(
         writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint))
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)
-        writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(absent))
+        writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(j.absent))
         j.checkpoint.check_unchanged()
     report = {
         "tokens": j.ids,

@@ -6,10 +6,10 @@ from typing import Literal
 
 from ...errors import BadInput
 from ..config_keys import brief
-from . import qwen2
+from . import qwen2, qwen3
 from .architecture import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (qwen2.ARCHITECTURE,)
+ARCHITECTURES: tuple[Architecture, ...] = (qwen2.ARCHITECTURE, qwen3.ARCHITECTURE)
 
 
 def find(name: object, by: Literal["model_type", "gguf"] = "model_type") -> Architecture:

@@ -43,6 +43,7 @@ class Architecture:
     unread: how the names of tensors end that files hold and nobody needs.
     hf_keys, gguf_keys: what the fields of config.json, and GGUF's keys behind the name, do to the result.
     hf_defaults: what Transformers' configuration takes for a field that is not there; never a value of Config's.
+    own_head_dim: whether head_dim does not follow from the other sizes where a config.json leaves it out.
     hf_full: what a config.json has to say for Transformers to attend to every position, as the page does.
     pre, tokenizer_class: ggml's name of the pre-tokenizer, for files that leave it out, and Transformers' class.
     """
@@ -60,6 +61,7 @@ class Architecture:
     tokenizer_class: str
     stacked: Mapping[str, Tensor] = field(default_factory=dict)
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    own_head_dim: bool = False
     hf_full: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -164,7 +164,7 @@ def test_names_go_both_ways(a: Architecture) -> None:
         hf, ggml = t.hf.format(i), t.ggml.format(i)
         assert [a.renamed(name, "hf") for name in (hf, ggml)] == [hf, hf]
         assert [a.renamed(name, "ggml") for name in (hf, ggml)] == [ggml, ggml]
-    assert a.renamed("blk.0.attn_q_norm.weight", "hf") is None and a.renamed("blk.attn_q.weight", "hf") is None
+    assert a.renamed("blk.0.attn_sinks.weight", "hf") is None and a.renamed("blk.attn_q.weight", "hf") is None
 
 
 def test_map_makes_every_leaf_once() -> None:
