@@ -22,7 +22,7 @@ ARCHITECTURE = Architecture(
         inert={"Qwen3 reads it in no version of Transformers": ("is_decoder",)},
     ),
     gguf_keys=GGUF,
-    hf_defaults={"max_window_layers": 28},
+    hf_defaults={"max_window_layers": 28, "sliding_window": 4096},
     own_head_dim=True,
     hf_full={"use_sliding_window": False},
     pre="qwen2",
