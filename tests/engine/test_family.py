@@ -1,5 +1,5 @@
-"""Every architecture of the page against Transformers (tests/golden/family.npz, made by tools/dev/golden_family.py, which
-has the models), and what containers do to it."""
+"""Every architecture of the page against Transformers (tests/golden/family.npz, made by tools/dev/golden_family.py,
+which has the models), and what containers do to it."""
 
 from __future__ import annotations
 
