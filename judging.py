@@ -16,6 +16,7 @@ from .errors import BadInput
 from .model import Model
 from .trace.dump import Dump
 from .trace.sources import AS_IT_IS, Asked, open_dump
+from .trace.stages import of_pieces
 from .trace.verify.facts import FromTokens
 from .trace.verify.finding import Verification
 from .trace.verify.report.report import Report
@@ -101,8 +102,8 @@ def opened_for(dump: Dump | str | os.PathLike[str], model: Opened, asked: Asked 
     if isinstance(dump, Dump) and dump.sizes is not None:
         return dump
     path = dump.path if isinstance(dump, Dump) else Path(dump)
-    c = model.checkpoint.config
-    return open_dump(path, c.sizes, layers=c.num_hidden_layers, incomplete=True, asked=asked)
+    c, stages = model.checkpoint.config, of_pieces(model.weights.pieces)
+    return open_dump(path, c.sizes, layers=c.num_hidden_layers, stages=stages, incomplete=True, asked=asked)
 
 
 def _opened(model: AnyModel) -> Opened:

@@ -37,6 +37,7 @@ from .facts import model_facts
 from .trace.dump import Dump
 from .trace.plan import Plan, plan
 from .trace.sources import open_dump
+from .trace.stages import of_pieces
 from .trace.store import check_target
 from .tracing import check_room, held, written
 
@@ -197,6 +198,7 @@ class Model:
         target = None if to is None else Path(to)
         if target is not None:
             check_target(target)
+        p = p.within(of_pieces(self.opened.weights.pieces))
         p.check(self.config.num_hidden_layers)
         ids = self.prompt_ids(prompt, chat=chat)
         check_prompt(ids, self.config, decode_steps)

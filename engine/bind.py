@@ -32,7 +32,7 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         if w.shape != shape:
             raise BadInput(f"tensor {w.name or spelled[0]} has shape {w.shape}; as {t.role} it must have {shape}")
         format_of_tensor(w)
-        return w
+        return a.in_order(w, "hf", sizes)
 
     def layer(i: int) -> Layer:
         leaves = {field: tuple(get(t, i) for t in stacked) for field, stacked in a.layer.items()}

@@ -16,7 +16,7 @@ from ..errors import BadInput, blamed_on
 from ..quant.tensor import QTensor
 from . import rope, rope_gguf
 from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, brief
-from .models import Architecture, find
+from .models import Architecture, find, meant_by_gguf
 from .rope import LARGEST, SMALLEST, Scaling
 
 ALL = (1 << 31) - 1  # a window that holds every position
@@ -191,7 +191,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
     scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings, prefix)
     c = replace(c, rope_scaling=scaling)
     if "attention.sliding_window" in said and 0 < (window := need("attention.sliding_window", int)) < c.context:
-        c = replace(c, windows=_of_pattern(window, said.get("attention.sliding_window_pattern"), prefix))
+        windows = _of_pattern(window, said.get("attention.sliding_window_pattern"), prefix)
+        c = replace(c, model_type=meant_by_gguf(a.gguf, bool(windows)).model_type, windows=windows)
     return c, notes
 
 
@@ -230,7 +231,7 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
     """
     a, notes = check_hf(data)
     width, heads, layers = (_need(data, f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    head_dim = data.get("head_dim")
+    head_dim = _need(data, "head_dim") if a.own_head_dim else data.get("head_dim")
     if head_dim is None:
         if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
             _refuse("num_attention_heads", f"is {brief(heads)}, which does not divide hidden_size, {brief(width)}")
@@ -360,10 +361,11 @@ def _with_original(place: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping
 def _windows(data: Mapping[str, Any], a: Architecture, layers: int) -> tuple[int, ...]:
     """The window of each layer, 0 for all positions, as Transformers' Qwen2Config works that out; empty where no layer
     has one. Raises BadInput for fields that are none, or that contradict each other."""
-    on, window, first = (
+    on, first = (
         a.hf_defaults.get(field) if data.get(field) is None else data[field]
-        for field in ("use_sliding_window", "sliding_window", "max_window_layers")
+        for field in ("use_sliding_window", "max_window_layers")
     )
+    window = data.get("sliding_window", a.hf_defaults.get("sliding_window"))  # null is none
     if on is not None and type(on) is not bool:
         _refuse("use_sliding_window", f"is {brief(on)}; it must be true or false")
     kinds = data.get("layer_types")
@@ -373,6 +375,8 @@ def _windows(data: Mapping[str, Any], a: Architecture, layers: int) -> tuple[int
         other = [kind for kind in kinds if kind not in ("full_attention", "attention")]
         if other and not (on and window and other == ["sliding_attention"] * len(other)):
             _refuse("layer_types", f"holds {brief(other[0])}; that is not supported, only full_attention is")
+        if on and window and "max_window_layers" not in a.hf_keys.read and len(other) < layers:
+            _refuse("layer_types", f"holds {brief(kinds)}; Transformers' {a.title} has the window in every layer")
     if not on or window is None:
         return ()
     _whole("sliding_window", window)

@@ -1,8 +1,9 @@
-"""THE PAGE: one forward pass of Qwen2, for every backend, prompt and decode, run and trace.
+"""THE PAGE: one forward pass of Qwen2 and its relatives, for every backend, prompt and decode, run and trace.
 
 Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
 H head size, F mlp width, V vocabulary, E = (N + 2K) H, G = 2F. `k` is a backend, a module of pure functions
-(kernels/__init__.py); `tap` an identity that may look at a stage on its way (engine/tap.py, trace/stages.py).
+(kernels/__init__.py); `tap` an identity that may look at a stage on its way (engine/tap.py, trace/stages.py). A piece
+whose weights an architecture does not have (engine/models) is left out.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap, of: t
 
         h_TD = at("attn_norm", k.rms_norm(x_TD, layer.attn_norm_D, eps))
         qkv_TE = at("qkv_matmul", k.linear(h_TD, layer.qkv))
-        qkv_TE = at("qkv_bias", k.add(qkv_TE, layer.qkv_bias_E))
-        q_TNH = at("q_post_rope", k.rope(qkv_TE[:, : N * H].reshape(T, N, H), pos_T, freq_h, size))
-        k_TKH = at("k_post_rope", k.rope(qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H), pos_T, freq_h, size))
+        if layer.qkv_bias_E is not None:
+            qkv_TE = at("qkv_bias", k.add(qkv_TE, layer.qkv_bias_E))
+        q_TNH, k_TKH = qkv_TE[:, : N * H].reshape(T, N, H), qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H)
+        if layer.q_norm_H is not None:
+            q_TNH = at("q_norm", k.rms_norm(q_TNH, layer.q_norm_H, eps))
+            k_TKH = at("k_norm", k.rms_norm(k_TKH, layer.k_norm_H, eps))
+        q_TNH = at("q_post_rope", k.rope(q_TNH, pos_T, freq_h, size))
+        k_TKH = at("k_post_rope", k.rope(k_TKH, pos_T, freq_h, size))
         k_SKH, v_SKH = cache.append(i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
         scores_NTS = at("attn_scores", k.attn_scores(q_TNH, k_SKH, pos_T))
         probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T, c.window(i)))

@@ -133,7 +133,8 @@ def parts_of(place: Place, w: Weights) -> tuple[QTensor, ...]:
         return (plain(whole[place.stage]),)
     v = w.layers[place.layer]
     of: dict[str, Any] = {
-        "attn_norm": v.attn_norm_D, "qkv_matmul": v.qkv, "qkv_bias": v.qkv_bias_E, "attn_out": v.attn_out,
-        "ffn_norm": v.ffn_norm_D, "ffn_gate": v.gate_up[:1], "ffn_up": v.gate_up[1:], "ffn_out": v.ffn_down,
+        "attn_norm": v.attn_norm_D, "qkv_matmul": v.qkv, "qkv_bias": v.qkv_bias_E, "q_norm": v.q_norm_H,
+        "k_norm": v.k_norm_H, "attn_out": v.attn_out, "ffn_norm": v.ffn_norm_D, "ffn_gate": v.gate_up[:1],
+        "ffn_up": v.gate_up[1:], "ffn_out": v.ffn_down,
     }  # fmt: skip
     return tuple(map(plain, parts(of.get(place.stage, ()))))

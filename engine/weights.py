@@ -58,6 +58,8 @@ class Layer:
     attn_norm_D: Vector
     qkv: Matrix
     qkv_bias_E: Vector = None
+    q_norm_H: Vector = None
+    k_norm_H: Vector = None
     attn_out: Matrix
     ffn_norm_D: Vector
     gate_up: Matrix
@@ -80,6 +82,11 @@ class Weights:
     inv_freq_h: Any
     long_inv_freq_h: Any = None
     magnitude: float = 1.0
+
+    @property
+    def pieces(self) -> frozenset[str]:
+        """The fields that the layers of this model have."""
+        return frozenset(f.name for f in fields(Layer) if getattr(self.layers[0], f.name) is not None)
 
     def frequencies(self, positions: int) -> Any:
         """RoPE's inverse frequencies in a session of so many positions, prompt and answer."""

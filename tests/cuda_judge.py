@@ -62,7 +62,7 @@ class Judge:
 
         def paired(here: Layer, there: Layer) -> Layer:
             of = {f.name: (getattr(there, f.name), *parts(getattr(here, f.name))) for f in fields(Layer)}
-            return Layer(**{name: Pair(*both) for name, both in of.items()})
+            return Layer(**{name: Pair(*both) for name, both in of.items() if both[0] is not None})
 
         layers = tuple(map(paired, w.layers, card.layers))
         return replace(
@@ -90,7 +90,7 @@ class Judge:
     def rms_norm(self, x_TD: Any, gain: Pair, eps: float) -> Any:
         x, g = wide(x_TD), dequantize(gain.tensors[0]).astype(np.float64)
         want = REFERENCE.rms_norm(x, g, eps)
-        return self.see("rms_norm", CUDA.rms_norm(x_TD, gain.card, eps), want, (x.shape[1] / 2 + 6) * U * np.abs(want))
+        return self.see("rms_norm", CUDA.rms_norm(x_TD, gain.card, eps), want, (x.shape[-1] / 2 + 6) * U * np.abs(want))
 
     def linear(self, x_TI: Any, w: Pair) -> Any:
         x, want, bound = CUDA.to_host(x_TI), [], []

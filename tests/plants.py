@@ -29,7 +29,7 @@ class Plant:
     those found.
 
     engines: those in which the mistake shows above the engine's own rounding. layers: those where it is one (-1: the
-    last). step: only a decode step shows it; formats, scaling, windows: the weights it needs.
+    last). step: only a decode step shows it; formats, scaling, windows, model_type: the model it needs.
     """
 
     id: str
@@ -42,6 +42,7 @@ class Plant:
     formats: str = "Q4_K"
     scaling: tuple[tuple[str, object], ...] = ()  # of RoPE, as config.json has it
     windows: tuple[int, ...] = ()
+    model_type: str = "qwen2"
 
 
 PLANTS: list[Plant] = []
@@ -340,6 +341,32 @@ ROPE = ("q_post_rope", "k_post_rope")
 def unrotated(run: Run, y: A) -> A:
     q, k, _ = split_heads(run, run.get("qkv_bias"))
     return q if y.shape[1] == q.shape[1] else k
+
+
+HEADS = ("q_norm", "k_norm")
+
+
+def heads_of_product(run: Run, y: A) -> A:
+    q, k, _ = split_heads(run, run.get("qkv_matmul"))
+    return q if y.shape[1] == q.shape[1] else k
+
+
+@plant("rope-before-norm", *ROPE, model_type="qwen3")
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(heads_of_product(run, y), run.pos_T, run.weights.inv_freq_h)
+
+
+@plant("norm-of-all-heads", *HEADS, model_type="qwen3")
+def _(run: Run, y: A) -> A:
+    x, own = heads_of_product(run, y), layer(run)
+    gain = own.q_norm_H if y.shape[1] == run.config.num_attention_heads else own.k_norm_H
+    whole = run.kernels.rms_norm(x.reshape(len(x), -1).copy(), np.tile(gain, x.shape[1]), run.config.rms_norm_eps)
+    return whole.reshape(x.shape)
+
+
+@plant("norm-gain-other-head", "q_norm", named="norm-gain-other", model_type="qwen3")
+def _(run: Run, y: A) -> A:
+    return run.kernels.rms_norm(heads_of_product(run, y).copy(), layer(run).k_norm_H, run.config.rms_norm_eps)
 
 
 @plant("rope-missing", *ROPE)

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from qwenref.engine.weights import Layer
 from qwenref.tools.dev.docs_map import files, first_sentence, render
 
 ROOT = Path(__file__).parents[1]
@@ -212,7 +214,11 @@ def test_the_page_stays_a_page() -> None:
     tree = ast.parse(text)
     assert len(text.splitlines()) <= 60
     assert sum(isinstance(n, ast.FunctionDef) for n in ast.walk(tree)) == 1
-    assert not any(isinstance(n, ast.If | ast.IfExp | ast.ClassDef) for n in ast.walk(tree))
+    assert not any(isinstance(n, ast.IfExp | ast.ClassDef | ast.Match) for n in ast.walk(tree))
+    optional = {f.name for f in fields(Layer) if f.default is None}
+    asked = [ast.unparse(n.test) for n in ast.walk(tree) if isinstance(n, ast.If)]
+    assert {a.removesuffix(" is not None").removeprefix("layer.") for a in asked} <= optional, "a piece, never a name"
+    assert not any(n.orelse for n in ast.walk(tree) if isinstance(n, ast.If))
 
 
 def test_the_map_of_files_is_true() -> None:

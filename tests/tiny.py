@@ -25,7 +25,7 @@ from qwenref.engine.weights import Adapted, Adapter, Layer, Weights, parts
 from qwenref.quant import f32
 from qwenref.quant.tensor import QTensor
 
-NORMS = ("attn_norm", "ffn_norm", "final_norm")
+NORMS = ("attn_norm", "ffn_norm", "final_norm", "q_norm", "k_norm")
 BIASES = ("q_bias", "k_bias", "v_bias")
 
 # Formats that gguf-py cannot write: byte offsets of the block's half-precision scale and of its second scale, and how
@@ -73,10 +73,11 @@ def tiny_config(
     mlp: int = 96,
     vocab: int = 259,
     tied: bool = False,
+    model_type: str = "qwen2",
 ) -> Config:
-    """A Qwen2 configuration with Qwen2.5's constants and the sizes asked for."""
+    """A configuration with Qwen2.5's constants and the sizes asked for."""
     return Config(
-        model_type="qwen2",
+        model_type=model_type,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -128,7 +129,7 @@ def tiny_tensor(
     return QTensor(fmt, shape, blocks.reshape(-1), name)
 
 
-def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **sizes: int) -> Weights:
+def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **sizes: Any) -> Weights:
     """A model of QTensors, the same for the same arguments. sizes: tiny_config's arguments.
 
     formats: one format for every matrix, or role (engine/models/decoder.py) -> format with F32 for the rest. Norms
@@ -249,7 +250,7 @@ def write_gguf(path: Path, w: Weights) -> Path:
     """The model as a GGUF file without a tokenizer, written by gguf-py."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    c, out = w.config, GGUFWriter(path, "qwen2")
+    c, out = w.config, GGUFWriter(path, w.config.architecture.gguf)
     out.add_block_count(c.num_hidden_layers)
     out.add_context_length(c.max_position_embeddings)
     out.add_embedding_length(c.hidden_size)
@@ -261,7 +262,7 @@ def write_gguf(path: Path, w: Weights) -> Path:
     out.add_rope_freq_base(c.rope_theta)
     out.add_layer_norm_rms_eps(c.rms_norm_eps)
     head = () if c.tie_word_embeddings else (w.lm_head,)
-    layers = [t for layer in w.layers for f in fields(layer) for t in parts(getattr(layer, f.name))]
+    layers = [t for layer in w.layers for f in fields(layer) for t in parts(getattr(layer, f.name)) if t is not None]
     for t in (w.embed, w.final_norm_D, *head, *layers):
         if t.format == "F32":
             out.add_tensor(t.name, t.data.view("<f4").reshape(t.shape))

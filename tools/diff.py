@@ -13,6 +13,7 @@ from ..errors import BadInput
 from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
 from ..trace.pair import Known
+from ..trace.stages import of_pieces
 from .load import is_model
 from .source import KINDS, add_source_arguments, asked
 from .terminal import json_text, on_stderr, one_line
@@ -77,10 +78,10 @@ def known(args: argparse.Namespace) -> Known:
     said = asked(args)
     if args.model is None:
         return Known(asked=said)
-    from .load import open_model
+    from .load import open_weights
 
-    c = open_model(args.model).config
-    return Known(c.sizes, c.num_hidden_layers, said)
+    w = open_weights(args.model).weights
+    return Known(w.config.sizes, w.config.num_hidden_layers, of_pieces(w.pieces), said)
 
 
 def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""engine dump-hf: every stage of a Hugging Face Transformers run of Qwen2, captured where the model computes it."""
+"""engine dump-hf: every stage of a Hugging Face Transformers run, captured where the model computes it."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,16 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.models import ARCHITECTURES
+from ..engine.models.decoder import OPTIONAL
+from ..engine.weights import Layer
 from ..errors import BadInput
-from ..trace.stages import STAGES, Module, Stage
+from ..trace.stages import Module, Stage, of_pieces
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
 from .terminal import on_stderr
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-FUSED = {
-    s.name: "inside of one of Transformers' modules, which --hooks-only leaves as they are" for s in STAGES if not s.hf
-}
 NOTES = (
     "qkv_matmul and qkv_bias are a product and then a sum; Transformers fuses them, which rounds once less",
     "values of 16 bits are widened to float32, exactly; float64 is rounded to float32",
@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name of a device (default: cpu)")
 
 
+def fused(stages: Mapping[str, Stage]) -> dict[str, str]:
+    """Those of a model's stages that no module shows."""
+    why = "inside of one of Transformers' modules, which --hooks-only leaves as they are"
+    return {name: why for name, s in stages.items() if not s.hf}
+
+
 def main(args: argparse.Namespace) -> int:
     if not sys.stderr.isatty():  # Transformers shows bars of its own
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -75,14 +81,13 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput(f"dump-hf needs {error.name}; get it with: pip install 'qwenref[oracle]'") from None
     as_it_is = args.hooks_only or args.batch is not None or args.attention not in (None, "eager")
     attention = args.attention or ("sdpa" if as_it_is else "eager")
-    absent = FUSED if as_it_is else {}
     if args.batch is not None:
         from .dump_hf_batch import dump
 
-        dump(args, lambda path: load(path, args.dtype, args.device, attention, as_it_is))
-        on_stderr(f"absent, since Transformers fuses them: {', '.join(absent)}")
+        lacking = dump(args, lambda path: load(path, args.dtype, args.device, attention, as_it_is), fused)
+        on_stderr(f"absent, since Transformers fuses them: {', '.join(lacking)}")
         return 0
-    j = job(args, absent)
+    j = job(args, fused if as_it_is else lambda stages: {})
     model = load(j.checkpoint.path, args.dtype, args.device, attention, as_it_is)
     changed = [NOTES[0], *(WIDE if args.dtype == "float64" else ())]
     facts = {
@@ -92,9 +97,9 @@ def main(args: argparse.Namespace) -> int:
         "precision": args.dtype,
         "notes": [*([] if as_it_is else changed), NOTES[1]],
     }
-    write_dump(j, running(model, observed if as_it_is else capture), absent, facts)
+    write_dump(j, running(model, observed if as_it_is else capture), facts)
     if as_it_is:
-        on_stderr(f"absent, since Transformers fuses them: {', '.join(absent)}")
+        on_stderr(f"absent, since Transformers fuses them: {', '.join(j.absent)}")
     return 0
 
 
@@ -119,12 +124,12 @@ def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[No
 def load(
     path: Path, dtype: str = "float32", device: str = "cpu", attention: str = "eager", as_it_is: bool = False
 ) -> Any:
-    """A Qwen2ForCausalLM from a GGUF file or a Hugging Face folder. attention: Transformers' name of it.
+    """Transformers' model with its head from a GGUF file or a Hugging Face folder. attention: Transformers' name of it.
 
     as_it_is: nothing will be patched, so that quantised weights, which compute in modules of their library, are right.
 
-    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for what is no qwen2,
-    and for a device or an attention that this torch does not have.
+    The inverse frequencies stay float32 in every dtype, as Transformers has them. Raises BadInput for an architecture
+    that is not one of ours, and for a device or an attention that this torch does not have.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -140,8 +145,8 @@ def load(
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: Transformers cannot open it: {str(error).splitlines()[0]}") from None
-    if config.model_type != "qwen2":
-        raise BadInput(f"{path} is of type {config.model_type}; only qwen2 can be dumped")
+    if config.model_type not in (known := [a.model_type for a in ARCHITECTURES]):
+        raise BadInput(f"{path} is of type {config.model_type}; only {', '.join(known)} can be dumped")
     quantised = getattr(config, "quantization_config", None) is not None and not where
     if quantised and not as_it_is:
         raise BadInput(f"{path} has quantised weights, whose products can not be taken apart; give --hooks-only")
@@ -198,12 +203,20 @@ def observed(model: Any, emit: Emit) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        for stage in (s for s in STAGES if s.hf):
+        for stage in (s for s in stages_of(model).values() if s.hf):
             for layer in {"layer": range(c.num_hidden_layers), "first": (0,), "whole": (None,)}[stage.scope]:
                 take = taker(layer, stage, len(stage.hf))
                 for part, boundary in enumerate(stage.hf):
                     stack.callback(_hooked(model.get_submodule(boundary.name(layer)), boundary, partial(take, part)))
         yield
+
+
+def stages_of(model: Any) -> Mapping[str, Stage]:
+    """The stages that a model of Transformers has, by the parameters of its first layer."""
+    here = {name for name, _ in model.model.layers[0].named_parameters()}
+    stacked = {field: t[0].hf.removeprefix("model.layers.{}.") for field, t in OPTIONAL.items()}
+    fields = set(Layer.__dataclass_fields__) - {field for field, name in stacked.items() if name not in here}
+    return of_pieces(frozenset(fields))
 
 
 def _hooked(module: Any, boundary: Module, take: Callable[[Any], None]) -> Callable[[], None]:
@@ -230,9 +243,8 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     import torch
     from torch.nn import functional
     from transformers.modeling_rope_utils import dynamic_rope_update
-    from transformers.models.qwen2 import modeling_qwen2 as hf
 
-    wide = model.dtype == torch.float64
+    hf, wide, stages = sys.modules[type(model).__module__], model.dtype == torch.float64, stages_of(model)
 
     def out(layer: int | None, stage: str, x: Any) -> None:
         x = x.detach()[0]  # the batch's only row
@@ -249,13 +261,14 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
                 product = module.forward(*inputs)
             finally:
                 inner.bias = bias
-            parts.append((product, product + bias))
+            parts.append((product, product if bias is None else product + bias))
+            result = parts[-1][1]
             if module is attention.v_proj:
-                out(i, "qkv_matmul", torch.cat([p for p, _ in parts], -1))
-                out(i, "qkv_bias", torch.cat([b for _, b in parts], -1))
+                for n, name in enumerate(("qkv_matmul", "qkv_bias")):
+                    if name in stages:
+                        out(i, name, torch.cat([part[n] for part in parts], -1))
                 parts.clear()
-                return product + bias
-            return parts[-1][1]
+            return result
 
         return project
 
@@ -289,14 +302,14 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(patch.object(hf, "eager_attention_forward", attention))
         if wide:
-            stack.enter_context(patch.object(hf.Qwen2RMSNorm, "forward", norm64))
-            stack.enter_context(patch.object(hf.Qwen2RotaryEmbedding, "forward", rotary64))
+            stack.enter_context(patch.object(type(model.model.norm), "forward", norm64))
+            stack.enter_context(patch.object(type(model.model.rotary_emb), "forward", rotary64))
 
         for i, layer in enumerate(model.model.layers):
             project = linear_then_bias(i, layer.self_attn)
             for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 stack.callback(module.register_forward_hook(project).remove)
-        for stage in STAGES:
+        for stage in stages.values():
             if len(stage.hf) == 1 and stage.kind != "mix":  # Q, K and V have their hooks, attention its own function
                 layers = {"layer": range(len(model.model.layers)), "first": (0,), "whole": (None,)}[stage.scope]
                 for at in layers:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..engine.generate import check_prompt
 from ..errors import BadInput
 from ..hooks import hooks
+from ..trace.stages import Stage, of_pieces
 from .load import open_tokenizer, open_weights
 from .prompt import prompt_ids, text_of_file
 
 MOST = 256  # prompts
 
 
-def dump(args: argparse.Namespace, load: Callable[[Path], Any]) -> None:
-    """Runs the prompts of args.batch and args.decode_steps greedy steps. Raises BadInput."""
+def dump(
+    args: argparse.Namespace,
+    load: Callable[[Path], Any],
+    fused: Callable[[Mapping[str, Stage]], Mapping[str, str]],
+) -> list[str]:
+    """Runs the prompts of args.batch and args.decode_steps greedy steps; which stages are fused. Raises BadInput."""
     for name in ("prompt", "file", "tokens", "messages"):
         if getattr(args, name) is not None:
             raise BadInput(f"--batch has the prompts; leave --{name} away")
@@ -33,7 +38,7 @@ def dump(args: argparse.Namespace, load: Callable[[Path], Any]) -> None:
     prompts = text_of_file(args.batch).splitlines()
     if not 1 <= len(prompts) <= MOST:
         raise BadInput(f"{args.batch}: {len(prompts):,} prompts, one in each line; --batch takes 1 to {MOST}")
-    checkpoint, _ = open_weights(args.model)
+    checkpoint, weights = open_weights(args.model)
     tokenizer, template = open_tokenizer(checkpoint)
     rows = [prompt_ids(tokenizer, template, prompt) for prompt in prompts]
     for number, ids in enumerate(rows):
@@ -46,6 +51,7 @@ def dump(args: argparse.Namespace, load: Callable[[Path], Any]) -> None:
     for number, (ids, after) in enumerate(zip(rows, made, strict=True)):
         print(f"row {number}: {len(ids)} tokens, then {' '.join(map(str, after))} {tokenizer.decode(after)!r}")
     print(f"{target.stat().st_size:,} bytes in {target}; judge a row with engine verify {target} MODEL --row 0")
+    return list(fused(of_pieces(weights.pieces)))
 
 
 def _run(model: Any, rows: list[list[int]], steps: int, target: Path) -> list[list[int]]:

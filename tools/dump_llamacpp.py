@@ -1,4 +1,4 @@
-"""engine dump-llamacpp: every stage of a llama.cpp run of Qwen2, through its scheduler's evaluation callback.
+"""engine dump-llamacpp: every stage of a llama.cpp run, through its scheduler's evaluation callback.
 
 llama.cpp hands out the nodes of its graph by names that repeat (Qcur-0 is three operations) or say nothing (node_31),
 so a node is known by its operation and by the weight that it reads, or else by its own name.
@@ -10,7 +10,7 @@ import argparse
 import ctypes
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,6 @@ from .foreign import EmitRows, Forward, add_dump_arguments, job, write_dump
 from .libllama import Evaluation, LibLlama, Log, Tensor, library
 from .terminal import on_stderr
 
-# Of a node (operation, weight that it reads or else own name, without the layer): (stage, part of it, how it shows it).
-NODES: dict[tuple[str, str], list[tuple[Stage, int, Node]]] = {}
-for _stage in STAGES:
-    for _part, _nodes in enumerate(_stage.ggml):
-        for _node in _nodes:
-            NODES.setdefault((_node.operation, _node.name), []).append((_stage, _part, _node))
-
-ABSENT = {s.name: s.unless_ggml for s in STAGES if not s.ggml}
 FLASH = {s.name: "inside of flash attention" for s in STAGES if s.kind in ("scores", "soft-max")}
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
 ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama.h: llama_flash_attn_type
@@ -88,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--libllama", type=Path, metavar="PATH", help="a llama.cpp: its libllama, or the folder of it")
 
 
+def absent(stages: Mapping[str, Stage]) -> dict[str, str]:
+    """Those of a model's stages that llama.cpp has no node of."""
+    return {name: s.unless_ggml for name, s in stages.items() if not s.ggml}
+
+
 def main(args: argparse.Namespace) -> int:
     for name in ("batch_size", "ubatch_size", "threads", "gpu_layers"):
         if getattr(args, name) < 0:
@@ -97,8 +94,7 @@ def main(args: argparse.Namespace) -> int:
         args.ubatch_size, args.threads, args.gpu_layers, not args.no_repack,
     )  # fmt: skip
     found = library(run.library)
-    absent = ABSENT | (FLASH if run.flash == "on" else {})
-    j = job(args, absent)
+    j = job(args, lambda stages: absent(stages) | (FLASH if run.flash == "on" else {}))
     if not j.checkpoint.container.startswith("GGUF"):
         raise BadInput(f"{j.checkpoint.path} is {j.checkpoint.container}; llama.cpp reads GGUF")
     lib = LibLlama(found)
@@ -111,9 +107,8 @@ def main(args: argparse.Namespace) -> int:
         "notes": list(notes(run, found)),
     }
     capacity = len(j.ids) + j.plan.decode_steps
-    wanted = j.plan.wants
-    write_dump(j, running(j.checkpoint, capacity, run, wanted, absent), absent, facts)
-    if fused := [name for name in absent if name not in ABSENT]:
+    write_dump(j, running(j.checkpoint, j.stages, capacity, run, j.plan.wants, j.absent), facts)
+    if fused := [name for name in j.absent if name not in absent(j.stages)]:
         on_stderr(f"absent, since flash attention fuses them: {', '.join(fused)}")
     return 0
 
@@ -134,6 +129,7 @@ def notes(run: Run, found: Path) -> Iterator[str]:
 @contextmanager
 def running(
     c: Checkpoint,
+    stages: Mapping[str, Stage],
     capacity: int,
     run: Run,
     wanted: Callable[[Stage, int | None], bool] = lambda stage, layer: True,
@@ -141,8 +137,8 @@ def running(
 ) -> Iterator[Forward]:
     """A forward pass of llama.cpp, with its key/value cache from call to call.
 
-    capacity: positions of all calls together. wanted: stages to hand out. absent: gets what flash attention turns out
-    to fuse. Raises BadInput where llama.cpp refuses.
+    stages: the model's, by name. capacity: positions of all calls together. wanted: stages to hand out. absent: gets
+    what flash attention turns out to fuse. Raises BadInput where llama.cpp refuses.
     """
     lib = LibLlama(library(run.library))
     log: list[str] = []
@@ -155,7 +151,7 @@ def running(
         )
 
     lib.begin()
-    graph = Graph(lib, c.config.head_dim, wanted, {} if absent is None else absent)
+    graph = Graph(lib, c.config.head_dim, stages, wanted, {} if absent is None else absent)
     settings = lib.llama_model_default_params()
     settings.put(lib.model.n_gpu_layers, ctypes.c_int32(run.gpu_layers))
     if not run.repack:
@@ -235,12 +231,25 @@ def check_settings(lib: LibLlama, context: Any, capacity: int, batch: int, ubatc
 
 
 class Graph:
-    """Turns the nodes of a pass into stages: llama.cpp calls `callback` before and after it computes each."""
+    """Turns the nodes of a pass into stages: llama.cpp calls `callback` before and after it computes each.
+
+    nodes: (operation, weight that it reads or else own name, without the layer): (stage, part of it, how it shows it).
+    """
 
     def __init__(
-        self, lib: LibLlama, head_dim: int, wanted: Callable[[Stage, int | None], bool], absent: dict[str, str]
+        self,
+        lib: LibLlama,
+        head_dim: int,
+        stages: Mapping[str, Stage],
+        wanted: Callable[[Stage, int | None], bool],
+        absent: dict[str, str],
     ) -> None:
         self.lib, self.head_dim, self.wanted, self.absent = lib, head_dim, wanted, absent
+        self.nodes: dict[tuple[str, str], list[tuple[Stage, int, Node]]] = {}
+        for stage in stages.values():
+            for part, nodes in enumerate(stage.ggml):
+                for node in nodes:
+                    self.nodes.setdefault((node.operation, node.name), []).append((stage, part, node))
         self.error: BaseException | None = None
 
     def begin(self, past: int, emit: EmitRows) -> None:
@@ -263,7 +272,7 @@ class Graph:
                 self.absent |= FLASH
             found = [
                 (of, stage, part, node)
-                for stage, part, node in NODES.get((operation, name), ())
+                for stage, part, node in self.nodes.get((operation, name), ())
                 if self.wanted(stage, of := None if stage.scope == "whole" else layer)
             ]
             for of, stage, part, node in () if ask else found:
@@ -284,7 +293,7 @@ class Graph:
 
     def _shaped(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """ggml's four dimensions, outermost first, as trace/stages.py has them."""
-        if stage.kind == "rotation":
+        if stage.letters[0] == "T" and stage.letters[-1] == "H" and stage.kind != "mix":
             return x[0]
         if "S" in stage.letters:
             x = x[0, :, :, : self.end]

@@ -18,7 +18,7 @@ from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..facts import model_facts, run_facts
 from ..trace.plan import Plan, plan
-from ..trace.stages import by_name
+from ..trace.stages import Stage, by_name, of_pieces
 from ..trace.store import DumpWriter, check_target
 from ..tracing import check_room, require_all
 from .leftovers import written_down
@@ -47,7 +47,8 @@ Forward = Callable[[Sequence[int], EmitRows], NDArray[np.floating[Any]]]
 class Job:
     """A dump to make; all that can be known to be wrong before the engine loads the model has been refused.
 
-    named: whether the stages were named one by one, so that each must come.
+    stages: those of the model, by name. absent: those of them that the engine does not compute, and why; it may grow
+    while the engine runs. named: whether the stages were named one by one, so that each must come.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +56,8 @@ class Job:
     ids: list[int]
     plan: Plan
     target: Path
+    stages: Mapping[str, Stage]
+    absent: dict[str, str]
     named: bool
 
 
@@ -67,24 +70,25 @@ def add_dump_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
 
 
-def job(args: argparse.Namespace, absent: Mapping[str, str]) -> Job:
-    """The job of the arguments. absent: stages that the engine does not compute, and why.
+def job(args: argparse.Namespace, absent_of: Callable[[Mapping[str, Stage]], Mapping[str, str]]) -> Job:
+    """The job of the arguments. absent_of: which of a model's stages the engine does not compute, and why.
 
     The ids are this package's tokenizer's, so that dumps of all engines hold the same tokens for the same text.
     """
     ids = given_tokens(args)
     asked = plan(args.stages, args.layers, "all", args.decode_steps)
-    named = args.stages.strip().lower() != "all"
-    there = without(asked, absent, named)
     target = Path(args.directory)
     check_target(target)
-    checkpoint, _ = open_weights(args.model)
-    c = checkpoint.config
+    checkpoint, weights = open_weights(args.model)
+    c, stages = checkpoint.config, of_pieces(weights.pieces)
+    asked, absent = asked.within(stages), dict(absent_of(stages))
+    named = args.stages.strip().lower() != "all"
+    there = without(asked, absent, named)
     there.check(c.num_hidden_layers)
     ids, tokenizer = prompt_of(args, ids, checkpoint)
     check_prompt(ids, c, args.decode_steps)
     check_room(there, c, len(ids), target)
-    return Job(checkpoint, tokenizer, ids, there, target, named)
+    return Job(checkpoint, tokenizer, ids, there, target, stages, absent, named)
 
 
 def without(asked: Plan, absent: Mapping[str, str], named: bool) -> Plan:
@@ -96,12 +100,10 @@ def without(asked: Plan, absent: Mapping[str, str], named: bool) -> Plan:
     return there
 
 
-def write_dump(
-    j: Job, engine: AbstractContextManager[Forward], absent: Mapping[str, str], facts: Mapping[str, Any]
-) -> None:
+def write_dump(j: Job, engine: AbstractContextManager[Forward], facts: Mapping[str, Any]) -> None:
     """Runs the prompt, then the decode steps greedily, writes what is wanted of each pass, and says what was written.
 
-    What the engine takes in pieces, each a graph of its own, is a phase for each. absent: may grow while it runs.
+    What the engine takes in pieces, each a graph of its own, is a phase for each.
     facts: what the manifest says of the engine, over what it says of every run. Raises BadInput if a stage asked for
     did not come.
     """
@@ -122,12 +124,12 @@ def write_dump(
             return forward(tokens, emit)
 
         made, logits = greedy_passes(j.ids, j.plan.decode_steps, run)
-        asked = replace(without(j.plan, absent, j.named), decode_steps=max(len(phases) - 1, j.plan.decode_steps))
+        asked = replace(without(j.plan, j.absent, j.named), decode_steps=max(len(phases) - 1, j.plan.decode_steps))
         require_all(asked, c.num_hidden_layers, writer.kept)
         writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint))
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)
-        writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(absent))
+        writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(j.absent))
         j.checkpoint.check_unchanged()
     report = {
         "tokens": j.ids,

@@ -14,7 +14,7 @@ from ..trace.sources.array import Array
 from ..trace.sources.assemble import Assembly, assembled
 from ..trace.sources.explain import explained
 from ..trace.sources.names import nearest
-from ..trace.stages import NAMES, STAGES
+from ..trace.stages import NAMES, of_pieces
 from ..trace.store import DumpWriter, check_target
 from .leftovers import written_down
 from .load import open_weights
@@ -58,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
     if args.explain:
         explain(args.source, reader(args.source).arrays)
         return 0
-    checkpoint, _ = open_weights(args.model)
-    c = checkpoint.config
-    dump, how = assembled(reader(args.source), c.sizes, c.num_hidden_layers, said)
+    checkpoint, weights = open_weights(args.model)
+    c, stages = checkpoint.config, of_pieces(weights.pieces)
+    dump, how = assembled(reader(args.source), c.sizes, c.num_hidden_layers, said, stages)
     with written_down(Path(args.directory)), DumpWriter(args.directory, {}, c.sizes) as writer:
         for e in dump.entries:
             assert e.positions is not None
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
         tokens, made = (dump.run.get(k, []) for k in ("tokens", "generated"))
         writer.run.update(run_facts(checkpoint, "imported", "unknown", tokens, made), model=model_facts(checkpoint))
         writer.run.update(engine=dump.run["engine"], imported_from=str(args.source), facts=dump.run["facts"])
-        writer.run["absent"] = {s.name: "not in what was imported" for s in STAGES if s.name not in written}
+        writer.run["absent"] = {name: "not in what was imported" for name in stages if name not in written}
     say(dump, how)
     stages_said = ", ".join(n for n in NAMES if n in written)
     print(one_line(f"{len(writer.files)} stage files in {args.directory}: {stages_said}"))

@@ -22,7 +22,7 @@ from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..facts import model_facts
 from ..trace.plan import plan
-from ..trace.stages import STAGES
+from ..trace.stages import STAGES, of_pieces
 from ..trace.store import check_target, phase_name
 from ..tracing import check_room, origin, summed_up, written
 from .leftovers import written_down
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all of them (--payload). The pass is the one that `engine run` takes; looking changes no bit of it."
     )
     parser.epilog = f"""stages, in order of execution:
-  {", ".join(s.name for s in STAGES[:7])},
-  {", ".join(s.name for s in STAGES[7:13])},
-  {", ".join(s.name for s in STAGES[13:])}
+  {", ".join(s.name for s in STAGES[:9])},
+  {", ".join(s.name for s in STAGES[9:15])},
+  {", ".join(s.name for s in STAGES[15:])}
 examples:
   engine trace model.gguf --save-tensor all
   engine trace model.gguf --save-tensor attn_scores,attn_softmax --save-tensor-layers 0..2 -p 'def f(n):'
@@ -134,6 +134,8 @@ def main(args: argparse.Namespace) -> int:
         check_target(target)
     opened = open_weights(str(path), rope_asked(args), args.lora)
     checkpoint, c = opened.checkpoint, opened.checkpoint.config
+    has = of_pieces(opened.weights.pieces)
+    saved, shown = (p and p.within(has) for p in (saved, shown))
     for p in (saved, shown):
         if p is not None:
             p.check(c.num_hidden_layers)

@@ -11,6 +11,7 @@ from .dump import Dump, Entry
 from .plan import spell_ranges
 from .sources import AS_IT_IS, Asked, open_dump, reader_of
 from .sources.aprt_folder import open_stage
+from .stages import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,12 @@ def pair_files(a: Path, b: Path) -> Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What opens sources of other tools: the model's sizes and layers, and what the user says of both sources."""
+    """What opens sources of other tools: the model's sizes, layers and stages, and what the user says of both
+    sources."""
 
     sizes: Mapping[str, int] | None = None
     layers: int | None = None
+    stages: Mapping[str, Stage] | None = None
     asked: Asked = AS_IT_IS
 
 
@@ -99,7 +102,7 @@ def _opened(x: Dump | Path, y: Dump | Path, known: Known) -> tuple[Dump, Dump]:
         elif reader_of(d) is None:
             found[i] = open_dump(d, sizes)
         else:
-            found[i] = open_dump(d, sizes, layers=known.layers, asked=known.asked)
+            found[i] = open_dump(d, sizes, layers=known.layers, stages=known.stages, asked=known.asked)
         sizes = sizes or found[i].sizes
     return found[0], found[1]
 

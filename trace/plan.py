@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from ..errors import BadInput
 from .stages import STAGES, Stage, by_name
@@ -37,6 +37,13 @@ class Plan:
             raise BadInput(f"layer {last} is past the last: the model has 0 to {layers - 1} (0..{layers}, or `all`)")
         if prompt and self.positions and (last := max(r[-1] for r in self.positions)) >= prompt:
             raise BadInput(f"position {last} is past the last: the prompt has positions 0 to {prompt - 1}")
+
+    def within(self, has: Mapping[str, Stage]) -> Plan:
+        """The plan for a model that has these stages. Raises BadInput that names one that it has not, unless all were
+        asked for."""
+        if self.stages != STAGES and (none := [s.name for s in self.stages if s.name not in has]):
+            raise BadInput(f"this model has no stage {none[0]}; its stages are {', '.join(has)}")
+        return replace(self, stages=tuple(s for s in self.stages if s.name in has))
 
     def expected(self, layers: int) -> Iterator[tuple[Stage, int | None]]:
         """Every stage and layer that one forward pass of a model of so many layers must yield."""

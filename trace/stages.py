@@ -2,12 +2,15 @@
 
 Shape letters as in engine/forward.py: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
 H head size, E = (N + 2K) H, F mlp width, V vocabulary.
+
+STAGES has those of every architecture; `of_pieces` those of one, whose layers lack what it does not have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isqrt, prod
 from types import MappingProxyType
 from typing import Literal
@@ -68,7 +71,7 @@ class Stage:
     shape: letters, outermost first. scope: "layer" for every layer; "first" for layer 0 alone; "whole" for the model.
     positions: "all" that the pass computed, or the "last" one (then the shape has no T).
     kind: the operation; inputs: the stages that it is made of, or BEFORE; weight: the field of Layer or Weights that it
-    reads; part: which of that field's parts (of a rotation: which of Q, K and V), None for all side by side.
+    reads; part: which of that field's parts (of what has heads: which of Q, K and V), None for all side by side.
     capture: what two dumps must agree on before a number between them means anything: which side of the bias, of the
     mask, of the output projection. It goes into the manifest.
     hf: Transformers' modules that show it, the stage's parts side by side; hf_too: others that show the whole.
@@ -164,11 +167,19 @@ STAGES: tuple[Stage, ...] = (
            trt=".attention.qkv",
            onnx="*/self_attn/q_proj/Add, */self_attn/k_proj/Add, */self_attn/v_proj/Add",
            ggml="ADD attn_q.bias, ADD attn_k.bias, ADD attn_v.bias"),
-    _stage("q_post_rope", "T N H", "rotation", "qkv_bias", part=0, rope="after", fused=".self_attn.rotary_emb",
+    _stage("q_norm", "T N H", "norm", "qkv_bias", "q_norm_H", 0, rope="before",
+           hf=".self_attn.q_norm", fused=".self_attn.q_norm", graph="Qcur_normed",
+           onnx="*/self_attn/q_norm/Mul_1",
+           ggml="MUL attn_q_norm.weight"),
+    _stage("k_norm", "T K H", "norm", "qkv_bias", "k_norm_H", 1, rope="before", heads="not repeated",
+           hf=".self_attn.k_norm", fused=".self_attn.k_norm", graph="Kcur_normed",
+           onnx="*/self_attn/k_norm/Mul_1",
+           ggml="MUL attn_k_norm.weight"),
+    _stage("q_post_rope", "T N H", "rotation", "q_norm", part=0, rope="after", fused=".self_attn.rotary_emb",
            graph="Qcur",
            onnx="*/self_attn/Add",
            ggml="ROPE Qcur"),
-    _stage("k_post_rope", "T K H", "rotation", "qkv_bias", part=1, rope="after", heads="not repeated",
+    _stage("k_post_rope", "T K H", "rotation", "k_norm", part=1, rope="after", heads="not repeated",
            fused=".self_attn.rotary_emb/1", graph="Kcur",
            onnx="*/self_attn/Add_1",
            ggml="ROPE Kcur"),
@@ -243,6 +254,38 @@ STAGES: tuple[Stage, ...] = (
            onnx="lm_head/MatMul",
            ggml="MUL_MAT output.weight or MUL_MAT token_embd.weight"),  # the embedding, where it is tied
 )  # fmt: skip
+SHOWN = ("hf", "hf_too", "fused", "fused_too", "meta", "trt", "graph", "onnx", "ggml")  # where others' names stand
+
+
+@lru_cache
+def of_pieces(pieces: frozenset[str]) -> Mapping[str, Stage]:
+    """The stages of a model whose layers have these fields (engine/weights.py), by name, in order of execution.
+
+    What a missing stage would have been made of stands for it: what comes after is made of that, and what would have
+    shown the missing stage (q_proj of Qwen2 puts out the biased product, of Llama the product) shows that.
+    """
+    table = {s.name: s for s in STAGES}
+    for name in [s.name for s in STAGES if s.scope == "layer" and s.weight and s.weight not in pieces]:
+        gone = table.pop(name)
+        (left,) = gone.inputs
+        table = {n: replace(s, inputs=tuple(left if i == name else i for i in s.inputs)) for n, s in table.items()}
+        if table[left].shape == gone.shape:
+            shown = {x: getattr(gone, x) for x in SHOWN if not getattr(table[left], x)}
+            table[left] = replace(table[left], **shown)
+    return MappingProxyType(table)
+
+
+def standing_for(name: str, has: Mapping[str, Stage]) -> str | None:
+    """The stage of a model with these that holds what another model's of that name does: itself, or what it would have
+    been made of, of the same shape; None if there is none."""
+    s = by_name(name)
+    while s.name not in has:
+        if len(s.inputs) != 1 or by_name(s.inputs[0]).shape != s.shape:
+            return None
+        s = by_name(s.inputs[0])
+    return s.name
+
+
 NAMES = tuple(s.name for s in STAGES)
 ALIASES = MappingProxyType({"layer_output": "post_ffn_residual"})
 _BY_NAME = {s.name: (i, s) for i, s in enumerate(STAGES)} | {

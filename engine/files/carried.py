@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config import Config
+from ..models import meant_by_gguf
 from ..rope_gguf import Said, to_keys
 from . import Checkpoint
 from .end_of_generation import by_text, told, with_control
@@ -70,7 +71,10 @@ def held(source: Checkpoint, kind: str) -> Config:
     c = source.config
     if c.dual_chunk and not (kind == source.container == "safetensors"):
         c = replace(c, max_position_embeddings=c.context, dual_chunk=0)
-    return replace(c, rope_scaling=rope_in_gguf(c).back) if kind == "gguf" else c
+    if kind != "gguf":
+        return c
+    name = meant_by_gguf(c.architecture.gguf, bool(c.windows)).model_type
+    return replace(c, model_type=name, rope_scaling=rope_in_gguf(c).back)
 
 
 def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
@@ -81,12 +85,17 @@ def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
     if kind == "gguf":
         rope = rope_in_gguf(c)
         lost += rope.lost
-        if c.architecture.gguf == "qwen2" and rope.tensors:
-            lost.append("for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of qwen2")
-        if c.architecture.gguf == "qwen2" and any("yarn_beta" in key for key, _, _ in rope.keys):
-            lost.append("for llama.cpp, YaRN's betas: in qwen2 it takes --yarn-beta-fast and --yarn-beta-slow for them")
-        if c.architecture.gguf == "qwen2" and c.windows:
-            lost.append("for llama.cpp, the attention windows: it has none in qwen2")
+        name, read = c.architecture.gguf, c.architecture.llama_cpp_reads
+        if rope.tensors and "divisors" not in read:
+            lost.append(f"for llama.cpp, the scaling of RoPE: it reads no divisors (rope_freqs.weight) of {name}")
+        if any("yarn_beta" in key for key, _, _ in rope.keys) and "betas" not in read:
+            lost.append(
+                f"for llama.cpp, YaRN's betas: in {name} it takes --yarn-beta-fast and --yarn-beta-slow for them"
+            )
+        if c.windows and "windows" not in read:
+            lost.append(f"for llama.cpp, the attention windows: it has none in {name}")
+        if meant_by_gguf(name, bool(c.windows)) is not c.architecture:
+            lost.append(f"that it is {c.architecture.title}: GGUF has it as {name}")
     return lost
 
 

@@ -19,6 +19,7 @@ from ...errors import BadInput
 from ...quant import aprq8
 from ...quant.tensor import QTensor, dequantize, format_of, quantize, row_slabs
 from ..config import Config
+from ..models.architecture import Spelling
 from . import Checkpoint, apr_writer, gguf_writer, open_checkpoint, safetensors_writer
 from .carried import carried, held, left_out, lost_of_positions
 from .tokenizer_json import last_used
@@ -96,6 +97,11 @@ def wanted_tensors(source: Checkpoint) -> Iterator[QTensor]:
         yield w
 
 
+def spelled_for(kind: str) -> Spelling:
+    """Whose names a container of that kind has."""
+    return "ggml" if kind == "gguf" else "hf"
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What becomes of a tensor, and why, if its format changes."""
@@ -124,7 +130,8 @@ def plan(w: QTensor, kind: str, wanted: str | None, holds: set[str], source: Che
             format, why = "F16" if wanted else narrowest(w, holds), f"rows of {w.shape[-1]} are no whole blocks"
     if format == w.format:
         why = ""
-    name = source.config.architecture.renamed(w.name, "ggml" if kind == "gguf" else "hf")
+    a = source.config.architecture
+    name, w = a.renamed(w.name, spelled_for(kind)), a.in_order(w, spelled_for(kind), source.config.sizes)
     assert name is not None
     return Step(Planned(name, format, w.shape, size_of(format, w.shape), partial(recode, w, format)), w.format, why)
 

@@ -51,7 +51,8 @@ def by_role(model: Checkpoint) -> dict[str, QTensor]:
     """Tensors by Hugging Face's names. A tied model's head is its embedding, whether the file repeats it or not."""
     a = model.config.architecture
     embed, head = a.whole["embed"].hf, a.whole["lm_head"].hf
-    found = {a.renamed(name, "hf") or name: w for name, w in model.tensors.items()}
+    sizes = model.config.sizes
+    found = {a.renamed(name, "hf") or name: a.in_order(w, "hf", sizes) for name, w in model.tensors.items()}
     if model.config.tie_word_embeddings and embed in found:
         found[head] = found[embed]
     return found

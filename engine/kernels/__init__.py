@@ -59,7 +59,7 @@ class Kernels(Protocol):
         """Rows of the embedding: [T, D]."""
 
     def rms_norm(self, x_TD: Any, gain_D: Any, eps: float) -> Any:
-        """x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich 2019), each row."""
+        """x / sqrt(mean(x^2) + eps) * gain (Zhang and Sennrich 2019), each row, or each head of [T, N, H]."""
 
     def linear(self, x_TI: Any, w: Any) -> Any:
         """x W^T: [T, O] for a matrix [O, I]; the rows of stacked matrices one after the other."""

@@ -6,10 +6,13 @@ from typing import Literal
 
 from ...errors import BadInput
 from ..config_keys import brief
-from . import qwen2
+from . import llama, mistral, qwen2, qwen3
 from .architecture import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (qwen2.ARCHITECTURE,)
+ARCHITECTURES: tuple[Architecture, ...] = tuple(
+    a.ARCHITECTURE
+    for a in (qwen2, qwen3, llama, mistral)  # GGUF has one name of the last two, and means the first
+)
 
 
 def find(name: object, by: Literal["model_type", "gguf"] = "model_type") -> Architecture:
@@ -19,6 +22,12 @@ def find(name: object, by: Literal["model_type", "gguf"] = "model_type") -> Arch
             return a
     supported = "; ".join(f"{a.model_type} is ({a.models})" for a in ARCHITECTURES)
     raise BadInput(f"architecture {brief(name)} is not supported; {supported}; llama.cpp and Transformers run others")
+
+
+def meant_by_gguf(name: object, windows: bool) -> Architecture:
+    """The architecture of a GGUF file: one that may have windows, where the file has some. Raises BadInput."""
+    first = find(name, by="gguf")
+    return next((a for a in ARCHITECTURES if a.gguf == first.gguf and (a.windowed or not windows)), first)
 
 
 def meant(name: object) -> Architecture | None:

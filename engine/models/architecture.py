@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
-from ...quant.tensor import QTensor
+import numpy as np
+
+from ...quant.tensor import Assembled, QTensor, blocks_of
 from ..config_keys import Keys
 
 Spelling = Literal["hf", "ggml"]
@@ -40,9 +42,14 @@ class Architecture:
     whole: fields of Weights (engine/weights.py) and their tensors. layer: fields of Layer and theirs, in the order in
     which their rows are stacked; a field that is not named is a piece that this architecture does not have.
     stacked: of such a field, the tensor that some writers put in place of its several.
+    paired: roles of matrices whose rows stand in another order under ggml's name, in each head those together that RoPE
+    turns together: llama.cpp turns adjacent pairs of such models.
+    llama_cpp_reads: of "divisors" of RoPE's frequencies, YaRN's "betas" and attention "windows", what llama.cpp takes
+    from a file of this architecture.
     unread: how the names of tensors end that files hold and nobody needs.
     hf_keys, gguf_keys: what the fields of config.json, and GGUF's keys behind the name, do to the result.
     hf_defaults: what Transformers' configuration takes for a field that is not there; never a value of Config's.
+    own_head_dim: whether head_dim does not follow from the other sizes where a config.json leaves it out.
     hf_full: what a config.json has to say for Transformers to attend to every position, as the page does.
     pre, tokenizer_class: ggml's name of the pre-tokenizer, for files that leave it out, and Transformers' class.
     """
@@ -59,8 +66,16 @@ class Architecture:
     pre: str
     tokenizer_class: str
     stacked: Mapping[str, Tensor] = field(default_factory=dict)
+    paired: frozenset[str] = frozenset()
+    llama_cpp_reads: frozenset[str] = frozenset()
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    own_head_dim: bool = False
     hf_full: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether layers may have an attention window."""
+        return "sliding_window" in self.hf_defaults
 
     @property
     def hf_class(self) -> str:
@@ -96,6 +111,17 @@ class Architecture:
         """A tensor's name with {} for its layer, and the layer as the name spells it."""
         layer = re.search(r"\.(\d+)\.", name)
         return (name, "") if layer is None else (f"{name[: layer.start()]}.{{}}.{name[layer.end() :]}", layer[1])
+
+    def in_order(self, w: QTensor, to: Spelling, sizes: Mapping[str, int]) -> QTensor:
+        """The tensor with its rows in the order that they have under the other name, from either: whole rows move, and
+        no byte of a block changes. sizes: as Config.sizes."""
+        pattern, _ = self._pattern(w.name)
+        t = next((t for t, _ in self.tensors_of(layers=1) if pattern in (t.hf, t.ggml)), None)
+        if t is None or t.role not in self.paired or pattern == getattr(t, to) or w.shape[0] % sizes["H"]:
+            return w
+        half = (2, sizes["H"] // 2) if to == "ggml" else (sizes["H"] // 2, 2)
+        order = np.arange(w.shape[0]).reshape(-1, *half).swapaxes(1, 2).reshape(-1)
+        return Assembled(w.format, w.shape, lambda: blocks_of(w).reshape(len(order), -1)[order].reshape(-1), w.name)
 
     def renamed(self, name: str, to: Spelling) -> str | None:
         """A tensor's name in the other spelling, or the same one, from either; None if it has no role here."""

@@ -35,6 +35,11 @@ QKV_BIAS = {
         _layer("v_bias", "self_attn.v_proj.bias", "attn_v.bias", "KH"),
     )
 }
+HEAD_NORMS = {
+    "q_norm_H": (_layer("q_norm", "self_attn.q_norm.weight", "attn_q_norm.weight", "H"),),
+    "k_norm_H": (_layer("k_norm", "self_attn.k_norm.weight", "attn_k_norm.weight", "H"),),
+}
+OPTIONAL = QKV_BIAS | HEAD_NORMS  # what an architecture, or a file of it, may have
 # What vLLM, and llama.cpp's converter if told to (--fuse-qkv), put in place of three.
 STACKED = {
     "qkv": _layer("qkv", "self_attn.qkv_proj.weight", "attn_qkv.weight", "E D"),

@@ -26,7 +26,7 @@ ARCHITECTURE = Architecture(
         },
     ),
     gguf_keys=GGUF,
-    hf_defaults={"max_window_layers": 28},
+    hf_defaults={"max_window_layers": 28, "sliding_window": 4096},
     hf_full={"use_sliding_window": False},
     pre="qwen2",
     tokenizer_class="Qwen2Tokenizer",

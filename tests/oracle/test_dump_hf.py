@@ -21,14 +21,14 @@ from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump  # noqa: E402
 from qwenref.trace.sources import open_dump  # noqa: E402
-from qwenref.trace.stages import NAMES as STAGE_NAMES  # noqa: E402
-from qwenref.trace.stages import STAGES, shape_for  # noqa: E402
+from qwenref.trace.stages import of_pieces, shape_for  # noqa: E402
 from qwenref.trace.verify.verify import verify  # noqa: E402
 
 from ..models import model  # noqa: E402
-from ..tiny import collect, relative  # noqa: E402
+from ..tiny import collect, relative, tiny_weights  # noqa: E402
 
 pytestmark = pytest.mark.oracle
+QWEN2 = of_pieces(tiny_weights().pieces)
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -56,7 +56,7 @@ def test_every_stage_of_prompt_and_decode_steps(dump: Callable[..., Dump], folde
     expected = {
         (phase, None if s.scope == "whole" else layer, s.name): shape_for(s, sizes, T, len(TOKENS) + phase)
         for phase, T in ((0, len(TOKENS)), (1, 1), (2, 1))
-        for s in STAGES
+        for s in QWEN2.values()
         for layer in (range(3) if s.scope == "layer" else (0,))
     }
     assert {e.key: e.shape for e in d.entries} == expected
@@ -78,8 +78,8 @@ def test_hooks_only_is_the_model_as_it_is(
     fused = {"qkv_matmul", "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax"}
     assert (
         {e.stage.name for e in d.entries}
-        == {s.name for s in STAGES} - fused
-        == set(STAGE_NAMES) - d.run["absent"].keys()
+        == {s.name for s in QWEN2.values()} - fused
+        == set(QWEN2) - d.run["absent"].keys()
     )
     attention = "eager" if "eager" in words else "sdpa"
     m, ids = load(folder, dtype, attention=attention), torch.tensor([TOKENS + d.run["generated"]])

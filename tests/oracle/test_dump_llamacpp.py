@@ -27,11 +27,12 @@ from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump  # noqa: E402
 from qwenref.trace.sources import open_dump  # noqa: E402
-from qwenref.trace.stages import STAGES, shape_for  # noqa: E402
+from qwenref.trace.stages import of_pieces, shape_for  # noqa: E402
 
-from ..tiny import relative  # noqa: E402
+from ..tiny import relative, tiny_weights  # noqa: E402
 
 pytestmark = [pytest.mark.oracle, pytest.mark.model]
+QWEN2 = of_pieces(tiny_weights().pieces)
 TEXT = "def add(a, b):\n    return"
 STEPS, LAST = 2, 23
 
@@ -81,7 +82,7 @@ def test_every_stage_but_silu(dump: Dump, model_path: Path, kv: str) -> None:
     expected = {
         (phase, None if s.scope == "whole" else layer, s.name): shape_for(s, c.sizes, 1 if phase else T, T + phase)
         for phase in range(STEPS + 1)
-        for s in STAGES
+        for s in QWEN2.values()
         if s.name != "ffn_silu"
         for layer in (range(c.num_hidden_layers) if s.scope == "layer" else (0,))
     }
@@ -101,7 +102,9 @@ def test_every_stage_is_what_its_name_says(dump: Dump, model_path: Path, kv: str
     checkpoint, bound = open_weights(str(model_path))
     c, w = checkpoint.config, bound.layers[layer]
     (N, K, H), eps = (c.num_attention_heads, c.num_key_value_heads, c.head_dim), c.rms_norm_eps
-    got = {s.name: stage(dump, s.name, layer, phase) for s in STAGES if s.scope == "layer" and s.name != "ffn_silu"}
+    got = {
+        s.name: stage(dump, s.name, layer, phase) for s in QWEN2.values() if s.scope == "layer" and s.name != "ffn_silu"
+    }
     T = len(got["attn_norm"])
     pos_T = np.arange(T, dtype=np.int32) if not phase else np.array([len(dump.run["tokens"]) + phase - 1], np.int32)
 
@@ -244,7 +247,7 @@ def test_what_goes_wrong_inside_the_callback_comes_out(model_path: Path) -> None
             raise ZeroDivisionError("here")
 
     with (
-        running(open_checkpoint(model_path), 8, Run(repack=False)) as forward,
+        running(open_checkpoint(model_path), QWEN2, 8, Run(repack=False)) as forward,
         pytest.raises(ZeroDivisionError, match="here"),
     ):
         forward([3838, 374], emit)
@@ -256,7 +259,7 @@ def test_another_layout_of_ggml_is_noticed(model_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(dump_llamacpp, "Tensor", Other)
     with (
-        running(open_checkpoint(model_path), 8, Run(repack=False)) as forward,
+        running(open_checkpoint(model_path), QWEN2, 8, Run(repack=False)) as forward,
         pytest.raises(BadInput, match="layout of ggml_tensor"),
     ):
         forward([3838, 374], lambda *_: None)

@@ -17,7 +17,7 @@ from qwenref.engine.weights import Weights
 from qwenref.trace.plan import plan
 from qwenref.trace.recorder import Recorder, Summary
 from qwenref.trace.sources import open_dump
-from qwenref.trace.stages import STAGES, shape_for
+from qwenref.trace.stages import STAGES, of_pieces, shape_for
 from qwenref.trace.store import MANIFEST, DumpWriter, files_of
 
 from ..tiny import Stages, backends, collect, relative, tiny_weights
@@ -51,7 +51,13 @@ WIDE = {
     "formats": K_QUANTS | {"ffn_down": "Q6_K"},
     "tied": True,
 }
-MODELS = {"f32": {}, "quantised": {"formats": QUANTISED, "seed": 1}, "k_quants": WIDE}
+MODELS = {
+    "f32": {},
+    "quantised": {"formats": QUANTISED, "seed": 1},
+    "k_quants": WIDE,
+    "qwen3": {"model_type": "qwen3", "head_dim": 32, "heads": 3, "kv_heads": 1, "formats": QUANTISED, "seed": 2},
+}
+IN_A_LAYER = {"qwen2": 17, "qwen3": 18}
 
 # RMS relative to float64. f32: some hundred roundings of 2^-24 a stage, carried through two layers; int8: steps of
 # 1/127 of a block's largest activation, through every product; int16: of 1/32639.
@@ -97,7 +103,11 @@ def test_two_traces_are_byte_identical(name: str, precision: str, weights: Weigh
             recorder = Recorder(plan("all"), k.to_host, writer, range(len(TOKENS)))
             forward(np.array(TOKENS, np.int32), w, k.new_cache(c, 9, precision), k, recorder)
     names = files_of(tmp_path / "a")
-    assert names == files_of(tmp_path / "b") and MANIFEST in names and len(names) == 1 + 17 * c.num_hidden_layers + 3
+    assert (
+        names == files_of(tmp_path / "b")
+        and MANIFEST in names
+        and len(names) == 4 + IN_A_LAYER[c.model_type] * c.num_hidden_layers
+    )
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
 
 
@@ -105,11 +115,11 @@ def test_two_traces_are_byte_identical(name: str, precision: str, weights: Weigh
 def test_every_stage_has_its_shape(name: str, precision: str, weights: Weights) -> None:
     c, (first, second) = weights.config, collect(weights, name, precision, TOKENS[:6], TOKENS[6:])
     for found, T, S in ((first, 6, 6), (second, 3, 9)):
-        for s in STAGES:
+        for s in of_pieces(weights.pieces).values():
             layers = {"whole": [None], "first": [0], "layer": list(range(c.num_hidden_layers))}[s.scope]
             for layer in layers:
                 assert found[s.name, layer].shape == shape_for(s, c.sizes, T, S), s.name
-        assert len(found) == 17 * c.num_hidden_layers + 3
+        assert len(found) == IN_A_LAYER[c.model_type] * c.num_hidden_layers + 3
 
 
 def rows(stages: Stages, key: tuple[str, int | None], at: int, end: int) -> np.ndarray:

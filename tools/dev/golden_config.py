@@ -255,10 +255,17 @@ def write_case(folder: Path, name: str) -> None:
 
 def write_folder(folder: Path, config: Mapping[str, Any], name: str = "as it is") -> None:
     """This config.json, and the case's model.safetensors."""
+    write_tensors(folder, config, tensors_of(name))
+
+
+def write_tensors(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[str, NDArray[np.float32]]]
+) -> None:
+    """A config.json, and a model.safetensors of (dtype, values) by name."""
     (folder / "config.json").write_text(json.dumps(config))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
-    for tensor, (dtype, x) in sorted(tensors_of(name).items()):
+    for tensor, (dtype, x) in sorted(tensors.items()):
         bits = np.ascontiguousarray(x, "<f4").view("<u4")
         raw = bits.tobytes() if dtype == "F32" else ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
         header[tensor] = {"dtype": dtype, "shape": x.shape, "data_offsets": [len(data), len(data) + len(raw)]}

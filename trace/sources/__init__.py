@@ -15,6 +15,7 @@ from ...engine.files.mapped import read_head
 from ...errors import BadInput
 from .. import aprt
 from ..dump import Dump
+from ..stages import Stage
 from . import aprt_folder, folder, npz, onnx_dump, raw, safetensors, torch_pt
 from .array import Arrays
 from .assemble import Asked, Assembly, assembled
@@ -57,13 +58,15 @@ def open_dump(
     sizes: Mapping[str, int] | None = None,
     *,
     layers: int | None = None,
+    stages: Mapping[str, Stage] | None = None,
     incomplete: bool = False,
     asked: Asked = AS_IT_IS,
 ) -> Dump:
     """Opens a dump, whatever it lies in: headers, names and shapes are checked, no values are read.
 
     sizes, layers: the model's sizes by shape letter and how many layers it has, for what has no manifest of ours: a
-    source of another tool can not be read without. incomplete: whether files that a manifest lists may be missing.
+    source of another tool can not be read without. stages: the model's (stages.of_pieces), where they are known.
+    incomplete: whether files that a manifest lists may be missing.
     asked: which prompt of a batch, and what else a user says of another tool's source. Raises BadInput.
     """
     path = Path(path)
@@ -79,7 +82,7 @@ def open_dump(
     source = reader(path)
     if sizes is None:
         raise BadInput(f"{path}: the sizes of the model are needed to tell heads from columns; give the model with -m")
-    dump, how = assembled(source, sizes, layers, asked)
+    dump, how = assembled(source, sizes, layers, asked, stages)
     return replace(dump, notes=tuple(notes(how)))
 
 

@@ -15,7 +15,7 @@ from ...errors import BadInput
 from ..axes import Letters, arranged, lengths, orders
 from ..axes import fits as whole_fit
 from ..dump import Dump, Entry, ordered
-from ..stages import NAMES, by_name, layer_name
+from ..stages import NAMES, Stage, by_name, layer_name
 from .array import FLOATS, FORMAT, Arrays, decoded
 from .names import PARTS, Rule, letters_of
 from .places import Held, Places, Target, placed, stage_name, told_facts
@@ -48,12 +48,19 @@ class Assembly:
     odd: list[str] = field(default_factory=list)
 
 
-def assembled(source: Arrays, sizes: Mapping[str, int], layers: int | None, asked: Asked) -> tuple[Dump, Assembly]:
+def assembled(
+    source: Arrays,
+    sizes: Mapping[str, int],
+    layers: int | None,
+    asked: Asked,
+    stages: Mapping[str, Stage] | None = None,
+) -> tuple[Dump, Assembly]:
     """The dump, and how it was read. Shapes are checked, values are not looked at.
 
-    sizes, layers: the model's. Raises BadInput where nothing is understood, or two arrays contradict each other.
+    sizes, layers, stages: the model's. Raises BadInput where nothing is understood, or two arrays contradict each
+    other.
     """
-    places = placed(source.arrays, asked.rules, sizes, layers)
+    places = placed(source.arrays, asked.rules, sizes, layers, stages)
     if source.facts.get("format") == FORMAT:
         places.ordered = True
     if asked.passes is not None:

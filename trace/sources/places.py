@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from ...errors import BadInput
-from ..stages import by_name
+from ..stages import Stage, by_name, standing_for
 from .array import Array
 from .engines import FACT_RULES, OWN, engine_of
 from .names import FACTS, PARTS, Rule
@@ -65,10 +65,14 @@ def name_of(name: str) -> Name:
 
 
 def placed(
-    arrays: Sequence[Array], rules: Sequence[Rule] | None, sizes: Mapping[str, int], layers: int | None
+    arrays: Sequence[Array],
+    rules: Sequence[Rule] | None,
+    sizes: Mapping[str, int],
+    layers: int | None,
+    stages: Mapping[str, Stage] | None = None,
 ) -> Places:
-    """Every array by its name. rules: a user's map; None for the engine's whose names these are. sizes, layers: the
-    model's.
+    """Every array by its name. rules: a user's map; None for the engine's whose names these are. sizes, layers, stages:
+    the model's; q_proj of a model without bias is the product itself.
 
     Raises BadInput where two arrays are the same stage, and for layers that the model has not.
     """
@@ -78,7 +82,7 @@ def placed(
     places = Places("a map") if engine is None else Places(engine.name, engine.ordered)
     deepest = layers or _deepest(named.values(), known)
     for a in arrays:
-        _place(places, a, named[a.name], known, sizes, deepest)
+        _place(places, a, named[a.name], known, sizes, deepest, stages)
     return _renumbered(places)
 
 
@@ -87,7 +91,15 @@ def _deepest(names: Iterable[Name], rules: Sequence[Rule]) -> int:
     return max((int(x) + 1 for x in told if x), default=0)
 
 
-def _place(places: Places, a: Array, name: Name, rules: Sequence[Rule], sizes: Mapping[str, int], layers: int) -> None:
+def _place(
+    places: Places,
+    a: Array,
+    name: Name,
+    rules: Sequence[Rule],
+    sizes: Mapping[str, int],
+    layers: int,
+    stages: Mapping[str, Stage] | None,
+) -> None:
     found = next(((r, m) for r in rules if (m := r.name.fullmatch(name.inside)) and _wide(a, r, sizes)), None)
     if found is None:
         places.unknown.append(a)
@@ -103,7 +115,11 @@ def _place(places: Places, a: Array, name: Name, rules: Sequence[Rule], sizes: M
         if (before := kept.get(r.targets[0])) is None or len(a.name) < len(before.name):
             kept[r.targets[0]] = a  # the outermost: modules hand it on
         return
-    for which, target in enumerate(r.targets):
+    targets = r.targets if stages is None else [held_by(t, stages) for t in r.targets]
+    if None in targets:
+        places.unknown.append(a)
+        return
+    for which, target in enumerate(t for t in targets if t is not None):
         scope = "layer" if target in PARTS else by_name(target).scope
         layer = int(told["layer"]) if told.get("layer") else None
         if r.later:  # a layer before it, or the last one, has put it out
@@ -153,6 +169,15 @@ def _renumbered(places: Places) -> Places:
 def stage_name(target: str) -> str:
     """The stage that a target is, or is a part of."""
     return PARTS[target][1] if target in PARTS else target
+
+
+def held_by(target: str, stages: Mapping[str, Stage]) -> str | None:
+    """The target of a model with these stages; None for a stage that it has not."""
+    if target not in PARTS:
+        return standing_for(target, stages)
+    axes, stage, which = PARTS[target]
+    mine = standing_for(stage, stages)
+    return next((name for name, part in PARTS.items() if part == (axes, mine, which)), None)
 
 
 def told_facts(facts: Mapping[str, Array]) -> dict[str, Array]:

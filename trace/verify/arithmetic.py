@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
 
-from ..stages import BEFORE, Key, Stage, by_name
+from ..stages import BEFORE, Key, Stage
 from .evidence import Evidence
 from .formulas import codes
 from .recipes.facts.fused import NONE
@@ -34,8 +34,9 @@ def involved(evidence: Evidence, key: Key) -> tuple[Spot, ...]:
     def visit(phase: int, layer: int | None, name: str) -> None:
         if (layer, name) in found:
             return
-        found[layer, name] = layer, by_name(name)
-        for given in by_name(name).inputs:
+        stage = evidence.stage(name)
+        found[layer, name] = layer, stage
+        for given in stage.inputs:
             at: Key
             if given == BEFORE:
                 last = evidence.config.num_hidden_layers - 1 if layer is None else layer - 1

@@ -117,7 +117,7 @@ def attention_sources(site: Site) -> Iterator[tuple[str, Array]]:
             both = reference.attn_scores(va, np.square(b), pos_T) + reference.attn_scores(np.square(a), vb, pos_T)
             return both / np.sqrt(H)
     else:
-        a, b = site.input("attn_softmax").mid, site.so_far("qkv_bias").mid
+        a, b = site.input("attn_softmax").mid, site.so_far(site.evidence.valued).mid
         a = a[:, :, : len(b)]
 
         def variance(va: Array, vb: Array) -> Array:

@@ -83,7 +83,7 @@ def groups_of(judge: Judge, findings: Iterable[Finding], wrong: Collection[Key])
     for f in findings:
         e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
         if e is not None and f.verdict in (EXACT, REPRODUCED, UNEXPLAINED) and f.key not in judge.parts:
-            spoilt = any((f.phase, f.layer, name) in wrong for name in e.stage.inputs)
+            spoilt = any((f.phase, f.layer, name) in wrong for name in judge.evidence.stage(f.stage).inputs)
             groups.setdefault(judge.group(e), []).append(Place(f, e, spoilt))
     return groups
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from ...engine.kernels.reference import hidden
 from ...engine.weights import Weights, parts
 from ...quant.tensor import dequantize
 from ..dump import Dump, Entry
-from ..stages import by_name
+from ..stages import Stage, of_pieces
 from .facts import Key
 from .recipes.matrix import Matrix, matrix_of
 from .recipes.rope import Rotation, rotations
@@ -63,6 +64,19 @@ class Evidence:
         return self.weights.config
 
     @property
+    def stages(self) -> Mapping[str, Stage]:
+        """Those that this model has, by name: their inputs are among them."""
+        return of_pieces(self.weights.pieces)
+
+    def stage(self, name: str) -> Stage:
+        return self.stages[name]
+
+    @property
+    def valued(self) -> str:
+        """The stage that holds the values that attention mixes, beside queries and keys."""
+        return self.stage("attention").inputs[1]
+
+    @property
     def phases(self) -> list[int]:
         return sorted({e.phase for e in self.dump.entries})
 
@@ -106,6 +120,6 @@ class Evidence:
 
     def matrices(self, layer: int | None, name: str) -> list[Matrix]:
         """The matrices of a product stage, in the order of its columns."""
-        stage = by_name(name)
+        stage = self.stage(name)
         tensors = parts(getattr(self.weights if layer is None else self.weights.layers[layer], stage.weight or ""))
         return [matrix_of(p) for p in (tensors if stage.part is None else tensors[stage.part : stage.part + 1])]

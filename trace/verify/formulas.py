@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...engine.config import Config
 from ...engine.kernels import reference
 from ...quant.tensor import dequantize
-from ..stages import Kind, by_name, of_kind
+from ..stages import Kind, of_kind
 from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
 from .recipes import flash, ggml_flash, operations
@@ -55,10 +55,10 @@ class Inputs(Protocol):
         """The only input of this stage, a residual, as it was before it was stored."""
 
     def qkv(self, part: int) -> Span:
-        """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
+        """Queries and keys as they are rotated, or values (part 0, 1, 2): [T, N or K, H]."""
 
     def so_far(self, stage: str) -> Span:
-        """Keys (k_post_rope) or values (qkv_bias) of every position so far: [S, K, H]."""
+        """Keys (k_post_rope) or values (Evidence.valued) of every position so far: [S, K, H]."""
 
     def matrices(self) -> list[Matrix]: ...
     def gain(self, name: str) -> Array: ...
@@ -69,6 +69,11 @@ def heads_of(c: Config, qkv_TE: Span, part: int) -> Span:
     N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
     start, n = ((0, N), (N, K), (N + K, K))[part]
     return qkv_TE.shaped(lambda v: v[:, start * H : (start + n) * H].reshape(len(v), n, H))
+
+
+def as_heads(c: Config, x: Span, part: int) -> Span:
+    """The same of what may have been told apart already."""
+    return x if x.mid.ndim == 3 else heads_of(c, x, part)
 
 
 def linear(s: Inputs, x: Span, matrices: list[Matrix] | None = None, rows: slice = slice(None)) -> Span:
@@ -90,7 +95,7 @@ def embedding(s: Inputs) -> Span:
 
 
 def norm(s: Inputs, x: Span, gain: Array, eps: float | None = None) -> Span:
-    of = s.unrounded() if s.recipe.norm == "apart" else None
+    of = s.unrounded() if s.recipe.norm == "apart" and x.mid.ndim == 2 else None  # heads are of no residual
     return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps, of)
 
 
@@ -106,8 +111,10 @@ def flat(x: Span) -> Span:
 
 
 def inputs_of(s: Inputs) -> list[Span]:
-    """The stage's inputs that are rows of the same positions."""
-    return [s.input(name) for name in by_name(s.stage).inputs]
+    """The stage's inputs that are rows of the same positions; of what has heads, its own part of Q, K and V."""
+    stage = s.evidence.stage(s.stage)
+    found = [s.input(name) for name in stage.inputs]
+    return [as_heads(s.config, x, stage.part or 0) for x in found] if stage.letters[-1] == "H" else found
 
 
 def input_of(s: Inputs) -> Span:
@@ -118,11 +125,11 @@ def input_of(s: Inputs) -> Span:
 
 def weight_of(s: Inputs) -> Array:
     """The stage's own gain or bias."""
-    return s.gain(by_name(s.stage).weight or "")
+    return s.gain(s.evidence.stage(s.stage).weight or "")
 
 
 def product_of(s: Inputs) -> Span:
-    if by_name(s.stage).positions == "all":
+    if s.evidence.stage(s.stage).positions == "all":
         return linear(s, flat(input_of(s)))
     x = s.input_of_all() if s.recipe.quantiser in WHOLE else flat(input_of(s))
     return linear(s, x, rows=slice(-1, None)).shaped(lambda v: v[0])
@@ -151,15 +158,13 @@ def adapters_of_qkv(s: Inputs) -> Array:
 
 
 def rotation_of(s: Inputs) -> Span:
-    part = by_name(s.stage).part
-    assert part is not None
-    return rotated(s, s.qkv(part))
+    return rotated(s, input_of(s))
 
 
 def mix_of(s: Inputs) -> Span:
     if s.recipe.mix == "stored":
-        return operations.mix(s.recipe, s.input("attn_softmax"), s.so_far("qkv_bias"), s.pos_T)
-    q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far("qkv_bias")
+        return operations.mix(s.recipe, s.input("attn_softmax"), s.so_far(s.evidence.valued), s.pos_T)
+    q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far(s.evidence.valued)
     if s.recipe.mix in GGML:
         tiled = s.recipe.mix == "ggml" and len(s.evidence.rows[s.phase]) >= ggml_flash.TILE
         return ggml_flash.attention(s.recipe, q, k, v, s.pos_T, tiled, s.evidence.window(s.layer))
@@ -194,7 +199,7 @@ FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
 
 def formula(s: Inputs) -> Span:
     """The stage of its inputs, under the recipe. Raises Unjudgeable."""
-    return FORMULAS[by_name(s.stage).kind](s)
+    return FORMULAS[s.evidence.stage(s.stage).kind](s)
 
 
 def codes(s: Inputs, formats: list[str]) -> int | str | None:
@@ -202,7 +207,7 @@ def codes(s: Inputs, formats: list[str]) -> int | str | None:
     kinds = tuple({s.recipe.operand(f): f for f in formats if s.recipe.operand(f) in ("Q8_0", "Q8_1")}.values())
     if not kinds or s.recipe.quantiser is None:
         return None
-    key = (s.phase, s.layer, by_name(s.stage).inputs, kinds, s.recipe.quantiser)
+    key = (s.phase, s.layer, s.evidence.stage(s.stage).inputs, kinds, s.recipe.quantiser)
     if key not in s.evidence.codes:
         try:
             x = flat(input_of(s))

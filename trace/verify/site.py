@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...engine.config import Config
-from ..stages import BEFORE, by_name
+from ..stages import BEFORE
 from .evidence import Evidence
 from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
-from .formulas import formula, heads_of
+from .formulas import ROPE, as_heads, formula
 from .recipes.matrix import Matrix
 from .recipes.recipe import Recipe
 from .span import FLOAT32, Array, Span, joined
@@ -119,7 +119,7 @@ class Site:
 
     def input_of_all(self) -> Span:
         """The only input of this stage, at every position of the phase: they share a scale."""
-        (name,) = by_name(self.stage).inputs
+        (name,) = self.evidence.stage(self.stage).inputs
         rows = self.evidence.rows[self.phase]
         if name == BEFORE or name in self.given or rows[-1] != self.pos[-1]:
             return self.input(name)
@@ -127,7 +127,7 @@ class Site:
 
     def unrounded(self) -> Span:
         """The only input of this stage, a residual, as it was before it was stored."""
-        (name,) = by_name(self.stage).inputs
+        (name,) = self.evidence.stage(self.stage).inputs
         whole = frozenset({"post_ffn_residual" if name == BEFORE else name})
         return replace(self, how=replace(self.how, fused=self.how.fused | whole)).input(name)
 
@@ -145,11 +145,12 @@ class Site:
         return replace(self.at("post_ffn_residual", layer=last), missing_layers=self.missing_layers + 1).taken()
 
     def qkv(self, part: int) -> Span:
-        """The biased queries, keys or values (part 0, 1, 2): [T, N or K, H]."""
-        return heads_of(self.config, self.input("qkv_bias"), part)
+        """Queries and keys as they are rotated, or values (part 0, 1, 2): [T, N or K, H]."""
+        name = self.evidence.valued if part == 2 else self.evidence.stage(ROPE[part]).inputs[0]
+        return as_heads(self.config, self.input(name), part)
 
     def so_far(self, stage: str) -> Span:
-        """Keys (k_post_rope) or values (qkv_bias) of every position up to the last of `pos`: [S, K, H]."""
+        """Keys (k_post_rope) or values (Evidence.valued) of every position up to the last of `pos`: [S, K, H]."""
         if f"all {stage}" in self.given:
             return self.given[f"all {stage}"]
         S, rows, reached = max(self.pos) + 1, [], 0
@@ -161,7 +162,7 @@ class Site:
                     span = self.given[stage].shaped(partial(np.take, indices=index, axis=0))
                 else:
                     span = self.at(stage, pos=pos, phase=phase).taken()
-                rows.append(span if stage == "k_post_rope" else heads_of(self.config, span, 2))
+                rows.append(as_heads(self.config, span, 2))
                 reached = pos[-1] + 1
         if reached < S:
             what = "keys" if stage == "k_post_rope" else "values"

@@ -15,11 +15,12 @@ from threadpoolctl import threadpool_limits
 from ...engine.weights import Weights, plain
 from ...errors import BadInput
 from ..dump import Dump
+from ..stages import of_pieces
 from .engine import settled
 from .evidence import Evidence
 from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, NotFinite, OtherModel, OtherTokens
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
-from .formulas import PRODUCTS, ROPE, heads_of
+from .formulas import PRODUCTS, ROPE, as_heads
 from .judge import Judge
 from .recipes.rope import fitted
 from .review import review
@@ -78,6 +79,9 @@ def check_shape(dump: Dump, weights: Weights) -> None:
     deepest = max((e.layer for e in dump.entries if e.layer is not None), default=0)
     if deepest >= c.num_hidden_layers:
         raise BadInput(f"{dump.path} has layer {deepest}; the model has layers 0 to {c.num_hidden_layers - 1}")
+    has = of_pieces(weights.pieces)
+    if none := next((e.stage.name for e in dump.entries if e.stage.name not in has), None):
+        raise BadInput(f"{dump.path} holds {none}, a stage that a {c.architecture.title} model does not have")
 
 
 def first_of_all(evidence: Evidence, findings: Sequence[Finding]) -> Iterator[First]:
@@ -100,10 +104,11 @@ def rotations_seen(evidence: Evidence) -> Iterator[tuple[Any, Any, Any]]:
     for layer in layers[:1]:
         for phase in evidence.phases:
             for part, name in enumerate(ROPE):
-                after, before = evidence.dump.get(name, layer, phase), evidence.dump.get("qkv_bias", layer, phase)
+                (given,) = evidence.stage(name).inputs
+                after, before = evidence.dump.get(name, layer, phase), evidence.dump.get(given, layer, phase)
                 if after is None or before is None or evidence.positions(after) != evidence.positions(before):
                     continue
                 x, y = np.asarray(before.values(), np.float64), np.asarray(after.values(), np.float64)
                 if np.isfinite(x).all() and np.isfinite(y).all():
                     pos_T = np.array(evidence.positions(after), np.int32)
-                    yield heads_of(evidence.config, Span.point(x), part).mid, y, pos_T
+                    yield as_heads(evidence.config, Span.point(x), part).mid, y, pos_T

@@ -118,9 +118,10 @@ def embed(tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
 
 def rms_norm(x_TD: Array, gain_D: Array, eps: float) -> Array:
     """1 / sqrt, then the gain, as the formula is written."""
-    T, D = x_TD.shape
-    y_TD = empty(T, D)
-    submit(rows.rms_norm.job(T, share(T), *rows_of(x_TD), at(gain_D), bits(eps), D, at(y_TD), rows=T))
+    T, *heads, D = x_TD.shape
+    y_TD = empty(*x_TD.shape)
+    norm = at(gain_D), bits(eps), prod(heads), D, at(y_TD)
+    submit(rows.rms_norm.job(T, share(T), *rows_of(x_TD), *norm, rows=T))
     return y_TD
 
 

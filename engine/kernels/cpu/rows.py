@@ -34,14 +34,16 @@ def sum_of_squares(x, D):
     return total(a + b)
 
 
-def _rms_norm(first_row, last, x, stride, gain, eps_bits, D, y):
+def _rms_norm(first_row, last, x, stride, gain, eps_bits, heads, D, y):
+    """Each head of D values of a row by itself; a row that is normalised whole is one head."""
     for t in range(first_row, last):
-        row = x + t * stride
-        mean = sum_of_squares(row, D) / np.float32(D)
-        root = splat_f32(np.sqrt(mean + float_of_bits(eps_bits)))
-        for i in range(0, D, LANES):
-            v = load_f32_first(row + 4 * i, D - i) / root * load_f32_first(gain + 4 * i, D - i)
-            store_f32_first(y + (t * D + i) * 4, v, D - i)
+        for n in range(heads):
+            row, to = x + t * stride + n * D * 4, y + (t * heads + n) * D * 4
+            mean = sum_of_squares(row, D) / np.float32(D)
+            root = splat_f32(np.sqrt(mean + float_of_bits(eps_bits)))
+            for i in range(0, D, LANES):
+                v = load_f32_first(row + 4 * i, D - i) / root * load_f32_first(gain + 4 * i, D - i)
+                store_f32_first(to + 4 * i, v, D - i)
 
 
 def _add(first_row, last, x, x_stride, y, y_stride, D, z):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,10 @@ def embed(tokens_T: Any, embed_VD: Matrix) -> Rows:
 
 def rms_norm(x_TD: Rows, gain_D: Any, eps: float) -> Rows:
     """1 / sqrt, then the gain, as the formula is written."""
-    T, D = x_TD.shape
-    y_TD = Rows((T, D))
+    T, *heads, D = x_TD.shape
+    y_TD, N = Rows(x_TD.shape), prod(heads)
     threads = min(rows.NORM_THREADS, 32 * _blocks(D, 32))
-    launch(rows.rms_norm, T, threads, *x_TD.where, gain_D, np.float32(eps), D, y_TD.data)
+    launch(rows.rms_norm, T * N, threads, *x_TD.where, gain_D, np.float32(eps), N, D, y_TD.data)
     return y_TD
 
 

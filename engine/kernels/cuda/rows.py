@@ -15,11 +15,12 @@ NORM_THREADS, THREADS = 1024, 256
 
 
 @bounded(1024, 1)
-def rms_norm(x, x_at, x_row, gain, eps, D, y):
-    """Block t: sums of squares down each thread's columns, then over lanes in a tree, then over the warps'."""
+def rms_norm(x, x_at, x_row, gain, eps, heads, D, y):
+    """Block t, one of a row's heads: sums of squares down each thread's columns, then over lanes in a tree, then over
+    the warps'."""
     partial = cuda.shared.array(32, float32)
     t, me = cuda.blockIdx.x, cuda.threadIdx.x
-    x_at += t * x_row
+    x_at += t // heads * x_row + t % heads * D
     total = float32(0)
     i = me
     while i < D:

@@ -33,7 +33,7 @@ def others() -> Iterator[Signed]:
     """(name, kernel, argument types) of the kernels that know no format."""
     yield "lay_out", product.lay_out, (*ROWS, I, I, F, F)
     yield "quantise", product8.quantise, (*ROWS, I, I, I, U, F, X)
-    yield "rms_norm", rows.rms_norm, (*ROWS, F, float32, I, F)
+    yield "rms_norm", rows.rms_norm, (*ROWS, F, float32, I, I, F)
     yield "add", rows.add, (*ROWS, *ROWS, I, F)
     yield "mul", rows.mul, (*ROWS, *ROWS, I, F)
     yield "silu", rows.silu, (*ROWS, I, F)

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwenref.engine.models import ARCHITECTURES
 from qwenref.errors import BadInput
 from qwenref.tools.main import main
 from qwenref.trace import aprt
 from qwenref.trace.plan import parse_stages
-from qwenref.trace.stages import ALIASES, NAMES, STAGES, by_name
+from qwenref.trace.stages import ALIASES, NAMES, STAGES, by_name, of_pieces
 from qwenref.trace.store import DumpWriter, files_of
 
 from ...tiny import backends, collect, relative, tiny_weights, write_gguf
@@ -145,6 +146,7 @@ def test_FALSIFY_APR_TRACE_SAVE_011_end_to_end(
     assert "layer-0/embedding.bin" in out and "2 files" in out
 
 
+QWEN2 = tuple(of_pieces(tiny_weights().pieces))
 # The 18 stages before the two were added (contract, proof_obligations): all must still be there, by name.
 BEFORE = (
     *("embedding", "attn_norm", "qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope", "attention", "attn_out"),
@@ -154,7 +156,8 @@ BEFORE = (
 
 
 def test_FALSIFY_ATTN_SUB_001_two_stages_more_none_renamed() -> None:
-    assert set(NAMES) == {*BEFORE, "attn_scores", "attn_softmax"} and len(NAMES) == 20
+    assert set(QWEN2) == {*BEFORE, "attn_scores", "attn_softmax"} and len(QWEN2) == 20
+    assert [n for n in NAMES if n in QWEN2] == list(QWEN2)
     assert [by_name(n.upper()).name for n in NAMES] == list(NAMES)
     assert [s.name for s in parse_stages("Attn_Scores, ATTN_SOFTMAX")] == ["attn_scores", "attn_softmax"]
     assert by_name("layer_output").name == "post_ffn_residual" and set(ALIASES) == {"layer_output"}
@@ -162,10 +165,13 @@ def test_FALSIFY_ATTN_SUB_001_two_stages_more_none_renamed() -> None:
 
 def test_FALSIFY_ATTN_SUB_001_capture_order() -> None:
     block = ["qkv_bias", "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention", "attn_out"]
-    at = NAMES.index("qkv_bias")
-    assert list(NAMES[at : at + 7]) == block
-    (stages,) = collect(tiny_weights(layers=1), "reference", "f32", [1, 2])
-    assert [name for name, _ in stages] == list(NAMES), "the page runs in another order than the table says"
+    at = QWEN2.index("qkv_bias")
+    assert list(QWEN2[at : at + 7]) == block
+    for model_type in (a.model_type for a in ARCHITECTURES):
+        w = tiny_weights(layers=1, model_type=model_type)
+        (stages,) = collect(w, "reference", "f32", [1, 2])
+        told = list(of_pieces(w.pieces))
+        assert [name for name, _ in stages] == told, "the page runs in another order than the table says"
 
 
 def test_FALSIFY_ATTN_SUB_002_files_of_heads_by_positions_by_positions(trace: Trace) -> None:
@@ -192,7 +198,7 @@ def test_FALSIFY_ATTN_SUB_004_one_fault_has_one_place(tmp_path: Path, capsys: py
 
     A fault is planted by hand (the heads of `attention` in reverse), and diff must name that stage first.
     """
-    chain = ["attn_norm", *NAMES[NAMES.index("qkv_matmul") : NAMES.index("attn_out") + 1]]
+    chain = ["attn_norm", *QWEN2[QWEN2.index("qkv_matmul") : QWEN2.index("attn_out") + 1]]
     w = tiny_weights(**TEACHER)
     (good,) = collect(w, "reference", "f32", [3, 1, 4, 1, 5])
     bad = dict(good)

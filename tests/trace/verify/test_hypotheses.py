@@ -36,9 +36,14 @@ Score = Callable[..., None]
 
 
 @cache
-def weights(formats: str, scaling: tuple[tuple[str, object], ...] = (), windows: tuple[int, ...] = ()) -> Weights:
+def weights(
+    formats: str,
+    scaling: tuple[tuple[str, object], ...] = (),
+    windows: tuple[int, ...] = (),
+    model_type: str = "qwen2",
+) -> Weights:
     """Wide enough for K-quants: their decoders' mistakes are planted too."""
-    w = tiny_weights(layers=3, hidden=256, head_dim=32, heads=8, mlp=512, formats=formats)
+    w = tiny_weights(layers=3, hidden=256, head_dim=32, heads=8, mlp=512, formats=formats, model_type=model_type)
     w = scaled(w, **dict(scaling)) if scaling else w
     return replace(w, config=replace(w.config, windows=windows))
 
@@ -46,7 +51,7 @@ def weights(formats: str, scaling: tuple[tuple[str, object], ...] = (), windows:
 def planted(p: Plant, engine: str, layer: int | None) -> list[Finding]:
     """What is unexplained once the mistake is made."""
     mistake = (lambda run, x: p.make(run, x) if run.phase else x) if p.step else p.make
-    steps, w = [5] if p.step else [], weights(p.formats, p.scaling, p.windows)
+    steps, w = [5] if p.step else [], weights(p.formats, p.scaling, p.windows, p.model_type)
     dump = dump_of(w, engine, TOKENS, steps=steps, mistakes={(p.stage, layer): mistake})
     return [f for f in verify(dump, w).findings if f.verdict == UNEXPLAINED]
 

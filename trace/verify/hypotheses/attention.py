@@ -81,7 +81,7 @@ def head_grouping(s: Site) -> Several:
         for name, k in regrouped(s, s.so_far("k_post_rope")):
             yield name, scored(s, k=k)
     else:
-        for name, v in regrouped(s, s.so_far("qkv_bias")):
+        for name, v in regrouped(s, s.so_far(s.evidence.valued)):
             yield name, mixed(s, v=v)
 
 
@@ -102,7 +102,7 @@ def past(s: Site, part: int) -> Span | None:
 @hypothesis("cache-stale", "{}", "attn_scores", "attention")
 def cache_stale(s: Site) -> Several:
     keys = s.stage == "attn_scores"
-    x = s.so_far("k_post_rope" if keys else "qkv_bias")
+    x = s.so_far("k_post_rope" if keys else s.evidence.valued)
     what = "keys" if keys else "values"
 
     def with_rows(f: Callable[[Array], Array]) -> Span:
@@ -275,14 +275,14 @@ def softmax_temperature(s: Site) -> Several:
 
 def mixed(s: Site, p: Span | None = None, v: Span | None = None) -> Span:
     p = p or s.input("attn_softmax")
-    v = v or s.so_far("qkv_bias")
+    v = v or s.so_far(s.evidence.valued)
     S = len(v.mid)
     return operations.mix(s.recipe, p.shaped(lambda a: a[:, :, :S]), v, s.pos_T)
 
 
 @hypothesis("values-before-bias", "the values are taken before their bias is added", "attention")
 def values_before_bias(s: Site) -> Variants:
-    if s.pos != tuple(range(len(s.pos))):
+    if s.pos != tuple(range(len(s.pos))) or s.evidence.valued == "qkv_matmul":
         return None
     return mixed(s, v=heads_of(s.config, s.input("qkv_matmul"), 2))
 

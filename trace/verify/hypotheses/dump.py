@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from ...stages import NAMES, by_name, layer_name
+from ...stages import layer_name
 from ..facts import Unjudgeable
 from ..site import Site
 from ..span import Span
@@ -39,12 +39,9 @@ def other_stage(s: Site) -> Several:
         mine = s.having(**{s.stage: s.compute()})
     except Unjudgeable:
         return
-    for name in NAMES:
-        if (
-            name != s.stage
-            and by_name(name).letters == by_name(s.stage).letters
-            and by_name(name).scope == by_name(s.stage).scope
-        ):
+    own = s.evidence.stage(s.stage)
+    for name, other in s.evidence.stages.items():
+        if name != s.stage and (other.letters, other.scope) == (own.letters, own.scope):
             try:
                 yield name, mine.at(name).compute()
             except Unjudgeable:
@@ -74,7 +71,7 @@ def factor(s: Site) -> Several:
 
 @hypothesis("positions-shifted", "the rows are those of {} positions on")
 def positions_shifted(s: Site) -> Several:
-    letters = by_name(s.stage).letters
+    letters = s.evidence.stage(s.stage).letters
     if "T" in letters and len(s.pos) > 2:
         span, axis = s.compute(), letters.index("T")
         for n in range(-3, 4):
@@ -85,6 +82,8 @@ def positions_shifted(s: Site) -> Several:
 @hypothesis(
     "layout",
     "the values are laid out {}, not position by position",
+    "q_norm",
+    "k_norm",
     "q_post_rope",
     "k_post_rope",
     "attention",

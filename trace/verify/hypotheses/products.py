@@ -112,6 +112,8 @@ def product_wrong_input(s: Site) -> Several:
 
 @hypothesis("bias-included", "the stage already holds the bias", "qkv_matmul")
 def bias_included(s: Site) -> Variants:
+    if "qkv_bias" not in s.evidence.stages:
+        return None
     return bias_of(s.at("qkv_bias").having(qkv_matmul=s.compute()))
 
 

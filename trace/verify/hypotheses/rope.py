@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ....engine.rope import LENGTH, UNSCALED, Scaling, frequencies, read
-from ..formulas import ROPE, heads_of, rotated
+from ..formulas import ROPE, as_heads, heads_of, norm, rotated
 from ..recipes import operations
 from ..recipes.rope import Product
 from ..site import Site
@@ -114,7 +114,22 @@ def rope_frequencies(s: Site) -> Several:
 
 @hypothesis("rope-before-bias", "RoPE turns the product before its bias is added", *ROPE)
 def rope_before_bias(s: Site) -> Variants:
+    if "qkv_bias" not in s.evidence.stages:
+        return None
     return rotated(s, heads_of(s.config, s.input("qkv_matmul"), ROPE.index(s.stage)))
+
+
+@hypothesis("rope-before-norm", "{}", *ROPE)
+def rope_before_norm(s: Site) -> Several:
+    """Of models that normalise each head before it is rotated."""
+    (given,) = s.evidence.stage(s.stage).inputs
+    own = s.evidence.stage(given)
+    if own.kind != "norm":
+        return
+    plain = as_heads(s.config, s.input(own.inputs[0]), ROPE.index(s.stage))
+    yield "RoPE turns heads that were not normalised", rotated(s, plain)
+    yield "the heads are normalised after RoPE, not before", norm(s, rotated(s, plain), s.gain(own.weight or ""))
+    yield "the heads are normalised after RoPE once more", norm(s, rotated(s, turned(s)), s.gain(own.weight or ""))
 
 
 def by(s: Site, scaling: Scaling, magnitude: float | None = None) -> Span:

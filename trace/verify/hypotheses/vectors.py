@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import erf
 
 import numpy as np
@@ -19,6 +20,7 @@ hypothesis = entering(TABLE)
 
 
 NORMS, RESIDUALS = of_kind("norm"), of_kind("residual")
+HEADS = ("q_norm", "k_norm")
 
 
 def near(s: Site, value: Array, u: float = 8) -> Span:
@@ -79,12 +81,14 @@ def norm_gain_missing(s: Site) -> Variants:
 @hypothesis("norm-gain-other", "the norm uses the gain of {}", *NORMS)
 def norm_gain_other(s: Site) -> Several:
     x, _ = normed(s)
-    for layer in range(s.config.num_hidden_layers):
-        for name in ("attn_norm_D", "ffn_norm_D"):
-            if (layer, name) != (s.layer, f"{s.stage}_D"):
-                yield f"{name[:-2]}, layer {layer}", norm(s, x, s.evidence.gain(layer, name))
-    if s.layer is not None:
-        yield "final_norm", norm(s, x, s.evidence.gain(None, "final_norm_D"))
+    own = s.evidence.stage(s.stage)
+    width = own.letters[-1]
+    for other in s.evidence.stages.values():
+        if other.kind == "norm" and other.letters[-1] == width:
+            for layer in range(s.config.num_hidden_layers) if other.scope == "layer" else (None,):
+                if (layer, other.name) != (s.layer, s.stage):
+                    where = other.name if layer is None else f"{other.name}, layer {layer}"
+                    yield where, norm(s, x, s.evidence.gain(layer, other.weight or ""))
 
 
 @hypothesis("norm-layernorm", "a LayerNorm (mean subtracted) stands for the RMS norm", *NORMS)
@@ -107,6 +111,8 @@ def norm_skipped(s: Site) -> Several:
 @hypothesis("norm-wrong-input", "the norm is taken of {}", *NORMS)
 def norm_wrong_input(s: Site) -> Several:
     _, gain = normed(s)
+    if s.stage in HEADS:
+        return
     others = {"ffn_norm": ("before", "attn_out"), "final_norm": (), "attn_norm": ()}[s.stage]
     for name in others:
         yield (
@@ -116,6 +122,16 @@ def norm_wrong_input(s: Site) -> Several:
     if s.stage != "ffn_norm" and s.layer != 0:
         last = s.config.num_hidden_layers - 1 if s.layer is None else s.layer - 1
         yield "the residual before the last layer's MLP", norm(s, s.at("post_attn_residual", layer=last).value(), gain)
+
+
+@hypothesis("norm-of-all-heads", "the norm is of all heads together, not of each", *HEADS)
+def norm_of_all_heads(s: Site) -> Variants:
+    x, gain = normed(s)
+    shape = x.mid.shape
+    every = x.shaped(lambda v: v.reshape(len(v), -1))
+    return norm(replace(s, how=replace(s.recipe, norm="twice"), judged=s.stage), every, np.tile(gain, shape[1])).shaped(
+        lambda v: v.reshape(shape)
+    )
 
 
 # -- bias -------------------------------------------------------------------------------------------------------------

@@ -80,9 +80,7 @@ def in_halves(scores: Span, radius: Array, v: Span, seen_TS: Array) -> Span:
         ends = [kept(x * w) for x in (lo[rows], hi[rows]) for w in (down, up)]
         mid_rows = kept(kept(mid[rows] * shrink) + values[0] * weight)
         lo_rows, hi_rows = kept(np.minimum.reduce(ends) + less), kept(np.maximum.reduce(ends) + more)
-        mid, lo, hi = (
-            _set(x, rows, y) for x, y in ((mid, mid_rows), (lo, lo_rows), (hi, hi_rows))
-        )
+        mid, lo, hi = (_set(x, rows, y) for x, y in ((mid, mid_rows), (lo, lo_rows), (hi, hi_rows)))
         top[rows], unsure[rows] = new, np.where(rose, off, was)
     return Span(mid, np.minimum(lo, mid), np.maximum(hi, mid))
 

@@ -21,8 +21,8 @@ WITH: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "final_norm": (("post_ffn_residual",), ("post_ffn_residual", "ffn_out")),
     "ffn_norm": (("post_attn_residual",), ("post_attn_residual", "attn_out")),
     "qkv_bias": (("qkv_matmul",),),
-    "q_post_rope": (("qkv_bias",), ("qkv_bias", "qkv_matmul")),
-    "k_post_rope": (("qkv_bias",), ("qkv_bias", "qkv_matmul")),
+    "q_post_rope": (("q_norm",), ("qkv_bias",), ("qkv_bias", "qkv_matmul")),
+    "k_post_rope": (("k_norm",), ("qkv_bias",), ("qkv_bias", "qkv_matmul")),
     "attn_scores": (ROTATED,),
     "attn_softmax": (("attn_scores",),),
     "attention": (ROTATED,),
@@ -39,6 +39,8 @@ WORDS = {
     "post_attn_residual": "norm of the unrounded residual sum",
     "post_ffn_residual": "norm of the unrounded residual sum",
     "qkv_bias": "RoPE of the unrounded product",
+    "q_norm": "RoPE of the unrounded norm",
+    "k_norm": "RoPE of the unrounded norm",
     "q_post_rope": "scores of unrounded queries and keys",
     "k_post_rope": "scores of unrounded queries and keys",
     "attn_scores": "soft-max of the unrounded scores",
@@ -49,7 +51,8 @@ WORDS = {
 def values(stage: Stage, result: Float) -> Sequence[frozenset[str]]:
     if stage.name not in WITH or (result is FLOAT32 and stage.name not in IN_FLOAT32):
         return ()
-    return (NONE, *map(frozenset, WITH[stage.name]))
+    sets = [names for names in WITH[stage.name] if stage.kind != "rotation" or names[0] in stage.inputs]
+    return (NONE, *map(frozenset, sets)) if sets else ()
 
 
 def words(value: frozenset[str], result: Float) -> str:

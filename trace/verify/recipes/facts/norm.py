@@ -20,7 +20,9 @@ WORDS = {
 
 
 def values(stage: Stage, result: Float) -> Sequence[str]:
-    return tuple(WORDS) if stage.kind == "norm" and result is not FLOAT32 else ()
+    if stage.kind != "norm" or result is FLOAT32:
+        return ()
+    return tuple(w for w in WORDS if w != "apart" or "D" in stage.letters)
 
 
 FACT = Fact("norm", values, lambda value, result: WORDS[value])

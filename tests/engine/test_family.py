@@ -1,0 +1,82 @@
+"""Every architecture of the page against Transformers (tests/golden/family.npz, made by tools/dev/golden_family.py,
+which has the models), and what containers do to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
+from qwenref.engine.files.diff_weights import compare
+from qwenref.engine.generate import generate
+from qwenref.engine.kernels import backend
+from qwenref.engine.load import open_weights
+from qwenref.engine.models import ARCHITECTURES
+from qwenref.engine.weights import parts
+from qwenref.quant.tensor import dequantize
+from qwenref.tools.dev.golden_config import IDS
+from qwenref.tools.dev.golden_family import MODELS, PASSES, write_family
+from qwenref.tools.dev.golden_stages import key, rms, signed_sums
+
+from ..tiny import collect
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "family.npz")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {name: tmp_path_factory.mktemp("model") for name in MODELS}
+    for name, folder in found.items():
+        write_family(folder, MODELS[name])
+    return found
+
+
+def test_every_architecture_has_a_model() -> None:
+    assert {m["model_type"] for m in MODELS.values()} | {"qwen2"} == {a.model_type for a in ARCHITECTURES}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stages_are_transformers_in_float64(name: str, folders: dict[str, Path]) -> None:
+    """Every stage of a prompt and of two steps behind it: within 1e-12."""
+    w = open_weights(folders[name]).weights
+    found = {
+        f"{n}/{key(layer, stage)}": x
+        for n, kept in enumerate(collect(w, "reference", "f64", *PASSES))
+        for (stage, layer), x in kept.items()
+    }
+    names = GOLDEN[f"{name}/stages"].tolist()
+    assert set(names) == set(found) and len(names) > 100
+    for at, sums, size in zip(names, GOLDEN[f"{name}/sums"], GOLDEN[f"{name}/rms"], strict=True):
+        x = found[at]
+        off = np.sqrt(np.mean(np.square(signed_sums(x) - sums)) / x.size)
+        assert off <= 1e-12 * size and abs(rms(x) - size) <= 1e-12 * size, at
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("which", ["reference", "cpu"])
+def test_the_same_ids_as_transformers(name: str, which: str, folders: dict[str, Path]) -> None:
+    k, ids = backend(which), GOLDEN[f"{name}/ids"].tolist()
+    w = k.prepare(open_weights(folders[name]).weights, "f32")
+    assert list(generate(IDS, w, k, "f32", len(ids))) == ids
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_containers_keep_it(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """The same values at every role, through GGUF's order of rows and back; and what a container cannot say is said."""
+    m, before = open_weights(folders[name])
+    lost: list[str] = []
+    convert(m, tmp_path / "a.gguf", lost=lost.append)
+    assert any("GGUF has it as llama" in line for line in lost) == (name == "mistral, no window")
+    convert(open_checkpoint(tmp_path / "a.gguf"), tmp_path / "b.apr")
+    convert(open_checkpoint(tmp_path / "b.apr"), tmp_path / "c")
+    for made in ("a.gguf", "b.apr", "c"):
+        other, after = open_weights(tmp_path / made)
+        assert after.config.windows == before.config.windows and other.config.head_dim == m.config.head_dim
+        for one, two in zip(after.layers, before.layers, strict=True):
+            for field in m.config.architecture.layer:
+                both = zip(parts(getattr(one, field)), parts(getattr(two, field)), strict=True)
+                assert all(np.array_equal(dequantize(x), dequantize(y)) for x, y in both), (made, field)
+        assert all(row.verdict.startswith("identical") for row, _ in compare(m, other))

@@ -1,0 +1,164 @@
+"""Qwen3's, Llama's and Mistral's small models in Transformers and in llama.cpp as they are installed: the judge on
+their dumps, healthy and with mistakes planted in Transformers' modules; GGUF files run by llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwenref.engine.files import open_checkpoint
+from qwenref.engine.files.convert import convert
+from qwenref.engine.generate import generate
+from qwenref.engine.kernels import backend
+from qwenref.engine.load import open_weights
+from qwenref.tools.dev.golden_config import IDS
+from qwenref.tools.dev.golden_family import MODELS, write_family
+from qwenref.tools.main import main
+from qwenref.trace.dump import Dump, Entry, ordered
+from qwenref.trace.sources import open_dump
+from qwenref.trace.stages import by_name
+from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED
+from qwenref.trace.verify.verify import verify
+
+pytestmark = pytest.mark.oracle
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(name: str, tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    write_family(tmp_path / "model", MODELS[name])
+    return tmp_path / "model"
+
+
+def need_transformers() -> Any:
+    pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
+    return pytest.importorskip("torch", reason="torch is not installed (make oracle)")
+
+
+@pytest.mark.parametrize("words", [(), ("--hooks-only",)], ids=["every stage", "hooks only"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_healthy(folder: Path, tmp_path: Path, dtype: str, words: tuple[str, ...]) -> None:
+    """All of a prompt and two steps is explained."""
+    need_transformers()
+    argv = ["dump-hf", str(folder), str(tmp_path / "dump"), "--tokens", ",".join(map(str, IDS)), "--dtype", dtype]
+    assert main([*argv, "--decode-steps", "2", *words]) == 0
+    v = verify(open_dump(tmp_path / "dump"), open_weights(folder).weights)
+    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}
+    assert len(v.findings) > 60
+
+
+Plant = Callable[[Any, Any, Any], None]  # torch, a layer, another
+
+
+def eps_of_heads(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.q_norm.variance_epsilon = 1e-3
+
+
+def gain_of_keys(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.q_norm.weight.copy_(layer.self_attn.k_norm.weight)
+
+
+def no_norm_of_keys(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.k_norm.forward = lambda x: x
+
+
+def keys_of_the_neighbour(torch: Any, layer: Any, other: Any) -> None:
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(layer.self_attn, name).weight.copy_(getattr(other.self_attn, name).weight)
+
+
+def no_scale(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.scaling = 1.0
+
+
+def gelu(torch: Any, layer: Any, other: Any) -> None:
+    layer.mlp.act_fn = torch.nn.GELU()
+
+
+def down_of_the_neighbour(torch: Any, layer: Any, other: Any) -> None:
+    layer.mlp.down_proj.weight.copy_(other.mlp.down_proj.weight)
+
+
+def permuted_queries(torch: Any, layer: Any, other: Any) -> None:
+    """The rows of a GGUF file, taken as they are."""
+    w = layer.self_attn.q_proj.weight
+    w.copy_(w.clone().reshape(4, 2, -1, w.shape[1]).swapaxes(1, 2).reshape(w.shape))
+
+
+def large_eps(torch: Any, layer: Any, other: Any) -> None:
+    layer.input_layernorm.variance_epsilon = 1e-3
+
+
+# model, stages that must be found, the hypothesis that must be named for each (None: no name is asked for), the mistake
+PLANTED: list[tuple[str, str, str | None, Plant]] = [
+    ("qwen3", "q_norm", "norm-eps", eps_of_heads),
+    ("qwen3", "q_norm", "norm-gain-other", gain_of_keys),
+    ("qwen3", "k_norm", "norm-skipped", no_norm_of_keys),
+    ("qwen3", "qkv_matmul", "weight-other-layer", keys_of_the_neighbour),
+    ("qwen3", "attn_scores", "scale", no_scale),
+    ("llama", "qkv_matmul", None, permuted_queries),
+    ("llama", "attn_scores", "scale", no_scale),
+    ("llama", "ffn_silu", "activation", gelu),
+    ("llama", "ffn_out", "weight-other-layer", down_of_the_neighbour),
+    ("llama", "attn_norm", "norm-eps", large_eps),
+]
+
+
+@pytest.mark.parametrize(
+    ("which", "stage", "named", "mistake"), PLANTED, ids=[f"{p[0]} {p[3].__name__}" for p in PLANTED]
+)
+def test_planted(which: str, stage: str, named: str | None, mistake: Plant, tmp_path: Path) -> None:
+    torch = need_transformers()
+    from qwenref.tools.dump_hf import capture, load
+
+    write_family(tmp_path, MODELS[which])
+    model, entries = load(tmp_path), list[Entry]()
+    with torch.no_grad():
+        mistake(torch, model.model.layers[1], model.model.layers[0])
+
+    def emit(layer: int | None, name: str, value: np.ndarray) -> None:
+        s = by_name(name)
+        where = tuple(range(len(IDS))) if "T" in s.letters else (len(IDS) - 1,)
+        entries.append(Entry(Path(name), s, layer, 0, value.shape, where, array=np.asarray(value, np.float32)))
+
+    with capture(model, emit):
+        model(torch.tensor([IDS]))
+    w = open_weights(tmp_path).weights
+    v = verify(Dump(Path("dump"), {"tokens": list(IDS)}, w.config.sizes, ordered(entries)), w)
+    bad = [f for f in v.findings if f.verdict == UNEXPLAINED]
+    assert {(f.layer, f.stage) for f in bad} == {(1, stage)}
+    assert named is None or all(named in {h.name for h in f.hypotheses} for f in bad)
+
+
+@pytest.mark.parametrize("which", ["reference", "cpu"])
+def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, which: str) -> None:
+    """Of a GGUF file that has no window: llama.cpp has none in these architectures."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
+    path = tmp_path / "model.gguf"
+    convert(open_checkpoint(folder), path)
+    w = open_weights(path).weights
+    if w.config.windows:
+        pytest.skip("llama.cpp has no attention windows in this architecture")
+    k = backend(which)
+    ours = list(generate(IDS, k.prepare(w, "f32"), k, "f32", 12))
+
+    from qwenref.tools import dump_llamacpp
+    from qwenref.trace.stages import of_pieces
+
+    theirs: list[int] = []
+    how = dump_llamacpp.Run(keys="f32", values="f32")
+    with dump_llamacpp.running(open_checkpoint(path), of_pieces(w.pieces), len(IDS) + 12, how) as forward:
+        ids = list(IDS)
+        for _ in ours:
+            theirs.append(int(np.argmax(forward(ids, lambda layer, stage, value: None))))
+            ids = theirs[-1:]
+    assert ours == theirs
