@@ -229,7 +229,7 @@ def _() -> Made:
 
 
 @case(45, "InternLM/lmdeploy#3614", "a window of W is applied although use_sliding_window is false", "mask",
-      "attn_softmax", said=("window is 7 positions",))  # fmt: skip
+      "attn_softmax", said=("window of 7 positions",))  # fmt: skip
 def _() -> Made:
     return everywhere_in(weights(), "HF float16", {"attn_softmax": partial(windowed, size=7)})
 
@@ -364,9 +364,7 @@ for _number, _thread, _story in (
     (11, "ggml-org/llama.cpp#8503", "KQ in float16 overflows on CUDA"),
     (12, "ggml-org/llama.cpp#10434", "Vulkan: NaN (not public why; here: KQ in float16)"),
 ):
-    case(_number, _thread, _story, "overflow", "attn_scores", said=(ENDS,))(
-        partial(overflowing, "qkv_bias_E", 200.0)
-    )
+    case(_number, _thread, _story, "overflow", "attn_scores", said=(ENDS,))(partial(overflowing, "qkv_bias_E", 200.0))
 
 
 @case(6, "vllm-project/vllm#10656", "a float16 product of a GPTQ kernel overflows", "overflow", "ffn_out", said=(ENDS,))
@@ -394,12 +392,14 @@ def _() -> Made:
 
 
 @case(16, "ggml-org/llama.cpp#25618", "batch kernels round otherwise than those of one row (here: of the CPU)", "healthy",
-      said=("8-bit activations",))  # fmt: skip
+      said=("Q8_0 activations",))  # fmt: skip
 def _() -> Made:
     return everywhere_in(weights(), "ggml, 16-bit KV", {}, steps=[5])
 
 
-@case(17, "QwenLM/Qwen3#1237", "Q2_K is nonsense: the engine is right (here: Q3_K)", "healthy", said=("8-bit",))
+@case(
+    17, "QwenLM/Qwen3#1237", "Q2_K is nonsense: the engine is right (here: Q3_K)", "healthy", said=("Q8_K activations",)
+)
 def _() -> Made:
     return everywhere_in(weights("Q3_K"), "ggml, 16-bit KV", {})
 
@@ -530,14 +530,14 @@ def _() -> Made:
     return everywhere_in(weights(), "HF float16", {"ffn_out": lambda run, y: tail(run, y * f32(4))})
 
 
-def minimum_off(run: Run, y: A) -> A:
-    """Zero points one too small: every group of 32 is one step too large."""
+def zero_points(run: Run, y: A) -> A:
+    """Zero points one too small: every weight of 4 bits is one step too large."""
     from .plants import decoded, half_of, matrix_of
 
-    w = decoded(half_of(run, 0))
-    groups = w.reshape(len(w), -1, 32)
-    step = np.abs(groups).max(-1, keepdims=True) / f32(127)
-    return run.kernels.linear(run.get("ffn_norm"), matrix_of((groups + step).reshape(w.shape)))
+    m = half_of(run, 0)
+    w = decoded(m)
+    scales = np.concatenate([p.data.reshape(-1, 18)[:, :2].copy().view("<f2") for p in m.parts]).astype(f32)
+    return run.kernels.linear(run.get("ffn_norm"), matrix_of((w.reshape(-1, 32) + scales).reshape(w.shape)))
 
 
 for _number, _thread, _story in (
@@ -545,7 +545,7 @@ for _number, _thread, _story in (
     (52, "microsoft/onnxruntime-genai#1019", "int4 wrong on DirectML (not public why; here: zero points off by one)"),
 ):
     case(_number, _thread, _story, "decoder", "ffn_gate", said=("off by one",))(
-        partial(everywhere_in, weights(), "HF float16", {"ffn_gate": minimum_off})
+        partial(everywhere_in, weights("Q4_0"), "HF float16", {"ffn_gate": zero_points})
     )
 
 
@@ -590,7 +590,9 @@ def outcome(c: Case) -> tuple[str, str]:
     said = sentence(v)
     if not c.stages:
         words = f"{said} {engine_words(v)}"
-        how = MISSED if v.status else NAMED if _has(words, c.said) else DESCRIBED if _has(words, c.described) else LOCATED
+        how = (
+            MISSED if v.status else NAMED if _has(words, c.said) else DESCRIBED if _has(words, c.described) else LOCATED
+        )
         return how, words
     found = {f.stage for f in v.findings if f.verdict == UNEXPLAINED}
     if not found or found - set(c.stages):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ....quant.q4_k import pack_scales, unpack_scales
 from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
@@ -133,6 +134,25 @@ def constant_times(m: Matrix, factor: float) -> Matrix:
     return replace(m, change=lambda start, w: w + more * m.constants(start, start + len(w)))
 
 
+def zero_points_off(m: Matrix) -> Iterator[tuple[str, Matrix]]:
+    """The zero point counts one step more or less. A step is what decodes where every code is 1, less the constant."""
+    f = m.facts
+
+    def step(start: int, rows: int) -> NDArray[np.float32]:
+        ones = m.rebuilt(lambda b: lowest(b), start, start + rows)
+        return ones.rows(0, rows) - m.constants(start, start + rows)
+
+    def lowest(b: Blocks) -> Blocks:
+        for field in f.codes:
+            b[field] = 0x11 if f.nibbles is not None and field == f.nibbles[0] else 0
+        return b
+
+    if f.nibbles is not None and len(f.codes) == 1:
+        for n in (-1, 1):
+            moved = replace(m, change=lambda start, w, n=n: w + np.float32(n) * step(start, len(w)))
+            yield f"zero points (or minima) are off by one step, values are {'+' if n > 0 else '-'}1 step", moved
+
+
 def swapped_nibbles(b: Blocks, field: str) -> Blocks:
     b[field] = b[field] >> 4 | b[field] << 4
     return b
@@ -158,6 +178,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     if f.constants:
         yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
+        yield from zero_points_off(m)
     if f.high is not None:
         high = f.high
         yield "the high bits are left out", m.rebuilt(lambda b: cleared(b, high))
