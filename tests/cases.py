@@ -1,5 +1,5 @@
-"""Public stories of Qwen2-shaped models whose output was wrong or differed, each emulated small: the engine's mistake in
-a dump that an engine of that story's arithmetic makes, and what `engine verify` says of it.
+"""Public stories of Qwen2-shaped models whose output was wrong or differed, each emulated small: the engine's mistake
+in a dump that an engine of that story's arithmetic makes, and what `engine verify` says of it.
 
     python -P -m qwenref.tests.cases docs/cases.md
 
@@ -18,18 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from qwenref.engine.kernels import reference
 from qwenref.engine.weights import Weights
 from qwenref.quant import f32 as format_f32
 from qwenref.quant.tensor import QTensor
 from qwenref.trace.dump import Dump
-from qwenref.trace.verify.finding import UNEXPLAINED, Verification
+from qwenref.trace.verify.finding import UNEXPLAINED
 from qwenref.trace.verify.report.text import engine_words, sentence
 from qwenref.trace.verify.verify import verify
 
-from .engines import Mistake, Run, changed, dump_of, f32, with_values
-from .field import FIELD, Engine, e4m3
-from .field import scaled as scaled_numbers
+from .engines import Mistake, Run, dump_of, f32
+from .field import FIELD, Engine, asymmetric, e4m3, mixed, scores
 from .plants import PLANTS, YARN, everywhere, free_softmax, keys, layer, split_heads, tail, values
 from .tiny import scaled, tiny_weights
 
@@ -45,8 +43,8 @@ class Case:
     """number: in the survey of public cases. thread: where it was told. story: its cause. kind: of what.
 
     make: the dump and its model; None where no stage of the forward pass tells it, and `reason` says why. stages: those
-    that the mistake is in; none for a dump that is right. said: what names it, in the first sentence, or, of a dump that
-    is right, in the words for its engine. described: what describes it without its name.
+    that the mistake is in; none for a dump that is right. said: what names it, in the first sentence, or, of a dump
+    that is right, in the words for its engine. described: what describes it without its name.
     """
 
     number: int
@@ -134,7 +132,7 @@ def turned_from(run: Run, y: A, pos: A) -> A:
     return run.kernels.rope(q if y.shape[1] == q.shape[1] else k, pos, run.weights.inv_freq_h)
 
 
-@case(3, "unslothai/unsloth#3699", "left-padded batch: cache positions, 5 pads too many, stand for position ids", "RoPE",
+@case(3, "unslothai/unsloth#3699", "left-padded batch: cache positions, 5 too many, are position ids", "RoPE",
       *ROPE, said=("off by +5",))  # fmt: skip
 def _() -> Made:
     late = in_step(lambda run, y: turned_from(run, y, run.pos_T + np.int32(5)))
@@ -290,7 +288,6 @@ def _() -> Made:
     w, e = weights(), replace(of_field("KV in e4m3 and a scale, bfloat16"), instead={}, absent=())
     wrong = replace(e, cached=unscaled)
     kernels = {"attn_scores": keys, "attention": values}
-    from .field import mixed, scores
 
     def made(run: Run, y: A, stage: str) -> A:
         if stage == "attn_scores":
@@ -331,20 +328,14 @@ def _() -> Made:
     return healthy_field("KV in e5m2, bfloat16")
 
 
-def four_bits(x: A, axis: int, top: float) -> A:
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    s = ((high - low) / f32(top)).astype(f32)
-    return (np.clip(np.rint((x - low) / s), 0, top) * s + low).astype(f32)
-
-
 @case(31, "huggingface/transformers#35185", "int4 keys and values", "healthy", said=("keys and values in",))
 def _() -> Made:
-    return healthy_field("KV in int8 by channel, bfloat16", cached=lambda x: four_bits(x, -1, 15))
+    return healthy_field("KV in int8 by channel, bfloat16", cached=lambda x: asymmetric(x, -1, 15))
 
 
 @case(32, "ggml-org/llama.cpp#21385", "3-bit keys", "healthy", said=("keys and values in",))
 def _() -> Made:
-    return healthy_field("KV in int8 by channel, float16", cached=lambda x: four_bits(x, -1, 7))
+    return healthy_field("KV in int8 by channel, float16", cached=lambda x: asymmetric(x, -1, 7))
 
 
 # -- overflow ---------------------------------------------------------------------------------------------------------
@@ -391,7 +382,7 @@ def _() -> Made:
     return everywhere_in(weights(), "HF bfloat16", {})
 
 
-@case(16, "ggml-org/llama.cpp#25618", "batch kernels round otherwise than those of one row (here: of the CPU)", "healthy",
+@case(16, "ggml-org/llama.cpp#25618", "batch kernels round otherwise than single rows' (here: the CPU's)", "healthy",
       said=("Q8_0 activations",))  # fmt: skip
 def _() -> Made:
     return everywhere_in(weights(), "ggml, 16-bit KV", {}, steps=[5])
@@ -446,7 +437,7 @@ for _number, _thread, _story, _engine in (
     case(_number, _thread, _story, "bias", "qkv_bias", said=("bias is not added",))(without_bias(_engine))
 
 
-@case(54, "SqueezeBits/Torch-TRTLLM#39", "the bias is not split under tensor parallelism: each rank adds the first part",
+@case(54, "SqueezeBits/Torch-TRTLLM#39", "the bias is not split under tensor parallelism: all add the first part",
       "shards", "qkv_bias", said=("rank",))  # fmt: skip
 def _() -> Made:
     def wrong(run: Run, y: A) -> A:
@@ -494,7 +485,7 @@ def _() -> Made:
     return everywhere_in(weights("Q6_K"), "ggml, 16-bit KV", {"ffn_gate": wrong})
 
 
-@case(14, "ggml-org/llama.cpp#13788", "Q4_K_M garbled on MUSA (not public why; here: the scales' upper bits)", "decoder",
+@case(14, "ggml-org/llama.cpp#13788", "Q4_K_M garbled on MUSA (not public; here: the scales' upper bits)", "decoder",
       "ffn_gate", said=("upper two bits",))  # fmt: skip
 def _() -> Made:
     return everywhere_in(weights("Q4_K"), "ggml, 16-bit KV", {"ffn_gate": planted("decoder-scales")})
@@ -525,7 +516,7 @@ def _() -> Made:
 
 
 @case(37, "NVIDIA/TensorRT-LLM#2147", "SmoothQuant: empty output (not public why; here: activations not divided)",
-      "decoder", "ffn_out", said=("times what it should be",))  # fmt: skip
+      "decoder", "ffn_out", described=("times what it should be",))  # fmt: skip
 def _() -> Made:
     return everywhere_in(weights(), "HF float16", {"ffn_out": lambda run, y: tail(run, y * f32(4))})
 

@@ -27,7 +27,7 @@ def mask_other(s: Site) -> Several:
     full, key_S, pos_T1 = unmasked(s)
     if got.shape != full.shape:
         return
-    seen_TS = (got > 0).any(0)
+    seen_TS = np.asarray((got > 0).any(0))
     own_TS = (key_S <= pos_T1) & (key_S > pos_T1 - s.evidence.window(s.layer))
     words = described(seen_TS, own_TS, key_S, pos_T1)
     if words and seen_TS.any(1).all():

@@ -138,19 +138,21 @@ def zero_points_off(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     """The zero point counts one step more or less. A step is what decodes where every code is 1, less the constant."""
     f = m.facts
 
-    def step(start: int, rows: int) -> NDArray[np.float32]:
-        ones = m.rebuilt(lambda b: lowest(b), start, start + rows)
-        return ones.rows(0, rows) - m.constants(start, start + rows)
-
-    def lowest(b: Blocks) -> Blocks:
+    def ones(b: Blocks) -> Blocks:
         for field in f.codes:
             b[field] = 0x11 if f.nibbles is not None and field == f.nibbles[0] else 0
         return b
 
+    def moved(n: int, start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        step = m.rebuilt(ones, start, start + len(w)).rows(0, len(w)) - m.constants(start, start + len(w))
+        return w + np.float32(n) * step
+
     if f.nibbles is not None and len(f.codes) == 1:
         for n in (-1, 1):
-            moved = replace(m, change=lambda start, w, n=n: w + np.float32(n) * step(start, len(w)))
-            yield f"zero points (or minima) are off by one step, values are {'+' if n > 0 else '-'}1 step", moved
+            yield (
+                f"zero points (or minima) are off by one step, values are {n:+d} step",
+                replace(m, change=partial(moved, n)),
+            )
 
 
 def swapped_nibbles(b: Blocks, field: str) -> Blocks:

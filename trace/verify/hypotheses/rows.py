@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,5 +138,5 @@ def values_heads(s: Site) -> Several:
     span = s.compute()
     N = span.mid.shape[1]
     for n in range(1, min(N, 9)):
-        yield f"rolled by {n}", span.shaped(lambda v, n=n: np.roll(v, n, 1))
+        yield f"rolled by {n}", span.shaped(partial(np.roll, shift=n, axis=1))
     yield "in reverse order", span.shaped(lambda v: v[:, ::-1])

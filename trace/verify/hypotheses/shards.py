@@ -8,7 +8,8 @@ from ...stages import by_name
 from ..formulas import flat, input_of
 from ..recipes import operations
 from ..site import Site
-from ..span import Array, Span
+from ..span import Span
+from .attention import Mask
 from .hypothesis import Hypothesis, Several, entering
 from .masks import dumped, listed
 from .products import through
@@ -54,7 +55,7 @@ def rank_missing(s: Site) -> Several:
                     yield f"{ranks} ranks, {words.format(r)}", through(s, kept(x, kept_I))
 
 
-def kept(x: Span, kept_I: Array) -> Span:
+def kept(x: Span, kept_I: Mask) -> Span:
     return x.shaped(lambda v: np.where(kept_I, v, 0))
 
 
@@ -68,7 +69,7 @@ def part_zero(s: Site) -> Several:
     for axis, letter in enumerate(letters):
         if letter in AXES and span.mid.ndim > 1:
             others = tuple(i for i in range(got.ndim) if i != axis)
-            zero = ~got.any(others) & (span.mid.any(others))
+            zero = np.asarray(~got.any(others) & span.mid.any(others))
             if zero.any() and not zero.all():
                 shape = [-1 if i == axis else 1 for i in range(got.ndim)]
                 yield (
@@ -110,7 +111,7 @@ def part_factor(s: Site) -> Several:
             times = np.divide((got * span.mid).sum(others, keepdims=True), norm, out=np.ones_like(norm), where=norm > 0)
             inside = ((got >= span.lo) & (got <= span.hi)).all(others, keepdims=True)
             times = np.where(inside, 1.0, times)
-            wrong = (times != 1).reshape(-1)
+            wrong = np.asarray(times != 1).reshape(-1)
             if wrong.any() and not wrong.all():
                 slack = np.where(inside, 0, 2 * u * np.abs(times * span.mid))
                 ends = span.lo * times, span.hi * times
@@ -120,7 +121,7 @@ def part_factor(s: Site) -> Several:
                 yield f"{sizes} in {which(s, letter, wrong)}", Span(span.mid * times, lo, hi)
 
 
-def which(s: Site, letter: str, wrong: Array, one: str = "", many: str = "") -> str:
+def which(s: Site, letter: str, wrong: Mask, one: str = "", many: str = "") -> str:
     """`columns 448 to 511 are`."""
     numbers = np.flatnonzero(wrong).tolist()
     if letter == "T":

@@ -13,10 +13,10 @@ from ..facts import Unjudgeable
 from ..finding import Named
 from ..fit import Fit, compare
 from ..site import Site
-from . import attention, dump, head, masks, products, rope, rows, shards, vectors
+from . import attention, caps, dump, head, masks, products, rope, rows, shards, vectors
 from .hypothesis import Hypothesis
 
-FILES = (attention, masks, rows, dump, shards, products, head, rope, vectors)
+FILES = (attention, masks, rows, caps, dump, shards, products, head, rope, vectors)
 TABLE: tuple[Hypothesis, ...] = tuple(h for file in FILES for h in file.TABLE)
 
 
