@@ -67,15 +67,12 @@ def part_zero(s: Site) -> Several:
         return
     letters = by_name(s.stage).letters
     for axis, letter in enumerate(letters):
-        if letter in AXES and span.mid.ndim > 1:
+        if letter in AXES:
             others = tuple(i for i in range(got.ndim) if i != axis)
             zero = np.asarray(~got.any(others) & span.mid.any(others))
             if zero.any() and not zero.all():
                 shape = [-1 if i == axis else 1 for i in range(got.ndim)]
-                yield (
-                    which(s, letter, zero, "is", "are"),
-                    span.shaped(lambda v, zero=zero, shape=shape: np.where(zero.reshape(shape), 0, v)),
-                )
+                yield which(s, letter, zero, "is", "are"), kept(span, np.asarray(~zero).reshape(shape))
 
 
 @hypothesis("part-stale", "{}, not its own")
