@@ -25,6 +25,7 @@ from qwenref.trace.verify.verify import UNEXPLAINED, Finding, verify
 from ...engines import changed, dump_of, with_values
 from ...plants import PLANTS, Plant
 from ...tiny import scaled, tiny_weights
+from .test_hypotheses_fitted import FITTED
 
 TOKENS = np.random.default_rng(1).integers(0, 259, 9).tolist()
 FAMILIES = {
@@ -184,5 +185,5 @@ def test_a_mistake_in_a_stage_that_the_dump_lacks() -> None:
 def test_every_hypothesis_is_planted_somewhere() -> None:
     here = {"other-file", "other-stage", "bias-included", "layout"}
     adapters = {"adapter-missing", "adapter-twice", "adapter-scaled"}  # test_verify_lora.py
-    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here | adapters
+    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here | adapters | set(FITTED)
     assert len({h.name for h in TABLE}) == len(TABLE)

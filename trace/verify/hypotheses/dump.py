@@ -9,11 +9,13 @@ import numpy as np
 from ...stages import layer_name
 from ..facts import Unjudgeable
 from ..site import Site
-from ..span import Span
+from ..span import FLOAT32, Array, Span
 from .hypothesis import Hypothesis, Several, Variants, entering
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
+
+FEW = 48  # values that show nothing of a curve
 
 
 @hypothesis("other-file", "the file is the same, bit for bit, as {}")
@@ -62,11 +64,32 @@ def factor(s: Site) -> Several:
     got, mid = np.asarray(s.evidence.values(mine), np.float64), span.mid
     norm = float(np.square(mid).sum())
     alpha = float((got * mid).sum()) / norm if norm else 1.0
-    if np.isfinite(alpha) and abs(alpha) > 1e-12 and abs(alpha - 1) > 1e-3:
-        slack = 8 * s.recipe.result.u * np.abs(alpha * mid)
+    if (
+        np.isfinite(alpha)
+        and abs(alpha) > 1e-12
+        and abs(alpha - 1) > 1e-3
+        and alike(got, span, alpha, s.recipe.result.u)
+    ):
+        slack = (2 if s.recipe.result.u > FLOAT32.u else 8) * s.recipe.result.u * np.abs(alpha * mid)
         ends = sorted((span.lo * alpha, span.hi * alpha), key=lambda v: float(v.sum()))
         lo, hi = np.minimum(*ends), np.maximum(*ends)
         yield f"{alpha:.6g}", Span(alpha * mid, lo - slack, hi + slack)
+
+
+def alike(got: Array, span: Span, alpha: float, u: float) -> bool:
+    """Whether values of every size show the factor: a soft-cap, a clamp or a curve bends the large ones more.
+
+    The medians of the ratio, of a quarter of the values each, scatter by their rounding over the root of their count.
+    """
+    size = np.abs(span.mid)
+    ordered = np.argsort(size, axis=None)[size.size // 4 :]
+    if len(ordered) < FEW:
+        return True
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (got / (alpha * span.mid)).reshape(-1)
+        room = (np.maximum(span.radius, u * size) / size).reshape(-1)
+    thirds = [part for part in np.array_split(ordered, 3) if np.isfinite(ratio[part]).all()]
+    return all(abs(float(np.median(ratio[p])) - 1) <= 8 * float(np.median(room[p])) / np.sqrt(len(p)) for p in thirds)
 
 
 @hypothesis("positions-shifted", "the rows are those of {} positions on")

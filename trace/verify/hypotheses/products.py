@@ -7,10 +7,15 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ....quant.q4_k import pack_scales, unpack_scales
+from ..fit import compare
 from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
+from ..recipes import operations
 from ..recipes.matrix import Blocks, Matrix, cleared
+from ..recipes.products import product
+from ..recipes.scaled import WHOLE
 from ..site import Site
 from ..span import BFLOAT16, FLOAT16, Span
 from .hypothesis import Hypothesis, Several, Variants, entering
@@ -20,14 +25,33 @@ hypothesis = entering(TABLE)
 
 
 IN_LAYER = tuple(s for s in PRODUCTS if s != "lm_head")
+NOTHING = Span.point(np.zeros(0))  # of no stage's shape
+COLUMNS = 64  # that show whether a product may be the dump's
 MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
 
 
 def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None) -> Span:
-    """The stage's product with another input or other weights, in the stage's shape."""
+    """The stage's product with another input or other weights, in the stage's shape; NOTHING where its first columns
+    are not the dump's."""
     x = flat(input_of(s)) if x is None else x
+    matrices = matrices or s.matrices()
+    if glimpsed(s, x, matrices[0]) is False:
+        return NOTHING
     y = linear(s, x, matrices)
     return y.shaped(lambda v: v[0]) if s.stage == "lm_head" else y
+
+
+def glimpsed(s: Site, x: Span, m: Matrix) -> bool | None:
+    """Whether a product makes the dump's first columns, so that the rest is worth its time; None: who knows.
+    A recipe that looks at a whole matrix or at all positions is not tried on a part."""
+    mine = s.evidence.dump.get(s.stage, s.layer, s.phase)
+    whole = s.recipe.quantiser in WHOLE or s.recipe.requantised is not None
+    if mine is None or whole or m.shape[1] != x.mid.shape[1]:
+        return None
+    got = np.atleast_2d(s.evidence.values(mine))
+    few = operations.rounded(s.recipe, product(s.recipe, x, m.head(COLUMNS)))
+    got = got[:, : few.mid.shape[1]]
+    return compare(got, few).good if got.shape == few.mid.shape else None
 
 
 @hypothesis("weight-other-layer", "the weights are those of layer {}", *IN_LAYER)
@@ -86,7 +110,9 @@ def head_embedding(s: Site) -> Variants:
 def head_position(s: Site) -> Several:
     last = s.pos[-1]
     for p in range(max(0, last - 40), last):
-        yield f"{p}, not {last}", replace(s, pos=(p,), used={}, recomputed={}).compute()
+        there = replace(s, pos=(p,), used={}, recomputed={})
+        if glimpsed(s, flat(input_of(there)), s.matrices()[0]) is not False:
+            yield f"{p}, not {last}", there.compute()
 
 
 @hypothesis("product-wrong-input", "the product is of {}", *PRODUCTS)
@@ -135,6 +161,27 @@ def constant_times(m: Matrix, factor: float) -> Matrix:
     return replace(m, change=lambda start, w: w + more * m.constants(start, start + len(w)))
 
 
+def zero_points_off(m: Matrix) -> Iterator[tuple[str, Matrix]]:
+    """The zero point counts one step more or less. A step is what decodes where every code is 1, less the constant."""
+    f = m.facts
+
+    def ones(b: Blocks) -> Blocks:
+        for field in f.codes:
+            b[field] = 0x11 if f.nibbles is not None and field == f.nibbles[0] else 0
+        return b
+
+    def moved(n: int, start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        step = m.rebuilt(ones, start, start + len(w)).rows(0, len(w)) - m.constants(start, start + len(w))
+        return w + np.float32(n) * step
+
+    if f.nibbles is not None and len(f.codes) == 1:
+        for n in (-1, 1):
+            yield (
+                f"zero points (or minima) are off by one step, values are {n:+d} step",
+                replace(m, change=partial(moved, n)),
+            )
+
+
 def swapped_nibbles(b: Blocks, field: str) -> Blocks:
     b[field] = b[field] >> 4 | b[field] << 4
     return b
@@ -160,6 +207,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     if f.constants:
         yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
+        yield from zero_points_off(m)
     if f.high is not None:
         high = f.high
         yield "the high bits are left out", m.rebuilt(lambda b: cleared(b, high))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ....engine.rope import LENGTH, UNSCALED, Scaling, frequencies, read
 from ..formulas import ROPE, as_heads, heads_of, norm, rotated
@@ -16,6 +17,8 @@ from .hypothesis import Hypothesis, Several, Variants, entering
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
+
+FURTHEST = 1024  # positions that a shift is sought in, beyond those of the dump
 
 
 def turned(s: Site) -> Span:
@@ -78,6 +81,39 @@ def rope_position(s: Site) -> Several:
     for shift in (-3, -2, -1, 1, 2, 3):
         if s.pos[0] + shift >= 0 or shift > 0:
             yield f"{shift:+d}", rotated(s, turned(s), angle(s, shift))
+    found = fitted(s)
+    if found is not None and len({*(found - s.pos_T).tolist()}) == 1 and abs(found[0] - s.pos_T[0]) > 3:
+        yield f"{found[0] - s.pos_T[0]:+d}", rotated(s, turned(s), at_positions(s, found))
+
+
+@hypothesis("rope-rows", "RoPE turns rows by other positions than theirs: {}", *ROPE)
+def rope_rows(s: Site) -> Several:
+    found = fitted(s)
+    if found is not None and len({*(found - s.pos_T).tolist()}) > 1:
+        wrong = np.flatnonzero(found != s.pos_T)
+        said = [f"position {s.pos[t]} by {found[t]}" for t in wrong[:4].tolist()]
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        yield ", ".join(said) + more, rotated(s, turned(s), at_positions(s, found))
+
+
+def at_positions(s: Site, pos_T: NDArray[np.int32]) -> Array:
+    return s.evidence.rotations[s.recipe.angle].angle(pos_T)
+
+
+def fitted(s: Site) -> NDArray[np.int32] | None:
+    """[T]: the position by which each row is turned, as it fits the dump best; None where the dump lacks the stage."""
+    mine, x = s.evidence.dump.get(s.stage, s.layer, s.phase), turned(s).mid
+    if mine is None or mine.shape != x.shape:
+        return None
+    y, h = np.asarray(s.evidence.values(mine), np.float64), x.shape[-1] // 2
+    if not np.isfinite(y).all():
+        return None
+    turn_Th = (np.conj(x[..., :h] + 1j * x[..., h:]) * (y[..., :h] + 1j * y[..., h:])).sum(1)
+    most = max(FURTHEST, 4 * (s.pos[-1] + 1))
+    pos_P = np.arange(-FURTHEST if s.pos[0] else 0, most, dtype=np.int32)
+    angle_Ph = np.asarray(at_positions(s, pos_P), np.float64)
+    found = [(t[None] * np.exp(-1j * angle_Ph)).sum(1).real.argmax() for t in turn_Th]
+    return pos_P[np.array(found)]
 
 
 @hypothesis("rope-position-restart", "RoPE counts positions from 0 in this step, not from what the cache holds", *ROPE)

@@ -13,17 +13,11 @@ from ..facts import Unjudgeable
 from ..finding import Named
 from ..fit import Fit, compare
 from ..site import Site
-from . import adapters, attention, dump, products, rope, vectors
+from . import adapters, attention, caps, dump, head, masks, products, rope, rows, shards, vectors
 from .hypothesis import Hypothesis
 
-TABLE: tuple[Hypothesis, ...] = (
-    *adapters.TABLE,
-    *attention.TABLE,
-    *dump.TABLE,
-    *products.TABLE,
-    *rope.TABLE,
-    *vectors.TABLE,
-)
+FILES = (adapters, attention, masks, rows, caps, dump, shards, products, head, rope, vectors)
+TABLE: tuple[Hypothesis, ...] = tuple(h for file in FILES for h in file.TABLE)
 
 
 def explain(site: Site, got: NDArray[np.floating[Any]], only: Collection[str] | None = None) -> list[Named]:

@@ -17,6 +17,10 @@ WORDS = {
     "int8 token": "keys and values in int8, a scale for each head and position",
     "int8 channel": "keys and values in int8, a scale for each channel",
     "uint8 token": "keys and values in uint8, a scale and zero point for each head and position",
+    "uint4 token": "keys and values in uint4, a scale and zero point for each head and position",
+    "uint4 channel": "keys and values in uint4, a scale and zero point for each channel",
+    "int4 token": "keys and values in int4, a scale for each head and position",
+    "uint3 token": "keys and values in uint3, a scale and zero point for each head and position",
 }
 
 GGML = tuple(kind + turned for kind in ggml_cache.TYPES for turned in (ggml_cache.TURNED, ""))

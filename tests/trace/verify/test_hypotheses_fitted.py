@@ -1,0 +1,146 @@
+"""Hypotheses that are fitted to the dump, planted: each in two kinds of arithmetic, in the first, the middle and the
+last layer by turns. And a sample of the public cases (tests/cases.py); tests/oracle runs all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+
+from qwenref.trace.verify.finding import UNEXPLAINED
+from qwenref.trace.verify.hypotheses.masks import described
+from qwenref.trace.verify.verify import verify
+
+from ...cases import CASES, NAMED, outcome, rows_of, turned_from, unset_head, weights, windowed
+from ...engines import Run, dump_of, f32
+from ...plants import layer, tail
+
+A = np.ndarray
+Wrong = Callable[[Run, A], A]
+TOKENS = np.random.default_rng(1).integers(0, 259, 9).tolist()
+
+
+def part_of(run: Run, y: A) -> A:
+    return tail(run, y * f32(0.75 - 0.05 * np.arange(len(y)))[:, None, None])
+
+
+def rank_of_bias(run: Run, y: A) -> A:
+    own = layer(run).qkv_bias_E.copy()
+    c = run.config
+    for start, heads in ((0, c.num_attention_heads), (c.num_attention_heads, 2), (c.num_attention_heads + 2, 2)):
+        own[(start + heads // 2) * c.head_dim : (start + heads) * c.head_dim] = 0
+    return run.kernels.add(run.get("qkv_matmul"), own)
+
+
+def half_sum(run: Run, y: A) -> A:
+    x = run.get("ffn_swigl").copy()
+    x[:, x.shape[1] // 2 :] = 0
+    return run.kernels.linear(x, layer(run).ffn_down)
+
+
+def columns_lost(run: Run, y: A) -> A:
+    y = y.copy()
+    y[:, -7:] = 0
+    return y
+
+
+def one_stale(run: Run, y: A) -> A:
+    y = y.copy()
+    y[5] = y[4]
+    return y
+
+
+def head_quieter(run: Run, y: A) -> A:
+    y = y.copy()
+    y[:, 3] = tail(run, y[:, 3] * f32(0.5))
+    return y
+
+
+def one_row_turned(run: Run, y: A) -> A:
+    pos = run.pos_T.copy()
+    pos[-1] = 40
+    return turned_from(run, y, pos)
+
+
+def capped(run: Run, y: A) -> A:
+    return tail(run, f32(5) * np.tanh(y / f32(5)))
+
+
+def clamped(run: Run, y: A) -> A:
+    return np.clip(y, f32(-1.5), f32(1.5))
+
+
+def by_log(run: Run, y: A) -> A:
+    return tail(run, y * (np.log(run.pos_T + f32(1)) / np.log(f32(512)))[:, None].astype(f32))
+
+
+def unscaled_keys(run: Run, y: A) -> A:
+    scale = np.abs(run.all_so_far("k_post_rope")).max().astype(f32) / f32(448)
+    return tail(run, y / scale)
+
+
+# name -> stage, mistake, what the sentence holds. One that is only described is not named after a cause.
+FITTED: dict[str, tuple[str, Wrong, str]] = {
+    "mask-other": ("attn_softmax", partial(windowed, size=4), "a window of 4 positions, where this layer has none"),
+    "softmax-part": ("attn_softmax", part_of, "0.35 to 0.75"),
+    "cache-rows": ("attn_scores", rows_of(np.r_[0, 2, 1, 3:9])["attn_scores"], "those of 2 stand at 1"),
+    "values-heads": ("attention", lambda run, y: np.roll(y, 1, 1), "rolled by 1"),
+    "bias-rank": ("qkv_bias", rank_of_bias, "only rank 0 of 2"),
+    "rank-missing": ("ffn_out", half_sum, "of 2 ranks, only rank 0 is summed"),
+    "part-zero": ("ffn_up", columns_lost, "columns 505 to 511 are 0"),
+    "part-stale": ("attn_out", one_stale, "position 5 holds 4's row"),
+    "part-factor": ("attention", head_quieter, "a factor of 0.5 in head 3"),
+    "rope-rows": ("k_post_rope", one_row_turned, "position 8 by 40"),
+    "head-unset": ("lm_head", unset_head, "unset"),
+    "soft-cap": ("attn_scores", capped, "5 tanh(x / 5)"),
+    "clamp": ("ffn_gate", clamped, "-1.5 to 1.5"),
+    "log-n": ("attn_scores", by_log, "log(512)"),
+    "cache-scale": ("attn_scores", unscaled_keys, "1.0 stands for it"),
+}
+
+
+@pytest.mark.parametrize("engine", ["HF bfloat16", "cpu f32"])
+@pytest.mark.parametrize("name", FITTED)
+def test_planted(name: str, engine: str) -> None:
+    stage, wrong, words = FITTED[name]
+    at = None if stage == "lm_head" else list(FITTED).index(name) % 3
+    found = [
+        f
+        for f in verify(dump_of(weights(), engine, TOKENS, mistakes={(stage, at): wrong}), weights()).findings
+        if f.verdict == UNEXPLAINED
+    ]
+    assert [(f.layer, f.stage) for f in found] == [(at, stage)]
+    told = {h.name: h.sentence for h in found[0].hypotheses}
+    assert name in told, told
+    assert words in told[name]
+    assert "factor" not in told, "a factor of all values is not what is wrong"
+
+
+def test_masks_in_words() -> None:
+    key_S, pos_T1 = np.arange(8), np.arange(8)[:, None]
+    own_TS = key_S <= pos_T1
+
+    def words(seen_TS: A) -> str:
+        return described(seen_TS, own_TS, key_S, pos_T1)
+
+    assert words(own_TS) == ""
+    assert words(own_TS & (key_S >= 2) | (key_S == pos_T1)) != ""
+    assert words(own_TS & (key_S // 3 == pos_T1 // 3)) == (
+        "documents or chunks that do not see each other begin at positions 0, 3, 6"
+    )
+    assert words(key_S <= pos_T1 + 2) == "each position sees 2 keys too many: a wrong corner"
+    assert words(own_TS & ((key_S != 1) | (pos_T1 < 5))) == "position 5 sees keys 0, 2 to 5"
+
+
+@pytest.mark.parametrize("number", [3, 35, 45, 48])
+def test_a_public_case_is_named(number: int) -> None:
+    (c,) = (c for c in CASES if c.number == number)
+    how, said = outcome(c)
+    assert how == NAMED, said
+
+
+def test_every_case_has_its_row() -> None:
+    assert sorted(c.number for c in CASES) == list(range(1, 65))

@@ -1,0 +1,126 @@
+"""A part that is wrong: a rank, a tile, a head, a row, trailing columns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...stages import by_name
+from ..formulas import flat, input_of
+from ..recipes import operations
+from ..site import Site
+from ..span import Span
+from .attention import Mask
+from .hypothesis import Hypothesis, Several, entering
+from .masks import dumped, listed
+from .products import through
+from .vectors import biased, parts
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
+RANKS = (2, 4, 8)
+SUMMED = ("attn_out", "ffn_out")  # of which each rank computes a share of the sum
+AXES = {"T": "position", "N": "head", "K": "kv head", "H": "channel", "D": "column", "F": "column", "E": "column",
+        "V": "token"}  # fmt: skip
+
+
+@hypothesis("bias-rank", "the QKV bias is not split by rank: {}", "qkv_bias")
+def bias_rank(s: Site) -> Several:
+    """Of so many ranks, each with its heads of Q, K and V."""
+    own = s.gain("qkv_bias_E")
+    for ranks in RANKS:
+        if s.config.num_key_value_heads % ranks:
+            continue
+        shares = [np.split(own[columns], ranks) for _, columns in parts(s)]
+        for r in range(ranks):
+            told = f"each of {ranks} ranks adds the part of rank {r}"
+            yield told, biased(s, np.concatenate([np.tile(share[r], ranks) for share in shares]))
+            alone = [[p if i == r else 0 * p for i, p in enumerate(share)] for share in shares]
+            yield f"only rank {r} of {ranks} adds its part", biased(s, np.concatenate([p for a in alone for p in a]))
+        yield f"each of {ranks} ranks adds all of it", biased(s, own * ranks)
+
+
+@hypothesis("rank-missing", "of {}", *SUMMED)
+def rank_missing(s: Site) -> Several:
+    """A share of the all-reduce is missing, or is all that there is."""
+    x = flat(input_of(s))
+    I = x.mid.shape[1]
+    for ranks in RANKS:
+        if I % ranks:
+            continue
+        rank_I = np.arange(I) // (I // ranks)
+        for r in range(ranks):
+            for words, kept_I in (("only rank {} is summed", rank_I == r), ("rank {} is not summed", rank_I != r)):
+                if ranks > 2 or words.startswith("only"):
+                    yield f"{ranks} ranks, {words.format(r)}", through(s, kept(x, kept_I))
+
+
+def kept(x: Span, kept_I: Mask) -> Span:
+    return x.shaped(lambda v: np.where(kept_I, v, 0))
+
+
+@hypothesis("part-zero", "{} 0")
+def part_zero(s: Site) -> Several:
+    """All values of some columns, heads or positions are 0, the rest is right."""
+    got, span = dumped(s), s.compute()
+    if got is None or got.shape != span.mid.shape or not got.any():
+        return
+    letters = by_name(s.stage).letters
+    for axis, letter in enumerate(letters):
+        if letter in AXES:
+            others = tuple(i for i in range(got.ndim) if i != axis)
+            zero = np.asarray(~got.any(others) & span.mid.any(others))
+            if zero.any() and not zero.all():
+                shape = [-1 if i == axis else 1 for i in range(got.ndim)]
+                yield which(s, letter, zero, "is", "are"), kept(span, np.asarray(~zero).reshape(shape))
+
+
+@hypothesis("part-stale", "{}, not its own")
+def part_stale(s: Site) -> Several:
+    """One position holds the row of another."""
+    got, span = dumped(s), s.compute()
+    letters = by_name(s.stage).letters
+    if got is None or "T" not in letters or got.shape != span.mid.shape or "S" in letters or len(s.pos) < 3:
+        return
+    T = letters.index("T")
+    flat_TD, mine_TD = (np.moveaxis(v, T, 0).reshape(len(s.pos), -1) for v in (span.mid, got))
+    norm_T = np.square(flat_TD).sum(1)
+    away_TT = np.square(mine_TD).sum(1)[:, None] - 2 * mine_TD @ flat_TD.T + norm_T
+    order = away_TT.argmin(1)
+    wrong = np.flatnonzero(order != np.arange(len(order)))
+    if 0 < len(wrong) <= len(order) // 2:
+        said = [f"position {s.pos[t]} holds {s.pos[order[t]]}'s row" for t in wrong[:4].tolist()]
+        yield ", ".join(said), span.shaped(lambda v: np.take(v, order, T))
+
+
+@hypothesis("part-factor", "a factor of {}")
+def part_factor(s: Site) -> Several:
+    """Some heads or positions are a multiple of what they should be, the rest is right."""
+    got, span = dumped(s), s.compute()
+    if got is None or got.shape != span.mid.shape or not np.isfinite(got).all():
+        return
+    u = max(s.recipe.result.u, operations.U)
+    letters = by_name(s.stage).letters
+    for axis, letter in enumerate(letters):
+        if letter in ("T", "N", "K") and span.mid.shape[axis] > 1:
+            others = tuple(i for i in range(got.ndim) if i != axis)
+            norm = np.square(span.mid).sum(others, keepdims=True)
+            times = np.divide((got * span.mid).sum(others, keepdims=True), norm, out=np.ones_like(norm), where=norm > 0)
+            inside = ((got >= span.lo) & (got <= span.hi)).all(others, keepdims=True)
+            times = np.where(inside, 1.0, times)
+            wrong = np.asarray(times != 1).reshape(-1)
+            if wrong.any() and not wrong.all():
+                slack = np.where(inside, 0, 2 * u * np.abs(times * span.mid))
+                ends = span.lo * times, span.hi * times
+                lo, hi = np.minimum(*ends) - slack, np.maximum(*ends) + slack
+                size = sorted({f"{t:.3g}" for t in times.reshape(-1)[wrong].tolist()}, key=float)
+                sizes = size[0] if len(size) == 1 else f"{size[0]} to {size[-1]}"
+                yield f"{sizes} in {which(s, letter, wrong)}", Span(span.mid * times, lo, hi)
+
+
+def which(s: Site, letter: str, wrong: Mask, one: str = "", many: str = "") -> str:
+    """`columns 448 to 511 are`."""
+    numbers = np.flatnonzero(wrong).tolist()
+    if letter == "T":
+        numbers = [s.pos[n] for n in numbers]
+    return f"{AXES[letter]}{'s' * (len(numbers) > 1)} {listed(numbers)} {many if len(numbers) > 1 else one}".strip()
