@@ -65,7 +65,7 @@ def log_n(s: Site) -> Several:
 @hypothesis("cache-scale", "the cache is read without its scale, which is {}: 1.0 stands for it", "attn_scores",
             "attention")  # fmt: skip
 def cache_scale(s: Site) -> Several:
-    x = s.so_far("k_post_rope" if s.stage == "attn_scores" else "qkv_bias").mid
+    x = s.so_far("k_post_rope" if s.stage == "attn_scores" else s.evidence.valued).mid
     largest = float(np.abs(x).max())
     for top in (FP8, INT8):
         scale = float(np.float32(largest / top))

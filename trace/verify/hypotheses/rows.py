@@ -28,7 +28,7 @@ MOST = 512  # positions whose rows are told apart
 @hypothesis("cache-rows", "other positions' rows stand in the cache: {}", "attn_scores", "attention")
 def cache_rows(s: Site) -> Several:
     keys = s.stage == "attn_scores"
-    x = s.so_far("k_post_rope" if keys else "qkv_bias")
+    x = s.so_far("k_post_rope" if keys else s.evidence.valued)
     got = dumped(s)
     if got is None or not np.isfinite(got).all() or len(x.mid) > MOST:
         return
