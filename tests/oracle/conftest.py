@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hf") / "model"
     model.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def repack(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bool:
+    """Whether this build may lay out weights for the machine. One that was compiled for AMX dies of an illegal
+    instruction where a virtual machine names AMX and does not let it be used."""
+    at = tmp_path_factory.mktemp("repack") / "dump"
+    words = ["dump-llamacpp", str(model_path), str(at), "--tokens", "1,2", "--stages", "ffn_out"]
+    ended = subprocess.run([sys.executable, "-P", "-m", "qwenref.tools.main", *words], check=False, capture_output=True)
+    assert ended.returncode in (0, -signal.SIGILL), ended.stderr
+    return ended.returncode == 0

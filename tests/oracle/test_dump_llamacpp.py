@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,17 +37,6 @@ STEPS, LAST = 2, 23
 @pytest.fixture(scope="module", params=["f16", "f32"])
 def kv(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def repack(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> bool:
-    """Whether this build may lay out weights for the machine. One that was compiled for AMX dies of an illegal
-    instruction where a virtual machine names AMX and does not let it be used."""
-    at = tmp_path_factory.mktemp("repack") / "dump"
-    words = ["dump-llamacpp", str(model_path), str(at), "--tokens", "1,2", "--stages", "ffn_out"]
-    ended = subprocess.run([sys.executable, "-P", "-m", "qwenref.tools.main", *words], check=False, capture_output=True)
-    assert ended.returncode in (0, -signal.SIGILL), ended.stderr
-    return ended.returncode == 0
 
 
 @pytest.fixture(scope="module")

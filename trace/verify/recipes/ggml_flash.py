@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ....engine.config import ALL
 from ....engine.kernels import reference
@@ -47,21 +48,30 @@ def attention(
     else:
         p = Span(power, power * np.exp(-rel), power * np.exp(rel))
         summed = flash.mixed(p, v, r, pos_T)
-    y = operations.rounded(r, flash.divided(summed, total, total_error))
-    if ggml_cache.known(r.cache) and str(r.cache).endswith(ggml_cache.TURNED):
-        y = ggml_cache.turned(y, ggml_cache.LEAST_TURN)
-    return operations.rounded(r, y)
+        more = turning(power, operations.kept(r, v).mid, pos_T) if str(r.cache).endswith(ggml_cache.TURNED) else 0.0
+        # What is summed is rounded once more where a larger score shrinks it.
+        summed = Span.around(summed.mid, summed.radius * np.sqrt(2) + more)
+    return operations.rounded(r, flash.divided(summed, total, total_error))
 
 
-def in_halves(scores: Span, radius: Array, v: Span, seen_TS: Array) -> Span:
+def turning(power: Array, v_SKH: Array, pos_T: operations.Positions) -> Array:
+    """How far the sum over turned values may be off once it is turned back [T, N, 1]: the errors of all numbers of a
+    head are mixed, those of the transform with them."""
+    y, squares = reference.attn_mix(power, v_SKH, pos_T), reference.attn_mix(np.square(power), np.square(v_SKH), pos_T)
+    steps = 2 * (pos_T[:, None, None] + 1.0) + np.log2(ggml_cache.LEAST_TURN)
+    return summation(steps, np.square(y).mean(-1, keepdims=True), squares.mean(-1, keepdims=True))
+
+
+def in_halves(scores: Span, radius: Array, v: Span, seen_TS: NDArray[np.bool_]) -> Span:
     """The sum over keys [T, N, H], in order, kept in halves: of exp(s - largest so far) times the value.
 
     An exponential's last bits decide which way a step is rounded where it is near a tie, so each step is taken for
     both ends of it: a monotone function of the sum so far, so that the ends hold the sum.
     """
-    N, T, S = scores.mid.shape
+    N, T, _ = scores.mid.shape
     groups = N // v.mid.shape[1]
-    mid = lo = hi = np.zeros((T, N, v.mid.shape[2]))
+    mid: Array = np.zeros((T, N, v.mid.shape[2]))
+    lo, hi = mid, mid
     top, unsure = np.full((T, N, 1), -np.inf), np.zeros((T, N, 1))
     for key in np.flatnonzero(seen_TS.any(0)):
         rows = np.flatnonzero(seen_TS[:, key])
@@ -85,7 +95,7 @@ def in_halves(scores: Span, radius: Array, v: Span, seen_TS: Array) -> Span:
     return Span(mid, np.minimum(lo, mid), np.maximum(hi, mid))
 
 
-def _set(x: Array, rows: Array, y: Array) -> Array:
+def _set(x: Array, rows: NDArray[np.intp], y: Array) -> Array:
     if len(rows) == len(x):
         return y
     x = x.copy()

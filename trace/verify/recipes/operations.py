@@ -158,7 +158,7 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
         q, k = (scaled(r, x, f) if f != 1 else x for x, f in zip((q, k), before, strict=True))
 
     if ggml_cache.known(r.cache):
-        q, k = ggml_cache.partners(str(r.cache), q, k)
+        q, k = ggml_cache.partners(r, q, k)
         r = replace(r, cache=None, attention=FLOAT32)
     width = np.sqrt(q.mid.shape[-1])
 

@@ -147,6 +147,7 @@ def describe(r: Recipe, operands: Sequence[str]) -> str:
         more = "; bias inside the product" * ("qkv_matmul" in r.fused) + "; flash attention" * (r.mix != "stored")
         return f"Hugging Face in {r.result.name}: {inside}{more}"
     kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
+    kv += ", flash attention" * (r.mix != "stored")
     if r.quantiser == "int16":
         return f"qwenref's int16: {' and '.join(operands) or 'unrounded'} activations, the rest float32"
     if r.quantiser:

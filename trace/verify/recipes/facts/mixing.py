@@ -6,7 +6,7 @@ Fast flash: with an exponential that is good to 13 bits (PyTorch's on a CPU, in 
 round either way. Blocks: m is the largest of the blocks so far, so that any of them may.
 
 Ggml, in float32: probabilities are not rounded, and values of a cache in halves are summed in halves, key after key,
-unless queries come in tiles of 64 (from a prompt of 64 tokens on, in newer versions); queries of a tile are not rounded.
+unless queries come in tiles of 64 (from a prompt of 64 tokens on, in newer versions), which are not rounded either.
 """
 
 from __future__ import annotations
