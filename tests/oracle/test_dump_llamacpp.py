@@ -21,7 +21,7 @@ from qwenref.tools.load import open_weights  # noqa: E402
 from qwenref.tools.main import main  # noqa: E402
 from qwenref.trace.dump import Dump  # noqa: E402
 from qwenref.trace.sources import open_dump  # noqa: E402
-from qwenref.trace.stages import shape_for  # noqa: E402
+from qwenref.trace.stages import of_pieces, shape_for  # noqa: E402
 
 from ..tiny import relative, tiny_weights  # noqa: E402
 
