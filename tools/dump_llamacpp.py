@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.config import Config
 from ..engine.files import Checkpoint
+from ..engine.rope_gguf import DIVISORS
 from ..errors import BadInput
 from ..trace.stages import Stage
 from .foreign import Emit, Forward, add_dump_arguments, job, write_dump
@@ -105,7 +107,7 @@ def running(c: Checkpoint, stages: Mapping[str, Stage], capacity: int, kv: str, 
         )
 
     lib.llama_backend_init()
-    graph = Graph(c.config.head_dim, stages)
+    graph = Graph(c.config, stages)
     settings = lib.llama_model_default_params()
     settings.n_gpu_layers = 0
     model = lib.llama_model_load_from_file(str(c.path).encode(), settings)
@@ -159,8 +161,8 @@ class Graph:
     nodes: (operation, weight that it reads or else own name, both without the layer): (stage, part of it).
     """
 
-    def __init__(self, head_dim: int, stages: Mapping[str, Stage]) -> None:
-        self.head_dim, self.ggml = head_dim, _ggml()
+    def __init__(self, c: Config, stages: Mapping[str, Stage]) -> None:
+        self.config, self.head_dim, self.ggml = c, c.head_dim, _ggml()
         self.nodes = {
             (node.operation, node.name): (stage, part)
             for stage in stages.values()
@@ -191,6 +193,7 @@ class Graph:
     def _find(self, address: int, t: Tensor) -> tuple[int | None, Stage, int] | None:
         """(layer, stage, part) of a node, None if it is no stage."""
         read = [Tensor.from_address(source).name.decode() for source in t.src if source]
+        read = [name for name in read if name not in DIVISORS]
         name = next((n for n in read if n.endswith((".weight", ".bias"))), t.name.decode())
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(.+?)(?:-(\d+))?", name)
         found = match and self.nodes.get((self.ggml.ggml_op_desc(address).decode(), match[2]))
@@ -204,7 +207,17 @@ class Graph:
         parts[part] = _values(t)
         if len(parts) == len(stage.ggml):
             whole = np.concatenate([parts[i] for i in sorted(parts)], axis=-1)
-            self.emit(layer, stage.name, self._shaped(stage, whole))
+            self.emit(layer, stage.name, self._apart(stage, self._shaped(stage, whole)))
+
+    def _apart(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Queries and keys whose pairs llama.cpp has side by side (models/architecture.py, paired), as halves."""
+        if not self.config.architecture.paired or stage.name not in ("qkv_matmul", "q_post_rope", "k_post_rope"):
+            return x
+        heads = self.config.num_attention_heads + self.config.num_key_value_heads
+        turned = x.reshape(len(x), -1, self.head_dim).copy()
+        pairs = turned[:, :heads].reshape(len(x), -1, self.head_dim // 2, 2)
+        turned[:, :heads] = pairs.swapaxes(2, 3).reshape(len(x), -1, self.head_dim)
+        return turned.reshape(x.shape)
 
     def _shaped(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """ggml's four dimensions, outermost first, as trace/stages.py has them."""

@@ -195,3 +195,14 @@ def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, whi
     assert len(ours) == 12 and ours == theirs
     hf = {tuple(dequantize(t).reshape(-1)) for t in open_weights(folder).weights.layers[1].qkv}
     assert hf == {tuple(dequantize(t).reshape(-1)) for t in w.layers[1].qkv}
+
+
+def test_llama_cpp_healthy(name: str, folder: Path, tmp_path: Path) -> None:
+    """All that llama.cpp shows of a prompt and two steps is explained, with queries and keys in our order."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
+    path = by_gguf_py(folder, tmp_path / "model.gguf")
+    argv = ["dump-llamacpp", str(path), str(tmp_path / "dump"), "--tokens", ",".join(map(str, IDS)), "--kv", "f32"]
+    assert main([*argv, "--decode-steps", "2"]) == 0
+    v = verify(open_dump(tmp_path / "dump"), open_weights(path).weights)
+    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}
+    assert len(v.findings) > 90
