@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.config import Config
 from ..engine.files import Checkpoint
+from ..engine.rope_gguf import DIVISORS
 from ..errors import BadInput
 from ..quant.ggml import NUMBERS
 from ..trace.stages import STAGES, Node, Stage
@@ -151,7 +153,7 @@ def running(
         )
 
     lib.begin()
-    graph = Graph(lib, c.config.head_dim, stages, wanted, {} if absent is None else absent)
+    graph = Graph(lib, c.config, stages, wanted, {} if absent is None else absent)
     settings = lib.llama_model_default_params()
     settings.put(lib.model.n_gpu_layers, ctypes.c_int32(run.gpu_layers))
     if not run.repack:
@@ -239,12 +241,12 @@ class Graph:
     def __init__(
         self,
         lib: LibLlama,
-        head_dim: int,
+        c: Config,
         stages: Mapping[str, Stage],
         wanted: Callable[[Stage, int | None], bool],
         absent: dict[str, str],
     ) -> None:
-        self.lib, self.head_dim, self.wanted, self.absent = lib, head_dim, wanted, absent
+        self.lib, self.config, self.head_dim, self.wanted, self.absent = lib, c, c.head_dim, wanted, absent
         self.nodes: dict[tuple[str, str], list[tuple[Stage, int, Node]]] = {}
         for stage in stages.values():
             for part, nodes in enumerate(stage.ggml):
@@ -289,7 +291,17 @@ class Graph:
             whole = np.concatenate([parts[i] for i in sorted(parts)], axis=-1)
             parts.clear()
             rows = range(self.past - self.first, self.end - self.first)
-            self.emit(layer, stage.name, self._shaped(stage, whole), rows)
+            self.emit(layer, stage.name, self._apart(stage, self._shaped(stage, whole)), rows)
+
+    def _apart(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Queries and keys whose pairs llama.cpp has side by side (models/architecture.py, paired), as halves."""
+        if not self.config.architecture.paired or stage.name not in ("qkv_matmul", "q_post_rope", "k_post_rope"):
+            return x
+        heads = self.config.num_attention_heads + self.config.num_key_value_heads
+        turned = x.reshape(len(x), -1, self.head_dim).copy()
+        pairs = turned[:, :heads].reshape(len(x), -1, self.head_dim // 2, 2)
+        turned[:, :heads] = pairs.swapaxes(2, 3).reshape(len(x), -1, self.head_dim)
+        return turned.reshape(x.shape)
 
     def _shaped(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """ggml's four dimensions, outermost first, as trace/stages.py has them."""
@@ -318,6 +330,7 @@ class Graph:
 def named(t: Tensor) -> tuple[str, int]:
     """The weight that a node reads, or else its own name, without the layer; and the layer."""
     read = [Tensor.from_address(source).name.decode() for source in t.src if source]
+    read = [name for name in read if name not in DIVISORS]
     name = next((n for n in read if n.endswith((".weight", ".bias"))), t.name.decode())
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(.*?)(?:-(\d+))?", name, re.DOTALL)
     assert match is not None

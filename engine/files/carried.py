@@ -10,7 +10,7 @@ from ..rope_gguf import Said, to_keys
 from . import Checkpoint
 from .end_of_generation import by_text, told, with_control
 from .tokenizer_json import last_used, spell
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Vocabulary
+from .vocabulary import BYTE, CONTROL, NORMAL, PRE_TOKENIZERS, UNKNOWN, UNUSED, Vocabulary
 
 
 def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]]:
@@ -23,6 +23,8 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
     lost = list(v.notes)
     if v.other_templates:
         lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
+    if kind == "safetensors" and v.pre not in PRE_TOKENIZERS:
+        return None, [f"the tokenizer: of pre-tokenizer {v.pre:.80}, which nobody writes here"]
     if kind == "safetensors":
         return _for_safetensors(v, lost), lost
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput
+from ..models import meant
 from .end_of_generation import by_text, ends
 from .fields import Fields, one
 from .mapped import read_head
 from .strict_json import parse_object
 from .tokenizer_json import Added, Parts, added_token, assemble, parse, with_added
-from .vocabulary import CONTROL, Vocabulary
+from .vocabulary import CONTROL, PRE_TOKENIZERS, Vocabulary
 
 MAX_BYTES = 100_000_000  # Qwen's tokenizer.json has 7 to 11 million
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
@@ -46,6 +47,10 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         own = parse(text, str(folder / TOKENIZER))
         parts = with_added(own, _decoder(settings), settings.where)
     elif (folder / VOCAB).exists() and (folder / MERGES).exists():
+        a = meant(config.get("model_type"))
+        if a is not None and a.pre not in PRE_TOKENIZERS:
+            why = f"{a.title} has a pre-tokenizer ({a.pre}) that is not supported"
+            raise BadInput(f"{folder / VOCAB}: {why}; give token ids, as --tokens 1,2,3, instead of text")
         parts = _read_parts(folder, settings, named.values())
     else:
         return None

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama_token_type
+# llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and Transformers loads the R1 distills with
+# Qwen2Tokenizer (huggingface/transformers#48211).
+PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,7 @@ from typing import Any
 
 from ...errors import BadInput
 from ..files.tokenizer_json import QWEN2_PATTERN
-from ..files.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
-
-# llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and Transformers loads the R1 distills with
-# Qwen2Tokenizer (huggingface/transformers#48211).
-PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")
+from ..files.vocabulary import BYTE, CONTROL, NORMAL, PRE_TOKENIZERS, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 # GPT-2's byte alphabet (bytes_to_unicode of openai/gpt-2): printable Latin-1 is itself, the rest goes on from U+0100.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))

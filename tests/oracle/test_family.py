@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from qwenref.engine.files import open_checkpoint
-from qwenref.engine.files.convert import convert
+from qwenref.engine.files.carried import rope_in_gguf
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.load import open_weights
+from qwenref.quant.tensor import dequantize
 from qwenref.tools.dev.golden_config import IDS
 from qwenref.tools.dev.golden_family import MODELS, write_family
 from qwenref.tools.main import main
 from qwenref.trace.dump import Dump, Entry, ordered
 from qwenref.trace.sources import open_dump
-from qwenref.trace.stages import by_name
+from qwenref.trace.stages import by_name, of_pieces
 from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED
 from qwenref.trace.verify.verify import verify
 
@@ -139,21 +140,52 @@ def test_planted(which: str, stage: str, named: str | None, mistake: Plant, tmp_
     assert named is None or all(named in {h.name for h in f.hypotheses} for f in bad)
 
 
+def by_gguf_py(folder: Path, path: Path) -> Path:
+    """The model as llama.cpp's converter would have it, written by gguf-py: names by its table, rows of Llama's queries
+    and keys permuted as conversion's `permute` does."""
+    import gguf
+
+    m = open_checkpoint(folder)
+    c = m.config
+    (arch,) = (a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == c.architecture.gguf)
+    names, out = gguf.get_tensor_name_map(arch, c.num_hidden_layers), gguf.GGUFWriter(path, c.architecture.gguf)
+    out.add_block_count(c.num_hidden_layers)
+    out.add_context_length(c.max_position_embeddings)
+    out.add_embedding_length(c.hidden_size)
+    out.add_feed_forward_length(c.intermediate_size)
+    out.add_head_count(c.num_attention_heads)
+    out.add_head_count_kv(c.num_key_value_heads)
+    out.add_key_length(c.head_dim)
+    out.add_value_length(c.head_dim)
+    out.add_rope_dimension_count(c.head_dim)
+    out.add_rope_freq_base(c.rope_theta)
+    out.add_layer_norm_rms_eps(c.rms_norm_eps)
+    out.add_vocab_size(c.vocab_size)
+    out.add_tokenizer_model("no_vocab")
+    for divisors, x in rope_in_gguf(c).tensors.items():
+        out.add_tensor(divisors, x)
+    for name, w in m.tensors.items():
+        x, spelled = dequantize(w), names.get_name(name, try_suffixes=(".weight", ".bias"))
+        heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(name.split(".")[-2])
+        if arch == gguf.MODEL_ARCH.LLAMA and heads:
+            x = x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+        out.add_tensor(spelled, np.ascontiguousarray(x))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
 @pytest.mark.parametrize("which", ["reference", "cpu"])
 def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, which: str) -> None:
-    """Of a GGUF file that has no window: llama.cpp has none in these architectures."""
+    """Of GGUF files by gguf-py. They say no window: llama.cpp has none in these architectures."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
-    path = tmp_path / "model.gguf"
-    convert(open_checkpoint(folder), path)
-    w = open_weights(path).weights
-    if w.config.windows:
-        pytest.skip("llama.cpp has no attention windows in this architecture")
-    k = backend(which)
-    ours = list(generate(IDS, k.prepare(w, "f32"), k, "f32", 12))
-
     from qwenref.tools import dump_llamacpp
-    from qwenref.trace.stages import of_pieces
 
+    path = by_gguf_py(folder, tmp_path / "model.gguf")
+    w, k = open_weights(path).weights, backend(which)
+    ours = list(generate(IDS, k.prepare(w, "f32"), k, "f32", 12))
     theirs: list[int] = []
     how = dump_llamacpp.Run(keys="f32", values="f32")
     with dump_llamacpp.running(open_checkpoint(path), of_pieces(w.pieces), len(IDS) + 12, how) as forward:
@@ -161,4 +193,17 @@ def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, whi
         for _ in ours:
             theirs.append(int(np.argmax(forward(ids, lambda layer, stage, value: None))))
             ids = theirs[-1:]
-    assert ours == theirs
+    assert len(ours) == 12 and ours == theirs
+    hf = {tuple(dequantize(t).reshape(-1)) for t in open_weights(folder).weights.layers[1].qkv}
+    assert hf == {tuple(dequantize(t).reshape(-1)) for t in w.layers[1].qkv}
+
+
+def test_llama_cpp_healthy(name: str, folder: Path, tmp_path: Path) -> None:
+    """All that llama.cpp shows of a prompt and two steps is explained, with queries and keys in our order."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
+    path = by_gguf_py(folder, tmp_path / "model.gguf")
+    argv = ["dump-llamacpp", str(path), str(tmp_path / "dump"), "--tokens", ",".join(map(str, IDS)), "--kv", "f32"]
+    assert main([*argv, "--decode-steps", "2"]) == 0
+    v = verify(open_dump(tmp_path / "dump"), open_weights(path).weights)
+    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}
+    assert len(v.findings) > 90
