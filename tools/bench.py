@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_argument(parser)
     parser.add_argument("-p", "--prompt", type=int, default=256, metavar="N", help="tokens of prompt (default: 256)")
     parser.add_argument("-n", "--generate", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")
+    parser.add_argument(
+        "--depth",
+        type=int,
+        default=0,
+        metavar="N",
+        help="generate after a text of N tokens, which every round reads first (default: after the prompt)",
+    )
     parser.add_argument("-t", "--threads", default=None, metavar="N,N", help="thread counts (default: all cores)")
     parser.add_argument(
         "--precision", default="f32,int8", metavar="P,P", help="of f32, int16, int8 (default: f32,int8)"
@@ -53,9 +60,24 @@ def prompt_ids(count: int, vocab_size: int) -> list[int]:
 # ---- one engine in one process: each `open_*` gives facts about the model and a function that runs a round
 
 
-def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
+Run = Callable[[int, int], tuple[float, float]]  # tokens of prompt, and to generate: seconds of each
+
+
+def timed(run: Run, prompt: int, generated: int, depth: int) -> dict[str, float]:
+    """Seconds of a prompt, and of as many new tokens behind it or, with a depth, behind so many."""
+    if not depth:
+        prompt_s, generate_s = run(prompt, generated)
+    else:
+        (prompt_s, _), (_, generate_s) = run(prompt, 0), run(depth, generated)
+    return {"prompt_s": prompt_s, "generate_s": generate_s}
+
+
+def open_qwenref(
+    path: str, precision: str, threads: int, prompt: int, generated: int, depth: int
+) -> tuple[dict[str, Any], Any]:
     from ..engine.generate import generate
     from ..engine.kernels import backend
+    from ..engine.kernels.cpu.machine.paths import PATH
     from ..engine.kernels.cpu.matmul.bandwidth import read_weights
     from ..engine.load import open_weights, set_threads
 
@@ -64,11 +86,11 @@ def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated
     k = backend("cpu")
     k.compile_kernels(bound, precision, lambda done, total: None)
     w = k.prepare(bound, precision)
-    ids = prompt_ids(prompt, w.config.vocab_size)
+    ids = prompt_ids(max(prompt, depth), w.config.vocab_size)
 
     def run(count: int, new: int) -> tuple[float, float]:
         started = time.perf_counter()
-        tokens = generate(ids[:count], w, k, precision, new)
+        tokens = generate(ids[:count], w, k, precision, 1 + new)
         next(tokens)
         first = time.perf_counter()
         for _ in tokens:
@@ -85,22 +107,25 @@ def open_qwenref(path: str, precision: str, threads: int, prompt: int, generated
 
     def round_() -> dict[str, float]:
         before = reading()
-        prompt_s, generate_s = run(prompt, generated + 1)
-        return {"prompt_s": prompt_s, "generate_s": generate_s, "read_bytes_per_s": median(before + reading())}
+        seconds = timed(run, prompt, generated, depth)
+        return seconds | {"read_bytes_per_s": median(before + reading())}
 
-    run(WARM_UP, 2)
-    return {"threads": threads, "bytes_per_token": read_weights(w)}, round_
+    run(WARM_UP, 1)
+    return {"threads": threads, "path": PATH, "bytes_per_token": read_weights(w)}, round_
 
 
-def open_llama_cpp(path: str, precision: str, threads: int, prompt: int, generated: int) -> tuple[dict[str, Any], Any]:
+def open_llama_cpp(
+    path: str, precision: str, threads: int, prompt: int, generated: int, depth: int
+) -> tuple[dict[str, Any], Any]:
     import numpy as np
     from llama_cpp import Llama
 
+    longest = max(prompt, depth)
     llm = Llama(
-        path, n_ctx=prompt + generated + 8, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        path, n_ctx=longest + generated + 8, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
     )
     vocab = llm.n_vocab()
-    ids = prompt_ids(prompt, vocab)
+    ids = prompt_ids(longest, vocab)
 
     def evaluate(tokens: list[int]) -> int:
         llm.eval(tokens)
@@ -116,8 +141,7 @@ def open_llama_cpp(path: str, precision: str, threads: int, prompt: int, generat
         return first - started, time.perf_counter() - first
 
     def round_() -> dict[str, float]:
-        prompt_s, generate_s = run(prompt, generated)
-        return {"prompt_s": prompt_s, "generate_s": generate_s}
+        return timed(run, prompt, generated, depth)
 
     run(min(WARM_UP, prompt), 1)
     return {"threads": threads}, round_
@@ -159,10 +183,13 @@ def work(pipe: Connection, engine: str, *arguments: Any) -> None:
 class Bench:
     """One configuration's process, and what it has measured."""
 
-    def __init__(self, engine: str, path: str, precision: str, threads: int, prompt: int, generated: int) -> None:
+    def __init__(
+        self, engine: str, path: str, precision: str, threads: int, prompt: int, generated: int, depth: int
+    ) -> None:
         self.pipe, there = multiprocessing.Pipe()
         self.engine, self.precision, self.prompt, self.generated = engine, precision, prompt, generated
-        counts = map(str, (there.fileno(), threads, prompt, generated))
+        self.depth = depth or prompt
+        counts = map(str, (there.fileno(), threads, prompt, generated, depth))
         started = time.perf_counter()
         self.process = subprocess.Popen(
             own_process(__name__, engine, path, precision, *counts), stdin=subprocess.PIPE, pass_fds=[there.fileno()]
@@ -211,6 +238,8 @@ class Bench:
             "threads": self.facts["threads"],
             "prompt_tokens": self.prompt,
             "generated_tokens": self.generated,
+            "depth": self.depth,
+            "path": self.facts.get("path"),
             "rounds": len(self.rounds),
             "ready_s": round(self.load_s, 3),
             "peak_bytes": max(int(r["peak_bytes"]) for r in self.rounds),
@@ -259,9 +288,9 @@ def numbers(text: str, flag: str) -> list[int]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Speeds with their spread and, where there is a peer, the ratio to it."""
-    line = "{:10s} {:9s} {:>7s} | {:>8s} {:>12s} {:>8s} | {:>8s} {:>12s} {:>8s} | {:>9s} | {:>7s} | {:>7s}"
+    line = "{:10s} {:8s} {:9s} {:>7s} | {:>8s} {:>12s} {:>8s} | {:>8s} {:>12s} {:>8s} | {:>9s} | {:>7s} | {:>7s}"
     titles = ("prompt/s", "spread", "ratio", "tokens/s", "spread", "ratio", "of memory", "first s", "peak GB")
-    lines = [line.format("engine", "precision", "threads", *titles)]
+    lines = [line.format("engine", "path", "precision", "threads", *titles)]
     for r in rows:
         cells: list[str] = []
         for key in ("prompt_tokens_per_s", "generated_tokens_per_s"):
@@ -273,7 +302,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             ]
         cells += [f"{r[key]:.2f}" if key in r else "" for key in ("bandwidth_share", "first_token_s")]
         lines.append(
-            line.format(r["engine"], r["precision"], str(r["threads"]), *cells, f"{r['peak_bytes'] / 1e9:.2f}")
+            line.format(
+                r["engine"], r["path"] or "", r["precision"], str(r["threads"]), *cells, f"{r['peak_bytes'] / 1e9:.2f}"
+            )
         )
     return "\n".join(lines)
 
@@ -289,10 +320,13 @@ def main(args: argparse.Namespace) -> int:
     checkpoint, _ = open_weights(str(path))  # a bad model is refused here, once
     has_text = checkpoint.vocabulary() is not None  # else there is no command that a user could time
     config = checkpoint.config
-    if args.prompt + args.generate + 1 > config.context:
-        raise BadInput(f"{args.prompt} + {args.generate} tokens do not fit {config.context} positions")
+    longest = max(args.prompt, args.depth)
+    if longest + args.generate + 1 > config.context:
+        raise BadInput(f"{longest} + {args.generate} tokens do not fit {config.context} positions")
     if min(args.prompt, args.generate, args.repeats) < 1:
         raise BadInput("-p, -n and -r must be at least 1")
+    if args.depth < 0:
+        raise BadInput(f"--depth {args.depth}: give a number of tokens, or leave it out")
     if args.vs and not find_spec("llama_cpp"):
         raise BadInput("--vs llama.cpp needs llama-cpp-python; get it with: pip install llama-cpp-python")
     if args.vs and not checkpoint.container.startswith("GGUF"):
@@ -302,7 +336,7 @@ def main(args: argparse.Namespace) -> int:
         check_precision(backend("cpu"), "cpu", precision)
     rows: list[dict[str, Any]] = []
     for threads in numbers(args.threads, "-t") if args.threads else [cores()]:
-        shape = (threads, args.prompt, args.generate)
+        shape = (threads, args.prompt, args.generate, args.depth)
         with ExitStack() as running:
             benches = [running.enter_context(Bench("qwenref", str(path), p, *shape)) for p in precisions]
             peer = running.enter_context(Bench(args.vs, str(path), "", *shape)) if args.vs else None

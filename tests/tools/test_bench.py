@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenref.tools.bench import Bench, numbers, prompt_ids, table
+from qwenref.engine.kernels.cpu.machine.paths import PATH
+from qwenref.tools.bench import Bench, numbers, prompt_ids, table, timed
 from qwenref.tools.main import main
 
 from ..tiny import tiny_weights, write_gguf
@@ -30,8 +31,10 @@ def test_rows(model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_model_without_tokenizer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It has no text to time a first token with; all else is measured, be the matrices ever so small."""
     path = write_gguf(tmp_path / "tiny.gguf", tiny_weights(vocab=32, layers=1))
-    assert main(["bench", str(path), "-p", "3", "-n", "2", "-t", "1", "-r", "1", "--precision", "int8", "--json"]) == 0
+    arguments = ["-p", "3", "-n", "2", "-t", "1", "-r", "1", "--depth", "9", "--precision", "int8", "--json"]
+    assert main(["bench", str(path), *arguments]) == 0
     (row,) = json.loads(capfd.readouterr().out)
+    assert (row["prompt_tokens"], row["depth"], row["path"]) == (3, 9, PATH)
     assert row["generated_tokens_per_s"] > 0
     matrices = 32 * 64 + 64 * (64 + 32 + 32 + 64 + 3 * 96)  # the head; Q, K, V, O, gate, up, down
     assert row["bytes_per_token"] == 4 * matrices and row["bandwidth_share"] >= 0
@@ -42,6 +45,7 @@ def finished(engine: str, seconds: list[tuple[float, float]], **facts: int) -> B
     """A Bench whose rounds are over, without a process."""
     bench = object.__new__(Bench)
     bench.engine, bench.precision, bench.prompt, bench.generated, bench.load_s = engine, "int8", 100, 10, 0.5
+    bench.depth = 100
     bench.facts = {"threads": 2, **facts}
     bench.rounds = [{"prompt_s": p, "generate_s": g, "read_bytes_per_s": 1e9, "peak_bytes": 5} for p, g in seconds]
     return bench
@@ -62,6 +66,16 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert "llama.cpp" in lines[2]
 
 
+def test_generation_is_timed_behind_the_depth() -> None:
+    """Of a depth the prompt's time is that of the prompt alone, and the tokens' that of those behind the depth."""
+
+    def run(count: int, new: int) -> tuple[float, float]:
+        return float(count), float(1000 * count + new)
+
+    assert timed(run, 5, 3, 0) == {"prompt_s": 5, "generate_s": 5003}
+    assert timed(run, 5, 3, 70) == {"prompt_s": 5, "generate_s": 70003}
+
+
 def test_prompt_is_inside_the_vocabulary() -> None:
     assert len(set(prompt_ids(300, 400))) == 300
     assert all(0 <= i < vocab_size for vocab_size in (1, 100, 272) for i in prompt_ids(5000, vocab_size))
@@ -76,6 +90,7 @@ def test_prompt_is_inside_the_vocabulary() -> None:
         (["-t", "two"], "-t two: give numbers of at least 1"),
         (["-n", "0"], "-p, -n and -r must be at least 1"),
         (["-p", "99999"], "99999 + 64 tokens do not fit 32768 positions"),
+        (["--depth", "32768"], "32768 + 64 tokens do not fit 32768 positions"),
         (["-t", "4000"], "4000 threads: this machine has"),
     ],
 )
