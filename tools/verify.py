@@ -12,7 +12,7 @@ from ..engine.text.chat import Chat, prompt_ids
 from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..judging import judged, opened_for
-from ..trace.verify.report.text import lines_of
+from ..trace.verify.report.terminal import lines_of
 from .leftovers import written_down
 from .load import (
     add_lora_argument,

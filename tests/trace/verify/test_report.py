@@ -18,8 +18,10 @@ import pytest
 from qwenref.quant.tensor import dequantize
 from qwenref.trace.verify.finding import UNEXPLAINED, Verification
 from qwenref.trace.verify.report.html import page
+from qwenref.trace.verify.report.paragraph import paragraph
 from qwenref.trace.verify.report.plain import as_json
-from qwenref.trace.verify.report.text import engine_words, sentence, statement, text
+from qwenref.trace.verify.report.terminal import text
+from qwenref.trace.verify.report.text import engine_words, sentence, statement
 from qwenref.trace.verify.verify import verify
 
 from ...engines import Run, changed, dump_of
@@ -77,6 +79,39 @@ def test_a_planted_mistake_in_one_sentence() -> None:
     )
     assert lines[1] == "reproduced exactly by: RoPE is not applied"
     assert any(line.startswith("where: 6 of 7 positions (1, 2, 3, 4, 5, 6)") for line in lines)
+
+
+def test_the_paragraph_says_what_is_first_what_follows_and_what_to_do() -> None:
+    said = paragraph(planted())
+    assert said[0] == sentence(planted())
+    assert said[1] == "Judged: the prompt and 1 decode step, layers 0 to 2, each stage from the dump's own inputs."
+    assert said[2].startswith("The engine computes with: float32 throughout")
+    assert said[3] == "The first in order of execution is layer 1 k_post_rope."
+    assert re.fullmatch(r"After it \d+ stages are right given their inputs: what differs there is only .*", said[4])
+    assert said[5:] == ["Next: correct that in layer 1 k_post_rope, and dump again."]
+
+
+def test_the_paragraph_of_a_healthy_dump_names_no_mistake() -> None:
+    said = paragraph(healthy("ggml, 16-bit KV"))
+    assert [s.split(":")[0] for s in said[1:]] == ["Judged", "The engine computes with", "Next"]
+    assert said[-1] == "Next: nothing is left to do in what was dumped."
+
+
+def test_the_paragraph_of_a_dump_that_shows_nothing() -> None:
+    v = verify(changed(dump_of(W, "HF float32", TOKENS), lambda e: e if e.key == (0, 2, "attn_scores") else None), W)
+    assert v.status == 2
+    assert [s.split(":")[0] for s in paragraph(v)] == ["Nothing could be judged", "Next"]
+
+
+def test_the_paragraph_of_an_overflow() -> None:
+    def spoil(run: object, x: np.ndarray) -> np.ndarray:
+        return np.full_like(x, np.inf)
+
+    with np.errstate(all="ignore"):
+        v = verify(dump_of(W, "HF float32", TOKENS, mistakes={("ffn_up", 1): spoil}), W)
+    said = paragraph(v)
+    assert any(s.endswith("got NaN or infinite inputs and cannot be judged: a consequence.") for s in said)
+    assert said[-1] == "Next: print the largest value that ffn_up of layer 1 is made of, and the format it is kept in."
 
 
 def test_the_table_has_a_sign_for_every_stage() -> None:

@@ -12,7 +12,8 @@ from qwenref.engine.kernels import reference
 from qwenref.engine.weights import Weights
 from qwenref.quant.tensor import QTensor, format_of
 from qwenref.trace.verify.finding import UNEXPLAINED, Axis, Finding, Verification
-from qwenref.trace.verify.report.text import sentence, text
+from qwenref.trace.verify.report.terminal import text
+from qwenref.trace.verify.report.text import sentence
 from qwenref.trace.verify.verify import verify
 
 from ...engines import Run, dump_of

@@ -16,7 +16,8 @@ from qwenref.trace.dump import Dump, Entry
 from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from qwenref.trace.verify.report.html import page
 from qwenref.trace.verify.report.plain import as_json
-from qwenref.trace.verify.report.text import reason, sentence, text
+from qwenref.trace.verify.report.terminal import text
+from qwenref.trace.verify.report.text import reason, sentence
 from qwenref.trace.verify.report.words import words
 from qwenref.trace.verify.verify import verify
 

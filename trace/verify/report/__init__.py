@@ -1,1 +1,1 @@
-"""A verification in words: text.py for a terminal and as JSON, html.py as a page."""
+"""A verification in words: terminal.py as lines, plain.py as JSON, html.py as a page."""

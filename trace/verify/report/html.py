@@ -19,10 +19,10 @@ from ..finding import (
     Verification,
     WrongRow,
 )
+from .paragraph import paragraph
 from .text import (
     apart,
     by_size,
-    engine_words,
     mistakes,
     named,
     number,
@@ -91,7 +91,7 @@ def page(v: Verification, dump: str, model: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(dump)}: {escape(sentence(v))}</title><style>{STYLE}</style></head><body>",
         f'<div class="status{state}"><h1>{escape(sentence(v))}</h1>',
-        f"<p>The engine computes with {escape(engine_words(v))}.</p></div>" if v.status < 2 else "</div>",
+        f'<p class="said">{escape(" ".join(paragraph(v)[1:]))}</p></div>',
         *(f"<p>{escape(said[:1].upper() + said[1:])}.</p>" for said in map(words, v.remarks)),
         f'<p class="soft">Dump <code>{escape(dump)}</code>, judged by <code>{escape(model)}</code>, '
         f"{tokens(v)}; every stage recomputed in float64 from the dump's own inputs.</p>",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..finding import Finding, Verification, Where, WrongRow
+from .paragraph import paragraph
 from .text import engine_words, reason, sentence
 from .words import words
 
@@ -16,6 +17,7 @@ def as_json(v: Verification) -> dict[str, Any]:
     """What `engine verify --json` prints."""
     return {
         "sentence": sentence(v),
+        "paragraph": " ".join(paragraph(v)),
         "status": v.status,
         "recipe": v.recipe.name,
         "recipe_words": engine_words(v),

@@ -9,7 +9,8 @@ from typing import Any
 from ..finding import Verification
 from .html import page
 from .plain import as_json, row
-from .text import sentence, text
+from .terminal import text
+from .text import sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -1,4 +1,4 @@
-"""A verification in words, as a table and as JSON."""
+"""A verification in words and as a table of signs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from .places import surely, where_words
 from .words import words
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
-SHOWN = 12  # unexplained stages that are told one by one
 WORST_FIRST = (UNEXPLAINED, UNJUDGED, BUDGET, REPRODUCED, EXACT)
 ANGLES = {
     "product": "RoPE's angle as one float32 product",
@@ -94,10 +93,10 @@ def places_of(findings: Sequence[Finding]) -> str:
     """`q_post_rope and k_post_rope of layers 0 to 23`."""
     stages = " and ".join(dict.fromkeys(f.stage for f in findings))
     layers = sorted({f.layer for f in findings if f.layer is not None})
-    return f"{stages} of layer{'s' * (len(layers) > 1)} {_runs(layers)}" if layers else stages
+    return f"{stages} of layer{'s' * (len(layers) > 1)} {runs(layers)}" if layers else stages
 
 
-def _runs(numbers: Sequence[int]) -> str:
+def runs(numbers: Sequence[int]) -> str:
     """Ascending numbers for people: `0 to 23`, `3`, `0 to 2, 5`."""
     starts = [n for n in numbers if n - 1 not in numbers]
     stops = [n for n in numbers if n + 1 not in numbers]
@@ -183,41 +182,6 @@ def _exactly(h: Named) -> str:
 
 def _at(f: Finding, h: Named) -> str:
     return "" if h.at == f.stage else f" (in {h.at}, which the dump does not hold)"
-
-
-def text(v: Verification) -> str:
-    """The report for a terminal."""
-    return "\n".join(lines_of(v))
-
-
-def lines_of(v: Verification) -> list[str]:
-    """The report line by line. Names of files and tensors are as they are: whoever prints them makes them safe."""
-    lines = [sentence(v)]
-    if any(f.explained for f in v.findings):
-        lines.append(f"The engine computes with: {engine_words(v)}.")
-    lines += [f"Note: {words(r)}." for r in v.remarks]
-    for title, findings in sections(v):
-        lines += ["", *grid(title, findings)]
-    bad = by_size(v.findings)
-    if common := mistakes(v):
-        lines += ["", *(f"{plural(len(fs), 'stage')} explained by: {said} ({places_of(fs)})" for said, fs in common)]
-    if bad:
-        told = apart(v)[:SHOWN]
-        few = f"; {len(told)} of {len(bad)}, for the others see --json or --html" if len(told) < len(bad) else ""
-        lines += ["", f"Unexplained, largest first{few}:"]
-        for f in told:
-            first, *rest = statement(f)
-            lines += [first, *(f"    {line}" for line in rest)]
-    weak = Counter((f.stage, f.budget.source) for f in v.findings if f.budget is not None)
-    lines += [""] * bool(weak) + [f"Within budget: {s} in {plural(n, 'place')}: {why}" for (s, why), n in weak.items()]
-    unjudged = Counter((f.stage, reason(f)) for f in v.findings if f.verdict == UNJUDGED)
-    lines += [""] * bool(unjudged) + [
-        f"Not judged: {s} in {plural(n, 'place')}: {why}" for (s, why), n in unjudged.items()
-    ]
-    heads = [f for f in v.findings if f.stage == "lm_head" and f.verdict != UNEXPLAINED]
-    lines += [""] * bool(heads) + [f"{named(f)}: {words(note)}" for f in heads for note in f.notes]
-    said = Counter((f.stage, words(n)) for f in v.findings if f.explained and f.stage != "lm_head" for n in f.notes)
-    return lines + [""] * bool(said) + [f"{s} ({plural(n, 'place')}): {note}" for (s, note), n in said.items()]
 
 
 def sections(v: Verification) -> Iterator[tuple[str, list[Finding]]]:
