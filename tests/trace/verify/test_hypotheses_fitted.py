@@ -1,5 +1,5 @@
-"""Hypotheses that are fitted to the dump, planted: each in two kinds of arithmetic, in the first, the middle and the
-last layer by turns. And a sample of the public cases (tests/cases.py); tests/oracle runs all of them.
+"""Hypotheses that are fitted to the dump, planted in bfloat16, in the first, the middle and the last layer by
+turns; and a sample of the public cases (tests/cases.py). tests/oracle plants them in float32 too, and runs all cases.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def unscaled_keys(run: Run, y: A) -> A:
 # name -> stage, mistake, what the sentence holds. One that is only described is not named after a cause.
 FITTED: dict[str, tuple[str, Wrong, str]] = {
     "mask-other": ("attn_softmax", partial(windowed, size=4), "a window of 4 positions, where this layer has none"),
-    "softmax-part": ("attn_softmax", part_of, "0.35 to 0.75"),
+    "softmax-part": ("attn_softmax", part_of, "0.4 to 0.75"),
     "cache-rows": ("attn_scores", rows_of(np.r_[0, 2, 1, 3:9])["attn_scores"], "those of 2 stand at 1"),
     "values-heads": ("attention", lambda run, y: np.roll(y, 1, 1), "rolled by 1"),
     "bias-rank": ("qkv_bias", rank_of_bias, "only rank 0 of 2"),
@@ -102,9 +102,8 @@ FITTED: dict[str, tuple[str, Wrong, str]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ["HF bfloat16", "cpu f32"])
 @pytest.mark.parametrize("name", FITTED)
-def test_planted(name: str, engine: str) -> None:
+def test_planted(name: str, engine: str = "HF bfloat16") -> None:
     stage, wrong, words = FITTED[name]
     at = None if stage == "lm_head" else list(FITTED).index(name) % 3
     found = [
@@ -116,7 +115,7 @@ def test_planted(name: str, engine: str) -> None:
     told = {h.name: h.sentence for h in found[0].hypotheses}
     assert name in told, told
     assert words in told[name]
-    assert "factor" not in told, "a factor of all values is not what is wrong"
+    assert ("factor" in told) == (name == "cache-scale"), "a factor of all values is not what is wrong"
 
 
 def test_masks_in_words() -> None:

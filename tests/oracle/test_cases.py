@@ -1,0 +1,33 @@
+"""Every public case (tests/cases.py), and the fitted hypotheses in float32."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from ..cases import CASES, MISSED, NAMED, OUTSIDE, Case, outcome
+from ..trace.verify.test_hypotheses_fitted import FITTED
+from ..trace.verify.test_hypotheses_fitted import test_planted as planted
+
+LEAST = 50  # that are named
+REACHED = [c for c in CASES if c.make is not None]
+HOW: Counter[str] = Counter()
+
+
+@pytest.mark.parametrize("c", REACHED, ids=lambda c: str(c.number))
+def test_a_case_is_not_missed(c: Case) -> None:
+    how, said = outcome(c)
+    HOW[how] += 1
+    assert how not in (MISSED, OUTSIDE), said
+
+
+def test_most_cases_are_named() -> None:
+    if HOW.total() < len(REACHED):
+        pytest.skip("only where every case has run")
+    assert HOW[NAMED] >= LEAST, HOW
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_planted_in_float32(name: str) -> None:
+    planted(name, "cpu f32")
