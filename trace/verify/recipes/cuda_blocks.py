@@ -1,5 +1,5 @@
 """ggml's activations on CUDA (ggml/src/ggml-cuda/quantize.cu): blocks of 32 in 8 bits for every quantised weight,
-K-quants too, each with a scale and, where weights have a minimum or an offset, the sum of its unrounded values as a half.
+K-quants too, each with a scale and, where weights have a minimum or an offset, the sum of its unrounded values, a half.
 
 Rows (MMVQ, one to eight positions): the scale is a half, and offsets of Q4_0 and Q5_0 meet the sum as minima do. Tiles
 (MMQ on tensor cores, more positions): a float32 scale where there is no sum, and offsets are taken off the codes.
