@@ -23,6 +23,7 @@ from ....quant import q16
 from ....quant.tensor import format_of
 from ..parallel import each
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus
+from . import cuda_blocks
 from .matrix import Matrix, group_sums
 from .recipe import FLOAT32_RECIPE, Recipe
 from .scaled import KINDS, held
@@ -73,9 +74,14 @@ def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = s
     """
     if r.weights is not None and r.operand(w.format) == "F32":
         x = x.map(r.weights.round)  # a product has one format for both of its sides
+    unsure_TB = None
     if r.operand(w.format) in KINDS:
         x = held(r.operand(w.format))(x)
         x_TI, extra_TB, radius_TI = x.mid, None, None if x.exact else x.radius
+    elif r.quantiser in cuda_blocks.KINDS and r.operand(w.format).startswith("cuda"):
+        held_TI, sums = cuda_blocks.of(r.quantiser, w.format, x)
+        x_TI, radius_TI = held_TI.mid, held_TI.radius
+        extra_TB, unsure_TB = (None, None) if sums is None else (sums.mid, sums.radius[rows])
     else:
         x_TI, extra_TB = operand(r, x.mid, w.format)
         radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
@@ -99,6 +105,8 @@ def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = s
         square_OI = np.square(slab)
         squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
         m_OB = w.minima(start, stop) if r.requantised is None else None
+        if m_OB is None and extra_TB is not None:  # an offset, which is the same in each group but for its scale
+            m_OB = w.constants(start, stop)[:, :: w.facts.group].astype(np.float64)
         if m_OB is not None:
             apart_TO = group_sums(x_TI, w.facts.group) @ m_OB.T
             size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
@@ -106,6 +114,8 @@ def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = s
             if extra_TB is not None:
                 y_TO += extra_TB @ m_OB.T
         radius_TO = summation(w.shape[1], size_TO, squares_TO, kept=r.sums)
+        if unsure_TB is not None and m_OB is not None:
+            radius_TO += unsure_TB @ np.abs(m_OB).T
         if radius_TI is not None:
             radius_TO += 3 * np.sqrt(np.square(radius_TI) @ square_OI.T)
         if unsure_OI is not None:
@@ -135,6 +145,9 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
         return x_TI, None
     if kind in KINDS:
         return KINDS[kind].of(x_TI).mid, None
+    if kind.startswith("cuda"):
+        held, apart = cuda_blocks.of(str(r.quantiser), weight_format, Span.point(x_TI))
+        return held.mid, None if apart is None else apart.mid
     T, I = x_TI.shape
     if kind in q16.BLOCKS:
         return q16.rounded(_in_blocks(x_TI, q16.BLOCKS[kind])).reshape(T, -1)[:, :I], None

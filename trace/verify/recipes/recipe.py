@@ -23,6 +23,7 @@ class Recipe:
     quantiser: None, or which of ggml's routines makes 8-bit activations: "reference" (1/d, ties away from zero), "x86"
     (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only. "int16": this package's own 16 bits.
     attention: operands of both attention products are rounded to it (ggml: the type of the KV cache).
+    "cuda rows", "cuda tiles": ggml's blocks on CUDA (cuda_blocks.py).
     "int8 token" ...: numbers of 8 bits with a scale, see scaled.py. requantised: the same of the matrices.
     sums: in what products are summed. cache: how keys and values are held, beside `attention` (scaled.py).
     angle: how RoPE's angle comes about (rope.py). fused: stages that go into this one as computed, not as stored.
@@ -50,6 +51,8 @@ class Recipe:
         if self.quantiser is None or self.quantiser in KINDS:
             return self.quantiser or "F32"
         f = format_of(weight_format)
+        if self.quantiser in ("cuda rows", "cuda tiles"):
+            return f"{self.quantiser} {weight_format}" if f.activations.startswith("Q8") else f.activations
         return f.activations_int16 if self.quantiser == "int16" else f.activations
 
     @property

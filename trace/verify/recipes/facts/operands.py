@@ -9,6 +9,7 @@ from ...span import FLOAT32, Float
 from .fact import Fact
 
 GGML = ("x86", "reference", "arm")
+CUDA = ("cuda rows", "cuda tiles")
 WORDS = {
     "int16": "activations in 16-bit integers",
     **dict.fromkeys(GGML, "activations in 8 bits, as ggml"),
@@ -17,6 +18,8 @@ WORDS = {
     "e4m3 token": "FP8 activations (e4m3), a scale for each token",
     "e4m3 tensor": "FP8 activations (e4m3), one scale",
     "e4m3 block": "FP8 activations (e4m3), a scale for each 128 columns",
+    "cuda rows": "activations in 8-bit blocks of 32 with sums, as ggml on CUDA (MMVQ)",
+    "cuda tiles": "activations in 8-bit blocks of 32 with sums, as ggml on CUDA (MMQ)",
     "uint8 tensor": "uint8 activations, one scale and zero point",
     "uint8 token": "uint8 activations, a scale and zero point for each token",
     "uint7 tensor": "activations in 7 bits, one scale and zero point (torch.ao, reduced range)",
@@ -26,8 +29,8 @@ WORDS = {
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
     if stage.kind != "product":
         return ()
-    eight = tuple(kind for kind in WORDS if kind not in (*GGML, "int16"))
-    return (None, *GGML, "int16", *eight) if result is FLOAT32 else (None, *eight)
+    eight = tuple(kind for kind in WORDS if kind not in (*GGML, *CUDA, "int16"))
+    return (None, *GGML, "int16", *CUDA, *eight) if result is FLOAT32 else (None, *eight)
 
 
 FACT = Fact("quantiser", values, lambda value, result: WORDS.get(value, ""))
