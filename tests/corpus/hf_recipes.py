@@ -286,16 +286,6 @@ if FIVE:
         m.model = filled(m.model)
         k.save(m, dtype=BF16)
 
-    @recipe("t5-qwen3", "Qwen3, another architecture", refused=("qwen3",))
-    def _(k: Kitchen) -> None:
-        sizes = {"vocab_size": 352, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "head_dim": 16}
-        c = transformers.Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2, eos_token_id=329)
-        m = transformers.Qwen3ForCausalLM(c)
-        with torch.no_grad():
-            for p in m.parameters():
-                p.fill_(0.5)
-        k.save(m, dtype=BF16)
-
     def peft_model(m: Any, **more: Any) -> Any:
         """A LoRA of rank 4 whose factors are not zero."""
         import peft

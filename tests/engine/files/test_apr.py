@@ -359,7 +359,7 @@ def test_a03_footer(tmp_path: Path) -> None:
         ({"rope_theta": ...}, ["rope_theta is missing"]),
         ({"rms_norm_eps": []}, ["rms_norm_eps"]),
         ({"rope_type": 0}, ["rope_type is 0", "split halves"]),
-        ({"architecture": "llama"}, ["'llama' is not supported"]),
+        ({"architecture": "gemma2"}, ["'gemma2' is not supported"]),
         ({"architecture": ..., "model_type": ...}, ["None is not supported"]),
         ({"hidden_dim": 65}, ["one value"]),
         ({"model_config": "{"}, ["model_config", "not JSON"]),

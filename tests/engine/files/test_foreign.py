@@ -81,7 +81,7 @@ def test_arrays_where_a_number_belongs(tmp_path: Path) -> None:
         ({"general.architecture": "clip"}, ["mmproj"]),
         ({"general.architecture": "controlvector"}, ["control vector"]),
         ({"general.type": "imatrix"}, ["importance matrix"]),
-        ({"general.architecture": "llama"}, ["'llama' is not supported", "llama.cpp and Transformers run others"]),
+        ({"general.architecture": "gemma2"}, ["'gemma2' is not supported", "llama.cpp and Transformers run others"]),
     ],
 )
 def test_what_else_a_gguf_file_may_be(tmp_path: Path, keys: dict[str, str], words: list[str]) -> None:

@@ -192,7 +192,7 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         (GOOD.drop("general.architecture"), "architecture None is not supported; qwen2 is"),
         (put("general.architecture", U32, 2), "architecture 2 is not supported"),
         (put("general.architecture", ARR, array(STR, ["qwen2"])), "architecture ['qwen2'] is not supported"),
-        (put("general.architecture", STR, "llama"), "'llama' is not supported; qwen2 is (Qwen2, Qwen2.5"),
+        (put("general.architecture", STR, "gemma2"), "'gemma2' is not supported; qwen2 is (Qwen2, Qwen2.5"),
     ],
     "G41 layers": [
         (put(Q + "block_count", U32, 0), "num_hidden_layers is 0"),

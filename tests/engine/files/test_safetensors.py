@@ -267,7 +267,7 @@ def scaled(kind: object, **fields: object) -> dict[str, Any]:
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
         ({"quantization_config": {"quant_method": "hqq"}}, ["quantization_config", "hqq"]),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config", "gptq", ".qweight"]),
-        ({"model_type": "llama"}, ["'llama' is not supported", "qwen2 is"]),
+        ({"model_type": "gemma2"}, ["'gemma2' is not supported", "qwen2 is"]),
         ({"model_type": ...}, ["None is not supported"]),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, ["architectures"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings"]),
