@@ -88,7 +88,7 @@ def histogram(s: Samples) -> str:
     top, step = max(s.counts), (WIDE - EDGE - 12) / len(s.counts)
     if not top:
         return ""
-    names, parts = [f"{e:g}" for e in EDGES], [frame()]
+    names, parts = [f"{e:g}".replace("10000", "1e4") for e in EDGES], [frame()]
     for i, n in enumerate(s.counts):
         tall = (HIGH - EDGE - 22) * log10(1 + n) / log10(1 + top)
         kind = "within" if i < len(EDGES) and EDGES[i] <= 1 else "beyond"
