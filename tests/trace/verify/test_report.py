@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -213,6 +214,21 @@ def test_every_red_cell_leads_to_its_card() -> None:
         ids = [x for k, x in p.attributes if k == "id"]
         assert len(ids) == len(set(ids)) == sum(f.verdict == UNEXPLAINED for f in v.findings)
         assert links and set(links) <= set(ids)
+
+
+def test_a_page_of_28_layers_that_are_all_wrong_is_bounded_and_hostile_names_are_text() -> None:
+    bad = next(f for f in everywhere().findings if f.verdict == UNEXPLAINED)
+    names = dict.fromkeys(f.stage for f in everywhere().findings if f.layer is not None)
+    all_wrong = tuple(replace(bad, layer=i, stage=s, hypotheses=()) for i in range(28) for s in names)
+    html = page(replace(everywhere(), findings=all_wrong), "</title><script>alert(1)</script>", '"><img src=x>')
+    p = parsed(html)
+    ids = [x for k, x in p.attributes if k == "id"]
+    assert len(set(ids)) == len(ids) == len(all_wrong)
+    assert {x[1:] for k, x in p.attributes if k == "href"} == set(ids)
+    assert "more groups of unexplained stages</summary>" in html
+    assert len(html) < 3_000_000
+    assert html.count("<script>") == 1
+    assert "<img" not in html
 
 
 def test_the_pictures_of_a_wrong_stage_are_there() -> None:
