@@ -13,6 +13,7 @@ from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.terminal import lines_of
+from .choice import add_choice_arguments, chosen
 from .leftovers import written_down
 from .load import (
     add_lora_argument,
@@ -42,6 +43,7 @@ examples:
   engine verify dump.safetensors -m model.gguf --html report.html
   engine verify sglang-dump/ -m Qwen2.5-7B/ --row 2
   engine verify hooks.pt -m model.gguf --tokens 3838,374,220
+  engine verify dump/ -m model.gguf --stage q_post_rope,k_post_rope --layer 0..4 --phase prompt
   engine verify dump.pt -m model.gguf --prompt 'What is 2+2?' --chat
   engine verify dump/ -m model-f16.gguf --against model-q4_k_m.gguf --json"""
     parser.add_argument("dump", metavar="DUMP", help="file or folder that holds the dump")
@@ -54,6 +56,7 @@ examples:
     text.add_argument("-f", "--file", metavar="FILE", help="the same, from a UTF-8 file")
     add_chat_arguments(parser)
     parser.add_argument("--against", metavar="MODEL2", help="a second model whose weights may explain a difference")
+    add_choice_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a report that opens in a browser, too")
 
@@ -64,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     if is_model(args.dump) and args.model is not None and not is_model(args.model):
         on_stderr(f"note: taken as engine verify DUMP MODEL: {args.model} is the dump, {args.dump} the model")
         args.dump, args.model = args.model, args.dump
-    said = asked(args)
+    said, told = asked(args), chosen(args)
     check_chat(args)
     model = open_weights(args.model, rope_asked(args), args.lora)
     wanted = ids_of(args, model.checkpoint)
@@ -73,6 +76,7 @@ def main(args: argparse.Namespace) -> int:
     against = open_weights(args.against, rope_asked(args)) if args.against else None
     with progress("verify", len(dump.entries)) as done:
         result = judged(dump, model, against, done)
+    result = told.of(result)
     if args.html is not None:
         write(args.html, result.html())
     apart = None if wanted is None else difference(wanted, result.tokens, open_spelling(model.checkpoint))

@@ -9,6 +9,7 @@ from typing import Literal
 from .facts import First, FromTokens, Key, Note, Reason, Remark
 from .fit import Fit
 from .recipes.recipe import Recipe
+from .samples import Samples
 
 Verdict = Literal["exact", "reproduced", "within budget", "unexplained", "not judged"]
 EXACT: Verdict = "exact"
@@ -95,7 +96,7 @@ class WrongRow:
 class Where:
     """Where the unexplained elements sit. axes: by the axis's name. worst: index of the largest error by axis.
 
-    rows: of a matrix product that is wrong in few rows; None for other stages.
+    rows: of a matrix product that is wrong in few rows; None for other stages. samples: for pictures.
     """
 
     outside: int
@@ -104,6 +105,7 @@ class Where:
     worst: Mapping[str, int]
     picture: Picture
     rows: tuple[WrongRow, ...] | None
+    samples: Samples | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from .fit import outside
 from .formulas import PRODUCTS, flat, input_of
 from .recipes.matrix import Matrix
 from .recipes.products import operand
+from .samples import sampled
 from .site import Site
 from .span import Array, Span
 
@@ -54,6 +55,7 @@ def locate(site: Site, got: NDArray[np.float32], span: Span) -> Where:
         worst={AXES[n].rstrip("s"): int(i) for n, i in zip(letters, worst, strict=True)},
         picture=picture(error, span, bad, letters),
         rows=wrong_rows(site, got, span, bad) if site.stage in PRODUCTS and bad.any() else None,
+        samples=sampled(got, span, error, letters),
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,13 +31,24 @@ from ...tiny import tiny_weights
 
 W = tiny_weights(layers=3, formats="Q8_0")
 TOKENS = [17, 3, 99, 200, 4, 17, 250]
-VOID = {"meta", "rect", "br"}
+VOID = {"meta", "br"}
 
 
 @cache
 def planted(engine: str = "HF float32", mistake: str = "rope-missing-k_post_rope") -> Verification:
     p = next(p for p in PLANTS if p.id == mistake)
     return verify(dump_of(W, engine, TOKENS, steps=[9], mistakes={(p.stage, 1): p.make}), W)
+
+
+@cache
+def everywhere() -> Verification:
+    """Scores that count 0.37 times in every layer, and one product."""
+
+    def halved(run: Run, x: np.ndarray) -> np.ndarray:
+        return x * np.float32(0.37)
+
+    places = {("attn_scores", layer): halved for layer in range(3)}
+    return verify(dump_of(W, "HF float32", TOKENS, mistakes={**places, ("ffn_up", 2): halved}), W)
 
 
 @cache
@@ -190,8 +202,49 @@ def test_the_page_is_well_formed_and_needs_no_network() -> None:
     p = parsed(html)
     assert "my &lt;dump&gt;" in html
     assert "model &amp; co.gguf" in html
-    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
-    assert not any(k in ("src", "href") for k, _ in p.attributes)
+    assert not re.search(r"https?://|<link|@import|url\(|fetch|XMLHttp", html)
+    assert html.count("<script>") == 1
+    assert not any(k == "src" or (k == "href" and v[:1] != "#") for k, v in p.attributes)
+
+
+def test_every_red_cell_leads_to_its_card() -> None:
+    for v in (planted(), everywhere()):
+        p = parsed(page(v, "dump", "model"))
+        links = [x[1:] for k, x in p.attributes if k == "href"]
+        ids = [x for k, x in p.attributes if k == "id"]
+        assert len(ids) == len(set(ids)) == sum(f.verdict == UNEXPLAINED for f in v.findings)
+        assert links and set(links) <= set(ids)
+
+
+def test_a_page_of_28_layers_that_are_all_wrong_is_bounded_and_hostile_names_are_text() -> None:
+    bad = next(f for f in everywhere().findings if f.verdict == UNEXPLAINED)
+    names = dict.fromkeys(f.stage for f in everywhere().findings if f.layer == 1)
+    all_wrong = tuple(replace(bad, layer=i, stage=s, hypotheses=()) for i in range(28) for s in names)
+    html = page(replace(everywhere(), findings=all_wrong), "</title><script>alert(1)</script>", '"><img src=x>')
+    p = parsed(html)
+    ids = [x for k, x in p.attributes if k == "id"]
+    assert len(set(ids)) == len(ids) == len(all_wrong)
+    assert {x[1:] for k, x in p.attributes if k == "href"} == set(ids)
+    assert "more groups of unexplained stages</summary>" in html
+    assert len(html) < 3_000_000
+    assert html.count("<script>") == 1
+    assert "<img" not in html
+
+
+def test_the_pictures_of_a_wrong_stage_are_there() -> None:
+    html = page(everywhere(), "dump", "model")
+    assert all(f'aria-label="{name}"' in html for name in ("found", "expected", "difference"))
+    assert "Largest error over what rounding allows (1: the limit), by layer: attn_scores" in html
+    assert "Found (up) against expected (right)" in html
+    assert "in units of what rounding allows" in html
+    for f in everywhere().findings:
+        if f.where is not None and f.where.samples is not None:
+            assert sum(f.where.samples.counts) == f.where.of
+            assert len(f.where.samples.pairs) <= 200
+
+
+def test_the_page_is_for_phones_and_the_dark() -> None:
+    html = page(planted(), "dump", "model")
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     assert "prefers-color-scheme: dark" in html
 
@@ -208,7 +261,7 @@ def test_the_heat_map_shows_every_stage_and_what_it_says() -> None:
 
 def test_every_unexplained_stage_has_a_card_with_its_picture() -> None:
     html = page(planted(), "dump", "model")
-    cards = re.findall(r"<article>.*?</article>", html, re.S)
+    cards = re.findall(r"<article id=.*?</article>", html, re.S)
     assert len(cards) == 2
     for card in cards:
         assert "RoPE is not applied" in card
@@ -223,8 +276,8 @@ def test_a_mistake_of_every_layer_is_told_once() -> None:
     assert "3 stages explained by: RoPE is not applied (k_post_rope of layers 0 to 2)" in text(v)
     assert "Unexplained, largest first; 1 of 3, for the others see --json or --html:" in text(v)
     html = page(v, "dump", "model")
-    assert html.count("<article>") == 1
-    assert "2 more unexplained stages of the same kind" in html
+    assert html.count("<article id=") == 1
+    assert "2 more stages of this kind (k_post_rope of layers" in html
 
 
 def test_the_blocks_of_a_wrong_row_are_drawn() -> None:

@@ -215,3 +215,18 @@ def test_the_ids_of_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for words, says in ((["--system", "x"], "--chat"), (["-p", ""], "the prompt is empty")):
         assert main(["verify", dump, m, *words]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_stages_layers_and_phases_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All is judged; what is told, and the exit status, are of the chosen ones."""
+    dump = str(written(tmp_path / "d", mistake="rope-missing-k_post_rope"))
+    base = ["verify", dump, "-m", "tiny.gguf", "--json"]
+    assert main([*base, "--stage", "k_post_rope", "--layer", "1", "--phase", "decode"]) == 1
+    (only,) = json.loads(capsys.readouterr().out)["stages"]
+    assert (only["phase"], only["layer"], only["stage"]) == (1, 1, "k_post_rope")
+    assert main([*base, "--layer", "0"]) == 0
+    assert {s["layer"] for s in json.loads(capsys.readouterr().out)["stages"]} == {0}
+    assert main([*base, "--phase", "7"]) == 2
+    assert "--stage, --layer and --phase leave nothing; it has embedding" in capsys.readouterr().err
+    assert main([*base, "--phase", "last"]) == 2
+    assert "give prompt, decode, or the numbers of decode steps" in capsys.readouterr().err

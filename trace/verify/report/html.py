@@ -1,4 +1,4 @@
-"""A verification as one HTML file: no script, no network, readable on a phone and in the dark."""
+"""A verification as one HTML file: no network, readable on a phone, in the dark and without its one script."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from ..finding import (
     Verification,
     WrongRow,
 )
+from .charts import attention, curves, histogram, scatter
+from .frame import framed
 from .paragraph import paragraph
 from .text import (
-    apart,
     by_size,
     mistakes,
     named,
@@ -37,7 +38,8 @@ from .text import (
 from .words import words
 
 CELL, GAP, LEFT, TOP = 17, 2, 18, 82  # of the heat map, in its own units
-CARDS = 24  # unexplained stages that are drawn
+CARDS = 12  # groups of unexplained stages that are told at once; the others are folded
+DRAWN = 24  # groups that have pictures
 LEGEND = (
     (EXACT, "bit-equal"),
     (REPRODUCED, "reproduced to rounding"),
@@ -45,40 +47,6 @@ LEGEND = (
     (UNEXPLAINED, "unexplained"),
     (UNJUDGED, "not judged"),
 )
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2327; --soft: #5c6870; --paper: #fbfbf9; --card: #fff; --line: #dcdfdc;
-  --exact: #0f766e; --reproduced: #7cc3b4; --budget: #e5b24a; --none: #eceeea; --unjudged: #b3bac0; --bad: #c81e3a;
-  --onbad: #fff }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7eaec; --soft: #9aa6ae; --paper: #14181b; --card: #1c2226;
---line: #323a40;
-  --exact: #2fb5a6; --reproduced: #1f6f66; --budget: #b98524; --none: #20272c; --unjudged: #56616a; --bad: #ff5c74;
-  --onbad: #14181b } } * { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif }
-h1 { font-size: 1.35rem; line-height: 1.3; margin: 0 0 .6rem; text-wrap: balance }
-h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem }
-p, ul { margin: .4rem 0 } .soft { color: var(--soft); font-size: .9rem } code { font-size: .9em; overflow-wrap:
-anywhere }
-.status { border-left: .4rem solid var(--exact); padding: .2rem 0 .2rem .9rem } .status.bad { border-color: var(--bad) }
-.status.none { border-color: var(--unjudged) }
-.legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0; list-style: none; font-size: .85rem; color:
-var(--soft) } .legend svg { width: .95rem; height: .95rem; vertical-align: -.15rem; margin-right: .35rem }
-svg.map { width: 100%; max-width: 36rem; height: auto; display: block } svg text { fill: var(--soft); font: 10px
-system-ui, sans-serif }
-svg .exact { fill: var(--exact) } svg .reproduced { fill: var(--reproduced) } svg .budget { fill: var(--budget) }
-svg .unjudged { fill: var(--unjudged) } svg .none { fill: var(--none) } svg .unexplained { fill: var(--bad) }
-svg text.mark { fill: var(--onbad); font-weight: 700; text-anchor: middle }
-article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem .9rem; margin:
-.9rem 0 } article h3 { font-size: 1rem; margin: 0 0 .3rem } article ul { padding-left: 1.1rem }
-.picture { width: 100%; height: auto; border: 1px solid var(--line); margin-top: .7rem; image-rendering: pixelated;
-max-height: 22rem; display: block } .picture line { stroke: var(--line); vector-effect: non-scaling-stroke }
-.ends { display: flex; justify-content: space-between; margin: .15rem 0 0; color: var(--soft); font-size: .8rem }
-.strip { width: 100%; height: 1.1rem; display: block; margin-top: .7rem; border: 1px solid var(--line) }
-.strip line { stroke: var(--line); vector-effect: non-scaling-stroke }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; width: 100% }
-td, th { padding: .18rem .5rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
-td.n { text-align: right; font-variant-numeric: tabular-nums } details { margin-top: 2rem } summary { cursor: pointer }
-"""
 
 
 def page(v: Verification, dump: str, model: str) -> str:
@@ -86,10 +54,6 @@ def page(v: Verification, dump: str, model: str) -> str:
     state = {0: "", 1: " bad", 2: " none"}[v.status]
     bad = by_size(v.findings)
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(dump)}: {escape(sentence(v))}</title><style>{STYLE}</style></head><body>",
         f'<div class="status{state}"><h1>{escape(sentence(v))}</h1>',
         f'<p class="said">{escape(" ".join(paragraph(v)[1:]))}</p></div>',
         *(f"<p>{escape(said[:1].upper() + said[1:])}.</p>" for said in map(words, v.remarks)),
@@ -98,23 +62,25 @@ def page(v: Verification, dump: str, model: str) -> str:
         legend(),
     ]
     for title, findings in sections(v):
-        parts += [f"<h2>{escape(title)}: what is left, over what rounding allows</h2>", heat_map(findings)]
+        heading = f"<h2>{escape(title)}: what is left, over what rounding allows</h2>"
+        parts += [heading, f'<div class="maps"><div>{heat_map(findings)}</div><div>{curves(findings)}</div></div>']
     if bad:
         parts.append(f"<h2>{plural(len(bad), 'unexplained stage')}{', largest first' * (len(bad) > 1)}</h2>")
         common = (
             f"<li>{escape(said)}: {plural(len(fs), 'stage')} ({escape(places_of(fs))})</li>" for said, fs in mistakes(v)
         )
-        drawn = apart(v)[:CARDS]
-        parts += ["<ul>", *common, "</ul>", *(card(f) for f in drawn)]
-        if more := len(bad) - len(drawn):
-            parts.append(f"<p>{plural(more, 'more unexplained stage')} of the same kind: see the table below.</p>")
+        cards = [card(group, v.tokens, n < DRAWN) for n, group in enumerate(groups(v))]
+        parts += ["<ul>", *common, "</ul>", f'<div class="cards">{"".join(cards[:CARDS])}</div>']
+        if more := cards[CARDS:]:
+            said = f"{plural(len(more), 'more group')} of unexplained stages"
+            parts.append(f'<details><summary>{said}</summary><div class="cards">{"".join(more)}</div></details>')
     weak = Counter((f.stage, f.budget.source) for f in v.findings if f.budget is not None)
     unjudged = Counter((f.stage, reason(f)) for f in v.findings if f.verdict == UNJUDGED)
     for title, counted in (("Within a noise budget only", weak), ("Not judged", unjudged)):
         if counted:
             items = (f"<li>{escape(s)} ({plural(n, 'place')}): {escape(why)}</li>" for (s, why), n in counted.items())
             parts += [f"<h2>{title}</h2><ul>", *items, "</ul>"]
-    return "\n".join([*parts, table(v), "</body></html>"]) + "\n"
+    return framed(f"{dump}: {sentence(v)}", "\n".join([*parts, table(v)]))
 
 
 def tokens(v: Verification) -> str:
@@ -129,7 +95,7 @@ def legend() -> str:
         f'<li><svg viewBox="0 0 17 17">{square(0, 0, verdict)}</svg>{escape(words)}</li>' for verdict, words in LEGEND
     )
     shades = (
-        "The paler green is deeper the more of what rounding allows is used; the red, the further the error is beyond."
+        "A reproduced cell is stronger the more of what rounding allows is used; a red one, the further it is beyond."
     )
     return f'<ul class="legend">{items}</ul><p class="soft">{shades}</p>'
 
@@ -150,6 +116,25 @@ def square(x: float, y: float, verdict: Verdict, title: str = "", depth: float =
     return f"<g>{tip}{box}{sign}</g>"
 
 
+def cell_of(x: float, y: float, f: Finding) -> str:
+    """The cell of a finding; an unexplained one leads to its card."""
+    drawn = square(x, y, f.verdict, statement(f)[0], depth(f))
+    return f'<a href="#{anchor(f)}">{drawn}</a>' if f.verdict == UNEXPLAINED else drawn
+
+
+def anchor(f: Finding) -> str:
+    return escape(f"f-{f.phase}-{'all' if f.layer is None else f.layer}-{f.stage}")
+
+
+def groups(v: Verification) -> list[list[Finding]]:
+    """The unexplained, those of one cause and kind of stage together, largest first."""
+    found: dict[tuple[str, str, bool], list[Finding]] = {}
+    for f in by_size(v.findings):
+        cause = f.hypotheses[0].sentence if f.hypotheses else ""
+        found.setdefault((cause, f.stage, bool(f.phase)), []).append(f)
+    return list(found.values())
+
+
 def heat_map(findings: list[Finding]) -> str:
     """Layers down, stages across; below them the stages of the whole model, and the embedding."""
     cell = worst_of(findings)
@@ -168,13 +153,13 @@ def heat_map(findings: list[Finding]) -> str:
         for i, name in enumerate(names):
             f, x = cell.get((layer, name)), LEFT + i * pitch
             if f is not None:
-                parts.append(square(x, y, f.verdict, statement(f)[0], depth(f)))
+                parts.append(cell_of(x, y, f))
             else:
                 parts.append(f'<rect class="none" x="{x}" y="{y}" width="{CELL}" height="{CELL}" rx="2"/>')
     y = TOP + pitch * len(layers) + 6
     for i, key in enumerate(whole):
         f, x = cell[key], LEFT + i * 5 * pitch
-        parts.append(square(x, y, f.verdict, statement(f)[0], depth(f)))
+        parts.append(cell_of(x, y, f))
         parts.append(f'<text x="{x + CELL + 4}" y="{y + 12}">{escape(f.stage)}</text>')
     return "".join([*parts, "</svg>"])
 
@@ -190,13 +175,25 @@ def depth(f: Finding) -> float:
     return 1.0
 
 
-def card(f: Finding) -> str:
+def card(group: list[Finding], tokens: tuple[int, ...] | None, drawn: bool) -> str:
+    """One example with its pictures, and where else the same is found."""
+    f, *others = group
     first, *rest = statement(f)
     items = "".join(f"<li>{escape(line)}</li>" for line in rest)
-    head = f"<article><h3>{escape(named(f))}</h3><p>{escape(first.split(': ', 1)[1])}</p><ul>{items}</ul>"
-    if f.where is None:
-        return f"{head}</article>"
-    return head + drawing(f.where.picture) + "".join(map(strip, f.where.rows or ())) + "</article>"
+    head = (
+        f'<article id="{anchor(f)}"><h3>{escape(named(f))}</h3>'
+        + f"<p>{escape(first.split(': ', 1)[1])}</p><ul>{items}</ul>"
+    )
+    if f.where is not None and drawn:
+        head += drawing(f.where.picture) + "".join(map(strip, f.where.rows or ()))
+        if (s := f.where.samples) is not None:
+            head += f'<div class="charts">{scatter(s)}{histogram(s)}</div>'
+            head += "" if s.head is None else attention(s.head, tokens)
+    if others:
+        same = "".join(f'<li id="{anchor(x)}">{escape(statement(x)[0])}</li>' for x in others)
+        title = f"{plural(len(others), 'more stage')} of this kind ({escape(places_of(others))})"
+        head += f"<details><summary>{title}</summary><ul>{same}</ul></details>"
+    return f"{head}</article>"
 
 
 def sides(p: Picture) -> tuple[str, str, int, tuple[str, str]]:

@@ -43,7 +43,7 @@ class Report(Verification):
         return as_json(self)
 
     def html(self) -> str:
-        """The page that `engine verify --html` writes: a file of its own, without scripts."""
+        """The page that `engine verify --html` writes: a file of its own; its one script only sorts and unfolds."""
         return page(self, self.dump, self.model)
 
     def _repr_html_(self) -> str:
