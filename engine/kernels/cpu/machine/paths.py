@@ -49,7 +49,7 @@ SETS = {  # the best first
     "plain": InstructionSet(frozenset(), heads=1),
 }
 PATHS = tuple(SETS)
-UNPROVEN = {"neon"}  # where QWENREF_SIMD asks: its dot products are exact in an emulator, whole kernels were not compared
+UNPROVEN = {"neon"}  # only where asked for: its dot products are exact in an emulator, kernels were not compared
 
 
 def features() -> set[str]:
