@@ -1,5 +1,6 @@
 """Prints one JSON line: a digest of every stage of a small model on the CPU backend of this process, per precision, and
-what engine doctor's self-test finds.
+what engine doctor's self-test finds. `--precision NAME` leaves out the others and the self-test, for an
+emulated machine.
 
 test_cpu_paths.py runs it under other instruction sets and thread counts; by hand, it says what this machine computes.
 """
@@ -27,7 +28,8 @@ PASSES = ([3, 141, 59, 26, 53], [58], list(range(97, 138)))
 def main() -> None:
     w = tiny_weights(hidden=256, heads=7, kv_heads=1, head_dim=64, mlp=160, vocab=259, formats=FORMATS)
     digests = {}
-    for precision in cpu.PRECISIONS:
+    chosen = sys.argv[2:] if sys.argv[1:2] == ["--precision"] else cpu.PRECISIONS
+    for precision in chosen:
         h = sha256()
         for stages in collect(w, "cpu", precision, *PASSES):
             for (stage, layer), value in sorted(stages.items(), key=str):
@@ -35,7 +37,8 @@ def main() -> None:
         digests[precision] = h.hexdigest()
     from qwenref.engine.kernels.cpu.machine.paths import PATH
 
-    print(json.dumps({"path": PATH, "digests": digests, "self-test": dict(selftest.found(lambda done, total: None))}))
+    tested = dict(selftest.found(lambda done, total: None)) if chosen is cpu.PRECISIONS else {}
+    print(json.dumps({"path": PATH, "digests": digests, "self-test": tested}))
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def test_every_package_ships() -> None:
 
 
 def test_the_root_holds_the_front_door_only() -> None:
-    assert {p.stem for p in ROOT.glob("*.py")} == {"__init__", *BASE, *FRONT}
+    assert {p.stem for p in ROOT.glob("*.py")} == {"__init__", "__main__", *BASE, *FRONT}
 
 
 def test_no_standard_library_module_is_shadowed() -> None:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..child import end_with_parent, own_process, run_to_the_end
 from ..errors import BadInput
+from ..child import end_with_parent, own_process, run_to_the_end
 from .signals import end_at_a_cut_file
 from .terminal import json_text
 
@@ -27,6 +27,7 @@ WARM_UP = 8  # tokens that nobody counts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .load import add_model_argument
+from .memory import peak
 
     parser.description = (
         "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take\n"
@@ -150,17 +151,6 @@ def open_llama_cpp(
 ENGINES: dict[str, Callable[..., tuple[dict[str, Any], Any]]] = {"qwenref": open_qwenref, "llama.cpp": open_llama_cpp}
 
 
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes: its own high-water mark, not what it inherited by fork."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def work(pipe: Connection, engine: str, *arguments: Any) -> None:
     """A process: loads, says so, then runs a round for every message, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent says what an interruption means
@@ -170,7 +160,7 @@ def work(pipe: Connection, engine: str, *arguments: Any) -> None:
         facts, round_ = ENGINES[engine](*arguments)
         pipe.send(facts)
         while pipe.recv():
-            pipe.send(round_() | {"peak_bytes": peak_memory()})
+            pipe.send(round_() | {"peak_bytes": peak()})
     except BadInput as error:
         pipe.send(error)
     except (EOFError, ConnectionError):

@@ -16,6 +16,7 @@ from .. import __version__
 from ..engine.aliases import MODELS, directory
 from ..engine.kernels import numba_settings
 from ..errors import BadInput
+from . import memory
 from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.
@@ -56,10 +57,12 @@ def versions() -> Section:
 
 
 def system() -> Section:
-    u = os.uname()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    u = platform.uname()
     libc = " ".join(platform.libc_ver()).strip()
-    return {"system": " ".join(filter(None, (u.sysname, u.release, u.machine, libc))), "memory": size(pages)}
+    return {
+        "system": " ".join(filter(None, (u.system, u.release, u.machine, libc))),
+        "memory": size(memory.installed()),
+    }
 
 
 def processor() -> Section:
@@ -78,7 +81,7 @@ def processor() -> Section:
     names = re.findall(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.M)
     features = sorted(asked & {name for name, there in llvm.get_host_cpu_features().items() if there})
     return {
-        "name": names[0] if names else os.uname().machine,
+        "name": names[0] if names else platform.machine(),
         "llvm's name": llvm.get_host_cpu_name(),
         "features": " ".join(features),
         "path": f"{paths.PATH} ({paths.why()})",
@@ -166,7 +169,7 @@ def self_test() -> Section:
 
 def _text(path: str) -> str:
     try:
-        return Path(path).read_text(errors="replace")
+        return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 

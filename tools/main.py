@@ -86,9 +86,9 @@ def check_streams() -> None:
     One that the caller has closed is None. stdin then reads as empty; what would go to stderr is dropped.
     """
     if sys.stdin is None:
-        sys.stdin = open(os.devnull)  # noqa: SIM115 open until the end
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 open until the end
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         raise BadInput("stdout is closed, so nothing could be said")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a model writes in every script, whatever the locale's encoding holds

@@ -29,7 +29,7 @@ def mirrors() -> list[Wheels]:
     """
     path = Path(os.environ.get("QWENREF_MIRRORS") or Path(__file__).with_name("mirrors.toml"))
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{path}: the list of mirrors cannot be read: {getattr(error, 'strerror', None) or error}"

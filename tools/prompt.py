@@ -232,7 +232,8 @@ def serve() -> None:
     end_with_parent()
 
     def answer_with(answer: object) -> None:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody may wait for the answer any more
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody may wait for the answer any more
         pickle.dump(answer, sys.stdout.buffer)
         sys.stdout.flush()
 

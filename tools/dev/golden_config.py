@@ -305,7 +305,7 @@ def main() -> None:
     cases = ",\n".join(f"{json.dumps(name)}: {json.dumps(ask(name))}" for name in CASES)
     text = f'{json.dumps(said)[:-1]},\n"cases": {{\n{cases}\n}}}}\n'
     json.loads(text)
-    Path(sys.argv[1]).write_text(text)
+    Path(sys.argv[1]).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

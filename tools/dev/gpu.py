@@ -82,7 +82,7 @@ def run_section(command: Sequence[str], section: str, file: Path, limit: float) 
         why = f"ended with status {status}"
     except subprocess.TimeoutExpired:
         pass
-    found = json.loads(file.read_text()) if file.exists() else {"rows": [], "wrong": []}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": [], "wrong": []}
     if status not in (0, 1):
         found["wrong"].append(f"{section}: {why}")
     return found | {"status": status, "seconds": time.perf_counter() - started}

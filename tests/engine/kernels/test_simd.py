@@ -192,7 +192,7 @@ def test_codes(code: str, top: int, offset: int) -> None:
     assert equal(got, (codes.T.astype(np.int64) - offset).astype(np.float32))
 
 
-@pytest.mark.parametrize(("operation", "top"), [(tiles.dot4_tile, 128), (tiles.dot4_wide_tile, 255)])
+@pytest.mark.parametrize(("operation", "top"), [(tiles.dot4_tile, 127), (tiles.dot4_wide_tile, 255)])
 def test_integer_dots_are_exact(operation: Any, top: int) -> None:
     @njit
     def kernel(out, u, x, sums):

@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from hashlib import sha256
+from operator import or_
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
@@ -66,6 +67,20 @@ def machine() -> tuple[str, ...]:
 # ---- the folder, and the key of its seals
 
 
+def _own(status: os.stat_result, others: int) -> bool:
+    """Whether what was looked at is this user's, and nobody else has those bits of its mode.
+
+    Where there are no user numbers, on Windows, modes say nothing either: there a profile, in which the cache and the
+    temporary files lie, is closed to other users.
+    """
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & others)
+
+
+def _open(path: Path, *flags: str) -> int:
+    """A descriptor to read bytes from, with those flags of the module os that this system has."""
+    return os.open(path, reduce(or_, (getattr(os, f, 0) for f in ("O_NONBLOCK", "O_BINARY", *flags)), os.O_RDONLY))
+
+
 def private(path: Path) -> bool:
     """Whether there is a folder, made if need be, that is this user's own and nobody else's to write."""
     try:
@@ -73,8 +88,7 @@ def private(path: Path) -> bool:
         status = path.lstat()
     except OSError:
         return False
-    mine = S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
-    return mine and os.access(path, os.W_OK)
+    return S_ISDIR(status.st_mode) and _own(status, 0o022) and os.access(path, os.W_OK)
 
 
 def _own_folders() -> Iterable[Path]:
@@ -88,15 +102,15 @@ def _own_folders() -> Iterable[Path]:
     temporary = tempfile.gettempdir()
     with suppress(OSError):
         if not os.path.samefile(temporary, os.curdir):
-            yield Path(temporary) / f"qwenref-{os.getuid()}"
+            yield Path(temporary) / (f"qwenref-{os.getuid()}" if hasattr(os, "getuid") else "qwenref")
 
 
 def _read_key(path: Path) -> bytes | None:
     """The key there, if it is one, and this user's secret."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with open(_open(path, "O_NOFOLLOW"), "rb") as file:
             status = os.fstat(file.fileno())
-            secret = S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+            secret = S_ISREG(status.st_mode) and _own(status, 0o077)
             key = file.read(SEAL + 1)
     except OSError:
         return None
@@ -144,7 +158,7 @@ class Store:
     def read(self, name: str) -> bytes | None:
         """What was written by that name; None where there is nothing, or anything else."""
         try:
-            with open(os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            with open(_open(self.folder / name), "rb") as file:
                 data = file.read(LARGEST)
         except OSError:
             return None

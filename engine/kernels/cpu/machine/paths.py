@@ -1,12 +1,14 @@
 """Which instructions kernels are made of: a path, chosen for the host or by the variable QWENREF_SIMD.
 
-"avx512": AVX-512 with VNNI; "avxvnni": AVX2 with VNNI; "avx2"; "plain": whatever LLVM makes of it. Results are equal to
-the bit on all of them.
+"avx512": AVX-512 with VNNI; "avxvnni": AVX2 with VNNI; "avx2"; "neon": ARM's vectors with dot products of bytes
+(ARMv8.2 DotProd); "plain": whatever LLVM makes of it. Results are equal to the bit on all of them.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +41,7 @@ class InstructionSet:
 
 AVX2 = frozenset({"avx2", "fma", "f16c"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
+NEON = frozenset({"neon", "dotprod"})
 VPDP = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
 SETS = {  # the best first
     "avx512": InstructionSet(AVX512, tile=6, few=4, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)),
@@ -46,16 +49,23 @@ SETS = {  # the best first
         AVX2 | {"avxvnni"}, few=4, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)
     ),
     "avx2": InstructionSet(AVX2, planes=2, lacks=("avx512", "avxvnni")),
+    "neon": InstructionSet(NEON, heads=1, planes=2),
     "plain": InstructionSet(frozenset(), heads=1),
 }
 PATHS = tuple(SETS)
+UNPROVEN = {"neon"}  # only where asked for: its dot products are exact in an emulator, kernels were not compared
 
 
 def features() -> set[str]:
     """What the machine that Numba compiles for can do: the host, unless NUMBA_CPU_FEATURES says otherwise."""
     if config.CPU_FEATURES is not None:
         return {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
-    return {name for name, there in llvm.get_host_cpu_features().items() if there}
+    return {name for name, there in llvm.get_host_cpu_features().items() if there} | _of_every_apple()
+
+
+def _of_every_apple() -> set[str]:
+    """Apple's own processors all have DotProd, which LLVM does not find out on macOS, but knows by their names."""
+    return set(NEON) if (sys.platform, platform.machine()) == ("darwin", "arm64") else set()
 
 
 def choose_path(forced: str | None, have: set[str]) -> str:
@@ -64,7 +74,7 @@ def choose_path(forced: str | None, have: set[str]) -> str:
     """
     possible = [path for path, s in SETS.items() if s.needs <= have]
     if not forced:
-        return possible[0]
+        return next(path for path in possible if path not in UNPROVEN)
     if forced not in possible:
         raise BadInput(f"QWENREF_SIMD={forced}: this machine has {', '.join(possible)}")
     return forced
@@ -74,7 +84,9 @@ def why() -> str:
     """Why PATH is the path, in words."""
     if os.environ.get("QWENREF_SIMD"):
         return "QWENREF_SIMD says so"
-    missing = [f"{p} needs {', '.join(sorted(SETS[p].needs - features()))}" for p in PATHS[: PATHS.index(PATH)]]
+    kin = [p for p in PATHS[: PATHS.index(PATH)] if ("neon" in SETS[p].needs) == ("neon" in features())]
+    lacking = {p: sorted(SETS[p].needs - features()) for p in kin if p not in UNPROVEN}
+    missing = [f"{p} needs {', '.join(names)}" for p, names in lacking.items()]
     which = "NUMBA_CPU_FEATURES" if config.CPU_FEATURES is not None else "this processor"
     return f"{'; '.join(missing)}, which {which} does not name" if missing else "the best there is"
 

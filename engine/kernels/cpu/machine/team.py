@@ -13,6 +13,7 @@ busy machine.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from inspect import signature
@@ -164,7 +165,7 @@ def _pause(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
-_yield_core = types.ExternalFunction("sched_yield", types.int32())
+_yield_core = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
 
 @helper

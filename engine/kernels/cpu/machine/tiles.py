@@ -92,17 +92,47 @@ def table16(values: Sequence[int]) -> Any:
                 unset = b.icmp_unsigned("==", of, ir.Constant(every.type, [0] * 4 * LANES))
                 left = [b.select(unset, low, high) for low, high in zip(left[::2], left[1::2], strict=True)]
             return b.bitcast(left[0], VI)
-        lanes, name = (16, "avx512.pshuf.b.512") if PATH == "avx512" else (8, "avx2.pshuf.b")
+        if PATH == "neon":
+            lanes, name = 4, "llvm.aarch64.neon.tbl1.v16i8"
+        else:
+            lanes, name = (16, "llvm.x86.avx512.pshuf.b.512") if PATH == "avx512" else (8, "llvm.x86.avx2.pshuf.b")
         kind = vector_type(i8, 4 * lanes)
 
         def shuffle(piece: Any) -> Any:
             book = ir.Constant(kind, bits * (lanes // 4))
-            return b.bitcast(call(b, f"llvm.x86.{name}", kind, [book, b.bitcast(piece, kind)]), vector_type(i32, lanes))
+            return b.bitcast(call(b, name, kind, [book, b.bitcast(piece, kind)]), vector_type(i32, lanes))
 
         return in_pieces(b, lanes, shuffle, codes)
 
     write.__name__ = "table16"
     return operation(ints, ints)(write)
+
+
+def _sdot(b: Any, acc: Any, x: Any, y: Any) -> Any:
+    """acc + the sum of 4 products of signed bytes, in each of 4 lanes (ARMv8.2 DotProd)."""
+    kind = vector_type(i8, 16)
+    args = [acc, b.bitcast(x, kind), b.bitcast(y, kind)]
+    return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", vector_type(i32, 4), args)
+
+
+def _unsigned_sdot(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """The same for unsigned u: as (u - 128) s + 64 s + 64 s, modulo 2^32 in any order."""
+    acc = _sdot(b, acc, b.xor(u, constant(i32, 0x80808080 - (1 << 32), 4)), s)
+    for _ in range(2):
+        acc = _sdot(b, acc, constant(i32, 0x40404040, 4), s)
+    return acc
+
+
+def _smull(b: Any, x: Any, y: Any) -> Any:
+    """4 products of signed 16-bit numbers."""
+    return b.mul(b.sext(x, vector_type(i32, 4)), b.sext(y, vector_type(i32, 4)))
+
+
+def _neon_dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """Products of 8 pairs of 16-bit numbers, and sums of neighbours."""
+    words = vector_type(i16, 8)
+    left, right = (_smull(b, *p) for p in zip(*(pieces_of(b, b.bitcast(v, words), 4) for v in (u, s)), strict=True))
+    return b.add(acc, call(b, "llvm.aarch64.neon.addp.v4i32", vector_type(i32, 4), [left, right]))
 
 
 BYTES, WORDS = vector_type(i8, 32), vector_type(i16, 16)  # of a register of 256 bits
@@ -138,6 +168,8 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
             return a
 
         return in_pieces(b, 8, add, acc, u, s)
+    if PATH == "neon":
+        return in_pieces(b, 4, lambda *a: (_unsigned_sdot if wide else _sdot)(b, *a), acc, u, s)
     for i in range(4):
         byte = b.ashr(b.shl(s, constant(i32, 24 - 8 * i)), constant(i32, 24))
         acc = b.add(acc, b.mul(_byte(b, u, ir.Constant(i64, i)), byte))
@@ -151,6 +183,8 @@ def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
         return in_pieces(b, lanes, lambda *a: call(b, name, vector_type(i32, lanes), list(a)), acc, u, s)
     if PATH == "avx2":
         return in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
+    if PATH == "neon":
+        return in_pieces(b, 4, lambda *a: _neon_dot2(b, *a), acc, u, s)
     sixteen = constant(i32, 16)
     high = b.mul(b.ashr(u, sixteen), b.ashr(s, sixteen))
     low = b.mul(b.ashr(b.shl(u, sixteen), sixteen), b.ashr(b.shl(s, sixteen), sixteen))
@@ -232,8 +266,8 @@ def add_tile(b: Any, t: int, p: Any, acc: Any) -> Any:
 
 @_tile_operation
 def dot4_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
-    """acc[t] + the sum of 4 products of u with the bytes at x[t], for u up to 128 and x from -127 (where 16-bit sums
-    cannot overflow).
+    """acc[t] + the sum of 4 products of u with the bytes at x[t], for u up to 127, a signed byte, and x from -127
+    (where 16-bit sums cannot overflow).
     """
     return _dot4(b, acc, u, _token(b, x, t, i32), wide=False)
 
