@@ -17,7 +17,7 @@ from typing import Any
 
 from ..child import end_with_parent, own_process, run_to_the_end
 from ..errors import BadInput
-from ..child import end_with_parent, own_process, run_to_the_end
+from .memory import peak
 from .signals import end_at_a_cut_file
 from .terminal import json_text
 
@@ -27,7 +27,6 @@ WARM_UP = 8  # tokens that nobody counts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .load import add_model_argument
-from .memory import peak
 
     parser.description = (
         "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take\n"
