@@ -117,7 +117,7 @@ def test_FALSIFY_APR_TRACE_SAVE_009_diff_recognises_aprt(tmp_path: Path, capsys:
     for other, says in (
         (paths["longer"], "3 values"),
         (paths["layer"], "layer 4"),
-        (tmp_path / "model.gguf", "not an"),
+        (tmp_path / "model.gguf", "is a model; engine diff compares two dumps"),
     ):
         assert main(["diff", str(paths["a"]), str(other)]) == 2
         assert says in capsys.readouterr().err
