@@ -28,6 +28,7 @@ from qwenref.engine.text.tokenizer import Tokens
 from qwenref.tools.main import main
 from qwenref.trace.dump import Dump, Entry
 from qwenref.trace.plan import plan
+from qwenref.trace.stages import of_pieces
 
 from .models import model as small
 from .models import vocabulary
@@ -286,7 +287,7 @@ def test_a_trace_is_the_commands(tiny: Path, model: qwenref.Model, tmp_path: Pat
     ],
 )
 def test_what_to_trace(model: qwenref.Model, asked: dict[str, Any], words: tuple[str, str, str]) -> None:
-    wanted = plan(*words)
+    wanted = plan(*words).within(of_pieces(model.opened.weights.pieces))
     dump = model.trace(IDS, **asked)
     assert sorted((s.name, at) for s, at in wanted.expected(2)) == sorted((e.stage.name, e.layer) for e in dump.entries)
     kept = tuple(wanted.kept(len(IDS)))

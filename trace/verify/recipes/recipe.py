@@ -52,7 +52,8 @@ class Recipe:
             return self.quantiser or "F32"
         f = format_of(weight_format)
         if self.quantiser in ("cuda rows", "cuda tiles"):
-            return f"{self.quantiser} {weight_format}" if f.activations.startswith("Q8") else f.activations
+            known = f.activations.startswith("Q8") and (f.minimum is None or f.group == 32)  # not Q2_K, of groups of 16
+            return f"{self.quantiser} {weight_format}" if known else f.activations
         return f.activations_int16 if self.quantiser == "int16" else f.activations
 
     @property
