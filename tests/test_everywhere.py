@@ -20,6 +20,10 @@ import importlib, sys
 import asyncio, multiprocessing.connection, multiprocessing.context, runpy, shutil, subprocess, tempfile  # noqa
 import gguf, huggingface_hub, jinja2.sandbox, llvmlite, numba, numpy, rich.progress, safetensors.numpy, tokenizers
 import numba.core.caching, numba.core.ccallback
+try:
+    import cuda.pathfinder, numba.cuda
+except ImportError:
+    pass
 import mmap, os, signal
 from types import SimpleNamespace
 
