@@ -31,7 +31,7 @@ try:
 except ImportError:  # on Windows: no limits, all else is judged
     resource = None  # type: ignore[assignment]
 
-SECONDS = 10.0  # of processor time, its children's too; a healthy tiny model takes 0.3
+SECONDS = 20.0  # of processor time, its children's too; a healthy tiny model takes 0.3, one where all is wrong 7
 MEMORY = 256 << 20  # bytes held at once beyond what this process holds anyhow
 ADDRESSES = 2 << 30  # bytes of address space beyond what it has: nothing can ask for more, be it ever so hidden
 LINES = 20  # on stderr

@@ -4,6 +4,7 @@ format."""
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..engine.files.apr_writer import RAW_GGML
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
 
     destination = destination_of(args.destination)
     check_destination(destination, args.force)
-    if kind_of(destination) == "safetensors":
+    if kind_of(destination) == "safetensors" and sys.stderr.isatty():
         on_stderr(f"note: {destination} will be a folder of safetensors; NAME.gguf and NAME.apr are files")
     source, weights = open_weights(args.source, loras=args.lora)  # every tensor has a role and its shape
     source, said = merged(source, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Evidence:
     def config(self) -> Config:
         return self.weights.config
 
-    @property
+    @cached_property
     def stages(self) -> Mapping[str, Stage]:
         """Those that this model has, by name: their inputs are among them."""
         return of_pieces(self.weights.pieces)

@@ -129,7 +129,7 @@ def rms_norm(x_TD: Rows, gain_D: Any, eps: float) -> Rows:
     T, *heads, D = x_TD.shape
     y_TD, N = Rows(x_TD.shape), prod(heads)
     threads = min(rows.NORM_THREADS, 32 * _blocks(D, 32))
-    launch(rows.rms_norm, T * N, threads, *x_TD.where, gain_D, np.float32(eps), N, D, y_TD.data)
+    launch(rows.rms_norm, (T, N), threads, *x_TD.where, gain_D, np.float32(eps), N, D, y_TD.data)
     return y_TD
 
 

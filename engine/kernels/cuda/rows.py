@@ -16,11 +16,10 @@ NORM_THREADS, THREADS = 1024, 256
 
 @bounded(1024, 1)
 def rms_norm(x, x_at, x_row, gain, eps, heads, D, y):
-    """Block t, one of a row's heads: sums of squares down each thread's columns, then over lanes in a tree, then over
-    the warps'."""
+    """Block (t, head): sums of squares down each thread's columns, then over lanes in a tree, then over the warps'."""
     partial = cuda.shared.array(32, float32)
-    t, me = cuda.blockIdx.x, cuda.threadIdx.x
-    x_at += t // heads * x_row + t % heads * D
+    t, head, me = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    x_at += t * x_row + head * D
     total = float32(0)
     i = me
     while i < D:
@@ -39,7 +38,7 @@ def rms_norm(x, x_at, x_row, gain, eps, heads, D, y):
     root = sqrt(total / float32(D) + eps)
     i = me
     while i < D:
-        store(y, t * D + i, load(x, x_at + i) / root * load(gain, i))
+        store(y, (t * heads + head) * D + i, load(x, x_at + i) / root * load(gain, i))
         i += cuda.blockDim.x
 
 

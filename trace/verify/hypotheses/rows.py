@@ -74,6 +74,8 @@ def of_values(s: Site, got: Array, v: Array) -> Iterator[Order]:
     p = s.input("attn_softmax").mid[:, :, : len(v)]
     group = len(p) // v.shape[1]
     S = len(v)
+    if p.shape[1:] != (len(s.pos), S) or got.shape != (len(s.pos), len(p), v.shape[2]):
+        return
     if len(s.pos) >= S:
         fitted = np.stack(
             [
