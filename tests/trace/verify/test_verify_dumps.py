@@ -273,7 +273,7 @@ def test_a_second_model_explains() -> None:
 
 
 def test_a_quantiser_that_no_recipe_has() -> None:
-    """Activations in 8 bits, a float32 step of a 120th for each 32: a budget explains all products, or none. (With a
+    """Activations in 8 bits, a float32 step of a 126th for each 32: a budget explains all products, or none. (With a
     127th they are CUDA's tiles.)"""
     from types import SimpleNamespace
 
@@ -281,7 +281,7 @@ def test_a_quantiser_that_no_recipe_has() -> None:
 
     def linear(x: np.ndarray, m: object) -> np.ndarray:
         blocks = x.reshape(-1, 32)
-        d = np.abs(blocks).max(1, keepdims=True) / np.float32(120)
+        d = np.abs(blocks).max(1, keepdims=True) / np.float32(126)
         x8 = (np.rint(blocks / d) * d).reshape(x.shape)
         return np.concatenate([dot(x8, w) for w in m.slabs()], 1)  # type: ignore[attr-defined]
 
