@@ -27,6 +27,16 @@ class Published:
 
         return f"{endpoint()}/{self.repo}/resolve/{self.revision}/{self.file}"
 
+    @property
+    def part(self) -> str:
+        """The name of what has come so far of the file."""
+        return f"{self.file}.part"
+
+    def there(self) -> Path | None:
+        """The file in the models' folder, or what has come so far of it; None where nothing has."""
+        found = (directory() / name for name in (self.file, self.part))
+        return next((path for path in found if path.is_file()), None)
+
 
 MODELS = {
     "qwen2.5-coder-0.5b-instruct-q4_k_m": Published(

@@ -246,11 +246,8 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x - y)) / np.mean(np.square(x)))) if np.any(x != y) else 0.0
 
 
-def write_gguf(path: Path, w: Weights) -> Path:
-    """The model as a GGUF file without a tokenizer, written by gguf-py."""
-    from gguf import GGMLQuantizationType, GGUFWriter
-
-    c, out = w.config, GGUFWriter(path, w.config.architecture.gguf)
+def add_sizes(out: Any, c: Config) -> None:
+    """The keys of a model's sizes and constants, to gguf-py's writer."""
     out.add_block_count(c.num_hidden_layers)
     out.add_context_length(c.max_position_embeddings)
     out.add_embedding_length(c.hidden_size)
@@ -261,6 +258,14 @@ def write_gguf(path: Path, w: Weights) -> Path:
     out.add_value_length(c.head_dim)
     out.add_rope_freq_base(c.rope_theta)
     out.add_layer_norm_rms_eps(c.rms_norm_eps)
+
+
+def write_gguf(path: Path, w: Weights) -> Path:
+    """The model as a GGUF file without a tokenizer, written by gguf-py."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    c, out = w.config, GGUFWriter(path, w.config.architecture.gguf)
+    add_sizes(out, c)
     head = () if c.tie_word_embeddings else (w.lm_head,)
     layers = [t for layer in w.layers for f in fields(layer) for t in parts(getattr(layer, f.name)) if t is not None]
     for t in (w.embed, w.final_norm_D, *head, *layers):

@@ -127,14 +127,14 @@ def models() -> Section:
         return {"folder": str(error)}
     found: Section = {"folder": str(folder)}
     for alias, model in MODELS.items():
-        path, part = folder / model.file, folder / f"{model.file}.part"
-        if path.is_file():
-            right = path.stat().st_size == model.bytes
-            found[alias] = size(path.stat().st_size) + ("" if right else f", not the published {model.bytes:,} bytes")
-        elif part.is_file():
-            found[alias] = f"{size(part.stat().st_size)} of {size(model.bytes)}; engine pull {alias} goes on"
-        else:
+        there = model.there()
+        if there is None:
             found[alias] = "not pulled"
+        elif there.name == model.part:
+            found[alias] = f"{size(there.stat().st_size)} of {size(model.bytes)}; engine pull {alias} goes on"
+        else:
+            right = there.stat().st_size == model.bytes
+            found[alias] = size(there.stat().st_size) + ("" if right else f", not the published {model.bytes:,} bytes")
     return found
 
 

@@ -36,14 +36,13 @@ def main(args: argparse.Namespace) -> int:
 def aliases() -> Iterator[dict[str, Any]]:
     """Every alias, pulled or not."""
     for alias, model in MODELS.items():
-        path = directory() / model.file
-        part = path.with_name(f"{path.name}.part")
-        state = f"not here; engine pull {alias} gets {model.bytes:,} bytes"
-        if path.is_file():
-            state = "the default" if alias == (os.environ.get("QWENREF_MODEL") or DEFAULT) else "pulled"
-        elif part.is_file():
+        there = model.there()
+        if there is None:
+            state = f"not here; engine pull {alias} gets {model.bytes:,} bytes"
+        elif there.name == model.part:
             state = f"a part; engine pull {alias} goes on"
-        there = next((p for p in (path, part) if p.is_file()), None)
+        else:
+            state = "the default" if alias == (os.environ.get("QWENREF_MODEL") or DEFAULT) else "pulled"
         yield {"model": alias, "bytes": None if there is None else there.stat().st_size, "state": state}
 
 

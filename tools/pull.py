@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
         try:
             pull(MODELS[args.alias], directory())
         except KeyboardInterrupt:
-            part = directory() / f"{MODELS[args.alias].file}.part"
+            part = directory() / MODELS[args.alias].part
             if part.is_file() and (size := part.stat().st_size):
                 on_stderr(f"{size:,} bytes are there; engine pull {args.alias} goes on from them")
             raise
@@ -109,7 +109,7 @@ def pull(model: Published, folder: Path) -> Path:
                 on_stderr(f"{final} is there already, and its SHA-256 is right")
                 return final
             on_stderr(f"{final} is not the published file; it will be replaced once that is here")
-        part = final.with_name(final.name + ".part")
+        part = final.with_name(model.part)
         with _locked(part):
             _fill(part, model)
             if not _right(part, model):

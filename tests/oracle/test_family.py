@@ -25,6 +25,8 @@ from qwenref.trace.stages import by_name, of_pieces
 from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED
 from qwenref.trace.verify.verify import verify
 
+from ..tiny import add_sizes
+
 pytestmark = pytest.mark.oracle
 
 
@@ -149,17 +151,8 @@ def by_gguf_py(folder: Path, path: Path) -> Path:
     c = m.config
     (arch,) = (a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == c.architecture.gguf)
     names, out = gguf.get_tensor_name_map(arch, c.num_hidden_layers), gguf.GGUFWriter(path, c.architecture.gguf)
-    out.add_block_count(c.num_hidden_layers)
-    out.add_context_length(c.max_position_embeddings)
-    out.add_embedding_length(c.hidden_size)
-    out.add_feed_forward_length(c.intermediate_size)
-    out.add_head_count(c.num_attention_heads)
-    out.add_head_count_kv(c.num_key_value_heads)
-    out.add_key_length(c.head_dim)
-    out.add_value_length(c.head_dim)
+    add_sizes(out, c)
     out.add_rope_dimension_count(c.head_dim)
-    out.add_rope_freq_base(c.rope_theta)
-    out.add_layer_norm_rms_eps(c.rms_norm_eps)
     out.add_vocab_size(c.vocab_size)
     out.add_tokenizer_model("no_vocab")
     for divisors, x in rope_in_gguf(c).tensors.items():
