@@ -29,7 +29,8 @@ class Plan:
 
     def wants(self, s: Stage, layer: int | None) -> bool:
         """Whether the stage of that layer (None: of the whole model) is to be kept."""
-        return s in self.stages and (layer is None or self.layers is None or any(layer in r for r in self.layers))
+        mine = any(s.name == own.name for own in self.stages)  # a model's stages may have other inputs than the table's
+        return mine and (layer is None or self.layers is None or any(layer in r for r in self.layers))
 
     def check(self, layers: int, prompt: int | None = None) -> None:
         """Raises BadInput if a model of so many layers, or a prompt of that length, cannot give what is asked for."""

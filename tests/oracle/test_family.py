@@ -184,7 +184,7 @@ def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, whi
     with dump_llamacpp.running(open_checkpoint(path), of_pieces(w.pieces), len(IDS) + 12, how) as forward:
         ids = list(IDS)
         for _ in ours:
-            theirs.append(int(np.argmax(forward(ids, lambda layer, stage, value: None))))
+            theirs.append(int(np.argmax(forward(ids, lambda *_: None))))
             ids = theirs[-1:]
     assert len(ours) == 12 and ours == theirs
     hf = {tuple(dequantize(t).reshape(-1)) for t in open_weights(folder).weights.layers[1].qkv}
