@@ -213,7 +213,7 @@ def observed(model: Any, emit: Emit) -> Iterator[None]:
 
 def stages_of(model: Any) -> Mapping[str, Stage]:
     """The stages that a model of Transformers has, by the parameters of its first layer."""
-    here = {name for name, _ in model.model.layers[0].named_parameters()}
+    here = {name.replace(".base_layer", "") for name, _ in model.model.layers[0].named_parameters()}  # PEFT's wrapping
     stacked = {field: t[0].hf.removeprefix("model.layers.{}.") for field, t in OPTIONAL.items()}
     fields = set(Layer.__dataclass_fields__) - {field for field, name in stacked.items() if name not in here}
     return of_pieces(frozenset(fields))

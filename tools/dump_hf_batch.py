@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import hooks  # of the front door: the module of that name, imported here, would stand in its place
 from ..engine.generate import check_prompt
 from ..errors import BadInput
-from ..hooks import hooks
 from ..trace.stages import Stage, of_pieces
 from .load import open_tokenizer, open_weights
 from .prompt import prompt_ids, text_of_file
