@@ -18,6 +18,7 @@ from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShap
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
 from .formulas import flat, input_of
+from .kept import Kept
 from .recipes.matrix import Matrix
 from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
@@ -44,7 +45,7 @@ class Judge:
     votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
     arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
-    tops: see top.
+    tops: see top. kept: see kept.py.
     """
 
     evidence: Evidence
@@ -55,13 +56,17 @@ class Judge:
     stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
     parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
     tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
+    kept: Kept = field(init=False)
 
     def __post_init__(self) -> None:
+        self.kept = Kept(self.evidence)
         ways = list(self.evidence.rotations)
         self.votes = Counter({("angle", way): len(ways) - i for i, way in enumerate(ways)})
 
     def site(self, e: Entry, recipe: Recipe) -> Site:
-        return Site(self.evidence, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe, e.stage.name)
+        return Site(
+            self.evidence, self.kept, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe, e.stage.name
+        )
 
     def involved(self, e: Entry) -> tuple[Spot, ...]:
         if e.key not in self.stages:

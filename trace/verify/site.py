@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,12 @@ from .span import FLOAT32, Array, Span, joined
 LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bound grows with each
 
 
+class Keeps(Protocol):
+    """Where values that the dump lacks are kept (kept.py)."""
+
+    def value(self, site: Site, /) -> Span: ...
+
+
 @dataclass(frozen=True)
 class Site:
     """A stage to recompute. pos: absolute positions of its rows. given: inputs to use instead of the dump's.
@@ -34,6 +41,7 @@ class Site:
     """
 
     evidence: Evidence
+    kept: Keeps
     phase: int
     layer: int | None
     stage: str
@@ -43,7 +51,7 @@ class Site:
     given: Mapping[str, Span] = field(default_factory=dict)
     missing_layers: int = 0
     used: dict[Key, None] = field(default_factory=dict)
-    recomputed: dict[tuple[int, int | None, str, tuple[int, ...]], Span] = field(default_factory=dict)
+    recomputed: dict[tuple[int, int | None, str, tuple[int, ...]], None] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -98,10 +106,8 @@ class Site:
                 return Span.point(values if index == list(range(len(rows))) else np.take(values, index, axis))
         if self.missing_layers > LAYERS:
             raise Unjudgeable(TooMuchMissing((self.layer, self.stage)))
-        again = (*key, self.pos)
-        if again not in self.recomputed:
-            self.recomputed[again] = self.compute()
-        return self.recomputed[again]
+        self.recomputed[(*key, self.pos)] = None
+        return self.kept.value(self)
 
     def keys(self, held: int) -> int:
         """How many keys the last of these positions has, of those that a file holds: a wider one is filled up."""
