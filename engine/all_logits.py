@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .forward import forward
 from .generate import CHUNK
-from .kernels import Kernels
+from .kernels import Backend, Kernels
 from .tap import SILENT, At
 from .weights import Weights
 
@@ -33,7 +33,7 @@ class _FinalNorm:
 
 
 def all_logits(
-    ids: Sequence[int], w: Weights, k: Kernels, precision: str, first: int = 0
+    ids: Sequence[int], w: Weights, k: Backend, precision: str, first: int = 0
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
     """(position, logits [n, V] of it and the next n - 1) of the positions from `first` on, in order.
 
@@ -41,14 +41,17 @@ def all_logits(
     """
     cache = k.new_cache(w.config, len(ids), precision)
 
-    def hidden(tokens_T: NDArray[np.int32]) -> Any:
+    def hidden(tokens_T: NDArray[np.int32], k: Kernels) -> Any:
         seen = _FinalNorm()
         forward(tokens_T, w, cache, k, seen)
         return seen.x_TD
+
+    def logits(x_TD: Any, k: Kernels) -> Any:
+        return k.linear(x_TD, w.lm_head)
 
     for start in range(0, len(ids), CHUNK):
         x_TD = k.batch(partial(hidden, np.array(ids[start : start + CHUNK], np.int32)))
         stop = min(start + CHUNK, len(ids))
         for at in range(max(first, start), stop, BLOCK):
             rows = slice(at - start, min(at + BLOCK, stop) - start)
-            yield at, k.to_host(k.batch(partial(k.linear, x_TD[rows], w.lm_head)))
+            yield at, k.to_host(k.batch(partial(logits, x_TD[rows])))

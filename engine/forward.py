@@ -1,7 +1,7 @@
 """THE PAGE: one forward pass of Qwen2 and its relatives, for every backend, prompt and decode, run and trace.
 
 Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
-H head size, F mlp width, V vocabulary, E = (N + 2K) H, G = 2F. `k` is a backend, a module of pure functions
+H head size, F mlp width, V vocabulary, E = (N + 2K) H, G = 2F. `k` is a backend's functions
 (kernels/__init__.py); `tap` an identity that may look at a stage on its way (engine/tap.py, trace/stages.py). A piece
 whose weights an architecture does not have (engine/models) is left out.
 """
@@ -22,7 +22,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap, of: t
     EVERY: logits [T, V] of all of them."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
-    pos_T, freq_h, size = cache.positions(T), w.frequencies(cache.capacity), w.magnitude
+    pos_T, freq_h, size = k.positions(cache, T), w.frequencies(cache.capacity), w.magnitude
 
     x_TD = tap.layer(0)("embedding", k.embed(tokens_T, w.embed))
     for i, layer in enumerate(w.layers):
@@ -38,7 +38,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap, of: t
             k_TKH = at("k_norm", k.rms_norm(k_TKH, layer.k_norm_H, eps))
         q_TNH = at("q_post_rope", k.rope(q_TNH, pos_T, freq_h, size))
         k_TKH = at("k_post_rope", k.rope(k_TKH, pos_T, freq_h, size))
-        k_SKH, v_SKH = cache.append(i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
+        k_SKH, v_SKH = k.append(cache, i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
         scores_NTS = at("attn_scores", k.attn_scores(q_TNH, k_SKH, pos_T))
         probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T, c.window(i)))
         mix_TNH = at("attention", k.attn_mix(probs_NTS, v_SKH, pos_T))
@@ -53,6 +53,6 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap, of: t
         x_TD = at("post_ffn_residual", k.add(x_TD, at("ffn_out", k.linear(h_TF, layer.ffn_down))))
         del scores_NTS, probs_NTS, both_TG, gate_TF, up_TF, h_TF  # the largest: their memory is the next layer's
 
-    cache.advance(T)
+    k.advance(cache, T)
     x_TD = tap.whole("final_norm", k.rms_norm(x_TD, w.final_norm_D, eps))
     return tap.whole("lm_head", k.linear(x_TD[of[0]], w.lm_head)[of[1]])

@@ -13,7 +13,7 @@ from ..errors import BadInput
 from .config import Config
 from .drafts import LIMIT, MOST, Drafts
 from .forward import EVERY, LAST, forward
-from .kernels import Cache, Kernels
+from .kernels import Backend, Cache, Kernels
 from .nonfinite import NotFinite, first_place
 from .sample import Sampling, sample
 from .session import Session
@@ -48,12 +48,12 @@ def new_tokens(prompt: int, c: Config, asked: int | None) -> int:
 
 
 def prefill(
-    ids: Sequence[int], w: Weights, cache: Cache, k: Kernels, progress: Callable[[int], None] = lambda done: None
+    ids: Sequence[int], w: Weights, cache: Cache, k: Backend, progress: Callable[[int], None] = lambda done: None
 ) -> NDArray[np.floating]:
     """Runs the prompt in chunks; logits [V] of its last position. `progress` is told the positions done so far."""
     for start in range(0, len(ids), CHUNK):
         tokens_T = np.array(ids[start : start + CHUNK], np.int32)
-        logits_V = k.batch(partial(forward, tokens_T, w, cache, k, SILENT))
+        logits_V = k.batch(partial(forward, tokens_T, w, cache, tap=SILENT))
         progress(min(start + CHUNK, len(ids)))
     return k.to_host(logits_V)
 
@@ -79,7 +79,7 @@ def greedy_passes(
 def generate(
     ids: Sequence[int],
     w: Weights,
-    k: Kernels,
+    k: Backend,
     precision: str,
     max_tokens: int,
     stop: Sequence[int] = (),
@@ -113,6 +113,9 @@ def generate(
         seen.append(sample(logits_V, sampling, generator))
         return seen[-1]
 
+    def page(k: Kernels, tokens_T: Any, of: tuple[Any, Any]) -> Any:
+        return forward(tokens_T, w, cache, k, SILENT, of)
+
     try:
         token = choose(prefill(ids[held:], w, cache, k, lambda done: progress(held + done)))
         yield token
@@ -123,8 +126,7 @@ def generate(
             width = next((n for n in drafts.widths() if len(draft) < n <= left), 1)
             draft = draft[: width - 1]
             if width not in steps:
-                page = partial(forward, w=w, cache=cache, k=k, tap=SILENT, of=EVERY if width > 1 else LAST)
-                steps[width] = k.record(page, cache, width)
+                steps[width] = k.record(partial(page, of=EVERY if width > 1 else LAST), cache, width)
             tokens_T = np.array([token, *draft, *[token] * (width - 1 - len(draft))], np.int32)
             logits_TV = k.to_host(steps[width](tokens_T)).reshape(width, -1)
             drafts.passes += 1
@@ -141,7 +143,7 @@ def generate(
             session.ids = seen[:-1]  # fed, whatever was drafted beyond
 
 
-def drafts_for(k: Kernels, name: str, sampling: Sampling, asked: int | None) -> Drafts:
+def drafts_for(k: Backend, name: str, sampling: Sampling, asked: int | None) -> Drafts:
     """Drafts of at most as many tokens as were asked for; None: of MOST, where the choice is greedy.
 
     Raises BadInput if the backend (name) has other bits for several tokens than for one: a draft would move the answer.

@@ -15,7 +15,7 @@ from .bind import bind
 from .config import with_rope
 from .files import Checkpoint, Vocabulary, open_checkpoint
 from .files.lora import Lora
-from .kernels import Kernels, backend, check_precision
+from .kernels import Backend, backend, check_precision
 from .kernels.adapted import adapting
 from .lora import with_loras
 from .nonfinite import NotFinite
@@ -37,7 +37,7 @@ class Loaded:
     checkpoint: Checkpoint
     bound: Weights
     weights: Weights
-    kernels: Kernels
+    kernels: Backend
     backend: str
     precision: str
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import BadInput
 from ..quant.tensor import QTensor, dequantize
 from .forward import forward
-from .kernels import Kernels
+from .kernels import Backend
 from .tap import At
 from .weights import Weights, parts, plain
 
@@ -91,7 +91,7 @@ class _Look:
         return value
 
 
-def first_place(ids: Sequence[int], w: Weights, k: Kernels, precision: str, chunk: int) -> Place | None:
+def first_place(ids: Sequence[int], w: Weights, k: Backend, precision: str, chunk: int) -> Place | None:
     """The first value that is not finite when the ids are run, `chunk` at a time; None if all are finite.
 
     w: in the backend's form.

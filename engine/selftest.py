@@ -15,7 +15,7 @@ from .bind import bind
 from .config import Config
 from .forward import forward
 from .generate import prefill
-from .kernels import Kernels, backend
+from .kernels import Backend, backend
 from .tap import SILENT, At
 from .weights import Weights
 
@@ -76,7 +76,7 @@ class Hashing:
         return value
 
 
-def digest(k: Kernels, w: Weights, precision: str, tokens: NDArray[np.int32]) -> str:
+def digest(k: Backend, w: Weights, precision: str, tokens: NDArray[np.int32]) -> str:
     """Of every stage of a prompt and of the tokens after it, looked at; then of the logits of the same, batched and
     replayed, as a user's run has them.
     """
@@ -87,7 +87,7 @@ def digest(k: Kernels, w: Weights, precision: str, tokens: NDArray[np.int32]) ->
         forward(part, w, cache, k, tap)
     again = k.new_cache(CONFIG, len(tokens), precision)
     tap.whole("lm_head", prefill(tokens[:PROMPT].tolist(), w, again, k))
-    step = k.record(lambda token_T: forward(token_T, w, again, k, SILENT), again)
+    step = k.record(lambda k, token_T: forward(token_T, w, again, k, SILENT), again)
     for part in rest:
         tap.whole("lm_head", step(part))
     return tap.digest.hexdigest()[:32]

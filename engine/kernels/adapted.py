@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from ..weights import Adapted
-from . import Kernels
+from . import Backend, Kernels
 
 
 class Adapting:
@@ -15,7 +16,7 @@ class Adapting:
     rounded as the backend rounds.
     """
 
-    def __init__(self, plain: Kernels) -> None:
+    def __init__(self, plain: Any) -> None:
         self._plain = plain
 
     def __getattr__(self, name: str) -> Any:
@@ -30,7 +31,13 @@ class Adapting:
             y_TO = k.add(y_TO, k.scaled(k.linear(k.linear(x_TI, a.down), a.up), a.scale))
         return y_TO
 
+    def batch(self, forward: Callable[[Kernels], Any]) -> Any:
+        return self._plain.batch(lambda k: forward(adapting(k)))
 
-def adapting(k: Kernels) -> Kernels:
-    """The same backend, for weights with adapters."""
-    return cast(Kernels, Adapting(k))
+    def record(self, forward: Callable[[Kernels, Any], Any], cache: Any, tokens: int = 1) -> Callable[[Any], Any]:
+        return cast(Callable[[Any], Any], self._plain.record(lambda k, t: forward(adapting(k), t), cache, tokens))
+
+
+def adapting(k: Kernels) -> Backend:
+    """The same backend, or the same kernels of a pass, for weights with adapters."""
+    return cast(Backend, Adapting(k))

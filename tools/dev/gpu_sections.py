@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -212,19 +212,20 @@ def read_bandwidth() -> float:
 
 def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     """One token through a matrix too large for the card's cache: 512 rows against float64, and its time."""
-    from ...engine.kernels.cuda.memory import Arena, Rows, elsewhere
+    from ...engine.kernels.cuda import Matrix
+    from ...engine.kernels.cuda.memory import Arena, Place
     from ...engine.kernels.cuda.packed import pack, packed_bytes
     from ...engine.kernels.cuda.recording import graph_of
 
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
     x = np.random.default_rng(8).standard_normal((1, I)).astype(np.float32)
-    card_x, packed = Rows((1, I)), pack(w)
+    card_x, packed = k.place.rows(1, I), pack(k.place, w)
     card_x.data[:I].copy_to_device(x[0])
     picked = np.sort(np.random.default_rng(9).choice(O, 512, replace=False))
     rows = np.concatenate([dequantize(w, int(i), int(i) + 1) for i in picked]).astype(np.float64)
     for precision in k.PRECISIONS:
-        matrix = k.Matrix((packed,), precision == "int8")
+        matrix = Matrix((packed,), precision == "int8")
         y, again = k.to_host(k.linear(card_x, matrix)), k.to_host(k.linear(card_x, matrix))
         if not np.array_equal(y.view(np.uint32), again.view(np.uint32)):
             found.blame(f"{fmt} {precision}: two runs differ")
@@ -238,9 +239,9 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
         arena = Arena()
 
         def ten(stream: Any, matrix: Any = matrix, arena: Any = arena) -> None:
-            with elsewhere(arena, stream):
-                for _ in range(10):
-                    k.linear(card_x, matrix)
+            there = replace(k, place=Place(arena, stream))
+            for _ in range(10):
+                there.linear(card_x, matrix)
 
         ten(0)
         seconds = float(np.median(timed(graph_of(ten), 20))) / 10
@@ -292,7 +293,7 @@ def parity(k: Any, name: str, path: Path, args: argparse.Namespace, found: Found
     caches = k.new_cache(w.config, room, "f32"), other.new_cache(w.config, room, "f32")
     recorded = k.new_cache(w.config, room, "f32")
     forward(prompt, mine, recorded, k, SILENT)
-    step = k.record(lambda token: forward(token, mine, recorded, k, SILENT), recorded)
+    step = k.record(lambda k, token: forward(token, mine, recorded, k, SILENT), recorded)
     worst, where, stages, same, bits, tokens = 0.0, "", 0, 0, True, prompt
     for phase in range(args.steps + 1):
         a, b = Keep(k), Keep(other)
@@ -364,7 +365,7 @@ def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
             started = time.perf_counter()
             prefill(prompt, mine, cache, k)
             times.append(time.perf_counter() - started)
-        step = k.record(lambda token, m=mine, c=cache: forward(token, m, c, k, SILENT), cache)
+        step = k.record(lambda k, token, m=mine, c=cache: forward(token, m, c, k, SILENT), cache)
         steps = []
         for i in range(69):
             started = time.perf_counter()
