@@ -23,9 +23,10 @@ from ...weights import Weights
 from .. import Backend, Kernels
 from . import ahead, attention, rows
 from .machine.codegen import LANES
+from .machine.kernel import Kernel, at, bits, rows_of, share
 from .machine.memory import Pool
 from .machine.replay import Batch, Jobs, Recording
-from .machine.team import Kernel, at, bits, rows_of, run_now, share
+from .machine.team import run_now
 from .matmul import linear as products
 from .matmul.linear import Stack, stack
 from .matmul.packed import forget, form_of

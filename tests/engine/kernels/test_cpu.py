@@ -14,8 +14,9 @@ from qwenref.engine.config import Config
 from qwenref.engine.kernels import reference
 from qwenref.engine.kernels.cpu import Cpu
 from qwenref.engine.kernels.cpu.elementary import exp
+from qwenref.engine.kernels.cpu.machine.kernel import Kernel, at, rows_of
 from qwenref.engine.kernels.cpu.machine.simd import get_i32, load_f32, set_i32, store_f32
-from qwenref.engine.kernels.cpu.machine.team import Kernel, at, rows_of, run_now
+from qwenref.engine.kernels.cpu.machine.team import run_now
 from qwenref.engine.kernels.cpu.matmul.linear import LAYOUTS, Stack, stack
 from qwenref.engine.kernels.cpu.matmul.packed import FORMATS
 from qwenref.engine.kernels.cpu.matmul.product import TILE

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .kernel import BARRIER, ROWS, SIZE, WEIGHTS
 from .memory import Memory, Pool, lend
-from .team import BARRIER, ROWS, SIZE, WEIGHTS, Program, run_now
+from .team import Program, run_now
 
 AT_ONCE = 256  # jobs: between two runs the caches forget Python, and it is slow again
 

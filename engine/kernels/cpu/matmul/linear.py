@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from .....quant import q16
 from .....quant.tensor import QTensor, format_of
 from ..machine.codegen import LANES
+from ..machine.kernel import BARRIER, Kernel, at, rows_of, share
 from ..machine.replay import Jobs
-from ..machine.team import BARRIER, Kernel, at, rows_of, share
 from . import product, quantize
 from .form import Form
 from .packed import Packed, pack
