@@ -16,9 +16,13 @@ from numba import config
 
 from qwenref.engine.forward import forward
 from qwenref.engine.generate import generate
-from qwenref.engine.kernels.cuda import Matrix, attention, memory, nibbles, packed, product, q4_k, q5_0, q6_k, recording
-from qwenref.engine.kernels.cuda import product8 as p8
+from qwenref.engine.kernels.cuda import attention
 from qwenref.engine.kernels.cuda import rows as rows_module
+from qwenref.engine.kernels.cuda.formats import nibbles, q4_k, q5_0, q6_k
+from qwenref.engine.kernels.cuda.machine import memory, recording
+from qwenref.engine.kernels.cuda.matmul import packed, product
+from qwenref.engine.kernels.cuda.matmul import product8 as p8
+from qwenref.engine.kernels.cuda.matmul.linear import Matrix
 from qwenref.engine.nonfinite import NotFinite
 from qwenref.engine.tap import SILENT
 from qwenref.engine.weights import Weights

@@ -82,7 +82,7 @@ def main() -> int:
     found = Found(args.section, args.json)
     try:
         k = backend("cuda")
-        from ...engine.kernels.cuda.card import require_card
+        from ...engine.kernels.cuda.machine.card import require_card
 
         require_card()
     except BadInput as error:
@@ -179,8 +179,8 @@ def read_bandwidth() -> float:
     """Bytes a second that a kernel reads which does nothing else."""
     import numba
 
-    from ...engine.kernels.cuda.product import dot4
-    from ...engine.kernels.cuda.ptx import load4
+    from ...engine.kernels.cuda.machine.ptx import load4
+    from ...engine.kernels.cuda.matmul.product import dot4
 
     cuda: Any = numba.cuda
     float32: Any = numba.float32
@@ -212,10 +212,10 @@ def read_bandwidth() -> float:
 
 def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     """One token through a matrix too large for the card's cache: 512 rows against float64, and its time."""
-    from ...engine.kernels.cuda import Matrix
-    from ...engine.kernels.cuda.memory import Arena, Place
-    from ...engine.kernels.cuda.packed import pack, packed_bytes
-    from ...engine.kernels.cuda.recording import graph_of
+    from ...engine.kernels.cuda.machine.memory import Arena, Place
+    from ...engine.kernels.cuda.machine.recording import graph_of
+    from ...engine.kernels.cuda.matmul.linear import Matrix
+    from ...engine.kernels.cuda.matmul.packed import pack, packed_bytes
 
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
@@ -252,7 +252,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
 
 def rounded_as_ggml(x: NDArray[np.float32], w: QTensor, precision: str) -> NDArray[np.float64]:
     """The activations that meet a matrix on the card."""
-    from ...engine.kernels.cuda.packed import FORMS, form_of
+    from ...engine.kernels.cuda.matmul.packed import FORMS, form_of
     from ...quant import bf16, f16, q8_0, q8_k
 
     fmt = w.format
@@ -351,7 +351,7 @@ def engine(*arguments: str) -> tuple[int, str]:
 
 def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
     """Prompt of 512 and 64 decode steps after it, with tokens to the card and logits back in each."""
-    from ...engine.kernels.cuda.packed import packed_bytes
+    from ...engine.kernels.cuda.matmul.packed import packed_bytes
 
     _, w = open_weights(str(path))
     for precision in k.PRECISIONS:

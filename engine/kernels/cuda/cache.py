@@ -9,7 +9,7 @@ from numba import cuda
 
 from ....errors import BadInput
 from ...config import Config
-from .memory import Place, require_room
+from .machine.memory import Place, require_room
 
 
 class Positions(NamedTuple):

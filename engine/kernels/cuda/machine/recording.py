@@ -14,7 +14,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from .cache import KVCache
+from ..cache import KVCache
 from .memory import Arena, Place, Rows
 from .ptx import SIMULATED
 

@@ -16,9 +16,9 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from ....quant.tensor import QTensor, blocks_of, dequantize, format_of
-from . import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
-from .memory import Place
+from .....quant.tensor import QTensor, blocks_of, dequantize, format_of
+from ..formats import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
+from ..machine.memory import Place
 
 # The modules by format, and what they make of a group: elements of each plane, in eighths (K-quants share halves).
 FORMS: dict[str, tuple[ModuleType, dict[str, int]]] = {

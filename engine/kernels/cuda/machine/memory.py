@@ -16,7 +16,7 @@ from numba import config, cuda
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ....errors import BadInput
+from .....errors import BadInput
 from .ptx import SIMULATED
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]  # a decode step's small grids are as they should be
@@ -28,6 +28,11 @@ class Arena:
 
     def __init__(self) -> None:
         self.free: dict[int, list[Any]] = defaultdict(list)
+
+
+def blocks(count: int, per: int) -> int:
+    """Blocks of a grid for so many things."""
+    return -(-count // per)
 
 
 def gigabytes(size: float) -> str:
