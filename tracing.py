@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .engine.config import Config
 from .engine.forward import forward
-from .engine.generate import CHUNK, greedy_passes
+from .engine.generate import greedy_passes
 from .engine.load import Loaded
 from .engine.nonfinite import NotFinite, first_place
 from .engine.tap import SILENT, Both, Tap
@@ -130,5 +130,5 @@ def origin(model: Loaded, ids: Sequence[int], made: Passes) -> str | None:
     if broken is None:
         return None
     fed = [*ids, *made.generated[:broken]]
-    place = first_place(fed, model.weights, model.kernels, model.precision, CHUNK)
+    place = first_place(fed, model.weights, model.kernels, model.precision)
     return NotFinite(fed, place).traced_to(model.bound)

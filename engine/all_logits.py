@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .chunks import chunks
 from .forward import forward
-from .generate import CHUNK
 from .kernels import Backend, Kernels
 from .tap import SILENT, At
 from .weights import Weights
@@ -49,9 +49,8 @@ def all_logits(
     def logits(x_TD: Any, k: Kernels) -> Any:
         return k.linear(x_TD, w.lm_head)
 
-    for start in range(0, len(ids), CHUNK):
-        x_TD = k.batch(partial(hidden, np.array(ids[start : start + CHUNK], np.int32)))
-        stop = min(start + CHUNK, len(ids))
-        for at in range(max(first, start), stop, BLOCK):
-            rows = slice(at - start, min(at + BLOCK, stop) - start)
+    for positions, tokens_T in chunks(ids):
+        x_TD = k.batch(partial(hidden, tokens_T))
+        for at in range(max(first, positions.start), positions.stop, BLOCK):
+            rows = slice(at - positions.start, min(at + BLOCK, positions.stop) - positions.start)
             yield at, k.to_host(k.batch(partial(logits, x_TD[rows])))

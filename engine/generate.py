@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadInput
+from .chunks import chunks
 from .config import Config
 from .drafts import LIMIT, MOST, Drafts
 from .forward import EVERY, LAST, forward
@@ -21,7 +22,6 @@ from .tap import SILENT
 from .weights import Weights
 
 MAX_TOKENS = 256  # where nobody asked for another number
-CHUNK = 512  # positions at once: bounds the N T S scores of a long prompt
 
 
 def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
@@ -51,10 +51,9 @@ def prefill(
     ids: Sequence[int], w: Weights, cache: Cache, k: Backend, progress: Callable[[int], None] = lambda done: None
 ) -> NDArray[np.floating]:
     """Runs the prompt in chunks; logits [V] of its last position. `progress` is told the positions done so far."""
-    for start in range(0, len(ids), CHUNK):
-        tokens_T = np.array(ids[start : start + CHUNK], np.int32)
+    for positions, tokens_T in chunks(ids):
         logits_V = k.batch(partial(forward, tokens_T, w, cache, tap=SILENT))
-        progress(min(start + CHUNK, len(ids)))
+        progress(positions.stop)
     return k.to_host(logits_V)
 
 
@@ -109,7 +108,7 @@ def generate(
 
     def choose(logits_V: NDArray[np.floating]) -> int:
         if not np.isfinite(logits_V).all():
-            raise NotFinite(seen, first_place(seen, w, k, precision, CHUNK))
+            raise NotFinite(seen, first_place(seen, w, k, precision))
         seen.append(sample(logits_V, sampling, generator))
         return seen[-1]
 

@@ -27,6 +27,7 @@ from ...engine.generate import prefill
 from ...engine.kernels import backend
 from ...engine.tap import SILENT
 from ...errors import BadInput
+from ...quant.rms import ratio, rms
 from ...quant.tensor import QTensor, dequantize, format_of
 from ..load import open_weights
 from .random_model import SHAPES, random_tensor, write_model
@@ -301,7 +302,7 @@ def parity(k: Any, name: str, path: Path, args: argparse.Namespace, found: Found
         want = other.to_host(forward(tokens, theirs, caches[1], other, b))
         for at, theirs_ in b.seen.items():
             stages += 1
-            off = float(np.sqrt(np.mean((a.seen[at] - theirs_) ** 2) / max(np.mean(np.square(theirs_)), 1e-30)))
+            off = ratio(rms(a.seen[at] - theirs_), rms(theirs_))
             if not off <= worst:
                 worst, where = off, f"{at[0]} of layer {at[1]}, pass {phase}"
         if phase:
