@@ -92,16 +92,16 @@ class _Look:
         return value
 
 
-def first_place(ids: Sequence[int], w: Weights, k: Backend, precision: str) -> Place | None:
+def first_place(ids: Sequence[int], w: Weights, ops: Backend, precision: str) -> Place | None:
     """The first value that is not finite when the ids are run; None if all are finite.
 
     w: in the backend's form.
     """
-    cache = k.new_cache(w.config, len(ids), precision)
+    cache = ops.new_cache(w.config, len(ids), precision)
     try:
         for positions, tokens_T in chunks(ids):
             with np.errstate(all="ignore"):
-                forward(tokens_T, w, cache, k, _Look(k.to_host, positions.start, len(tokens_T)))
+                forward(tokens_T, w, cache, ops, _Look(ops.to_host, positions.start, len(tokens_T)))
     except _Found as found:
         return found.place
     return None

@@ -21,13 +21,13 @@ class Session:
         self.ids: list[int] = []
         self._cache: Cache | None = None
 
-    def begin(self, ids: Sequence[int], room: int, c: Config, k: Backend, precision: str) -> tuple[Cache, int]:
+    def begin(self, ids: Sequence[int], room: int, c: Config, ops: Backend, precision: str) -> tuple[Cache, int]:
         """A cache with room for so many positions, and how many of a prompt's ids it holds: not the last one, whose
         logits are wanted. Until the caller says what was fed, nothing was.
         """
         kept = next((n for n, pair in enumerate(zip(self.ids, ids, strict=False)) if pair[0] != pair[1]), None)
         kept = min(len(self.ids) if kept is None else kept, len(ids) - 1)
-        if self._cache is None or self._cache.capacity < room or not k.ALIKE:
-            self._cache, kept = k.new_cache(c, max(room, min(-(-room // STEP) * STEP, c.context)), precision), 0
+        if self._cache is None or self._cache.capacity < room or not ops.ALIKE:
+            self._cache, kept = ops.new_cache(c, max(room, min(-(-room // STEP) * STEP, c.context)), precision), 0
         self._cache.length, self.ids = kept, []
         return self._cache, kept

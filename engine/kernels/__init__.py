@@ -122,7 +122,7 @@ def backend(name: str) -> Backend:
     return cast(Backend, import_module(f".{name}", __package__).backend())
 
 
-def check_precision(k: Backend, name: str, precision: str) -> None:
+def check_precision(ops: Backend, name: str, precision: str) -> None:
     """Raises BadInput if the backend does not compute in that precision."""
-    if precision not in k.PRECISIONS:
-        raise BadInput(f"backend {name} has no precision {precision!r}; it has {', '.join(k.PRECISIONS)}")
+    if precision not in ops.PRECISIONS:
+        raise BadInput(f"backend {name} has no precision {precision!r}; it has {', '.join(ops.PRECISIONS)}")

@@ -23,21 +23,21 @@ class Adapting:
         return getattr(self._plain, name)
 
     def linear(self, x_TI: Any, w: Any) -> Any:
-        k = self._plain
+        ops = self._plain
         if not isinstance(w, Adapted):
-            return k.linear(x_TI, w)
-        y_TO = k.linear(x_TI, w.base)
+            return ops.linear(x_TI, w)
+        y_TO = ops.linear(x_TI, w.base)
         for a in w.adapters:
-            y_TO = k.add(y_TO, k.scaled(k.linear(k.linear(x_TI, a.down), a.up), a.scale))
+            y_TO = ops.add(y_TO, ops.scaled(ops.linear(ops.linear(x_TI, a.down), a.up), a.scale))
         return y_TO
 
     def batch(self, forward: Callable[[Kernels], Any]) -> Any:
-        return self._plain.batch(lambda k: forward(adapting(k)))
+        return self._plain.batch(lambda ops: forward(adapting(ops)))
 
     def record(self, forward: Callable[[Kernels, Any], Any], cache: Any, tokens: int = 1) -> Callable[[Any], Any]:
-        return cast(Callable[[Any], Any], self._plain.record(lambda k, t: forward(adapting(k), t), cache, tokens))
+        return cast(Callable[[Any], Any], self._plain.record(lambda ops, t: forward(adapting(ops), t), cache, tokens))
 
 
-def adapting(k: Kernels) -> Backend:
+def adapting(ops: Kernels) -> Backend:
     """The same backend, or the same kernels of a pass, for weights with adapters."""
-    return cast(Backend, Adapting(k))
+    return cast(Backend, Adapting(ops))
