@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from numba import config
 
 from qwenref.engine.forward import forward
 from qwenref.engine.generate import generate
+from qwenref.engine.kernels import backend
 from qwenref.engine.kernels.cuda import attention
 from qwenref.engine.kernels.cuda import rows as rows_module
 from qwenref.engine.kernels.cuda.formats import nibbles, q4_k, q5_0, q6_k
@@ -309,6 +311,19 @@ def test_traced_untraced_and_recorded_are_the_same_bits(precision: str) -> None:
         logits.append(np.array(made))
     assert np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
     assert np.array_equal(logits[0].view(np.uint32), logits[2].view(np.uint32))
+
+
+def test_two_models_by_turns_give_the_bits_of_each_alone() -> None:
+    def passes(which: int) -> Iterator[bytes]:
+        k, w = backend("cuda"), tiny_weights(vocab=40 + which, layers=1, seed=which)
+        w = k.prepare(w, "f32")
+        cache = k.new_cache(w.config, 6, "f32")
+        yield k.to_host(forward(ids(3), w, cache, k, SILENT)).tobytes()
+        step = k.record(lambda k, token: forward(token, w, cache, k, SILENT), cache)
+        for i in range(2):
+            yield k.to_host(step(ids(1, seed=i))).tobytes()
+
+    assert list(zip(passes(0), passes(1), strict=True)) == list(zip(list(passes(0)), list(passes(1)), strict=True))
 
 
 def test_a_recorded_step_replays(monkeypatch: pytest.MonkeyPatch) -> None:
