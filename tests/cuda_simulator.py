@@ -41,7 +41,7 @@ assert config.ENABLE_CUDASIM, "run by test_cuda.py, with NUMBA_ENABLE_CUDASIM=1"
 cuda_lanes.install(attention, p8, product, rows_module, nibbles, q4_k, q5_0, q6_k)
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # 127 / 0 in a block of zeros, as on the card
 FORMATS = tuple(packed.FORMS)
-ALLOCATE = memory.Place.allocate
+ALLOCATE = memory.Queue.allocate
 BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q5_K": 256, "Q4_0": 32, "Q5_0": 32, "Q8_0": 32}
 
 
@@ -49,10 +49,10 @@ BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q5_K": 256, "Q4_0": 32, "Q5_0": 32, "Q8_0": 
 def _garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh memory of the card holds anything: here NaN, so that what is read before it is written shows."""
 
-    def allocate(place: memory.Place, count: int, kind: Any = np.float32) -> Any:
+    def allocate(queue: memory.Queue, count: int, kind: Any = np.float32) -> Any:
         return memory.cuda.to_device(cuda_lanes.garbage(count, kind))
 
-    monkeypatch.setattr(memory.Place, "allocate", allocate)
+    monkeypatch.setattr(memory.Queue, "allocate", allocate)
 
 
 def rows(x: np.ndarray) -> memory.Rows:
@@ -60,7 +60,7 @@ def rows(x: np.ndarray) -> memory.Rows:
     T, I = x.shape
     held = np.full((T, I + 3), np.nan, np.float32)
     held[:, 1 : I + 1] = x
-    y = CUDA.place.rows(T, I + 3)
+    y = CUDA.queue.rows(T, I + 3)
     y.data[: held.size].copy_to_device(held.reshape(-1))
     return y[:, 1 : I + 1]
 
@@ -73,7 +73,7 @@ def judged(tensors: tuple[QTensor, ...], x: np.ndarray, precision: str) -> np.nd
     """x W^T, which the judge has passed."""
     judge = Judge()
     judge.precision = precision
-    card = Matrix(packed.stack(CUDA.place, tensors), precision == "int8")
+    card = Matrix(packed.stack(CUDA.queue, tensors), precision == "int8")
     return CUDA.to_host(judge.linear(rows(x), Pair(card, *tensors)))
 
 
@@ -113,7 +113,7 @@ def test_stacked_matrices_of_several_formats(T: int, precision: str) -> None:
     sizes = [("Q4_K", 20), ("Q4_K", 5), ("Q5_0", 7), ("Q6_K", 9), ("F16", 3), ("F32", 4)]
     sizes += [("Q5_K", 2)] if precision == "f32" else []
     parts = tuple(matrix(fmt, O, 256, seed) for seed, (fmt, O) in enumerate(sizes))
-    assert len(packed.stack(CUDA.place, parts)) == 5  # neighbours of one form are one matrix: one launch
+    assert len(packed.stack(CUDA.queue, parts)) == 5  # neighbours of one form are one matrix: one launch
     judged(parts, x, precision)
 
 
@@ -121,7 +121,7 @@ def test_every_type_is_looked_up_bit_for_bit() -> None:
     """Those without kernels are decoded when they are uploaded."""
     for fmt in TYPES:
         w = matrix(fmt, 2, 256)
-        Judge().embed(np.array([1, 0], np.int32), Pair(Matrix(packed.stack(CUDA.place, (w,)), False), w))
+        Judge().embed(np.array([1, 0], np.int32), Pair(Matrix(packed.stack(CUDA.queue, (w,)), False), w))
 
 
 @pytest.mark.parametrize("precision", CUDA.PRECISIONS)
@@ -142,7 +142,7 @@ def test_the_card_is_asked_for_what_is_needed() -> None:
     """packed_bytes, from which a too small card is told, is what pack takes."""
     for fmt in FORMATS:
         w = matrix(fmt, 3, 256)
-        planes = packed.pack(CUDA.place, w).planes
+        planes = packed.pack(CUDA.queue, w).planes
         assert packed.packed_bytes(w) == sum(p.size * p.dtype.itemsize for p in planes if p.size > 1)
 
 
@@ -155,24 +155,24 @@ def test_a_card_too_small_is_told_before_anything_is_uploaded(monkeypatch: pytes
 
 
 def test_a_full_card_gives_up_its_spare_buffers_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = memory.Place()
+    queue = memory.Queue()
 
     class FullError(Exception):
         code = memory.OUT_OF_MEMORY
 
     def device_array(count: int, kind: Any) -> Any:
-        if place.arena.free or count > 10:
+        if queue.arena.free or count > 10:
             raise FullError
         return np.empty(count, kind)
 
     monkeypatch.setattr(memory.cuda, "device_array", device_array)
-    place.arena.free[512].append("spare")
-    assert len(ALLOCATE(place, 10)) == 10
+    queue.arena.free[512].append("spare")
+    assert len(ALLOCATE(queue, 10)) == 10
     with pytest.raises(BadInput, match=r"memory is in pieces; 4.00 GB at a time"):
-        ALLOCATE(place, 10**9)
+        ALLOCATE(queue, 10**9)
     monkeypatch.setattr(memory, "room", lambda: (3e9, 8e9))
     with pytest.raises(BadInput, match=r"the forward pass needs 4.00 GB on the card, which has 3.00 GB free of 8.00"):
-        ALLOCATE(place, 10**9)
+        ALLOCATE(queue, 10**9)
 
 
 floats = st.one_of(
@@ -191,7 +191,7 @@ def test_activations_are_quantised_as_ggml_does(values: list[float], width: int)
     b = encode(x.reshape(-1, width)).view(f.STRUCT)[:, 0]
     empty = ((128, np.uint32), (16, np.float32), (32, np.int32))
     words, steps, sums = (memory.cuda.to_device(cuda_lanes.garbage(n, kind)) for n, kind in empty)
-    CUDA.place.launch(p8.quantise, (2, 1), p8.BLOCK, *rows(x[None, :I]).where, I, 1, width, words, steps, sums)
+    CUDA.queue.launch(p8.quantise, (2, 1), p8.BLOCK, *rows(x[None, :I]).where, I, 1, width, words, steps, sums)
     got = words.copy_to_host().reshape(2, 16, 4).transpose(1, 0, 2).copy().view(np.int8)
     assert np.array_equal(got.reshape(-1), b["qs"].reshape(-1))
     assert np.array_equal(steps.copy_to_host(), np.repeat(b["d"].astype(np.float32), width // 32))
@@ -335,10 +335,10 @@ def test_a_recorded_step_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     def graph_of(work: Any) -> Any:
         launches: list[Any] = []
         with pytest.MonkeyPatch.context() as capturing:
-            capturing.setattr(memory.Place, "launch", lambda place, *launch: launches.append(launch))
+            capturing.setattr(memory.Queue, "launch", lambda queue, *launch: launches.append(launch))
             work("the stream that is captured")
         assert launches
-        return lambda: [memory.Place().launch(*launch) for launch in launches]
+        return lambda: [memory.Queue().launch(*launch) for launch in launches]
 
     monkeypatch.setattr(recording, "SIMULATED", False)
     monkeypatch.setattr(recording, "graph_of", graph_of)

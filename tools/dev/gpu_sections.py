@@ -213,7 +213,7 @@ def read_bandwidth() -> float:
 
 def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     """One token through a matrix too large for the card's cache: 512 rows against float64, and its time."""
-    from ...engine.kernels.cuda.machine.memory import Arena, Place
+    from ...engine.kernels.cuda.machine.memory import Arena, Queue
     from ...engine.kernels.cuda.machine.recording import graph_of
     from ...engine.kernels.cuda.matmul.linear import Matrix
     from ...engine.kernels.cuda.matmul.packed import pack, packed_bytes
@@ -221,7 +221,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
     x = np.random.default_rng(8).standard_normal((1, I)).astype(np.float32)
-    card_x, packed = k.place.rows(1, I), pack(k.place, w)
+    card_x, packed = k.queue.rows(1, I), pack(k.queue, w)
     card_x.data[:I].copy_to_device(x[0])
     picked = np.sort(np.random.default_rng(9).choice(O, 512, replace=False))
     rows = np.concatenate([dequantize(w, int(i), int(i) + 1) for i in picked]).astype(np.float64)
@@ -240,7 +240,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
         arena = Arena()
 
         def ten(stream: Any, matrix: Any = matrix, arena: Any = arena) -> None:
-            there = replace(k, place=Place(arena, stream))
+            there = replace(k, queue=Queue(arena, stream))
             for _ in range(10):
                 there.linear(card_x, matrix)
 

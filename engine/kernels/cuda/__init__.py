@@ -24,7 +24,7 @@ from .. import Backend, Kernels
 from . import attention, rows, signatures
 from .cache import KVCache, Positions, Side
 from .machine.card import require_card
-from .machine.memory import Place, Rows, blocks, require_room
+from .machine.memory import Queue, Rows, blocks, require_room
 from .machine.ptx import SIMULATED
 from .machine.recording import Recorded
 from .matmul import linear as products
@@ -47,14 +47,14 @@ def row_of(factor: float, D: int) -> Any:
 class Cuda:
     """The backend as one model has it.
 
-    place: where buffers come from and launches go. row_of: a pass asks for the same few in every layer. roomy: the pass
+    queue: where buffers come from and launches go. row_of: a pass asks for the same few in every layer. roomy: the pass
     is being recorded, for all positions of the cache.
     """
 
     PRECISIONS = ("f32", "int8")
     ALIKE = False  # a prompt's products are other kernels than a token's
 
-    place: Place = field(default_factory=Place)
+    queue: Queue = field(default_factory=Queue)
     row_of: Callable[..., Any] = field(default_factory=lambda: lru_cache(maxsize=16)(row_of))
     roomy: bool = False
 
@@ -82,7 +82,7 @@ class Cuda:
         require_room(need, "the model", "take a smaller model or format, or --backend cpu")
 
         def matrix(*parts: QTensor) -> Matrix:
-            return Matrix(stack(self.place, parts), precision == "int8")
+            return Matrix(stack(self.queue, parts), precision == "int8")
 
         prepared = w.map(vector, matrix)
         return replace(
@@ -93,7 +93,7 @@ class Cuda:
         )
 
     def new_cache(self, c: Config, capacity: int, precision: str) -> KVCache:
-        return KVCache(c, capacity, self.place)
+        return KVCache(c, capacity, self.queue)
 
     def batch(self, forward: Callable[[Kernels], Rows]) -> Rows:
         return forward(self)
@@ -101,7 +101,7 @@ class Cuda:
     def record(self, forward: Callable[[Kernels, Any], Rows], cache: KVCache, tokens: int = 1) -> Callable[[Any], Rows]:
         """A decode step as a recorded graph (recording.py), which has one token."""
         assert tokens == 1
-        return Recorded(lambda place, token: forward(replace(self, place=place, roomy=True), token), cache)
+        return Recorded(lambda queue, token: forward(replace(self, queue=queue, roomy=True), token), cache)
 
     # ---- the functions of the page
 
@@ -113,37 +113,37 @@ class Cuda:
         sides = keys, _ = cache.sides(layer)
         width = keys.K * keys.H
         into = (cache.start, width, cache.k, cache.v, keys.at)
-        self.place.launch(attention.append, len(k_TKH), min(256, width), *k_TKH.where, *v_TKH.where, *into)
+        self.queue.launch(attention.append, len(k_TKH), min(256, width), *k_TKH.where, *v_TKH.where, *into)
         return sides
 
     def advance(self, cache: KVCache, count: int) -> None:
-        self.place.launch(attention.advance, 1, 1, cache.start, count)
+        self.queue.launch(attention.advance, 1, 1, cache.start, count)
         cache.length += count
 
     def embed(self, tokens_T: Any, embed_VD: Matrix) -> Rows:
         """Rows decoded on the card, from token ids in NumPy's memory or already there."""
         tokens = cuda.to_device(np.asarray(tokens_T, np.int32)) if isinstance(tokens_T, np.ndarray) else tokens_T
         (w,) = embed_VD.parts
-        y_TD = self.place.rows(len(tokens), w.I)
+        y_TD = self.queue.rows(len(tokens), w.I)
         grid = blocks(w.G, p32.EMBED_THREADS), len(tokens)
-        self.place.launch(p32.products(w.form).embed, grid, p32.EMBED_THREADS, tokens, *w.planes, y_TD.data, w.I, w.G)
+        self.queue.launch(p32.products(w.form).embed, grid, p32.EMBED_THREADS, tokens, *w.planes, y_TD.data, w.I, w.G)
         return y_TD
 
     def rms_norm(self, x_TD: Rows, gain_D: Any, eps: float) -> Rows:
         """1 / sqrt, then the gain, as the formula is written."""
         T, *heads, D = x_TD.shape
-        y_TD, N = self.place.rows(*x_TD.shape), prod(heads)
+        y_TD, N = self.queue.rows(*x_TD.shape), prod(heads)
         threads = min(rows.NORM_THREADS, 32 * blocks(D, 32))
-        self.place.launch(rows.rms_norm, (T, N), threads, *x_TD.where, gain_D, np.float32(eps), N, D, y_TD.data)
+        self.queue.launch(rows.rms_norm, (T, N), threads, *x_TD.where, gain_D, np.float32(eps), N, D, y_TD.data)
         return y_TD
 
     def linear(self, x_TI: Rows, w: Matrix) -> Rows:
-        return products.linear(self.place, x_TI, w)
+        return products.linear(self.queue, x_TI, w)
 
     def _by_element(self, kernel: Any, x: Rows, *more: Any) -> Rows:
         T, D = x.shape
-        y = self.place.rows(T, D)
-        self.place.launch(kernel, (blocks(D, rows.THREADS), T), min(rows.THREADS, D), *x.where, *more, D, y.data)
+        y = self.queue.rows(T, D)
+        self.queue.launch(kernel, (blocks(D, rows.THREADS), T), min(rows.THREADS, D), *x.where, *more, D, y.data)
         return y
 
     def add(self, x_TD: Rows, y: Any) -> Rows:
@@ -161,45 +161,45 @@ class Cuda:
     def rope(self, x_TNH: Rows, pos_T: Positions, inv_freq_h: Any, magnitude: float = 1.0) -> Rows:
         """Angles as in kernels/reference.py: a float32 product; cosine and sine in float64, then rounded."""
         T, N, H = x_TNH.shape
-        y_TNH = self.place.rows(T, N, H)
+        y_TNH = self.queue.rows(T, N, H)
         threads = min(64, H // 2), min(8, N)
-        self.place.launch(
+        self.queue.launch(
             rows.rope, T, threads, *x_TNH.where, pos_T.start, inv_freq_h, np.float32(magnitude), N, H // 2, y_TNH.data
         )
         return y_TNH
 
     def attn_scores(self, q_TNH: Rows, k_SKH: Side, pos_T: Positions) -> Rows:
         (T, N, H), (keys, at, K, _), S = q_TNH.shape, k_SKH, pos_T.S
-        scores_NTS = self.place.rows(N, T, S)
+        scores_NTS = self.queue.rows(N, T, S)
         grid = blocks(S, attention.KEYS), blocks(T * (N // K), attention.QUERIES), K
         sizes = pos_T.start, T, N // K, H, np.float32(np.sqrt(H))
         block = attention.KEYS, attention.QUERIES
-        self.place.launch(attention.scores, grid, block, *q_TNH.where, keys, at, *sizes, scores_NTS.data, S)
+        self.queue.launch(attention.scores, grid, block, *q_TNH.where, keys, at, *sizes, scores_NTS.data, S)
         return scores_NTS
 
     def softmax(self, scores_NTS: Rows, pos_T: Positions, window: int = ALL) -> Rows:
         N, T, S = scores_NTS.shape
-        probs_NTS = self.place.rows(N, T, S)
+        probs_NTS = self.queue.rows(N, T, S)
         sizes = S, pos_T.start, T, window
-        self.place.launch(attention.softmax, (T, N), attention.SOFTMAX_THREADS, scores_NTS.data, *sizes, probs_NTS.data)
+        self.queue.launch(attention.softmax, (T, N), attention.SOFTMAX_THREADS, scores_NTS.data, *sizes, probs_NTS.data)
         return probs_NTS
 
     def attn_mix(self, probs_NTS: Rows, v_SKH: Side, pos_T: Positions) -> Rows:
         """Spans of positions on their own, then their sum; with room for one span only, there is nothing to add up."""
         (N, T, S), (values, at, K, H) = probs_NTS.shape, v_SKH
         spans, size = blocks(S, attention.SPAN), T * N * H
-        parts = self.place.rows(spans * T, N, H)
+        parts = self.queue.rows(spans * T, N, H)
         columns = max(d for d in range(1, attention.MIX_COLUMNS + 1) if H % d == 0)
         grid = spans * (H // columns), blocks(T * (N // K), attention.MIX_ROWS), K
         sizes = pos_T.start, T, N // K, H, attention.SPAN
-        self.place.launch(
+        self.queue.launch(
             attention.mix, grid, (columns, attention.SLICES), probs_NTS.data, S, values, at, *sizes, parts.data
         )
         if spans == 1:
             return parts
-        mix_TNH = self.place.rows(T, N, H)
+        mix_TNH = self.queue.rows(T, N, H)
         grid_1 = blocks(size, rows.THREADS)
-        self.place.launch(
+        self.queue.launch(
             attention.gather, grid_1, rows.THREADS, parts.data, pos_T.start, T, attention.SPAN, size, mix_TNH.data
         )
         return mix_TNH

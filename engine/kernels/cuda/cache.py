@@ -9,7 +9,7 @@ from numba import cuda
 
 from ....errors import BadInput
 from ...config import Config
-from .machine.memory import Place, require_room
+from .machine.memory import Queue, require_room
 
 
 class Positions(NamedTuple):
@@ -32,12 +32,12 @@ class Side(NamedTuple):
 class KVCache:
     """[layers, capacity, K, H] each. Raises BadInput if the card has no room for it."""
 
-    def __init__(self, c: Config, capacity: int, place: Place) -> None:
+    def __init__(self, c: Config, capacity: int, queue: Queue) -> None:
         self.K, self.H = c.num_key_value_heads, c.head_dim
         self.layer_size = capacity * self.K * self.H
         size = c.num_hidden_layers * self.layer_size
         require_room(8 * size, f"a cache of {capacity} positions", "ask for fewer tokens, or take --backend cpu")
-        self.k, self.v = place.allocate(size), place.allocate(size)
+        self.k, self.v = queue.allocate(size), queue.allocate(size)
         self.start = cuda.to_device(np.zeros(1, np.int32))
         self.length, self.capacity = 0, capacity
 

@@ -123,8 +123,8 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a model's buffers come from and its launches go: a recording has another arena, and another stream."""
+class Queue:
+    """Where a model's launches go and its buffers come from: a recording has another stream, and another arena."""
 
     arena: Arena = field(default_factory=Arena)
     stream: Any = 0

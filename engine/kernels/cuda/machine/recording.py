@@ -15,17 +15,17 @@ from numba import cuda
 from numpy.typing import NDArray
 
 from ..cache import KVCache
-from .memory import Arena, Place, Rows
+from .memory import Arena, Queue, Rows
 from .ptx import SIMULATED
 
 
 class Recorded:
     """A decode step, token [1] -> logits [V]; the logits are good until the next step.
 
-    step: takes a place, where its buffers come from and its launches go, and the token on the card.
+    step: takes a queue, where its buffers come from and its launches go, and the token on the card.
     """
 
-    def __init__(self, step: Callable[[Place, Any], Rows], cache: KVCache) -> None:
+    def __init__(self, step: Callable[[Queue, Any], Rows], cache: KVCache) -> None:
         self.step, self.cache, self.arena = step, cache, Arena()
         self.token = cuda.to_device(np.zeros(1, np.int32))
         self.warm = False
@@ -53,7 +53,7 @@ class Recorded:
         return self.logits_V
 
     def _run(self, stream: Any) -> None:
-        self.logits_V = self.step(Place(self.arena, stream), self.token)
+        self.logits_V = self.step(Queue(self.arena, stream), self.token)
 
 
 def graph_of(work: Callable[[Any], Any]) -> Callable[[], None]:

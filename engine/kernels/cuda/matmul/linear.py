@@ -10,7 +10,7 @@ import numpy as np
 
 from .....quant.tensor import format_of
 from .. import rows
-from ..machine.memory import Buffer, Place, Rows, blocks
+from ..machine.memory import Buffer, Queue, Rows, blocks
 from . import product as p32
 from . import product8 as p8
 from .packed import Packed
@@ -31,10 +31,10 @@ class Matrix:
         return sum(part.O for part in self.parts)
 
 
-def linear(place: Place, x_TI: Rows, w: Matrix) -> Rows:
+def linear(queue: Queue, x_TI: Rows, w: Matrix) -> Rows:
     """x W^T, [T, O]: x is laid out as the parts want it, then part after part is multiplied."""
-    y_TO = place.rows(len(x_TI), w.outputs)
-    at, ready = 0, Ready(place, x_TI)
+    y_TO = queue.rows(len(x_TI), w.outputs)
+    at, ready = 0, Ready(queue, x_TI)
     for part in w.parts:
         (_integers if w.int8 and part.form.FORMAT.block > 1 else _floats)(ready, part, y_TO, at, w.int8)
         at += part.O
@@ -44,8 +44,8 @@ def linear(place: Place, x_TI: Rows, w: Matrix) -> Rows:
 class Ready:
     """The activations as kernels want them, each form made once for all parts of a stack."""
 
-    def __init__(self, place: Place, x_TI: Rows) -> None:
-        self.place = place
+    def __init__(self, queue: Queue, x_TI: Rows) -> None:
+        self.queue = queue
         self.x_TI, self.T, self.I = x_TI, len(x_TI), x_TI.shape[1]
         self.tiles = blocks(self.I, p32.GROUP * p32.TILE)
         self.made: dict[Any, Any] = {}
@@ -61,9 +61,9 @@ class Ready:
             return self.x_TI
 
         def make() -> Rows:
-            y_TI = self.place.rows(self.T, self.I)
+            y_TI = self.queue.rows(self.T, self.I)
             grid = blocks(self.I, rows.THREADS), self.T
-            self.place.launch(rows.narrow, grid, rows.THREADS, *self.x_TI.where, self.I, int(form == "BF16"), y_TI.data)
+            self.queue.launch(rows.narrow, grid, rows.THREADS, *self.x_TI.where, self.I, int(form == "BF16"), y_TI.data)
             return y_TI
 
         return self.once(form, make)
@@ -73,9 +73,9 @@ class Ready:
 
         def make() -> tuple[Rows, Rows]:
             x_TI = self.narrowed(form)
-            laid, sums = (self.place.rows(self.T, self.tiles * width) for width in (512, 16))
+            laid, sums = (self.queue.rows(self.T, self.tiles * width) for width in (512, 16))
             out = self.I, self.tiles, laid.data, sums.data
-            self.place.launch(p32.lay_out, (self.tiles, self.T), p32.LAY_OUT_THREADS, *x_TI.where, *out)
+            self.queue.launch(p32.lay_out, (self.tiles, self.T), p32.LAY_OUT_THREADS, *x_TI.where, *out)
             return laid, sums
 
         return self.once((form, "laid"), make)
@@ -85,11 +85,11 @@ class Ready:
 
         def make() -> tuple[Buffer, Rows, Buffer]:
             groups = self.T * self.tiles * p32.TILE
-            words, sums = self.place.buffer(groups * 8), self.place.buffer(groups * 2)
-            steps = self.place.rows(self.T, self.tiles * p32.TILE)
+            words, sums = self.queue.buffer(groups * 8), self.queue.buffer(groups * 2)
+            steps = self.queue.rows(self.T, self.tiles * p32.TILE)
             out = words.data.view(np.uint32), steps.data, sums.data.view(np.int32)
             grid, width = (self.tiles * 2, self.T), format_of(form).block
-            self.place.launch(p8.quantise, grid, p8.BLOCK, *self.x_TI.where, self.I, self.tiles, width, *out)
+            self.queue.launch(p8.quantise, grid, p8.BLOCK, *self.x_TI.where, self.I, self.tiles, width, *out)
             return words, steps, sums
 
         return self.once(form, make)
@@ -114,10 +114,10 @@ def _floats(ready: Ready, w: Packed, y_TO: Rows, at: int, narrow: bool) -> None:
     if T <= VECTOR_TOKENS:
         (laid, sums), (grid, shift) = ready.laid(form), _vector_shape(w, T)
         x = laid.data, sums.data, sums.data  # the steps are the 8 bits' alone
-        ready.place.launch(kernels.vector, grid, p32.VECTOR_THREADS, *x, *w.planes, *y, w.O, w.G, shift)
+        ready.queue.launch(kernels.vector, grid, p32.VECTOR_THREADS, *x, *w.planes, *y, w.O, w.G, shift)
     else:
         x_TI = ready.narrowed(form)
-        ready.place.launch(
+        ready.queue.launch(
             kernels.matrix, _matrix_grid(w, T), p32.MATRIX_THREADS, *x_TI.where, w.I, *w.planes, *y, w.O, w.G, T
         )
 
@@ -129,6 +129,6 @@ def _integers(ready: Ready, w: Packed, y_TO: Rows, at: int, narrow: bool) -> Non
     x = words.data.view(np.uint32), steps.data, sums.data.view(np.int32)
     if T <= VECTOR_TOKENS:
         grid, shift = _vector_shape(w, T)
-        ready.place.launch(kernels.vector, grid, p32.VECTOR_THREADS, *x, *w.planes, *y, w.O, w.G, shift)
+        ready.queue.launch(kernels.vector, grid, p32.VECTOR_THREADS, *x, *w.planes, *y, w.O, w.G, shift)
     else:
-        ready.place.launch(kernels.matrix, _matrix_grid(w, T), p8.MATRIX_THREADS, *x, *w.planes, *y, w.O, w.G, T)
+        ready.queue.launch(kernels.matrix, _matrix_grid(w, T), p8.MATRIX_THREADS, *x, *w.planes, *y, w.O, w.G, T)
