@@ -1,10 +1,10 @@
 """What a backend is: a module (or folder) of this package whose `backend()` makes one, found by its name.
 
-Its functions are pure: arrays in, new arrays out; no backend knows a file or a model. Arrays are the backend's own kind
-(NumPy on the CPU, device arrays on a GPU); `to_host` brings one back as a NumPy array for the tap. What a backend
-remembers (memory to use again, tables, a pass that is being recorded) changes no result, and lies in the object that
-was made: a model takes one of its own. One per process are compiled code, and the threads of the CPU, which work for
-one model at a time.
+Its functions are pure: arrays in, new arrays out; a cache alone changes, by `append` and `advance`. No backend knows a
+file or a model. Arrays are the backend's own kind (NumPy on the CPU, device arrays on a GPU); `to_host` brings one back
+as a NumPy array for the tap. What a backend remembers (memory to use again, tables, a pass that is being recorded)
+changes no result, and lies in the object that was made: a model takes one of its own. One per process are compiled
+code, and the threads of the CPU, which work for one model at a time.
 """
 
 from __future__ import annotations
