@@ -14,6 +14,7 @@ from .engine.generate import prefill
 from .engine.load import Opened, load, open_weights
 from .errors import BadInput
 from .model import Model
+from .quant.rms import ratio
 from .trace.dump import Dump
 from .trace.sources import AS_IT_IS, Asked, open_dump
 from .trace.stages import of_pieces
@@ -94,7 +95,8 @@ def from_tokens(got_V: NDArray[np.float64], exact_V: NDArray[np.float64]) -> Fro
     noise, size = (float(np.sqrt(np.mean(np.square(x)))) for x in (got_V - exact_V, exact_V))
     p, q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (exact_V, got_V))
     rank = int(np.count_nonzero(exact_V > exact_V[mine])) + 1
-    return FromTokens(mine, best, rank, float(first - second), noise, noise / size, float(np.sum(np.exp(p) * (p - q))))
+    kl = float(np.sum(np.exp(p) * (p - q)))
+    return FromTokens(mine, best, rank, float(first - second), noise, ratio(noise, size), kl)
 
 
 def opened_for(dump: Dump | str | os.PathLike[str], model: Opened, asked: Asked = AS_IT_IS) -> Dump:

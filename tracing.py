@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .engine.config import Config
 from .engine.forward import forward
-from .engine.generate import CHUNK, greedy_passes
+from .engine.generate import greedy_passes
 from .engine.load import Loaded
 from .engine.nonfinite import NotFinite, first_place
 from .engine.tap import SILENT, Both, Tap
@@ -65,21 +65,21 @@ def require_all(p: Plan, layers: int, kept: Container[Key]) -> None:
 
 def passes(model: Loaded, ids: Sequence[int], saved: Plan | None, sink: Sink | None, shown: Plan | None) -> Passes:
     """Runs them. saved: what goes to the sink; shown: what is summed up."""
-    k, w = model.kernels, model.weights
+    ops, w = model.kernels, model.weights
     steps = (saved or shown or Plan(())).decode_steps
-    cache = k.new_cache(w.config, len(ids) + steps, model.precision)
+    cache = ops.new_cache(w.config, len(ids) + steps, model.precision)
     summaries: list[Summary] = []
 
     def run(tokens: Sequence[int], positions: range, phase: int) -> NDArray[np.floating]:
         tap: Tap = SILENT
         if shown is not None:
-            summaries.append(tap := Summary(shown, k.to_host, positions, phase))
+            summaries.append(tap := Summary(shown, ops.to_host, positions, phase))
         if saved is not None and sink is not None:
             kept = positions if phase else saved.kept(len(ids))
-            recorder = Recorder(saved, k.to_host, sink, positions, kept, phase)
+            recorder = Recorder(saved, ops.to_host, sink, positions, kept, phase)
             tap = recorder if shown is None else Both(tap, recorder)
         with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show
-            return k.to_host(forward(np.array(tokens, np.int32), w, cache, k, tap))
+            return ops.to_host(forward(np.array(tokens, np.int32), w, cache, ops, tap))
 
     generated, logits = greedy_passes(ids, steps, run)
     return Passes(generated, logits, summaries, [])
@@ -130,5 +130,5 @@ def origin(model: Loaded, ids: Sequence[int], made: Passes) -> str | None:
     if broken is None:
         return None
     fed = [*ids, *made.generated[:broken]]
-    place = first_place(fed, model.weights, model.kernels, model.precision, CHUNK)
+    place = first_place(fed, model.weights, model.kernels, model.precision)
     return NotFinite(fed, place).traced_to(model.bound)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .chunks import chunks
 from .forward import forward
-from .generate import CHUNK
-from .kernels import Kernels
+from .kernels import Backend, Kernels
 from .tap import SILENT, At
 from .weights import Weights
 
@@ -33,22 +33,24 @@ class _FinalNorm:
 
 
 def all_logits(
-    ids: Sequence[int], w: Weights, k: Kernels, precision: str, first: int = 0
+    ids: Sequence[int], w: Weights, ops: Backend, precision: str, first: int = 0
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
     """(position, logits [n, V] of it and the next n - 1) of the positions from `first` on, in order.
 
     The same bits as prefill gives for each position's own prefix; the array's memory may be used anew at the next.
     """
-    cache = k.new_cache(w.config, len(ids), precision)
+    cache = ops.new_cache(w.config, len(ids), precision)
 
-    def hidden(tokens_T: NDArray[np.int32]) -> Any:
+    def hidden(tokens_T: NDArray[np.int32], ops: Kernels) -> Any:
         seen = _FinalNorm()
-        forward(tokens_T, w, cache, k, seen)
+        forward(tokens_T, w, cache, ops, seen)
         return seen.x_TD
 
-    for start in range(0, len(ids), CHUNK):
-        x_TD = k.batch(partial(hidden, np.array(ids[start : start + CHUNK], np.int32)))
-        stop = min(start + CHUNK, len(ids))
-        for at in range(max(first, start), stop, BLOCK):
-            rows = slice(at - start, min(at + BLOCK, stop) - start)
-            yield at, k.to_host(k.batch(partial(k.linear, x_TD[rows], w.lm_head)))
+    def logits(x_TD: Any, ops: Kernels) -> Any:
+        return ops.linear(x_TD, w.lm_head)
+
+    for positions, tokens_T in chunks(ids):
+        x_TD = ops.batch(partial(hidden, tokens_T))
+        for at in range(max(first, positions.start), positions.stop, BLOCK):
+            rows = slice(at - positions.start, min(at + BLOCK, positions.stop) - positions.start)
+            yield at, ops.to_host(ops.batch(partial(logits, x_TD[rows])))

@@ -1,9 +1,10 @@
 """THE PAGE: one forward pass of Qwen2 and its relatives, for every backend, prompt and decode, run and trace.
 
 Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
-H head size, F mlp width, V vocabulary, E = (N + 2K) H, G = 2F. `k` is a backend, a module of pure functions
-(kernels/__init__.py); `tap` an identity that may look at a stage on its way (engine/tap.py, trace/stages.py). A piece
-whose weights an architecture does not have (engine/models) is left out.
+H head size (h half of it), F mlp width, V vocabulary, E = (N + 2K) H, G = 2F; x is what goes from layer to layer, and
+q, k, v are queries, keys and values. `ops` are a backend's functions (kernels/__init__.py); `tap` is an identity that
+may look at a stage on its way (engine/tap.py, trace/stages.py). A piece whose weights an architecture does not have
+(engine/models) is left out.
 """
 
 from __future__ import annotations
@@ -17,42 +18,42 @@ from .weights import Weights
 LAST, EVERY = (slice(-1, None), 0), (slice(None), slice(None))  # rows of the last norm, and of their logits
 
 
-def forward(tokens_T: Any, w: Weights, cache: Cache, k: Kernels, tap: Tap, of: tuple[Any, Any] = LAST) -> Any:
+def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of: tuple[Any, Any] = LAST) -> Any:
     """Logits [V] of the last of the tokens [T] (int32), which follow what the cache holds; the cache grows by T. `of`
     EVERY: logits [T, V] of all of them."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
-    pos_T, freq_h, size = cache.positions(T), w.frequencies(cache.capacity), w.magnitude
+    pos_T, freq_h, size = ops.positions(cache, T), w.frequencies(cache.capacity), w.magnitude
 
-    x_TD = tap.layer(0)("embedding", k.embed(tokens_T, w.embed))
+    x_TD = tap.layer(0)("embedding", ops.embed(tokens_T, w.embed))
     for i, layer in enumerate(w.layers):
         at = tap.layer(i)
 
-        h_TD = at("attn_norm", k.rms_norm(x_TD, layer.attn_norm_D, eps))
-        qkv_TE = at("qkv_matmul", k.linear(h_TD, layer.qkv))
+        normed_TD = at("attn_norm", ops.rms_norm(x_TD, layer.attn_norm_D, eps))
+        qkv_TE = at("qkv_matmul", ops.linear(normed_TD, layer.qkv))
         if layer.qkv_bias_E is not None:
-            qkv_TE = at("qkv_bias", k.add(qkv_TE, layer.qkv_bias_E))
+            qkv_TE = at("qkv_bias", ops.add(qkv_TE, layer.qkv_bias_E))
         q_TNH, k_TKH = qkv_TE[:, : N * H].reshape(T, N, H), qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H)
         if layer.q_norm_H is not None:
-            q_TNH = at("q_norm", k.rms_norm(q_TNH, layer.q_norm_H, eps))
-            k_TKH = at("k_norm", k.rms_norm(k_TKH, layer.k_norm_H, eps))
-        q_TNH = at("q_post_rope", k.rope(q_TNH, pos_T, freq_h, size))
-        k_TKH = at("k_post_rope", k.rope(k_TKH, pos_T, freq_h, size))
-        k_SKH, v_SKH = cache.append(i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
-        scores_NTS = at("attn_scores", k.attn_scores(q_TNH, k_SKH, pos_T))
-        probs_NTS = at("attn_softmax", k.softmax(scores_NTS, pos_T, c.window(i)))
-        mix_TNH = at("attention", k.attn_mix(probs_NTS, v_SKH, pos_T))
+            q_TNH = at("q_norm", ops.rms_norm(q_TNH, layer.q_norm_H, eps))
+            k_TKH = at("k_norm", ops.rms_norm(k_TKH, layer.k_norm_H, eps))
+        q_TNH = at("q_post_rope", ops.rope(q_TNH, pos_T, freq_h, size))
+        k_TKH = at("k_post_rope", ops.rope(k_TKH, pos_T, freq_h, size))
+        k_SKH, v_SKH = ops.append(cache, i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
+        scores_NTS = at("attn_scores", ops.attn_scores(q_TNH, k_SKH, pos_T))
+        probs_NTS = at("attn_softmax", ops.softmax(scores_NTS, pos_T, c.window(i)))
+        mix_TNH = at("attention", ops.attn_mix(probs_NTS, v_SKH, pos_T))
         x_TD = at(
-            "post_attn_residual", k.add(x_TD, at("attn_out", k.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))
+            "post_attn_residual", ops.add(x_TD, at("attn_out", ops.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))
         )
 
-        h_TD = at("ffn_norm", k.rms_norm(x_TD, layer.ffn_norm_D, eps))
-        both_TG = k.linear(h_TD, layer.gate_up)
+        normed_TD = at("ffn_norm", ops.rms_norm(x_TD, layer.ffn_norm_D, eps))
+        both_TG = ops.linear(normed_TD, layer.gate_up)
         gate_TF, up_TF = at("ffn_gate", both_TG[:, :F]), at("ffn_up", both_TG[:, F:])
-        h_TF = at("ffn_swigl", k.mul(at("ffn_silu", k.silu(gate_TF)), up_TF))
-        x_TD = at("post_ffn_residual", k.add(x_TD, at("ffn_out", k.linear(h_TF, layer.ffn_down))))
-        del scores_NTS, probs_NTS, both_TG, gate_TF, up_TF, h_TF  # the largest: their memory is the next layer's
+        gated_TF = at("ffn_swigl", ops.mul(at("ffn_silu", ops.silu(gate_TF)), up_TF))
+        x_TD = at("post_ffn_residual", ops.add(x_TD, at("ffn_out", ops.linear(gated_TF, layer.ffn_down))))
+        del scores_NTS, probs_NTS, both_TG, gate_TF, up_TF, gated_TF  # the largest: their memory is the next layer's
 
-    cache.advance(T)
-    x_TD = tap.whole("final_norm", k.rms_norm(x_TD, w.final_norm_D, eps))
-    return tap.whole("lm_head", k.linear(x_TD[of[0]], w.lm_head)[of[1]])
+    ops.advance(cache, T)
+    x_TD = tap.whole("final_norm", ops.rms_norm(x_TD, w.final_norm_D, eps))
+    return tap.whole("lm_head", ops.linear(x_TD[of[0]], w.lm_head)[of[1]])

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadInput
+from .chunks import chunks
 from .config import Config
 from .drafts import LIMIT, MOST, Drafts
 from .forward import EVERY, LAST, forward
-from .kernels import Cache, Kernels
+from .kernels import Backend, Cache, Kernels
 from .nonfinite import NotFinite, first_place
 from .sample import Sampling, sample
 from .session import Session
@@ -21,7 +22,6 @@ from .tap import SILENT
 from .weights import Weights
 
 MAX_TOKENS = 256  # where nobody asked for another number
-CHUNK = 512  # positions at once: bounds the N T S scores of a long prompt
 
 
 def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
@@ -48,14 +48,13 @@ def new_tokens(prompt: int, c: Config, asked: int | None) -> int:
 
 
 def prefill(
-    ids: Sequence[int], w: Weights, cache: Cache, k: Kernels, progress: Callable[[int], None] = lambda done: None
+    ids: Sequence[int], w: Weights, cache: Cache, ops: Backend, progress: Callable[[int], None] = lambda done: None
 ) -> NDArray[np.floating]:
     """Runs the prompt in chunks; logits [V] of its last position. `progress` is told the positions done so far."""
-    for start in range(0, len(ids), CHUNK):
-        tokens_T = np.array(ids[start : start + CHUNK], np.int32)
-        logits_V = k.batch(partial(forward, tokens_T, w, cache, k, SILENT))
-        progress(min(start + CHUNK, len(ids)))
-    return k.to_host(logits_V)
+    for positions, tokens_T in chunks(ids):
+        logits_V = ops.batch(partial(forward, tokens_T, w, cache, tap=SILENT))
+        progress(positions.stop)
+    return ops.to_host(logits_V)
 
 
 def greedy_passes(
@@ -79,7 +78,7 @@ def greedy_passes(
 def generate(
     ids: Sequence[int],
     w: Weights,
-    k: Kernels,
+    ops: Backend,
     precision: str,
     max_tokens: int,
     stop: Sequence[int] = (),
@@ -102,19 +101,22 @@ def generate(
     generator = np.random.default_rng(sampling.seed)
     room = len(ids) + max_tokens
     if session is None:
-        cache, held = k.new_cache(w.config, room, precision), 0
+        cache, held = ops.new_cache(w.config, room, precision), 0
     else:
-        cache, held = session.begin(ids, room, w.config, k, precision)
+        cache, held = session.begin(ids, room, w.config, ops, precision)
     seen = list(ids)
 
     def choose(logits_V: NDArray[np.floating]) -> int:
         if not np.isfinite(logits_V).all():
-            raise NotFinite(seen, first_place(seen, w, k, precision, CHUNK))
+            raise NotFinite(seen, first_place(seen, w, ops, precision))
         seen.append(sample(logits_V, sampling, generator))
         return seen[-1]
 
+    def page(ops: Kernels, tokens_T: Any, of: tuple[Any, Any]) -> Any:
+        return forward(tokens_T, w, cache, ops, SILENT, of)
+
     try:
-        token = choose(prefill(ids[held:], w, cache, k, lambda done: progress(held + done)))
+        token = choose(prefill(ids[held:], w, cache, ops, lambda done: progress(held + done)))
         yield token
         drafts.extend(seen)
         steps: dict[int, Callable[[NDArray[np.int32]], Any]] = {}
@@ -123,10 +125,9 @@ def generate(
             width = next((n for n in drafts.widths() if len(draft) < n <= left), 1)
             draft = draft[: width - 1]
             if width not in steps:
-                page = partial(forward, w=w, cache=cache, k=k, tap=SILENT, of=EVERY if width > 1 else LAST)
-                steps[width] = k.record(page, cache, width)
+                steps[width] = ops.record(partial(page, of=EVERY if width > 1 else LAST), cache, width)
             tokens_T = np.array([token, *draft, *[token] * (width - 1 - len(draft))], np.int32)
-            logits_TV = k.to_host(steps[width](tokens_T)).reshape(width, -1)
+            logits_TV = ops.to_host(steps[width](tokens_T)).reshape(width, -1)
             drafts.passes += 1
             for t in range(len(draft) + 1):
                 token = choose(logits_TV[t])
@@ -141,16 +142,16 @@ def generate(
             session.ids = seen[:-1]  # fed, whatever was drafted beyond
 
 
-def drafts_for(k: Kernels, name: str, sampling: Sampling, asked: int | None) -> Drafts:
+def drafts_for(ops: Backend, name: str, sampling: Sampling, asked: int | None) -> Drafts:
     """Drafts of at most as many tokens as were asked for; None: of MOST, where the choice is greedy.
 
     Raises BadInput if the backend (name) has other bits for several tokens than for one: a draft would move the answer.
     """
     if asked is None:
-        return Drafts(MOST if k.ALIKE and sampling.temperature == 0 else 0)
+        return Drafts(MOST if ops.ALIKE and sampling.temperature == 0 else 0)
     if not 0 <= asked <= LIMIT:
         raise BadInput(f"drafts of {asked} tokens: give 1 to {LIMIT}, or off")
-    if asked and not k.ALIKE:
+    if asked and not ops.ALIKE:
         raise BadInput(
             f"backend {name} computes several tokens with other bits than one, so that drafts would move its "
             "answers; turn them off, or take backend cpu"

@@ -15,7 +15,7 @@ from .bind import bind
 from .config import with_rope
 from .files import Checkpoint, Vocabulary, open_checkpoint
 from .files.lora import Lora
-from .kernels import Kernels, backend, check_precision
+from .kernels import Backend, backend, check_precision
 from .kernels.adapted import adapting
 from .lora import with_loras
 from .nonfinite import NotFinite
@@ -37,7 +37,7 @@ class Loaded:
     checkpoint: Checkpoint
     bound: Weights
     weights: Weights
-    kernels: Kernels
+    kernels: Backend
     backend: str
     precision: str
 
@@ -89,16 +89,16 @@ def load(
     count: threads to do it with. compiling: told (done, total) while kernels are compiled, which can take a minute; it
     may raise to end that.
     """
-    k = backend(backend_name)
-    check_precision(k, backend_name, precision)
+    ops = backend(backend_name)
+    check_precision(ops, backend_name, precision)
     if opened.weights.adapted:
-        k = adapting(k)
+        ops = adapting(ops)
     check_threads(count)
     with threads(count):
-        k.compile_kernels(opened.weights, precision, compiling)
-        prepared = k.prepare(opened.weights, precision)
+        ops.compile_kernels(opened.weights, precision, compiling)
+        prepared = ops.prepare(opened.weights, precision)
     opened.checkpoint.check_unchanged()
-    return Loaded(*opened, prepared, k, backend_name, precision)
+    return Loaded(*opened, prepared, ops, backend_name, precision)
 
 
 def blaming(tokens: Iterator[int], opened: Opened) -> Iterator[int]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import BadInput
 from ..quant.tensor import QTensor, dequantize
+from .chunks import chunks
 from .forward import forward
-from .kernels import Kernels
+from .kernels import Backend
 from .tap import At
 from .weights import Weights, parts, plain
 
@@ -91,17 +92,16 @@ class _Look:
         return value
 
 
-def first_place(ids: Sequence[int], w: Weights, k: Kernels, precision: str, chunk: int) -> Place | None:
-    """The first value that is not finite when the ids are run, `chunk` at a time; None if all are finite.
+def first_place(ids: Sequence[int], w: Weights, ops: Backend, precision: str) -> Place | None:
+    """The first value that is not finite when the ids are run; None if all are finite.
 
     w: in the backend's form.
     """
-    cache = k.new_cache(w.config, len(ids), precision)
+    cache = ops.new_cache(w.config, len(ids), precision)
     try:
-        for start in range(0, len(ids), chunk):
-            tokens_T = np.array(ids[start : start + chunk], np.int32)
+        for positions, tokens_T in chunks(ids):
             with np.errstate(all="ignore"):
-                forward(tokens_T, w, cache, k, _Look(k.to_host, start, len(tokens_T)))
+                forward(tokens_T, w, cache, ops, _Look(ops.to_host, positions.start, len(tokens_T)))
     except _Found as found:
         return found.place
     return None

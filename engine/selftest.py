@@ -15,7 +15,7 @@ from .bind import bind
 from .config import Config
 from .forward import forward
 from .generate import prefill
-from .kernels import Kernels, backend
+from .kernels import Backend, backend
 from .tap import SILENT, At
 from .weights import Weights
 
@@ -76,18 +76,18 @@ class Hashing:
         return value
 
 
-def digest(k: Kernels, w: Weights, precision: str, tokens: NDArray[np.int32]) -> str:
+def digest(ops: Backend, w: Weights, precision: str, tokens: NDArray[np.int32]) -> str:
     """Of every stage of a prompt and of the tokens after it, looked at; then of the logits of the same, batched and
     replayed, as a user's run has them.
     """
-    tap = Hashing(k.to_host)
-    cache = k.new_cache(CONFIG, len(tokens), precision)
+    tap = Hashing(ops.to_host)
+    cache = ops.new_cache(CONFIG, len(tokens), precision)
     rest = [tokens[i : i + 1] for i in range(PROMPT, len(tokens))]
     for part in (tokens[:PROMPT], *rest):
-        forward(part, w, cache, k, tap)
-    again = k.new_cache(CONFIG, len(tokens), precision)
-    tap.whole("lm_head", prefill(tokens[:PROMPT].tolist(), w, again, k))
-    step = k.record(lambda token_T: forward(token_T, w, again, k, SILENT), again)
+        forward(part, w, cache, ops, tap)
+    again = ops.new_cache(CONFIG, len(tokens), precision)
+    tap.whole("lm_head", prefill(tokens[:PROMPT].tolist(), w, again, ops))
+    step = ops.record(lambda ops, token_T: forward(token_T, w, again, ops, SILENT), again)
     for part in rest:
         tap.whole("lm_head", step(part))
     return tap.digest.hexdigest()[:32]
@@ -98,8 +98,8 @@ def found(progress: Callable[[int, int], None]) -> Iterator[tuple[str, str]]:
 
     progress(done, total) is called where kernels are compiled first.
     """
-    k, w = backend("cpu"), weights()
+    ops, w = backend("cpu"), weights()
     tokens = random_bytes("tokens", PROMPT + AFTER).astype(np.int32)
-    for precision in k.PRECISIONS:
-        k.compile_kernels(w, precision, progress)
-        yield precision, digest(k, k.prepare(w, precision), precision, tokens)
+    for precision in ops.PRECISIONS:
+        ops.compile_kernels(w, precision, progress)
+        yield precision, digest(ops, ops.prepare(w, precision), precision, tokens)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import collect, tiny_weights
 
 from qwenref.engine import selftest
-from qwenref.engine.kernels import cpu
+from qwenref.engine.kernels.cpu import Cpu
 
 FORMATS = {"q": "Q4_K", "k": "Q5_0", "v": "Q6_K", "attn_out": "Q8_0", "ffn_gate": "Q4_K", "ffn_up": "Q5_0"}
 FORMATS |= {"ffn_down": "Q8_0", "lm_head": "Q6_K", "embed": "F32"}
@@ -28,7 +28,7 @@ PASSES = ([3, 141, 59, 26, 53], [58], list(range(97, 138)))
 def main() -> None:
     w = tiny_weights(hidden=256, heads=7, kv_heads=1, head_dim=64, mlp=160, vocab=259, formats=FORMATS)
     digests = {}
-    chosen = sys.argv[2:] if sys.argv[1:2] == ["--precision"] else cpu.PRECISIONS
+    chosen = sys.argv[2:] if sys.argv[1:2] == ["--precision"] else Cpu.PRECISIONS
     for precision in chosen:
         h = sha256()
         for stages in collect(w, "cpu", precision, *PASSES):
@@ -37,7 +37,7 @@ def main() -> None:
         digests[precision] = h.hexdigest()
     from qwenref.engine.kernels.cpu.machine.paths import PATH
 
-    tested = dict(selftest.found(lambda done, total: None)) if chosen is cpu.PRECISIONS else {}
+    tested = dict(selftest.found(lambda done, total: None)) if chosen is Cpu.PRECISIONS else {}
     print(json.dumps({"path": PATH, "digests": digests, "self-test": tested}))
 
 

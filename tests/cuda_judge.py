@@ -76,6 +76,15 @@ class Judge:
     def new_cache(self, c: Config, capacity: int, precision: str) -> Cache:
         return CUDA.new_cache(c, capacity, precision)
 
+    def positions(self, cache: Any, count: int) -> Any:
+        return CUDA.positions(cache, count)
+
+    def append(self, cache: Any, layer: int, k_TKH: Any, v_TKH: Any) -> Any:
+        return CUDA.append(cache, layer, k_TKH, v_TKH)
+
+    def advance(self, cache: Any, count: int) -> None:
+        CUDA.advance(cache, count)
+
     def see(self, stage: str, got: Any, want: np.ndarray, bound: Any) -> Any:
         ratio = within(stage, CUDA.to_host(got), want, np.broadcast_to(bound, want.shape))
         self.worst[stage] = max(self.worst.get(stage, 0.0), ratio)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ from numba import config
 
 from qwenref.engine.forward import forward
 from qwenref.engine.generate import generate
-from qwenref.engine.kernels.cuda import attention, memory, nibbles, packed, product, q4_k, q5_0, q6_k, recording
-from qwenref.engine.kernels.cuda import cache as cache_module
-from qwenref.engine.kernels.cuda import product8 as p8
+from qwenref.engine.kernels import backend
+from qwenref.engine.kernels.cuda import attention
 from qwenref.engine.kernels.cuda import rows as rows_module
+from qwenref.engine.kernels.cuda.formats import nibbles, q4_k, q5_0, q6_k
+from qwenref.engine.kernels.cuda.machine import memory, recording
+from qwenref.engine.kernels.cuda.matmul import packed, product
+from qwenref.engine.kernels.cuda.matmul import product8 as p8
+from qwenref.engine.kernels.cuda.matmul.linear import Matrix
 from qwenref.engine.nonfinite import NotFinite
 from qwenref.engine.tap import SILENT
 from qwenref.engine.weights import Weights
@@ -35,7 +41,7 @@ assert config.ENABLE_CUDASIM, "run by test_cuda.py, with NUMBA_ENABLE_CUDASIM=1"
 cuda_lanes.install(attention, p8, product, rows_module, nibbles, q4_k, q5_0, q6_k)
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # 127 / 0 in a block of zeros, as on the card
 FORMATS = tuple(packed.FORMS)
-ALLOCATE = memory.allocate
+ALLOCATE = memory.Queue.allocate
 BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q5_K": 256, "Q4_0": 32, "Q5_0": 32, "Q8_0": 32}
 
 
@@ -43,11 +49,10 @@ BLOCK = {"Q4_K": 256, "Q6_K": 256, "Q5_K": 256, "Q4_0": 32, "Q5_0": 32, "Q8_0": 
 def _garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh memory of the card holds anything: here NaN, so that what is read before it is written shows."""
 
-    def allocate(count: int, kind: Any = np.float32) -> Any:
+    def allocate(queue: memory.Queue, count: int, kind: Any = np.float32) -> Any:
         return memory.cuda.to_device(cuda_lanes.garbage(count, kind))
 
-    for module in (memory, packed, cache_module):
-        monkeypatch.setattr(module, "allocate", allocate)
+    monkeypatch.setattr(memory.Queue, "allocate", allocate)
 
 
 def rows(x: np.ndarray) -> memory.Rows:
@@ -55,7 +60,7 @@ def rows(x: np.ndarray) -> memory.Rows:
     T, I = x.shape
     held = np.full((T, I + 3), np.nan, np.float32)
     held[:, 1 : I + 1] = x
-    y = memory.Rows((T, I + 3))
+    y = CUDA.queue.rows(T, I + 3)
     y.data[: held.size].copy_to_device(held.reshape(-1))
     return y[:, 1 : I + 1]
 
@@ -68,7 +73,7 @@ def judged(tensors: tuple[QTensor, ...], x: np.ndarray, precision: str) -> np.nd
     """x W^T, which the judge has passed."""
     judge = Judge()
     judge.precision = precision
-    card = CUDA.Matrix(packed.stack(tensors), precision == "int8")
+    card = Matrix(packed.stack(CUDA.queue, tensors), precision == "int8")
     return CUDA.to_host(judge.linear(rows(x), Pair(card, *tensors)))
 
 
@@ -108,7 +113,7 @@ def test_stacked_matrices_of_several_formats(T: int, precision: str) -> None:
     sizes = [("Q4_K", 20), ("Q4_K", 5), ("Q5_0", 7), ("Q6_K", 9), ("F16", 3), ("F32", 4)]
     sizes += [("Q5_K", 2)] if precision == "f32" else []
     parts = tuple(matrix(fmt, O, 256, seed) for seed, (fmt, O) in enumerate(sizes))
-    assert len(packed.stack(parts)) == 5  # neighbours of one form are one matrix: one launch
+    assert len(packed.stack(CUDA.queue, parts)) == 5  # neighbours of one form are one matrix: one launch
     judged(parts, x, precision)
 
 
@@ -116,7 +121,7 @@ def test_every_type_is_looked_up_bit_for_bit() -> None:
     """Those without kernels are decoded when they are uploaded."""
     for fmt in TYPES:
         w = matrix(fmt, 2, 256)
-        Judge().embed(np.array([1, 0], np.int32), Pair(CUDA.Matrix(packed.stack((w,)), False), w))
+        Judge().embed(np.array([1, 0], np.int32), Pair(Matrix(packed.stack(CUDA.queue, (w,)), False), w))
 
 
 @pytest.mark.parametrize("precision", CUDA.PRECISIONS)
@@ -137,7 +142,7 @@ def test_the_card_is_asked_for_what_is_needed() -> None:
     """packed_bytes, from which a too small card is told, is what pack takes."""
     for fmt in FORMATS:
         w = matrix(fmt, 3, 256)
-        planes = packed.pack(w).planes
+        planes = packed.pack(CUDA.queue, w).planes
         assert packed.packed_bytes(w) == sum(p.size * p.dtype.itemsize for p in planes if p.size > 1)
 
 
@@ -150,22 +155,24 @@ def test_a_card_too_small_is_told_before_anything_is_uploaded(monkeypatch: pytes
 
 
 def test_a_full_card_gives_up_its_spare_buffers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = memory.Queue()
+
     class FullError(Exception):
         code = memory.OUT_OF_MEMORY
 
     def device_array(count: int, kind: Any) -> Any:
-        if memory.place.arena.free or count > 10:
+        if queue.arena.free or count > 10:
             raise FullError
         return np.empty(count, kind)
 
     monkeypatch.setattr(memory.cuda, "device_array", device_array)
-    memory.place.arena.free[512].append("spare")
-    assert len(ALLOCATE(10)) == 10
+    queue.arena.free[512].append("spare")
+    assert len(ALLOCATE(queue, 10)) == 10
     with pytest.raises(BadInput, match=r"memory is in pieces; 4.00 GB at a time"):
-        ALLOCATE(10**9)
+        ALLOCATE(queue, 10**9)
     monkeypatch.setattr(memory, "room", lambda: (3e9, 8e9))
     with pytest.raises(BadInput, match=r"the forward pass needs 4.00 GB on the card, which has 3.00 GB free of 8.00"):
-        ALLOCATE(10**9)
+        ALLOCATE(queue, 10**9)
 
 
 floats = st.one_of(
@@ -184,7 +191,7 @@ def test_activations_are_quantised_as_ggml_does(values: list[float], width: int)
     b = encode(x.reshape(-1, width)).view(f.STRUCT)[:, 0]
     empty = ((128, np.uint32), (16, np.float32), (32, np.int32))
     words, steps, sums = (memory.cuda.to_device(cuda_lanes.garbage(n, kind)) for n, kind in empty)
-    memory.launch(p8.quantise, (2, 1), p8.BLOCK, *rows(x[None, :I]).where, I, 1, width, words, steps, sums)
+    CUDA.queue.launch(p8.quantise, (2, 1), p8.BLOCK, *rows(x[None, :I]).where, I, 1, width, words, steps, sums)
     got = words.copy_to_host().reshape(2, 16, 4).transpose(1, 0, 2).copy().view(np.int8)
     assert np.array_equal(got.reshape(-1), b["qs"].reshape(-1))
     assert np.array_equal(steps.copy_to_host(), np.repeat(b["d"].astype(np.float32), width // 32))
@@ -298,13 +305,25 @@ def test_traced_untraced_and_recorded_are_the_same_bits(precision: str) -> None:
         cache = CUDA.new_cache(w.config, 9, precision)
         tap = Kept() if way == "traced" else SILENT
         made = [CUDA.to_host(forward(ids(3), w, cache, CUDA, tap)).copy()]
-        step = lambda token, cache=cache, tap=tap: forward(token, w, cache, CUDA, tap)  # noqa: E731
-        if way == "recorded":
-            step = CUDA.record(step, cache)
+        page = lambda k, token, cache=cache, tap=tap: forward(token, w, cache, k, tap)  # noqa: E731
+        step = CUDA.record(page, cache) if way == "recorded" else partial(page, CUDA)
         made += [CUDA.to_host(step(ids(1, seed=i))).copy() for i in range(2)]
         logits.append(np.array(made))
     assert np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
     assert np.array_equal(logits[0].view(np.uint32), logits[2].view(np.uint32))
+
+
+def test_two_models_by_turns_give_the_bits_of_each_alone() -> None:
+    def passes(which: int) -> Iterator[bytes]:
+        k, w = backend("cuda"), tiny_weights(vocab=40 + which, layers=1, seed=which)
+        w = k.prepare(w, "f32")
+        cache = k.new_cache(w.config, 6, "f32")
+        yield k.to_host(forward(ids(3), w, cache, k, SILENT)).tobytes()
+        step = k.record(lambda k, token: forward(token, w, cache, k, SILENT), cache)
+        for i in range(2):
+            yield k.to_host(step(ids(1, seed=i))).tobytes()
+
+    assert list(zip(passes(0), passes(1), strict=True)) == list(zip(list(passes(0)), list(passes(1)), strict=True))
 
 
 def test_a_recorded_step_replays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,11 +335,10 @@ def test_a_recorded_step_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     def graph_of(work: Any) -> Any:
         launches: list[Any] = []
         with pytest.MonkeyPatch.context() as capturing:
-            for module in (CUDA, cache_module):
-                capturing.setattr(module, "launch", lambda *launch: launches.append(launch))
+            capturing.setattr(memory.Queue, "launch", lambda queue, *launch: launches.append(launch))
             work("the stream that is captured")
         assert launches
-        return lambda: [memory.launch(*launch) for launch in launches]
+        return lambda: [memory.Queue().launch(*launch) for launch in launches]
 
     monkeypatch.setattr(recording, "SIMULATED", False)
     monkeypatch.setattr(recording, "graph_of", graph_of)
@@ -328,7 +346,7 @@ def test_a_recorded_step_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, recorded = (CUDA.new_cache(w.config, 9, "f32") for _ in range(2))
     for cache in (plain, recorded):
         forward(ids(3), w, cache, CUDA, SILENT)
-    step = CUDA.record(lambda token: forward(token, w, recorded, CUDA, SILENT), recorded)
+    step = CUDA.record(lambda k, token: forward(token, w, recorded, k, SILENT), recorded)
     for i in range(5):
         want = CUDA.to_host(forward(ids(1, seed=i), w, plain, CUDA, SILENT))
         assert np.array_equal(CUDA.to_host(step(ids(1, seed=i))).view(np.uint32), want.view(np.uint32)), f"step {i}"
@@ -380,7 +398,7 @@ def test_a_full_cache_is_refused() -> None:
         forward(ids(4), w, cache, CUDA, SILENT)
     forward(ids(3), w, cache, CUDA, SILENT)
     with pytest.raises(BadInput, match="4 positions do not fit a cache of 3"):
-        CUDA.record(lambda token: forward(token, w, cache, CUDA, SILENT), cache)(ids(1))
+        CUDA.record(lambda k, token: forward(token, w, cache, k, SILENT), cache)(ids(1))
 
 
 def test_make_gpu_finds_parity_and_its_absence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -395,7 +413,7 @@ def test_make_gpu_finds_parity_and_its_absence(monkeypatch: pytest.MonkeyPatch, 
     gpu_sections.parity(CUDA, "7B", path, args, found)
     assert found.wrong == [] and found.rows[0][-3:-1] == ["2/2", "yes"]
     args.steps, whole = 0, CUDA.silu
-    monkeypatch.setattr(CUDA, "silu", lambda x: CUDA.mul(whole(x), whole(x)))
+    monkeypatch.setattr(type(CUDA), "silu", lambda k, x: k.mul(whole(x), whole(x)))
     gpu_sections.parity(CUDA, "7B", path, args, found)
     assert len(found.wrong) == 1 and "ffn_" in found.wrong[0]
     assert json.loads((tmp_path / "parity.json").read_text()) == {"rows": found.rows, "wrong": found.wrong}

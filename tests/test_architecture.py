@@ -181,6 +181,40 @@ def test_numba_is_never_imported_before_its_settings() -> None:
     assert len(outside) < len(users)
 
 
+def remembered(source: str) -> list[str]:
+    """What a module would keep from call to call in itself: context variables, globals, containers that start empty."""
+    tree, found = ast.parse(source), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global) or (isinstance(node, ast.ImportFrom) and node.module == "contextvars"):
+            found.append(ast.unparse(node))
+    for node in tree.body:
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        empty = value is not None and ast.unparse(value) in {"[]", "{}"}
+        made = isinstance(value, ast.Call) and ast.unparse(value.func) in {
+            "dict",
+            "list",
+            "set",
+            "defaultdict",
+            "deque",
+        }
+        if empty or made:
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_a_backend_remembers_nothing_in_its_modules() -> None:
+    """Two models live in one process: what is remembered lies in the object that `backend` makes for each."""
+    assert {p: r for p in (ROOT / "engine" / "kernels").rglob("*.py") if (r := remembered(p.read_text("utf-8")))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from contextvars import ContextVar", "def f():\n    global x", "spare: Pool = defaultdict(list)", "kept = []"],
+)
+def test_what_a_module_remembers_is_seen(source: str) -> None:
+    assert remembered(source)
+
+
 def test_every_package_ships() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {".".join(("qwenref", *p.parent.relative_to(ROOT).parts)) for p in sources()}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,19 @@ def test_two_models_take_turns(tiny: Path, tmp_path: Path) -> None:
     got = [(m.text, m.ids, {k: t[k].tobytes() for k in t}) for m, t in zip(made, traces, strict=True)]
     assert got == wanted
     assert (twice.text, twice.ids) == wanted[0][:2]
+
+
+def test_two_models_run_at_once(tiny: Path, tmp_path: Path) -> None:
+    """From two threads, over and over."""
+    write_gguf(tmp_path / "other.gguf", tiny_weights(vocab=272, seed=7, hidden=128, head_dim=32, layers=3))
+    paths = [tiny, tmp_path / "other.gguf"]
+
+    def answers(m: qwenref.Model) -> list[Any]:
+        return [(m.generate(IDS * n, max_tokens=12).ids, m.logits(IDS * n).tobytes()) for n in (1, 20, 3, 40)]
+
+    wanted = [answers(qwenref.load(path)) for path in paths]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answers, [qwenref.load(path) for path in paths])) == wanted
 
 
 def test_threads_are_the_models_own(tiny: Path) -> None:

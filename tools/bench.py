@@ -83,14 +83,14 @@ def open_qwenref(
 
     set_threads(threads)
     _, bound = open_weights(path)
-    k = backend("cpu")
-    k.compile_kernels(bound, precision, lambda done, total: None)
-    w = k.prepare(bound, precision)
+    ops = backend("cpu")
+    ops.compile_kernels(bound, precision, lambda done, total: None)
+    w = ops.prepare(bound, precision)
     ids = prompt_ids(max(prompt, depth), w.config.vocab_size)
 
     def run(count: int, new: int) -> tuple[float, float]:
         started = time.perf_counter()
-        tokens = generate(ids[:count], w, k, precision, 1 + new)
+        tokens = generate(ids[:count], w, ops, precision, 1 + new)
         next(tokens)
         first = time.perf_counter()
         for _ in tokens:

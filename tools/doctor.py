@@ -101,7 +101,7 @@ def threads() -> Section:
 
 def card() -> Section:
     try:
-        from ..engine.kernels.cuda.card import describe
+        from ..engine.kernels.cuda.machine.card import describe
 
         return {"card": describe()}
     except BadInput as error:

@@ -9,6 +9,7 @@ from math import inf, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quant.rms import ratio
 from .dump import Entry
 
 _SLAB = 1 << 20
@@ -53,9 +54,7 @@ class Comparison:
         """RMS of the difference / RMS of the reference; 0 if equal, infinite for a mismatch or a reference of zeros."""
         if self.mismatched:
             return inf
-        if self.rms_diff == 0:
-            return 0.0
-        return self.rms_diff / self.rms_a if self.rms_a else inf
+        return ratio(self.rms_diff, self.rms_a)
 
     @property
     def max_abs(self) -> float:

@@ -10,6 +10,7 @@ from math import inf, isfinite, prod, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from ...quant.rms import ratio
 from ...quant.tensor import DECODED, QTensor, dequantize, row_slabs, take
 from ..config import Config
 
@@ -41,8 +42,7 @@ class Distance:
 
     @property
     def relative(self) -> float:
-        scale = float(self.a2.sum())
-        return 0.0 if not self.square else sqrt(self.square / scale) if scale else inf
+        return sqrt(ratio(self.square, float(self.a2.sum())))
 
     @property
     def correlation(self) -> float:

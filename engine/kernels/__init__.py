@@ -1,7 +1,10 @@
-"""What a backend is: a module (or folder) of this package with these functions, found by its name.
+"""What a backend is: a module (or folder) of this package whose `backend()` makes one, found by its name.
 
-All are pure: arrays in, new arrays out; no backend knows a file or a model. Arrays are the backend's own kind
-(NumPy on the CPU, device arrays on a GPU); `to_host` brings one back as a NumPy array for the tap.
+Its functions are pure: arrays in, new arrays out; a cache alone changes, by `append` and `advance`. No backend knows a
+file or a model. Arrays are the backend's own kind (NumPy on the CPU, device arrays on a GPU); `to_host` brings one back
+as a NumPy array for the tap. What a backend remembers (memory to use again, tables, a pass that is being recorded)
+changes no result, and lies in the object that was made: a model takes one of its own. One per process are compiled
+code, and the threads of the CPU, which work for one model at a time.
 """
 
 from __future__ import annotations
@@ -29,31 +32,18 @@ class Cache(Protocol):
     length: int  # set back, it forgets positions
     capacity: int
 
-    def positions(self, count: int) -> Any:
-        """int32 [T]: positions of the next `count` tokens. Raises BadInput if they pass the capacity."""
-
-    def append(self, layer: int, k_TKH: Any, v_TKH: Any) -> tuple[Any, Any]:
-        """Stores T new positions of a layer; returns keys and values of all S = length + T, [S, K, H] each."""
-
-    def advance(self, count: int) -> None:
-        """The forward pass is over: `count` positions more are held."""
-
 
 class Kernels(Protocol):
-    """The functions of a backend. x is in the backend's activation type (float32; float64 on the reference in f64)."""
+    """The functions of the page. x is in the backend's activation type (float32; float64 on the reference in f64)."""
 
-    PRECISIONS: tuple[str, ...]
-    ALIKE: bool  # a token's results have the same bits alone and among others of a pass
+    def positions(self, cache: Any, count: int) -> Any:
+        """int32 [T]: positions of the next `count` tokens. Raises BadInput if they pass the cache's capacity."""
 
-    def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
-        """Compiles what the weights of a file will need, if that takes time; tells progress(done, total) where it
-        does.
-        """
+    def append(self, cache: Any, layer: int, k_TKH: Any, v_TKH: Any) -> tuple[Any, Any]:
+        """Stores T new positions of a layer; returns keys and values of all S = length + T, [S, K, H] each."""
 
-    def prepare(self, w: Weights, precision: str) -> Weights:
-        """The weights of a file in the form that this backend computes with, for one of its PRECISIONS."""
-
-    def new_cache(self, c: Config, capacity: int, precision: str) -> Cache: ...
+    def advance(self, cache: Any, count: int) -> None:
+        """The forward pass is over: the cache holds `count` positions more."""
 
     def embed(self, tokens_T: Any, embed_VD: Any) -> Any:
         """Rows of the embedding: [T, D]."""
@@ -90,26 +80,49 @@ class Kernels(Protocol):
     def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: Any) -> Any:
         """Probabilities times values: [T, N, H]."""
 
-    def batch(self, forward: Callable[[], Any]) -> Any:
-        """forward(), whose kernels may run together and as late as its end: no tap looks at a stage meanwhile."""
-
-    def record(self, forward: Callable[[Any], Any], cache: Cache, tokens: int = 1) -> Callable[[Any], Any]:
-        """`forward` of one token [1] into `cache`, again and again, or where ALIKE of several [tokens]. A backend may
-        record the kernels that it calls and replay them: the same results, whose memory is used anew at the next call.
-        No tap sees a replayed stage."""
-
     def to_host(self, x: Any) -> NDArray[np.floating]:
         """The array as NumPy's; it may be a view, so who keeps it copies it."""
 
 
-def backend(name: str) -> Kernels:
-    """The backend of that name. Raises BadInput if there is none; an import error inside one comes through as it is."""
+class Backend(Kernels, Protocol):
+    """A backend, as one model has it: its functions, and all that goes before and round them."""
+
+    @property
+    def PRECISIONS(self) -> tuple[str, ...]: ...
+
+    @property
+    def ALIKE(self) -> bool:
+        """A token's results have the same bits alone and among others of a pass."""
+
+    def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
+        """Compiles what the weights of a file will need, if that takes time; tells progress(done, total) where it
+        does.
+        """
+
+    def prepare(self, w: Weights, precision: str) -> Weights:
+        """The weights of a file in the form that this backend computes with, for one of its PRECISIONS."""
+
+    def new_cache(self, c: Config, capacity: int, precision: str) -> Cache: ...
+
+    def batch(self, forward: Callable[[Kernels], Any]) -> Any:
+        """forward(kernels), which may run together and as late as its end: no tap looks at a stage meanwhile."""
+
+    def record(self, forward: Callable[[Kernels, Any], Any], cache: Any, tokens: int = 1) -> Callable[[Any], Any]:
+        """`forward` of kernels and one token [1] into `cache`, again and again, or where ALIKE of several [tokens]. A
+        backend may record the kernels that are called and replay them: the same results, whose memory is used anew at
+        the next call. No tap sees a replayed stage."""
+
+
+def backend(name: str) -> Backend:
+    """A backend of that name, for one model. Raises BadInput if there is none; an import error inside one comes through
+    as it is.
+    """
     if name not in BACKENDS:
         raise BadInput(f"unknown backend {name!r}; there are {', '.join(BACKENDS)}")
-    return cast(Kernels, import_module(f".{name}", __package__))
+    return cast(Backend, import_module(f".{name}", __package__).backend())
 
 
-def check_precision(k: Kernels, name: str, precision: str) -> None:
+def check_precision(ops: Backend, name: str, precision: str) -> None:
     """Raises BadInput if the backend does not compute in that precision."""
-    if precision not in k.PRECISIONS:
-        raise BadInput(f"backend {name} has no precision {precision!r}; it has {', '.join(k.PRECISIONS)}")
+    if precision not in ops.PRECISIONS:
+        raise BadInput(f"backend {name} has no precision {precision!r}; it has {', '.join(ops.PRECISIONS)}")

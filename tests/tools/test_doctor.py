@@ -19,7 +19,8 @@ import pytest
 from qwenref.cores import cores
 from qwenref.engine import aliases, selftest
 from qwenref.engine.forward import forward
-from qwenref.engine.kernels import backend, cpu
+from qwenref.engine.kernels import backend
+from qwenref.engine.kernels.cpu import Cpu
 from qwenref.engine.kernels.cpu.machine.paths import PATH, SET
 from qwenref.engine.tap import SILENT
 from qwenref.tools import doctor
@@ -44,7 +45,7 @@ def test_a_healthy_machine(run: Run) -> None:
     status, report, said = run()
     assert (status, report["healthy"]) == (0, True) and said.endswith("every machine computes\n")
     assert report["self-test"] == {p: f"{d} is right" for p, d in selftest.DIGESTS.items()}
-    assert report["self-test"].keys() == set(cpu.PRECISIONS)
+    assert report["self-test"].keys() == set(Cpu.PRECISIONS)
     assert report["versions"]["numpy"] == np.__version__
     assert report["versions"]["python"].startswith(platform.python_version())
     assert report["threads"]["for this process"] == cores() >= report["threads"]["used"]
@@ -65,17 +66,17 @@ def test_lines_say_the_same(run: Run, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_other_bits_are_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One rounding of one value in one layer is another result."""
-    silu = cpu.silu
+    silu = Cpu.silu
 
-    def off_by_one(x_TF: Any) -> Any:
-        y_TF = silu(x_TF)
-        submitted = cpu.to_host(y_TF)
+    def off_by_one(k: Cpu, x_TF: Any) -> Any:
+        y_TF = silu(k, x_TF)
+        submitted = k.to_host(y_TF)
         return np.nextafter(submitted, np.float32(np.inf)) if len(submitted) == 1 else y_TF
 
-    monkeypatch.setattr(cpu, "silu", off_by_one)
+    monkeypatch.setattr(Cpu, "silu", off_by_one)
     status, report, said = run()
     assert (status, report["healthy"]) == (1, False)
-    assert all(f"is wrong; right is {selftest.DIGESTS[p]}" in report["self-test"][p] for p in cpu.PRECISIONS)
+    assert all(f"is wrong; right is {selftest.DIGESTS[p]}" in report["self-test"][p] for p in Cpu.PRECISIONS)
     last = said.splitlines()[-1]  # it may have said before that it compiles
     assert last.startswith("not healthy: the self-test's bits are not those of every other machine")
 

@@ -29,8 +29,9 @@ from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.convert import convert
 from qwenref.engine.kernels.cpu.machine import team
+from qwenref.engine.kernels.cpu.machine.kernel import Kernel, at
 from qwenref.engine.kernels.cpu.machine.simd import set_i32
-from qwenref.engine.kernels.cpu.machine.team import _read
+from qwenref.engine.kernels.cpu.machine.work import _read
 from qwenref.tools.main import main
 
 from ..models import model
@@ -368,7 +369,7 @@ def _endless(first, last, seen, until):
             pass
 
 
-endless = team.Kernel(_endless)
+endless = Kernel(_endless)
 
 
 def _mark(first, last, seen):
@@ -376,14 +377,14 @@ def _mark(first, last, seen):
         set_i32(seen + 4 * i, 1)
 
 
-mark = team.Kernel(_mark)
+mark = Kernel(_mark)
 
 
 def test_a_region_ends_when_it_is_told_to_stop() -> None:
     """After the chunks that are in work: no other chunk is taken, nobody waits behind a barrier, no later job runs."""
     until = np.zeros(1, np.int64)
     first, second = np.zeros(1000, np.int32), np.zeros(1000, np.int32)
-    jobs = [endless.job(1000, 1, team.at(first), team.at(until)), mark.job(1000, 1, team.at(second))]
+    jobs = [endless.job(1000, 1, at(first), at(until)), mark.job(1000, 1, at(second))]
     endless.compile(), mark.compile()
     caught: list[BaseException] = []
 
@@ -403,9 +404,9 @@ def test_a_region_ends_when_it_is_told_to_stop() -> None:
         assert not thread.is_alive() and caught
         assert first.sum() <= os.cpu_count() and not second.any()
         with pytest.raises(KeyboardInterrupt):  # and nothing is computed from then on
-            team.run_now(mark.job(1000, 1, team.at(second)))
+            team.run_now(mark.job(1000, 1, at(second)))
         assert not second.any()
     finally:
         team.STOPPED[0] = 0
-    team.run_now(mark.job(1000, 1, team.at(second)))
+    team.run_now(mark.job(1000, 1, at(second)))
     assert second.all()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ...engine.generate import prefill
 from ...engine.kernels import backend
 from ...engine.tap import SILENT
 from ...errors import BadInput
+from ...quant.rms import ratio, rms
 from ...quant.tensor import QTensor, dequantize, format_of
 from ..load import open_weights
 from .random_model import SHAPES, random_tensor, write_model
@@ -82,7 +83,7 @@ def main() -> int:
     found = Found(args.section, args.json)
     try:
         k = backend("cuda")
-        from ...engine.kernels.cuda.card import require_card
+        from ...engine.kernels.cuda.machine.card import require_card
 
         require_card()
     except BadInput as error:
@@ -179,8 +180,8 @@ def read_bandwidth() -> float:
     """Bytes a second that a kernel reads which does nothing else."""
     import numba
 
-    from ...engine.kernels.cuda.product import dot4
-    from ...engine.kernels.cuda.ptx import load4
+    from ...engine.kernels.cuda.machine.ptx import load4
+    from ...engine.kernels.cuda.matmul.product import dot4
 
     cuda: Any = numba.cuda
     float32: Any = numba.float32
@@ -212,19 +213,20 @@ def read_bandwidth() -> float:
 
 def product(k: Any, fmt: str, limit: float, found: Found) -> None:
     """One token through a matrix too large for the card's cache: 512 rows against float64, and its time."""
-    from ...engine.kernels.cuda.memory import Arena, Rows, elsewhere
-    from ...engine.kernels.cuda.packed import pack, packed_bytes
-    from ...engine.kernels.cuda.recording import graph_of
+    from ...engine.kernels.cuda.machine.memory import Arena, Queue
+    from ...engine.kernels.cuda.machine.recording import graph_of
+    from ...engine.kernels.cuda.matmul.linear import Matrix
+    from ...engine.kernels.cuda.matmul.packed import pack, packed_bytes
 
     O, I = SHAPES["7B"][6], SHAPES["7B"][1]
     w = random_tensor("w", fmt, (O, I), I**-0.5, 7)
     x = np.random.default_rng(8).standard_normal((1, I)).astype(np.float32)
-    card_x, packed = Rows((1, I)), pack(w)
+    card_x, packed = k.queue.rows(1, I), pack(k.queue, w)
     card_x.data[:I].copy_to_device(x[0])
     picked = np.sort(np.random.default_rng(9).choice(O, 512, replace=False))
     rows = np.concatenate([dequantize(w, int(i), int(i) + 1) for i in picked]).astype(np.float64)
     for precision in k.PRECISIONS:
-        matrix = k.Matrix((packed,), precision == "int8")
+        matrix = Matrix((packed,), precision == "int8")
         y, again = k.to_host(k.linear(card_x, matrix)), k.to_host(k.linear(card_x, matrix))
         if not np.array_equal(y.view(np.uint32), again.view(np.uint32)):
             found.blame(f"{fmt} {precision}: two runs differ")
@@ -238,9 +240,9 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
         arena = Arena()
 
         def ten(stream: Any, matrix: Any = matrix, arena: Any = arena) -> None:
-            with elsewhere(arena, stream):
-                for _ in range(10):
-                    k.linear(card_x, matrix)
+            there = replace(k, queue=Queue(arena, stream))
+            for _ in range(10):
+                there.linear(card_x, matrix)
 
         ten(0)
         seconds = float(np.median(timed(graph_of(ten), 20))) / 10
@@ -251,7 +253,7 @@ def product(k: Any, fmt: str, limit: float, found: Found) -> None:
 
 def rounded_as_ggml(x: NDArray[np.float32], w: QTensor, precision: str) -> NDArray[np.float64]:
     """The activations that meet a matrix on the card."""
-    from ...engine.kernels.cuda.packed import FORMS, form_of
+    from ...engine.kernels.cuda.matmul.packed import FORMS, form_of
     from ...quant import bf16, f16, q8_0, q8_k
 
     fmt = w.format
@@ -292,7 +294,7 @@ def parity(k: Any, name: str, path: Path, args: argparse.Namespace, found: Found
     caches = k.new_cache(w.config, room, "f32"), other.new_cache(w.config, room, "f32")
     recorded = k.new_cache(w.config, room, "f32")
     forward(prompt, mine, recorded, k, SILENT)
-    step = k.record(lambda token: forward(token, mine, recorded, k, SILENT), recorded)
+    step = k.record(lambda k, token: forward(token, mine, recorded, k, SILENT), recorded)
     worst, where, stages, same, bits, tokens = 0.0, "", 0, 0, True, prompt
     for phase in range(args.steps + 1):
         a, b = Keep(k), Keep(other)
@@ -300,7 +302,7 @@ def parity(k: Any, name: str, path: Path, args: argparse.Namespace, found: Found
         want = other.to_host(forward(tokens, theirs, caches[1], other, b))
         for at, theirs_ in b.seen.items():
             stages += 1
-            off = float(np.sqrt(np.mean((a.seen[at] - theirs_) ** 2) / max(np.mean(np.square(theirs_)), 1e-30)))
+            off = ratio(rms(a.seen[at] - theirs_), rms(theirs_))
             if not off <= worst:
                 worst, where = off, f"{at[0]} of layer {at[1]}, pass {phase}"
         if phase:
@@ -350,7 +352,7 @@ def engine(*arguments: str) -> tuple[int, str]:
 
 def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
     """Prompt of 512 and 64 decode steps after it, with tokens to the card and logits back in each."""
-    from ...engine.kernels.cuda.packed import packed_bytes
+    from ...engine.kernels.cuda.matmul.packed import packed_bytes
 
     _, w = open_weights(str(path))
     for precision in k.PRECISIONS:
@@ -364,7 +366,7 @@ def speed(k: Any, name: str, path: Path, limit: float, found: Found) -> None:
             started = time.perf_counter()
             prefill(prompt, mine, cache, k)
             times.append(time.perf_counter() - started)
-        step = k.record(lambda token, m=mine, c=cache: forward(token, m, c, k, SILENT), cache)
+        step = k.record(lambda k, token, m=mine, c=cache: forward(token, m, c, k, SILENT), cache)
         steps = []
         for i in range(69):
             started = time.perf_counter()

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ...engine.kernels import reference
 from ...quant import q16
+from ...quant.rms import ratio, rms
 from .finding import Budget
-from .fit import over, rms
 from .formulas import ATTENTION, PRODUCTS, flat, input_of
 from .recipes.matrix import Matrix, group_sums
 from .site import Site
@@ -41,9 +41,9 @@ def budgets(site: Site, got: NDArray[np.float32], mid: Array) -> list[Budget]:
     found = []
     for source, variance in sources(site, mid):
         sigma = np.sqrt(as_wide(variance, mid)).reshape(mid.shape)
-        ratio = over(rms(error), rms(sigma))
-        if RATIO[0] <= ratio <= RATIO[1] and (np.abs(error) <= ELEMENT * sigma + 1e-30).all():
-            found.append(Budget(source, over(rms(sigma), rms(mid)), ratio))
+        times = ratio(rms(error), rms(sigma))
+        if RATIO[0] <= times <= RATIO[1] and (np.abs(error) <= ELEMENT * sigma + 1e-30).all():
+            found.append(Budget(source, ratio(rms(sigma), rms(mid)), times))
     return found
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ...quant.rms import ratio
 from ..dump import Entry
 from ..stages import Key
 from .arithmetic import choices, likeliest, whole_engines, wide
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
-from .fit import Fit, over
+from .fit import Fit
 from .judge import Group, Judge
 from .recipes.facts.table import FACTS
 from .recipes.recipe import RECIPES, Recipe
@@ -235,7 +236,7 @@ def open_questions(judge: Judge, places: Sequence[Place], recipe: Recipe) -> Ite
             ratios = []
             for p in places[:3]:
                 fits = [judge.again(p.entry, r)[2] for r in (recipe, replace(recipe, **{fact.field: fact.wide[value]}))]
-                ratios.append(over(fits[0].allowed, fits[1].allowed))
+                ratios.append(ratio(fits[0].allowed, fits[1].allowed))
             yield fact.words(value, recipe.result), float(np.median(ratios))
 
 

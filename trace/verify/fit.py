@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...quant.rms import ratio
 from .parallel import each
 from .span import Array, Span
 
@@ -50,8 +51,8 @@ def compare(got: NDArray[np.floating[Any]], span: Span) -> Fit:
     error, allowed, mid = (_together(sums[i], sums[i + 1]) for i in (0, 2, 4))
     scale = mid / np.sqrt(got.size)
     return Fit(
-        left=over(error / np.sqrt(got.size), scale),
-        allowed=over(allowed / np.sqrt(got.size), scale),
+        left=ratio(error / np.sqrt(got.size), scale),
+        allowed=ratio(allowed / np.sqrt(got.size), scale),
         worst=float(worst.max()),
         outside=int(outside.sum()),
         equal=int(equal.sum()),
@@ -80,13 +81,13 @@ def _compared(
             odd = ~inside & ~finite
         else:
             odd = None
-        ratio = np.divide(error, radius, out=np.where(error != 0, np.inf, 0.0), where=radius > 0)
+        times = np.divide(error, radius, out=np.where(error != 0, np.inf, 0.0), where=radius > 0)
         if odd is not None:
-            ratio[odd] = np.inf
+            times[odd] = np.inf
     return (
         x.size - float(np.count_nonzero(inside)),
         float(np.count_nonzero(equal)),
-        float(ratio.max()),
+        float(times.max()),
         *_norm(error),
         *_norm(radius),
         *_norm(mid),
@@ -103,16 +104,6 @@ def _together(roots: Array, tops: Array) -> float:
     """The root of the sum of squares of all pieces."""
     top = float(tops.max())
     return top * float(np.sqrt(np.square(roots * (tops / top)).sum())) if 0 < top < np.inf else top
-
-
-def rms(x: Array) -> float:
-    """Root of the mean square, safe from overflow."""
-    top = float(np.abs(x).max(initial=0.0))
-    return top * float(np.sqrt(np.mean(np.square(x / top)))) if 0 < top < np.inf else top
-
-
-def over(a: float, b: float) -> float:
-    return a / b if b else (0.0 if a == 0 else float("inf"))
 
 
 def outside(got: NDArray[np.floating[Any]], span: Span) -> NDArray[np.bool_]:

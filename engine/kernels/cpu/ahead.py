@@ -18,7 +18,7 @@ import numba
 from ....child import end_with_parent, own_process
 from . import attention, rows
 from .machine import compiled
-from .machine.team import Kernel
+from .machine.kernel import Kernel
 from .matmul.linear import kernels_for
 from .matmul.packed import form_named, interleave
 

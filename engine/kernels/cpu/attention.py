@@ -12,6 +12,7 @@ import numpy as np
 
 from .elementary import exp
 from .machine.codegen import LANES, floats
+from .machine.kernel import Kernel, helper
 from .machine.paths import SET
 from .machine.simd import (
     first,
@@ -27,8 +28,8 @@ from .machine.simd import (
     total,
     where_less,
 )
-from .machine.team import Kernel, fetch, helper
 from .machine.tiles import add_tile, divide_tile, first_tile, fma_rows_tile, store_tile, zero_tile
+from .machine.work import fetch
 
 SHARES = 16  # of the positions, for each kv head
 AHEAD = 4096  # bytes of keys and values that are asked for before they are needed

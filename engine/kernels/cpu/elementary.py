@@ -9,8 +9,8 @@ from math import factorial
 import numpy as np
 from numba import njit
 
+from .machine.kernel import helper
 from .machine.simd import as_f32, as_i32, fma, halve, shift_left, splat_f32, splat_i32, where_less
-from .machine.team import helper
 
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH, LN2_LOW = (

@@ -6,6 +6,7 @@ import numpy as np
 
 from .elementary import cos_sin, exp
 from .machine.codegen import LANES
+from .machine.kernel import Kernel, helper
 from .machine.simd import (
     float_of_bits,
     fma,
@@ -18,7 +19,6 @@ from .machine.simd import (
     store_f32_first,
     total,
 )
-from .machine.team import Kernel, helper
 
 
 @helper

@@ -11,8 +11,8 @@ from math import exp
 
 from numba import cuda, float32
 
-from .product import dot4
-from .ptx import ALIGNED, bounded, device, load, quotient, shared4, store, warp_max, warp_sum
+from .machine.ptx import ALIGNED, bounded, device, load, quotient, shared4, store, warp_max, warp_sum
+from .matmul.product import dot4
 
 KEYS, QUERIES = 32, 8  # of `scores`: a block's tile
 SOFTMAX_THREADS = 256

@@ -9,8 +9,7 @@ from numba import cuda
 
 from ....errors import BadInput
 from ...config import Config
-from . import attention
-from .memory import Rows, allocate, launch, require_room
+from .machine.memory import Queue, require_room
 
 
 class Positions(NamedTuple):
@@ -31,32 +30,24 @@ class Side(NamedTuple):
 
 
 class KVCache:
-    """[layers, capacity, K, H] each. Raises BadInput if the card has no room for it.
+    """[layers, capacity, K, H] each. Raises BadInput if the card has no room for it."""
 
-    roomy: scores get rows of the whole capacity, as a step needs that is recorded once for all positions.
-    """
-
-    def __init__(self, c: Config, capacity: int) -> None:
+    def __init__(self, c: Config, capacity: int, queue: Queue) -> None:
         self.K, self.H = c.num_key_value_heads, c.head_dim
         self.layer_size = capacity * self.K * self.H
         size = c.num_hidden_layers * self.layer_size
         require_room(8 * size, f"a cache of {capacity} positions", "ask for fewer tokens, or take --backend cpu")
-        self.k, self.v = allocate(size), allocate(size)
+        self.k, self.v = queue.allocate(size), queue.allocate(size)
         self.start = cuda.to_device(np.zeros(1, np.int32))
-        self.length, self.capacity, self.roomy = 0, capacity, False
+        self.length, self.capacity = 0, capacity
 
-    def positions(self, count: int) -> Positions:
+    def positions(self, count: int, roomy: bool = False) -> Positions:
+        """roomy: scores get rows of the whole capacity, as a step needs that is recorded once for all positions."""
         if self.length + count > self.capacity:
             raise BadInput(f"{self.length + count} positions do not fit a cache of {self.capacity}")
-        return Positions(self.start, count, self.capacity if self.roomy else self.length + count)
+        return Positions(self.start, count, self.capacity if roomy else self.length + count)
 
-    def append(self, layer: int, k_TKH: Rows, v_TKH: Rows) -> tuple[Side, Side]:
-        self.positions(len(k_TKH))
-        at, width = layer * self.layer_size, self.K * self.H
-        into = (self.start, width, self.k, self.v, at)
-        launch(attention.append, len(k_TKH), min(256, width), *k_TKH.where, *v_TKH.where, *into)
+    def sides(self, layer: int) -> tuple[Side, Side]:
+        """Keys and values of a layer."""
+        at = layer * self.layer_size
         return Side(self.k, at, self.K, self.H), Side(self.v, at, self.K, self.H)
-
-    def advance(self, count: int) -> None:
-        launch(attention.advance, 1, 1, self.start, count)
-        self.length += count

@@ -9,7 +9,7 @@ from math import exp, sqrt
 
 from numba import cuda, float32, float64, uint32
 
-from .ptx import bits_of, bounded, device, float_of, load, mul_rn, store, to_half, warp_sum
+from .machine.ptx import bits_of, bounded, device, float_of, load, mul_rn, store, to_half, warp_sum
 
 NORM_THREADS, THREADS = 1024, 256
 

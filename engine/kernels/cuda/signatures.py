@@ -8,7 +8,8 @@ from typing import Any
 
 from numba import float32, int32, int64, uint16, uint32
 
-from . import attention, product, product8, rows
+from . import attention, rows
+from .matmul import product, product8
 
 F, U, H, I, X = float32[::1], uint32[::1], uint16[::1], int64, int32[::1]
 ROWS, PLANES = (F, I, I), (U, U, H, H)

@@ -11,16 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenref.engine.config import Config
-from qwenref.engine.kernels import cpu, reference
+from qwenref.engine.kernels import reference
+from qwenref.engine.kernels.cpu import Cpu
 from qwenref.engine.kernels.cpu.elementary import exp
+from qwenref.engine.kernels.cpu.machine.kernel import Kernel, at, rows_of
 from qwenref.engine.kernels.cpu.machine.simd import get_i32, load_f32, set_i32, store_f32
-from qwenref.engine.kernels.cpu.machine.team import Kernel, at, rows_of, run_now
+from qwenref.engine.kernels.cpu.machine.team import run_now
 from qwenref.engine.kernels.cpu.matmul.linear import LAYOUTS, Stack, stack
 from qwenref.engine.kernels.cpu.matmul.packed import FORMATS
 from qwenref.engine.kernels.cpu.matmul.product import TILE
 from qwenref.quant import q8_0, q8_k, q16
 from qwenref.quant.tensor import QTensor, dequantize, format_of
 
+CPU = Cpu()
 U = 2.0**-24  # unit roundoff of float32
 # Formats without a packed form go through float32: one of a kind is enough.
 ALL = (*FORMATS, "Q2_K", "IQ2_S")
@@ -79,7 +82,7 @@ def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
     return form.decode(rule(x_TI.reshape(-1, block))).reshape(x_TI.shape).astype(np.float64)
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("precision", CPU.PRECISIONS)
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=8)
 @given(rows=st.integers(1, 100), blocks=st.integers(1, 9), T=st.integers(1, 13), seed=st.integers(0, 2**32 - 1))
@@ -90,13 +93,13 @@ def test_linear_is_a_dot_product_to_within_rounding(
     K = blocks * format_of(name).block * (31 if format_of(name).block == 1 else 1)
     w = random_matrix(rng, name, rows, K)
     x_TI = random_x(rng, T, K) * np.exp(random_x(rng, T, 1) * 3)
-    got = cpu.linear(x_TI, matrices(precision, w))
+    got = CPU.linear(x_TI, matrices(precision, w))
     w_OI, x_TI = dequantize(w).astype(np.float64), as_activations(name, precision, x_TI)
     # Beside the dot product's own K roundings: the weight's in the reference, the rest of a minimum's, and x's sum's.
     assert (np.abs(got - x_TI @ w_OI.T) <= gamma(K + 4) * (np.abs(x_TI) @ np.abs(w_OI).T)).all()
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("precision", CPU.PRECISIONS)
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=5)
 @given(rows=st.integers(1, 100), T=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
@@ -107,10 +110,10 @@ def test_linear_gives_equal_bits_however_tokens_are_grouped(
     K = 5 * max(format_of(name).block, 13)
     w = matrices(precision, random_matrix(rng, name, rows, K), random_matrix(rng, name, 40, K))
     x_TI = random_x(rng, T, K)
-    whole = cpu.linear(x_TI, w)
+    whole = CPU.linear(x_TI, w)
     cut = min(cut, T)
-    parts = [cpu.linear(x, w) for x in (x_TI[:cut], x_TI[cut:]) if len(x)]
-    one_by_one = [cpu.linear(x_TI[t : t + 1], w) for t in range(T)]
+    parts = [CPU.linear(x, w) for x in (x_TI[:cut], x_TI[cut:]) if len(x)]
+    one_by_one = [CPU.linear(x_TI[t : t + 1], w) for t in range(T)]
     assert whole.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(one_by_one).tobytes()
 
 
@@ -216,7 +219,7 @@ def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> Non
     amax = np.abs(x_TI.reshape(30, -1, block)).max(2).astype(np.float64)
     exact = x_TI.astype(np.float64) @ w_OI.T
     for precision, most in (("int8", 127), ("int16", 32639)):
-        noise = cpu.linear(x_TI, matrices(precision, w)) - exact
+        noise = CPU.linear(x_TI, matrices(precision, w)) - exact
         variance = np.repeat((amax / most) ** 2 / 12, block, axis=1) @ np.square(w_OI).T
         assert 0.9 < np.sqrt(np.mean(noise**2) / np.mean(variance)) < 1.1, precision
 
@@ -262,12 +265,12 @@ def attend(k, c: Config, precision: str, q, keys, values, chunks) -> list:
     cache, out, start = k.new_cache(c, len(q), precision), [], 0
     for T in chunks:
         part = slice(start, start + T)
-        pos_T = cache.positions(T)
-        k_SKH, v_SKH = cache.append(1, keys[part], values[part])
+        pos_T = k.positions(cache, T)
+        k_SKH, v_SKH = k.append(cache, 1, keys[part], values[part])
         scores_NTS = k.attn_scores(q[part], k_SKH, pos_T)
         probs_NTS = k.softmax(scores_NTS, pos_T)
         out.append((scores_NTS, probs_NTS, k.attn_mix(probs_NTS, v_SKH, pos_T)))
-        cache.advance(T)
+        k.advance(cache, T)
         start += T
     return out
 
@@ -278,7 +281,7 @@ def test_attention(c: Config, S: int, cuts: set[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
     q, keys, values = random_x(rng, S, N, H), random_x(rng, S, K, H), random_x(rng, S, K, H)
-    ((scores, probs, mix),) = attend(cpu, c, "f32", q, keys, values, [S])
+    ((scores, probs, mix),) = attend(CPU, c, "f32", q, keys, values, [S])
     wide = [v.astype(np.float64) for v in (q, keys, values)]
 
     magnitudes = [np.abs(v) for v in wide]
@@ -300,7 +303,7 @@ def test_attention(c: Config, S: int, cuts: set[int], seed: int) -> None:
 
     bounds = sorted({0, S, *(x for x in cuts if x < S)})
     chunks = [b - a for a, b in pairwise(bounds)]
-    parts = attend(cpu, c, "f32", q, keys, values, chunks)
+    parts = attend(CPU, c, "f32", q, keys, values, chunks)
     assert np.concatenate([p[2] for p in parts]).tobytes() == mix.tobytes()
     for start, (s, p, _) in zip(bounds, parts, strict=False):
         T, seen = s.shape[1:]
@@ -316,16 +319,16 @@ def test_rows(T: int, D: int, seed: int) -> None:
     x_TD, y_TD, gain_D = both[:, :D], both[:, D:], random_x(rng, D)  # views with gaps between their rows
     wide = x_TD.astype(np.float64)
 
-    assert (cpu.add(x_TD, y_TD) == x_TD + y_TD).all()
-    assert (cpu.add(x_TD, gain_D) == x_TD + gain_D).all()
-    assert (cpu.mul(x_TD, y_TD) == x_TD * y_TD).all()
-    assert (cpu.scaled(x_TD, 1 / 3) == x_TD * np.float32(1 / 3)).all()
+    assert (CPU.add(x_TD, y_TD) == x_TD + y_TD).all()
+    assert (CPU.add(x_TD, gain_D) == x_TD + gain_D).all()
+    assert (CPU.mul(x_TD, y_TD) == x_TD * y_TD).all()
+    assert (CPU.scaled(x_TD, 1 / 3) == x_TD * np.float32(1 / 3)).all()
 
     want = reference.rms_norm(wide, gain_D.astype(np.float64), 1e-6)
-    assert (np.abs(cpu.rms_norm(x_TD, gain_D, 1e-6) - want) <= gamma(D / 2 + 6) * np.abs(want)).all()
+    assert (np.abs(CPU.rms_norm(x_TD, gain_D, 1e-6) - want) <= gamma(D / 2 + 6) * np.abs(want)).all()
 
     want = reference.silu(wide)
-    assert (np.abs(cpu.silu(x_TD) - want) <= gamma(5) * np.abs(want) + 2.0**-126).all()
+    assert (np.abs(CPU.silu(x_TD) - want) <= gamma(5) * np.abs(want) + 2.0**-126).all()
 
 
 @settings(max_examples=25)
@@ -343,7 +346,7 @@ def test_rope(T: int, heads: int, half: int, start: int, seed: int) -> None:
     inv_freq_h = (1e6 ** (-np.arange(half) / half)).astype(np.float32)
     want = reference.rope(x_TNH.astype(np.float64), pos_T, inv_freq_h)
     size = np.tile(np.hypot(*np.split(np.abs(x_TNH.astype(np.float64)), 2, axis=-1)), 2)
-    assert (np.abs(cpu.rope(x_TNH, pos_T, inv_freq_h) - want) <= gamma(4) * size).all()
+    assert (np.abs(CPU.rope(x_TNH, pos_T, inv_freq_h) - want) <= gamma(4) * size).all()
 
 
 def _exp(first, last, x, y):

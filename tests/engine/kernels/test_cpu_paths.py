@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -23,7 +22,7 @@ import pytest
 
 from qwenref.engine import selftest
 from qwenref.engine.forward import EVERY, forward
-from qwenref.engine.kernels import cpu
+from qwenref.engine.kernels.cpu import Cpu
 from qwenref.engine.kernels.cpu.machine import compiled
 from qwenref.engine.kernels.cpu.machine.paths import PATHS, choose_path, features
 from qwenref.engine.tap import SILENT
@@ -32,6 +31,7 @@ from qwenref.errors import BadInput
 from ...tiny import tiny_weights
 
 HERE = Path(__file__).parents[2]
+CPU = Cpu()
 
 
 def without(*prefixes: str) -> dict[str, str]:
@@ -123,48 +123,47 @@ def test_operations_on_this_path(path: str) -> None:
     assert run.returncode == 0, run.stdout
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("precision", CPU.PRECISIONS)
 def test_a_replayed_step_has_the_bits_of_a_step(precision: str) -> None:
-    w = cpu.prepare(tiny_weights(heads=3, kv_heads=1, head_dim=32, vocab=77, formats="Q8_0", hidden=96), precision)
+    w = CPU.prepare(tiny_weights(heads=3, kv_heads=1, head_dim=32, vocab=77, formats="Q8_0", hidden=96), precision)
     tokens = np.arange(45, dtype=np.int32)
-    plain, replayed = (cpu.new_cache(w.config, 45, precision) for _ in range(2))
+    plain, replayed = (CPU.new_cache(w.config, 45, precision) for _ in range(2))
     for cache in (plain, replayed):
-        forward(tokens[:5], w, cache, cpu, SILENT)
-    step = cpu.record(lambda token_T: forward(token_T, w, replayed, cpu, SILENT), replayed)
+        forward(tokens[:5], w, cache, CPU, SILENT)
+    step = CPU.record(lambda k, token_T: forward(token_T, w, replayed, k, SILENT), replayed)
     for t in range(5, 45):
-        want = forward(tokens[t : t + 1], w, plain, cpu, SILENT)
+        want = forward(tokens[t : t + 1], w, plain, CPU, SILENT)
         assert step(tokens[t : t + 1]).tobytes() == want.tobytes()
     assert replayed.length == 45
     with pytest.raises(BadInput, match="46 positions do not fit a cache of 45"):
         step(tokens[:1])
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("precision", CPU.PRECISIONS)
 @pytest.mark.parametrize("T", [1, 2, 6, 7, 41, 130])
 def test_a_batched_prompt_has_the_bits_of_a_prompt(T: int, precision: str) -> None:
     """Put off, joined row by row, and with memory that is lent again: more layers than a batch's jobs run at once."""
     formats = {"q": "Q8_0", "k": "Q5_0", "ffn_up": "Q5_0", "ffn_down": "F16"}
     w = tiny_weights(layers=20, heads=3, kv_heads=1, head_dim=32, hidden=96, mlp=416, formats=formats)
-    w, tokens = cpu.prepare(w, precision), np.arange(T, dtype=np.int32) % 77
-    plain, batched = (cpu.new_cache(w.config, T + 1, precision) for _ in range(2))
-    want = forward(tokens, w, plain, cpu, SILENT)
-    got = cpu.batch(lambda: forward(tokens, w, batched, cpu, SILENT))
+    w, tokens = CPU.prepare(w, precision), np.arange(T, dtype=np.int32) % 77
+    plain, batched = (CPU.new_cache(w.config, T + 1, precision) for _ in range(2))
+    want = forward(tokens, w, plain, CPU, SILENT)
+    got = CPU.batch(lambda k: forward(tokens, w, batched, k, SILENT))
     assert got.tobytes() == want.tobytes()
     assert (batched.k.tobytes(), batched.v.tobytes()) == (plain.k.tobytes(), plain.v.tobytes())
 
 
-@pytest.mark.parametrize("precision", cpu.PRECISIONS)
+@pytest.mark.parametrize("precision", CPU.PRECISIONS)
 @pytest.mark.parametrize("tokens", [2, 4, 8])
 def test_a_replayed_pass_of_several_tokens_has_the_bits_of_each(tokens: int, precision: str) -> None:
-    w = cpu.prepare(tiny_weights(heads=3, kv_heads=1, head_dim=32, vocab=77, formats="Q8_0", hidden=96), precision)
+    w = CPU.prepare(tiny_weights(heads=3, kv_heads=1, head_dim=32, vocab=77, formats="Q8_0", hidden=96), precision)
     ids = np.arange(45, dtype=np.int32)
-    plain, replayed = (cpu.new_cache(w.config, 45, precision) for _ in range(2))
+    plain, replayed = (CPU.new_cache(w.config, 45, precision) for _ in range(2))
     for cache in (plain, replayed):
-        forward(ids[:5], w, cache, cpu, SILENT)
-    page = partial(forward, w=w, cache=replayed, k=cpu, tap=SILENT, of=EVERY)
-    step = cpu.record(page, replayed, tokens)
+        forward(ids[:5], w, cache, CPU, SILENT)
+    step = CPU.record(lambda k, ids_T: forward(ids_T, w, replayed, k, SILENT, EVERY), replayed, tokens)
     for t in range(5, 45 - tokens, tokens):
-        want = [forward(ids[i : i + 1], w, plain, cpu, SILENT).tobytes() for i in range(t, t + tokens)]
+        want = [forward(ids[i : i + 1], w, plain, CPU, SILENT).tobytes() for i in range(t, t + tokens)]
         for _ in range(2):  # the second time over the positions of the first: what they held leaves no trace
             replayed.length = t
             assert [x.tobytes() for x in step(ids[t : t + tokens])] == want

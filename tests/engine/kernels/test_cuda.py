@@ -28,13 +28,14 @@ NAMES = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q6_K", "F16", "BF16", "F32", "others")
 @pytest.mark.parametrize("group", NAMES)
 def test_machine_code(group: str) -> None:
     """Every kernel compiles, keeps all in registers (no local memory, no spills), and fits a multiprocessor."""
-    from qwenref.engine.kernels.cuda import PRECISIONS, packed, signatures
+    from qwenref.engine.kernels.cuda import Cuda, signatures
+    from qwenref.engine.kernels.cuda.matmul import packed
     from qwenref.tests.cuda_kernels import Compiled
 
     if group == "others":
         kernels = list(signatures.others())
     else:
-        kernels = list(signatures.products(group, packed.FORMS[group][0], PRECISIONS))
+        kernels = list(signatures.products(group, packed.FORMS[group][0], Cuda.PRECISIONS))
     for name, kernel, signature in kernels:
         compiled = Compiled(kernel, signature)
         for cc in ARCHITECTURES:
@@ -140,7 +141,7 @@ def test_what_is_missing_is_named(
     from numba import cuda
     from numba.cuda.cudadrv import driver, nvvm
 
-    from qwenref.engine.kernels.cuda import card
+    from qwenref.engine.kernels.cuda.machine import card
 
     def current() -> Any:
         if capability is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qwenref.engine.config import ALL
-from qwenref.engine.kernels import cpu
-from qwenref.engine.kernels.cpu.machine import memory
+from qwenref.engine.kernels import Kernels, cpu
 
 from ...tiny import tiny_config
 
@@ -32,34 +32,35 @@ def test_attention_block_by_block_has_the_bits_of_the_separate_kernels(
     rng, S = np.random.default_rng(T), before + T
     q_TNH, k_SKH, v_SKH = (rng.standard_normal(s, np.float32) for s in ((T, N, H), (S, K, H), (S, K, H)))
     c = replace(tiny_config(heads=N, kv_heads=K, head_dim=H, layers=1), max_position_embeddings=S)
-    cache = cpu.new_cache(c, S, "f32")
-    cache.append(0, k_SKH, v_SKH)
+    kernels = cpu.Cpu()
+    cache = kernels.new_cache(c, S, "f32")
+    kernels.append(cache, 0, k_SKH, v_SKH)
     cache.length = before
-    pos_T, k, v = cache.positions(T), cache.k[0], (cache.v[0], H)
+    pos_T, k, v = kernels.positions(cache, T), cache.k[0], (cache.v[0], H)
 
-    def attention() -> np.ndarray:
-        return cpu.attn_mix(cpu.softmax(cpu.attn_scores(q_TNH, k, pos_T), pos_T, window), v, pos_T)
+    def attention(kernels: Kernels) -> Any:
+        return kernels.attn_mix(kernels.softmax(kernels.attn_scores(q_TNH, k, pos_T), pos_T, window), v, pos_T)
 
-    want = attention()
+    want = attention(kernels)
     for _ in range(2):
-        assert cpu.batch(attention).tobytes() == want.tobytes()
+        assert kernels.batch(attention).tobytes() == want.tobytes()
 
 
 def test_a_prompt_whose_stages_nobody_looks_at_holds_no_scores_of_it() -> None:
     """Of 600 queries of 8 heads at 6,000 positions the scores are 115 MB, the probabilities as many."""
     T, S, N = 600, 6000, 8
     c = replace(tiny_config(heads=N, kv_heads=1, head_dim=16, layers=1), max_position_embeddings=S)
-    cache = cpu.new_cache(c, S, "f32")
+    kernels = cpu.Cpu()
+    cache = kernels.new_cache(c, S, "f32")
     cache.length = S - T
-    pos_T, q_TNH = cache.positions(T), np.ones((T, N, 16), np.float32)
-    memory.give_back()
+    pos_T, q_TNH = kernels.positions(cache, T), np.ones((T, N, 16), np.float32)
 
-    def attention() -> np.ndarray:
-        scores = cpu.attn_scores(q_TNH, cache.k[0], pos_T)
-        return cpu.attn_mix(cpu.softmax(scores, pos_T), (cache.v[0], 16), pos_T)
+    def attention(kernels: Kernels) -> Any:
+        scores = kernels.attn_scores(q_TNH, cache.k[0], pos_T)
+        return kernels.attn_mix(kernels.softmax(scores, pos_T), (cache.v[0], 16), pos_T)
 
     tracemalloc.start()
-    cpu.batch(attention)
+    kernels.batch(attention)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 12e6

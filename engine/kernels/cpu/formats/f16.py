@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .....quant import f16
+from ..machine.kernel import helper
 from ..machine.simd import load_f16
-from ..machine.team import helper
 from ..matmul.form import Form
 from ..matmul.product import columns
 

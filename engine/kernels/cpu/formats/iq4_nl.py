@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .....quant import iq4_nl
-from ..machine.team import helper
+from ..machine.kernel import helper
 from ..machine.tiles import code8_128, dot4_wide_tile, table16
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_32

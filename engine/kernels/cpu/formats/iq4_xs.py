@@ -5,8 +5,8 @@ which are iq4_nl.py's (quant/iq4_xs.py).
 from __future__ import annotations
 
 from .....quant import iq4_xs
+from ..machine.kernel import helper
 from ..machine.simd import load_i32, low_half, mask, shift_left, shift_right, splat_i32, to_f32
-from ..machine.team import helper
 from ..machine.tiles import code8_128
 from ..matmul.form import Form
 from ..matmul.product import coded

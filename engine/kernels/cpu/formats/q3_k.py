@@ -5,8 +5,8 @@ bits, 3 of scales (quant/q3_k.py).
 from __future__ import annotations
 
 from .....quant import q3_k
+from ..machine.kernel import helper
 from ..machine.simd import load_f16, load_i32, mask, shift_left, shift_right, signed_byte, splat_i32, to_f32
-from ..machine.team import helper
 from ..machine.tiles import code3_4
 from ..matmul.form import Form
 from ..matmul.product import coded

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .....quant import q4_0
+from ..machine.kernel import helper
 from ..machine.simd import load_f16, load_i32, mask, shift_right
-from ..machine.team import helper
 from ..machine.tiles import code4_8, dot4_tile
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_32

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from .....quant import q4_k
+from ..machine.kernel import helper
 from ..machine.simd import high_half, load_i32, low_half, mask, shift_right, signed_byte, splat_f32, to_f32
-from ..machine.team import helper
 from ..machine.tiles import code4_8
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_256

@@ -7,8 +7,8 @@ shift and one mask bring four columns' bits to their bytes.
 from __future__ import annotations
 
 from .....quant import q5_0
+from ..machine.kernel import Kernel, helper
 from ..machine.simd import load_f16, load_i32, mask, shift_left, shift_right, store_i32
-from ..machine.team import Kernel, helper
 from ..machine.tiles import code5_16, dot4_tile
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_32

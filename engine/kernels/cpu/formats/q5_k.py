@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from .....quant import q5_k
+from ..machine.kernel import helper
 from ..machine.simd import load_i32, mask, shift_left, shift_right, splat_f32
-from ..machine.team import helper
 from ..machine.tiles import code5_16
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_256

@@ -5,8 +5,8 @@ scales (quant/q6_k.py).
 from __future__ import annotations
 
 from .....quant import q6_k
+from ..machine.kernel import helper
 from ..machine.simd import load_f16, load_i32, mask, shift_left, shift_right, signed_byte, to_f32
-from ..machine.team import helper
 from ..machine.tiles import code6_32
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_256

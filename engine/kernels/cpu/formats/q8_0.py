@@ -5,9 +5,9 @@ above the signed ones.
 from __future__ import annotations
 
 from .....quant import q8_0
+from ..machine.kernel import helper
 from ..machine.paths import SET
 from ..machine.simd import load_f16, load_i32, splat_i32
-from ..machine.team import helper
 from ..machine.tiles import code8_128, dot4_wide_tile
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_32

@@ -7,14 +7,15 @@ from __future__ import annotations
 import numpy as np
 
 from ....weights import Weights
+from ..machine.kernel import Kernel, at
 from ..machine.simd import load_i32, splat_i32, store_i32
-from ..machine.team import Kernel, at, run_now
+from ..machine.team import run_now
 from .linear import Stack
 
 PIECE, VECTOR = 1 << 16, 128
 
 
-def _read(first, last, data, size, out):
+def _read(first: int, last: int, data: int, size: int, out: int) -> None:
     """Pieces first..last of `size` bytes: every whole vector once, in four streams."""
     for i in range(first, last):
         a = splat_i32(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypedDict
 
 from .....quant.format import Format
-from ..machine.team import Kernel
+from ..machine.kernel import Kernel
 
 Products: TypeAlias = tuple[Kernel, Kernel, Kernel]  # of one token, of few and of many
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..machine.kernel import helper
 from ..machine.simd import (
     even_bytes,
     load_f32,
@@ -23,7 +24,6 @@ from ..machine.simd import (
     store_f32,
     store_i32,
 )
-from ..machine.team import helper
 from ..machine.tiles import (
     dot2_tile,
     dot4_tile,

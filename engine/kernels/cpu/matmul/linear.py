@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from .....quant import q16
 from .....quant.tensor import QTensor, format_of
 from ..machine.codegen import LANES
-from ..machine.replay import empty, submit
-from ..machine.team import BARRIER, Kernel, at, rows_of, share
+from ..machine.kernel import BARRIER, Kernel, at, rows_of, share
+from ..machine.replay import Jobs
 from . import product, quantize
 from .form import Form
 from .packed import Packed, pack
@@ -78,11 +78,11 @@ def stack(parts: Sequence[QTensor], precision: str) -> Stack:
     return Stack(packed, sum(p.rows for p in packed), packed[0].K, precision)
 
 
-def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
+def linear(to: Jobs, x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
     """x W^T, [T, O]: x is laid out as the parts want it, then all parts are computed side by side."""
     T, K = x_TI.shape
     which = 0 if T == 1 else 1 if T <= FEW else 2
-    y = empty(-(-T // WIDTHS[which]) * WIDTHS[which], w.rows)
+    y = to.empty(-(-T // WIDTHS[which]) * WIDTHS[which], w.rows)
     laid_out: dict[str, tuple[NDArray[np.uint8], int, int]] = {}
     before: list[list[int]] = []
     jobs: list[list[int]] = []
@@ -94,7 +94,7 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
             tile = max(WIDTHS[which], layout.halves)
             per, size = tile // layout.halves, layout.tile_size(K, tile)
             tiles = -(-T // per)
-            x = empty(tiles * size, dtype=np.uint8)
+            x = to.empty(tiles * size, dtype=np.uint8)
             laid_out[name] = x, size, tiles
             where = (*rows_of(x_TI), T, K, tile, at(x), size)
             before.append(layout.kernel.job(tiles, share(tiles), *where, barrier=False, rows=T, rows_per_item=per))
@@ -107,5 +107,5 @@ def linear(x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]:
         jobs.append(kernel.job(blocks, share(blocks), *arguments, **how))
         start += p.rows
     before[-1][BARRIER] = jobs[-1][BARRIER] = True
-    submit(*before, *jobs)
+    to.submit(*before, *jobs)
     return y[:T]

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from .....quant.tensor import QTensor, dequantize
 from ..machine.codegen import LANES
+from ..machine.kernel import Kernel, at
 from ..machine.memory import aligned
 from ..machine.simd import get_i32, get_u16, set_i32, set_u16
-from ..machine.team import Kernel, at, run_now
+from ..machine.team import run_now
 from .form import Form
 
 FORMATS = (
@@ -40,7 +41,18 @@ class Packed:
     data: NDArray[np.uint8]
 
 
-def _interleave(first, last, source, rows, out, blocks, block_bytes, half_at, words_at, words):
+def _interleave(
+    first: int,
+    last: int,
+    source: int,
+    rows: int,
+    out: int,
+    blocks: int,
+    block_bytes: int,
+    half_at: int,
+    words_at: int,
+    words: int,
+) -> None:
     """Row blocks first..last; rows past the last are zeros."""
     halves = LANES * 2 if half_at >= 0 else 0
     size = halves + words * LANES * 4

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..machine.codegen import LANES, floats
+from ..machine.kernel import Kernel, helper, specialise
 from ..machine.paths import SET
 from ..machine.simd import get_f32, load_f32, scratch, set_f32, store_f32, total
-from ..machine.team import Kernel, fetch, helper, specialise
 from ..machine.tiles import add_neighbours, add_tile, fma_tile, load_tile, scale_tile, store_tile, tile_width, zero_tile
+from ..machine.work import fetch
 from .form import Products
 
 TILE, FEW = SET.tile, SET.few

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..machine.codegen import LANES
+from ..machine.kernel import Kernel, helper, specialise
 from ..machine.simd import (
     absolute,
     add_pairs,
@@ -36,7 +37,6 @@ from ..machine.simd import (
     total_ints,
     where_less,
 )
-from ..machine.team import Kernel, helper, specialise
 
 
 def tile_size(K: int, tile: int, block: int) -> int:

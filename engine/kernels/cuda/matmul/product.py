@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32
 
-from .ptx import ALIGNED, bounded, byte, device, half_sum, load, load4, mul_rn, shared4, store
+from ..machine.ptx import ALIGNED, bounded, byte, device, half_sum, load, load4, mul_rn, shared4, store
 
 GROUP, TILE = 32, 16  # values of a group, groups of a tile
 VECTOR_ROWS, VECTOR_THREADS = 32, (32, 4)  # rows a block with shift 0

@@ -10,9 +10,9 @@ import numpy as np
 from numba import float32, int32, uint32
 from numpy.typing import NDArray
 
-from ....quant import q6_k
+from .....quant import q6_k
+from ..machine.ptx import device, half, load, load2
 from .nibbles import nibbles, pack_nibbles, pack_upper
-from .ptx import device, half, load, load2
 
 FORMAT = q6_k.FORMAT
 OFFSET = FORMAT.offset

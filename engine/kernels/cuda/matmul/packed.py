@@ -16,9 +16,9 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from ....quant.tensor import QTensor, blocks_of, dequantize, format_of
-from . import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
-from .memory import allocate
+from .....quant.tensor import QTensor, blocks_of, dequantize, format_of
+from ..formats import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
+from ..machine.memory import Queue
 
 # The modules by format, and what they make of a group: elements of each plane, in eighths (K-quants share halves).
 FORMS: dict[str, tuple[ModuleType, dict[str, int]]] = {
@@ -62,18 +62,18 @@ def packed_bytes(w: QTensor) -> int:
     return sum(O * -(-I // 32) * count * np.dtype(KINDS[plane]).itemsize for plane, count in planes.items()) // 8
 
 
-def stack(parts: Sequence[QTensor]) -> tuple[Packed, ...]:
+def stack(queue: Queue, parts: Sequence[QTensor]) -> tuple[Packed, ...]:
     """Matrices whose rows follow one another, on the card; neighbours of one form are one matrix there, one launch."""
-    return tuple(pack(*neighbours) for _, neighbours in groupby(parts, lambda w: form_of(w)[0]))
+    return tuple(pack(queue, *neighbours) for _, neighbours in groupby(parts, lambda w: form_of(w)[0]))
 
 
-def pack(*parts: QTensor) -> Packed:
+def pack(queue: Queue, *parts: QTensor) -> Packed:
     """Matrices of one form, one below the other, a slab of rows at a time. Raises BadInput for one of another size."""
     form, sizes = form_of(parts[0])
     O, I = sum(w.shape[0] for w in parts), parts[0].shape[1]
     G = -(-I // 32)
     planes = {
-        plane: allocate(O * G * sizes[plane] // 8 if plane in sizes else 1, kind) for plane, kind in KINDS.items()
+        plane: queue.allocate(O * G * sizes[plane] // 8 if plane in sizes else 1, kind) for plane, kind in KINDS.items()
     }
     step, first = max(1, SLAB // I), 0
     for w in parts:
@@ -81,8 +81,8 @@ def pack(*parts: QTensor) -> Packed:
             stop = min(start + step, w.shape[0])
             for plane, values in form.pack(_blocks(w, form, start, stop)).items():
                 per = G * sizes[plane]
-                place = planes[plane][(first + start) * per // 8 : (first + stop) * per // 8]
-                place.copy_to_device(np.ascontiguousarray(values))
+                there = planes[plane][(first + start) * per // 8 : (first + stop) * per // 8]
+                there.copy_to_device(np.ascontiguousarray(values))
         first += w.shape[0]
     return Packed(form, (planes["codes"], planes["extra"], planes["scales"], planes["halves"]), O, I, G)
 

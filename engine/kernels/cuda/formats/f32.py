@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant import f32
-from .ptx import device, float_of, load4
+from .....quant import f32
+from ..machine.ptx import device, float_of, load4
 
 FORMAT = f32.FORMAT
 

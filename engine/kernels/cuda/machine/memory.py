@@ -7,8 +7,7 @@ user of a buffer comes after the last. A recorded step has an arena of its own, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -17,7 +16,7 @@ from numba import config, cuda
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ....errors import BadInput
+from .....errors import BadInput
 from .ptx import SIMULATED
 
 config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]  # a decode step's small grids are as they should be
@@ -31,28 +30,9 @@ class Arena:
         self.free: dict[int, list[Any]] = defaultdict(list)
 
 
-class _Place:
-    """Where buffers come from and launches go: a recording changes both for a while."""
-
-    def __init__(self) -> None:
-        self.arena, self.stream = Arena(), 0
-
-
-place = _Place()
-
-
-@contextmanager
-def elsewhere(arena: Arena, stream: Any = 0) -> Iterator[None]:
-    before = place.arena, place.stream
-    place.arena, place.stream = arena, stream
-    try:
-        yield
-    finally:
-        place.arena, place.stream = before
-
-
-def launch(kernel: Any, grid: Any, block: Any, *arguments: Any) -> None:
-    kernel[grid, block, place.stream](*arguments)
+def blocks(count: int, per: int) -> int:
+    """Blocks of a grid for so many things."""
+    return -(-count // per)
 
 
 def gigabytes(size: float) -> str:
@@ -78,40 +58,16 @@ def require_room(size: int, what: str, way_out: str) -> None:
         )
 
 
-def allocate(count: int, kind: Any = np.float32) -> Any:
-    """A flat array on the card, not cleared. Raises BadInput if the card has no room for it."""
-    try:
-        return cuda.device_array(count, kind)
-    except Exception as error:
-        if getattr(error, "code", None) != OUT_OF_MEMORY:
-            raise
-    if not place.stream:  # what is recorded may hold buffers that nothing else does
-        place.arena.free.clear()
-    size = count * np.dtype(kind).itemsize
-    require_room(size, "the forward pass", "give a shorter prompt or --backend cpu")
-    try:
-        return cuda.device_array(count, kind)
-    except Exception as error:
-        if getattr(error, "code", None) != OUT_OF_MEMORY:
-            raise
-        raise BadInput(f"the card's memory is in pieces; {gigabytes(size)} at a time do not fit") from None
-
-
 class Buffer:
-    """Memory of at least so many elements, lent by the arena of its time."""
+    """Memory on the card, which returns to its arena when nobody has it any more."""
 
     __slots__ = ("arena", "data")
 
-    def __init__(self, count: int) -> None:
-        step = 1 << max(8, count.bit_length() - 3)  # sizes an eighth to a quarter apart, so that few kinds are kept
-        count = -(-count // step) * step
-        self.arena = place.arena
-        spare = self.arena.free[count]
-        self.data = spare.pop() if spare else allocate(count)
+    def __init__(self, arena: Arena, data: Any) -> None:
+        self.arena, self.data = arena, data
 
     def __del__(self) -> None:
-        if hasattr(self, "data"):
-            self.arena.free[self.data.size].append(self.data)
+        self.arena.free[self.data.size].append(self.data)
 
 
 class Rows:
@@ -122,11 +78,8 @@ class Rows:
 
     __slots__ = ("at", "buffer", "host", "row", "shape")
 
-    def __init__(
-        self, shape: tuple[int, ...], buffer: Buffer | None = None, at: int = 0, row: int | None = None
-    ) -> None:
-        self.shape, self.at, self.host = shape, at, None
-        self.buffer = Buffer(prod(shape)) if buffer is None else buffer
+    def __init__(self, shape: tuple[int, ...], buffer: Buffer, at: int = 0, row: int | None = None) -> None:
+        self.shape, self.buffer, self.at, self.host = shape, buffer, at, None
         self.row = prod(shape[1:]) if row is None else row
 
     @property
@@ -167,3 +120,43 @@ class Rows:
         flat = self.buffer.data[self.at : end].copy_to_host(self.host)
         rows = as_strided(flat, (len(self), width), (4 * self.row, 4))
         return np.ascontiguousarray(rows).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Where a model's launches go and its buffers come from: a recording has another stream, and another arena."""
+
+    arena: Arena = field(default_factory=Arena)
+    stream: Any = 0
+
+    def launch(self, kernel: Any, grid: Any, block: Any, *arguments: Any) -> None:
+        kernel[grid, block, self.stream](*arguments)
+
+    def allocate(self, count: int, kind: Any = np.float32) -> Any:
+        """A flat array on the card, not cleared. Raises BadInput if the card has no room for it."""
+        try:
+            return cuda.device_array(count, kind)
+        except Exception as error:
+            if getattr(error, "code", None) != OUT_OF_MEMORY:
+                raise
+        if not self.stream:  # what is recorded may hold buffers that nothing else does
+            self.arena.free.clear()
+        size = count * np.dtype(kind).itemsize
+        require_room(size, "the forward pass", "give a shorter prompt or --backend cpu")
+        try:
+            return cuda.device_array(count, kind)
+        except Exception as error:
+            if getattr(error, "code", None) != OUT_OF_MEMORY:
+                raise
+            raise BadInput(f"the card's memory is in pieces; {gigabytes(size)} at a time do not fit") from None
+
+    def buffer(self, count: int) -> Buffer:
+        """At least so many elements, which hold anything."""
+        step = 1 << max(8, count.bit_length() - 3)  # sizes an eighth to a quarter apart, so that few kinds are kept
+        count = -(-count // step) * step
+        spare = self.arena.free[count]
+        return Buffer(self.arena, spare.pop() if spare else self.allocate(count))
+
+    def rows(self, *shape: int) -> Rows:
+        """Rows for a kernel to write."""
+        return Rows(shape, self.buffer(prod(shape)))

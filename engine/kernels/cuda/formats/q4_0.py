@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant import q4_0
+from .....quant import q4_0
+from ..machine.ptx import device, half, load
 from .nibbles import nibbles, pack_nibbles
-from .ptx import device, half, load
 
 FORMAT = q4_0.FORMAT
 OFFSET = FORMAT.offset

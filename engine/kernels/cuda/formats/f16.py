@@ -8,8 +8,8 @@ import numpy as np
 from numba import uint16, uint32
 from numpy.typing import NDArray
 
-from ....quant import f16
-from .ptx import device, half, load4
+from .....quant import f16
+from ..machine.ptx import device, half, load4
 
 FORMAT = f16.FORMAT
 LOW, S16 = uint32(0xFFFF), uint32(16)

@@ -8,9 +8,9 @@ import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
 
-from ....quant import q5_0
+from .....quant import q5_0
+from ..machine.ptx import device, half, load
 from .nibbles import nibbles, pack_nibbles, pack_upper
-from .ptx import device, half, load
 
 FORMAT = q5_0.FORMAT
 OFFSET = FORMAT.offset

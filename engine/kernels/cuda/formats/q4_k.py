@@ -10,9 +10,9 @@ import numpy as np
 from numba import float32
 from numpy.typing import NDArray
 
-from ....quant import q4_k
+from .....quant import q4_k
+from ..machine.ptx import device, half, load, load2
 from .nibbles import nibbles, pack_nibbles
-from .ptx import device, half, load, load2
 
 FORMAT = q4_k.FORMAT
 OFFSET = FORMAT.offset

@@ -10,7 +10,7 @@ import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
 
-from .ptx import device, load4
+from ..machine.ptx import device, load4
 
 LOW = uint32(0x0F0F0F0F)
 FOUR = uint32(4)

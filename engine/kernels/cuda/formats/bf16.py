@@ -8,8 +8,8 @@ import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
 
-from ....quant import bf16
-from .ptx import device, float_of, load4
+from .....quant import bf16
+from ..machine.ptx import device, float_of, load4
 
 FORMAT = bf16.FORMAT
 HIGH, S16 = uint32(0xFFFF0000), uint32(16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ....errors import BadInput
+from .....errors import BadInput
 
 INSTALL = "install it with `pip install 'qwenref[cuda]'`, or take --backend cpu"
 

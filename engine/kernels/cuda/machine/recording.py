@@ -14,15 +14,18 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from .cache import KVCache
-from .memory import Arena, Rows, elsewhere
+from ..cache import KVCache
+from .memory import Arena, Queue, Rows
 from .ptx import SIMULATED
 
 
 class Recorded:
-    """A decode step, token [1] -> logits [V]; the logits are good until the next step."""
+    """A decode step, token [1] -> logits [V]; the logits are good until the next step.
 
-    def __init__(self, step: Callable[[Any], Rows], cache: KVCache) -> None:
+    step: takes a queue, where its buffers come from and its launches go, and the token on the card.
+    """
+
+    def __init__(self, step: Callable[[Queue, Any], Rows], cache: KVCache) -> None:
         self.step, self.cache, self.arena = step, cache, Arena()
         self.token = cuda.to_device(np.zeros(1, np.int32))
         self.warm = False
@@ -50,12 +53,7 @@ class Recorded:
         return self.logits_V
 
     def _run(self, stream: Any) -> None:
-        self.cache.roomy = True
-        try:
-            with elsewhere(self.arena, stream):
-                self.logits_V = self.step(self.token)
-        finally:
-            self.cache.roomy = False
+        self.logits_V = self.step(Queue(self.arena, stream), self.token)
 
 
 def graph_of(work: Callable[[Any], Any]) -> Callable[[], None]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....quant import q8_0
-from .ptx import device, half, load, load4
+from .....quant import q8_0
+from ..machine.ptx import device, half, load, load4
 
 FORMAT = q8_0.FORMAT
 OFFSET = 128

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32, int32, uint32
 
+from ..machine.ptx import ALIGNED, bits_of, bounded, device, dp4a, load, load2, load4, mul_rn, shared4, store, to_half
 from .product import vector_kernel
-from .ptx import ALIGNED, bits_of, bounded, device, dp4a, load, load2, load4, mul_rn, shared4, store, to_half
 
 WHOLE = float32(12582912.0)  # 1.5 x 2^23: a float of this size has no room for a fraction, so adding it rounds to even
 BYTE, B8, B16, B24 = uint32(255), uint32(8), uint32(16), uint32(24)

@@ -1,0 +1,1 @@
+"""Packed weight formats, a file each: how groups are packed, and read."""

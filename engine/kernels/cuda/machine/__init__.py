@@ -1,0 +1,1 @@
+"""The machine: the card and its memory, its operations, launches that are recorded."""

@@ -1,0 +1,1 @@
+"""Matrix products: packed weights, activations laid out for them, and the kernels that multiply."""
