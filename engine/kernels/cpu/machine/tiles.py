@@ -79,6 +79,20 @@ code4_8, code5_16 = (operation(floats, ints, intp)(_code(*k)) for k in ((4, 8), 
 code6_32, code8_128 = (operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
 
 
+@operation(floats, ints, intp)
+def code4(b: Any, c: Any, index: Any) -> Any:
+    """Nibble `index` of each lane, the lowest first."""
+    at = b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 2))))
+    if PATH != "avx512":
+        return b.sitofp(b.and_(at, constant(i32, 15)), VF)
+    book = constant(f32, [float(i) for i in range(16)])
+    name = "llvm.x86.avx512.permvar.sf.512"
+    return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book, i]), at)
+
+
+code8 = operation(floats, ints, intp)(_code(8, 0))
+
+
 def table16(values: Sequence[int]) -> Any:
     """An operation: each byte of a vector of codes, 0 to 15, becomes the value that it stands for, 0 to 255."""
     bits = [v - 256 if v > 127 else v for v in values]  # as LLVM spells a byte

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -25,7 +26,9 @@ FORMATS = (
     *("Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"),
     *("F16", "BF16", "F32"),
-)
+    *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
+)  # of groups of any size one: all sizes have the same kernels
+FILES = frozenset(name.partition("/")[0] for name in FORMATS)
 SLAB = 1 << 24  # bytes of file (or of decoded values) at a time
 
 
@@ -72,17 +75,20 @@ def form_of(w: QTensor) -> Form:
 
     Decoded are formats without a file here, and rows that the file pads to whole blocks (APR alone has them).
     """
-    if w.format in FORMATS:
+    if w.format.partition("/")[0] in FILES:
         form = form_named(w.format)
         if w.shape[1] % form.format.block == 0:
             return form
     return form_named("F32")
 
 
+@cache
 def form_named(name: str) -> Form:
-    """One of FORMATS."""
-    form: Form = import_module(f"...formats.{name.lower()}", __name__).FORM
-    return form
+    """One of FORMATS, or the same of groups of another size; F32's where groups of that size are not packed."""
+    file, *sizes = name.split("/")
+    declared = import_module(f"...formats.{file.lower()}", __name__).FORM
+    form: Form | None = declared(*sizes) if sizes else declared
+    return form or form_named("F32")
 
 
 def forget(data: NDArray[np.uint8]) -> None:

@@ -1,0 +1,100 @@
+"""Products of the formats whose groups are of any size: codes of 4 or 8 bits, and what a group shares in front of them.
+
+A weight is decoded to the very float32 that its format's file decodes, and its products are added up in the order of
+product.columns: so results are, to the bit, those of the same matrix decoded and packed as F32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..machine.codegen import LANES
+from ..machine.simd import as_f32, as_i32, load_i32, mask, round_f16, shift_right, splat_i32, store_f32
+from ..machine.team import helper
+from ..machine.tiles import add_tile, code4, code8, fma_tile, tile_width
+from .form import Products
+from .product import VECTOR, columns_many, fetch_ahead, kernels
+
+CHAIN = 32  # columns that are summed before they meet the others; a group is a number of them
+COLUMN = LANES // 8  # bytes of a column of a row block, for each bit of a code
+
+
+@helper
+def as_it_is(v):
+    return v
+
+
+@helper
+def round_bf16(v):
+    """To the nearest bfloat16, ties to even, of numbers and infinities."""
+    bits = as_i32(v)
+    return as_f32(mask(bits + splat_i32(0x7FFF) + mask(shift_right(bits, 16), 1), -0x10000))
+
+
+ROUND = {"F32": as_it_is, "F16": round_f16, "BF16": round_bf16}  # by the type of the scales
+CODES = {"4": code4, "8": code8}  # by their bits
+
+
+@helper
+def group_width(bits, header, size, K):
+    """Columns of a group, of a row block that takes `size` bytes: `header` bytes a group, and its codes."""
+    return K // ((size - COLUMN * bits * K) // header)
+
+
+@helper
+def values_one(shared, value, bits, header, w, size, x, K, zero):
+    """A row block times a tile in float32.
+
+    shared(w): what a group's columns share. value(words, i, shared): the weight that is code i of those in 32-bit
+    words, one a row.
+    """
+    word = 4 * tile_width(zero)
+    per_word = 32 // bits
+    width = group_width(bits, header, size, K)
+    acc = zero
+    for _ in range(K // width):
+        group = shared(w)
+        fetch_ahead(w, header)
+        w += header
+        for _ in range(width // CHAIN):
+            p = zero
+            for _ in range(bits):
+                fetch_ahead(w, VECTOR)
+                words = load_i32(w)
+                for i in range(per_word):
+                    p = fma_tile(value(words, i, group), x + i * word, p)
+                w += VECTOR
+                x += per_word * word
+            acc = add_tile(p, acc)
+    return acc
+
+
+@helper
+def fill_group_values(shared, value, bits, header, w, size, k, width, K, panel):
+    """Columns k..k + width of a row block, one behind the other."""
+    per_word = 32 // bits
+    every = group_width(bits, header, size, K)
+    for c in range(k, k + width, CHAIN):
+        at = w + c // every * (header + every * bits * COLUMN)
+        group = shared(at)
+        at += header + c % every * bits * COLUMN
+        for _ in range(bits):
+            words = load_i32(at)
+            for i in range(per_word):
+                store_f32(panel + i * VECTOR, value(words, i, group))
+            at += VECTOR
+            panel += per_word * VECTOR
+
+
+def grouped(form: str, name: str, shared: Any, value: Any, bits: int, header: int) -> Products:
+    """The products of a format with groups, of float32 activations (values_one says what these are)."""
+
+    @helper
+    def one(w, size, x, K, zero):
+        return values_one(shared, value, bits, header, w, size, x, K, zero)
+
+    @helper
+    def fill(w, size, k, width, K, panel):
+        fill_group_values(shared, value, bits, header, w, size, k, width, K, panel)
+
+    return kernels(form, f"f32_{name}", one, fill, columns_many)
