@@ -1,5 +1,5 @@
-"""A float model in GPTQ's layout, version 1, its weights rounded to the nearest of a group's steps: what speed and memory
-can be measured with where the published file is out of reach. No calibration: answers are worse than GPTQ's own.
+"""A float model in GPTQ's layout, version 1, its weights rounded to the nearest of a group's steps: what speed and
+memory can be measured with where the published file is out of reach. No calibration: answers are worse than GPTQ's own.
 
     engine convert qwen2.5-coder-0.5b-instruct-q4_k_m floats/ --quantize f16
     python -m qwenref.tools.dev.gptq_model floats/ gptq/ --bits 4 --group 128
@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from ...quant.codes import pack
 from ...quant.tensor import QTensor, dequantize
 
 
-def parts(w: QTensor, bits: int, group: int) -> Iterator[tuple[str, str, NDArray[np.generic]]]:
+def parts(w: QTensor, bits: int, group: int) -> Iterator[tuple[str, str, NDArray[Any]]]:
     """Of a weight [O, I]: how the names of its tensors end, their dtypes, and what they hold (engine/files/quantised/
     gptq.py). Codes reach from a group's smallest value to its largest; zero points are at least 1, less 1."""
     O, I = w.shape
@@ -54,16 +55,16 @@ def main() -> None:
     (args.target / "config.json").write_text(json.dumps(config | {"quantization_config": how}, indent=2))
     planned = []
 
-    def plan(name: str, dtype: str, values: NDArray[np.generic]) -> None:
+    def plan(name: str, dtype: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        planned.append(Planned(name, dtype, values.shape, data.size, lambda: iter([data])))
+        planned.append(Planned(name, dtype, shape, data.size, lambda: iter([data])))
 
     for name, w in open_checkpoint(args.source).tensors.items():
         if name.endswith("_proj.weight"):
             for part, dtype, values in parts(w, args.bits, args.group):
-                plan(f"{name.removesuffix('weight')}{part}", dtype, values)
+                plan(f"{name.removesuffix('weight')}{part}", dtype, values, values.shape)
         else:
-            planned.append(Planned(name, w.format, w.shape, w.data.size, lambda w=w: iter([w.data])))
+            plan(name, w.format, w.data, w.shape)
     with (args.target / "model.safetensors").open("xb") as file:
         write_safetensors(file, {"format": "pt"}, planned, lambda count: None)
 

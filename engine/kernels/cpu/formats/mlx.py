@@ -1,16 +1,20 @@
-"""MLX/bits/group/scales, packed: of each group the scales and biases of 32 rows, then their codes, a word of each row at
-a time (quant/mlx.py). Of 4 and 8 bits, in groups of a multiple of 32 columns.
+"""MLX/bits/group/scales, packed: of each group the scales and biases of 32 rows, then their codes, a word of each row
+at a time (quant/mlx.py). Of 4 and 8 bits, in groups of a multiple of 32 columns.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
+from numpy.typing import NDArray
+
+from .....quant.codes import scales_of
 from .....quant.tensor import format_of
 from ..machine.simd import high_bf16, high_half, load_f32, load_i32, low_bf16, low_half
 from ..machine.team import helper
 from ..matmul.form import Form, Products
-from ..matmul.grouped import CHAIN, CODES, ROUND, grouped
+from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, grouped
 
 
 @helper
@@ -49,4 +53,10 @@ def products(bits: str, scales: str) -> Products:
 def FORM(bits: str, group: str, scales: str) -> Form | None:
     if bits not in CODES or int(group) % CHAIN:
         return None
-    return Form(format_of(f"MLX/{bits}/{group}/{scales}"), half_at=-1, words_at=0, f32=products(bits, scales))
+
+    def takes(blocks: NDArray[Any]) -> bool:
+        scale, bias = (abs(scales_of(blocks[field], scales)) for field in ("scale", "bias"))
+        return bool((scale * (1 << int(bits)) + bias <= LARGEST[scales]).all())
+
+    f = format_of(f"MLX/{bits}/{group}/{scales}")
+    return Form(f, half_at=-1, words_at=0, f32=products(bits, scales), takes=takes)

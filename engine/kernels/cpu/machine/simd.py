@@ -119,24 +119,6 @@ def high_bf16(b: Any, v: Any) -> Any:
     return b.bitcast(b.and_(v, constant(i32, -0x10000)), VF)
 
 
-@operation(floats, floats)
-def round_f16(b: Any, v: Any) -> Any:
-    """To the nearest IEEE half, ties to even; without F16C by arithmetic, as half_rounded."""
-    if PATH != "plain":
-        return b.fpext(b.fptrunc(v, vector_type(f16)), VF)
-    bits = b.bitcast(v, VI)
-    magnitude = b.and_(bits, constant(i32, 0x7FFFFFFF))
-    x = b.bitcast(magnitude, VF)
-    odd = b.and_(b.lshr(bits, constant(i32, 13)), constant(i32, 1))
-    normal = b.and_(b.add(b.add(magnitude, constant(i32, 0xFFF)), odd), constant(i32, ~0x1FFF))
-    small = b.fsub(b.fadd(x, constant(f32, 0.75)), constant(f32, 0.75))
-    rounded = b.select(b.fcmp_ordered("<", x, constant(f32, 2.0**-14)), small, b.bitcast(normal, VF))
-    infinite = constant(f32, float("inf"))
-    rounded = b.select(b.fcmp_ordered("<", x, constant(f32, 65520.0)), rounded, b.fadd(x, infinite))
-    sign = b.and_(bits, constant(i32, -0x80000000))
-    return b.bitcast(b.or_(b.bitcast(rounded, VI), sign), VF)
-
-
 def lanes_before(b: Any, count: Any) -> Any:
     """Mask of the lanes before `count`."""
     n = b.trunc(count, i32)

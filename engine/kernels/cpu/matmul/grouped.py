@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..machine.codegen import LANES
-from ..machine.simd import as_f32, as_i32, load_i32, mask, round_f16, shift_right, splat_i32, store_f32
+from ..machine.simd import as_f32, as_i32, fma, load_i32, mask, splat_f32, store_f32
 from ..machine.team import helper
 from ..machine.tiles import add_tile, code4, code8, fma_tile, tile_width
 from .form import Products
@@ -17,6 +19,10 @@ from .product import VECTOR, columns_many, fetch_ahead, kernels
 
 CHAIN = 32  # columns that are summed before they meet the others; a group is a number of them
 COLUMN = LANES // 8  # bytes of a column of a row block, for each bit of a code
+CODES = {"4": code4, "8": code8}  # by their bits
+
+
+# ---- rounding to the type of the scales
 
 
 @helper
@@ -25,14 +31,32 @@ def as_it_is(v):
 
 
 @helper
+def exponent(v):
+    """The power of two below each number, with its sign."""
+    return as_f32(mask(as_i32(v), -0x800000))
+
+
+@helper
+def round_f16(v):
+    """To the nearest IEEE half, ties to even, of numbers within LARGEST that are multiples of the smallest half.
+
+    Beside 2^13 times its own power of two a float32 keeps ten bits behind the point, as a half has.
+    """
+    power = exponent(v)
+    return fma(power, splat_f32(-8192.0), fma(power, splat_f32(8192.0), v))
+
+
+@helper
 def round_bf16(v):
-    """To the nearest bfloat16, ties to even, of numbers and infinities."""
-    bits = as_i32(v)
-    return as_f32(mask(bits + splat_i32(0x7FFF) + mask(shift_right(bits, 16), 1), -0x10000))
+    """To the nearest bfloat16, ties to even, of numbers within LARGEST that are multiples of the smallest bfloat16."""
+    power = exponent(v)
+    return fma(power, splat_f32(-65536.0), fma(power, splat_f32(65536.0), v))
 
 
-ROUND = {"F32": as_it_is, "F16": round_f16, "BF16": round_bf16}  # by the type of the scales
-CODES = {"4": code4, "8": code8}  # by their bits
+ROUND = {"F32": as_it_is, "F16": round_f16, "BF16": round_bf16}
+LARGEST = {"F32": np.inf, "F16": 65504.0, "BF16": 2.0**110}
+
+# ---- products
 
 
 @helper

@@ -108,6 +108,8 @@ def pack(w: QTensor) -> Packed:
     """A matrix of any format, packed by all threads."""
     rows, K = w.shape
     form = form_of(w)
+    if form.takes and not form.takes(w.data.view(form.format.struct)):
+        form = form_named("F32")
     decoded = form is form_named("F32")
     block_bytes = form.format.bytes
     half = form.half_at >= 0

@@ -74,9 +74,9 @@ def as_it_is(acc):
 def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves: int = 1) -> Products:
     """The product kernels of a format, for one token, for few and for many.
 
-    block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, size, k, width, K, panel): its columns k
-    to k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves: vectors of a
-    tile that make one token, their sum.
+    block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, size, k, width, K, panel): its
+    columns k to k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves:
+    vectors of a tile that make one token, their sum.
     """
     finish = as_it_is if halves == 1 else add_neighbours
     one, few, out = zero_tile(floats, halves), zero_tile(floats, FEW), TILE // halves
