@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..machine.codegen import LANES
-from ..machine.simd import as_f32, as_i32, fma, load_i32, mask, splat_f32, store_f32
+from ..machine.simd import absolute, as_f32, as_i32, fma, load_i32, mask, splat_f32, store_f32, where_less
 from ..machine.team import helper
 from ..machine.tiles import add_tile, code4, code8, fma_tile, tile_width
 from .form import Products
@@ -53,8 +53,17 @@ def round_bf16(v):
     return fma(power, splat_f32(-65536.0), fma(power, splat_f32(65536.0), v))
 
 
+@helper
+def round_f16_small(v):
+    """As round_f16, of any numbers within LARGEST: below 2^-14 halves lie as far apart as there."""
+    power, least = absolute(exponent(v)), splat_f32(2.0**-14)
+    step = where_less(power, least, least, power) * splat_f32(1.5 * 8192.0)
+    return v + step - step
+
+
 ROUND = {"F32": as_it_is, "F16": round_f16, "BF16": round_bf16}
 LARGEST = {"F32": np.inf, "F16": 65504.0, "BF16": 2.0**110}
+SMALLEST = {"F32": 0.0, "F16": 0.0, "BF16": 2.0**-126}  # beside 0, of numbers that need not be such multiples
 
 # ---- products
 

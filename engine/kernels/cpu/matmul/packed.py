@@ -27,6 +27,8 @@ FORMATS = (
     *("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"),
     *("F16", "BF16", "F32"),
     *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
+    *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in ("F16", "BF16", "F32")),
+    "LLM_INT8/128",
 )  # of groups of any size one: all sizes have the same kernels
 FILES = frozenset(name.partition("/")[0] for name in FORMATS)
 SLAB = 1 << 24  # bytes of file (or of decoded values) at a time
