@@ -7,6 +7,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.codes import scales_of
@@ -68,7 +69,7 @@ def FORM(bits: str, group: str, scales: str) -> Form | None:
     levels, half = 1 << int(bits), scales == "F32"
 
     def takes(blocks: NDArray[Any]) -> bool:
-        zero, scale = blocks["zero"], scales_of(blocks["scale"], scales)
+        zero, scale = blocks["zero"], scales_of(blocks["scale"], scales).astype(np.float64)
         return bool(((zero >= 0) & (zero <= levels) & (abs(scale) * levels <= LARGEST[scales])).all())
 
     f = format_of(f"INT/{bits}/{group}/{scales}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.codes import scales_of
@@ -55,7 +56,7 @@ def FORM(bits: str, group: str, scales: str) -> Form | None:
         return None
 
     def takes(blocks: NDArray[Any]) -> bool:
-        scale, bias = (abs(scales_of(blocks[field], scales)) for field in ("scale", "bias"))
+        scale, bias = (abs(scales_of(blocks[field], scales).astype(np.float64)) for field in ("scale", "bias"))
         return bool((scale * (1 << int(bits)) + bias <= LARGEST[scales]).all())
 
     f = format_of(f"MLX/{bits}/{group}/{scales}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.tensor import format_of
@@ -15,7 +16,7 @@ from ..machine.simd import load_f32
 from ..machine.team import helper
 from ..machine.tiles import table16_f32
 from ..matmul.form import Form, Products
-from ..matmul.grouped import CHAIN, LARGEST, SMALLEST, as_it_is, grouped, round_bf16, round_f16_small
+from ..matmul.grouped import CHAIN, LARGEST, ROUND_ALL, SMALLEST, grouped
 
 # quant/nf4.py's, said again: the digest of the compiled kernels knows only this backend's own files.
 LEVELS = (
@@ -23,7 +24,6 @@ LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-ROUND = {"F32": as_it_is, "F16": round_f16_small, "BF16": round_bf16}
 
 
 @helper
@@ -38,7 +38,7 @@ def levelled(module: str, kind: str, levels: Sequence[float]) -> Callable[[str, 
 
     @cache
     def products(dtype: str) -> Products:
-        rounded = ROUND[dtype]
+        rounded = ROUND_ALL[dtype]
 
         @helper
         def value(words, i, absmax):
@@ -51,7 +51,7 @@ def levelled(module: str, kind: str, levels: Sequence[float]) -> Callable[[str, 
             return None
 
         def takes(blocks: NDArray[Any]) -> bool:
-            size = abs(blocks["absmax"])
+            size = abs(blocks["absmax"].astype(np.float64))
             return bool((((size * least >= SMALLEST[dtype]) | (size == 0)) & (size <= LARGEST[dtype])).all())
 
         return Form(format_of(f"{kind}/{group}/{dtype}"), half_at=-1, words_at=0, f32=products(dtype), takes=takes)

@@ -120,6 +120,25 @@ def code4(b: Any, c: Any, index: Any) -> Any:
     return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book, i]), at)
 
 
+def float8(mantissa: int) -> Any:
+    """An operation (codes, index): byte `index` of each lane, a finite 8-bit float of so many bits of mantissa."""
+    exponent = 7 - mantissa
+
+    def write(b: Any, c: Any, index: Any) -> Any:
+        left = b.sub(ir.Constant(i32, 24), b.shl(b.trunc(index, i32), ir.Constant(i32, 3)))
+        placed = b.ashr(b.shl(c, splat_of(b, left)), constant(i32, mantissa + 1))
+        code = b.and_(placed, constant(i32, -0x80000000 | 0x7F << 23 - mantissa))
+        raised = b.add(code, constant(i32, 127 - ((1 << exponent - 1) - 1) << 23))
+        number = b.bitcast(raised, VF)
+        # Of exponent 0 that has a 1 before the point too much, and half of the size.
+        over = b.fsub(number, b.bitcast(b.and_(raised, constant(i32, -0x800000)), VF))
+        normal = b.icmp_unsigned("!=", b.and_(code, constant(i32, (1 << exponent) - 1 << 23)), constant(i32, 0))
+        return b.select(normal, number, b.fadd(over, over))
+
+    write.__name__ = f"float8_{mantissa}"
+    return operation(floats, ints, intp)(write)
+
+
 code8 = operation(floats, ints, intp)(_code(8, 0))
 
 

@@ -62,6 +62,7 @@ def round_f16_small(v):
 
 
 ROUND = {"F32": as_it_is, "F16": round_f16, "BF16": round_bf16}
+ROUND_ALL = ROUND | {"F16": round_f16_small}  # not only multiples of the smallest
 LARGEST = {"F32": np.inf, "F16": 65504.0, "BF16": 2.0**110}
 SMALLEST = {"F32": 0.0, "F16": 0.0, "BF16": 2.0**-126}  # beside 0, of numbers that need not be such multiples
 

@@ -28,6 +28,7 @@ FORMATS = (
     *("F16", "BF16", "F32"),
     *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
     *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in ("F16", "BF16", "F32")),
+    *(f"{file}/128/{scales}" for file in ("F8_E4M3", "F8_E5M2") for scales in ("F16", "BF16", "F32")),
     "LLM_INT8/128",
 )  # of groups of any size one: all sizes have the same kernels
 FILES = frozenset(name.partition("/")[0] for name in FORMATS)
