@@ -121,7 +121,9 @@ def code4(b: Any, c: Any, index: Any) -> Any:
 
 
 def float8(mantissa: int) -> Any:
-    """An operation (codes, index): byte `index` of each lane, a finite 8-bit float of so many bits of mantissa."""
+    """An operation (codes, index): byte `index` of each lane, a finite 8-bit float of so many bits of mantissa;
+    of 0 the sign is lost.
+    """
     exponent = 7 - mantissa
 
     def write(b: Any, c: Any, index: Any) -> Any:
