@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .....quant.tensor import QTensor, dequantize
+from .....quant.tensor import Assembled, QTensor, dequantize
 from ..machine.codegen import LANES
 from ..machine.memory import aligned
 from ..machine.simd import get_i32, get_u16, set_i32, set_u16
@@ -130,6 +130,8 @@ def pack(w: QTensor) -> Packed:
         columns = (form.half_at, form.words_at, words)
         run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, block_bytes, *columns))
         forget(raw)
+    if isinstance(w, Assembled):
+        w.forget()
     if form.rearrange:
         run_now(form.rearrange.job(len(packed.data) // (block_bytes * LANES), 64, packed.data.ctypes.data))
     return packed
