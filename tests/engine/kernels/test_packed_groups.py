@@ -50,7 +50,8 @@ def random_matrix(name: str, rows: int, K: int, spread: int = 0) -> QTensor:
     f, rng = format_of(name), np.random.default_rng(rows * K)
     blocks = rng.integers(0, 256, (rows * K // f.block, f.bytes), np.uint8).view(f.struct)[:, 0]
     for field in {"scale", "bias", "absmax"} & set(f.struct.names or ()):
-        values = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float32)
+        usual = 2.0**-16 if name.startswith("F8") else 0.01  # the largest codes are 448 and 57344
+        values = (rng.standard_normal(len(blocks)) * usual).astype(np.float32)
         values *= np.exp2(rng.integers(-spread, spread + 1, len(blocks))).astype(np.float32)
         values[rng.random(len(blocks)) < 0.05] = 0
         values = abs(values) if field == "absmax" else values
