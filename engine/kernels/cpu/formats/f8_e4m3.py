@@ -26,13 +26,12 @@ def scale(w):
 
 def scaled(module: str, kind: str, mantissa: int, last: int) -> Callable[[str, str], Form | None]:
     """FORM of a format of quant/float8.py. kind: its name; module: that of the file that declares it; mantissa: its
-    bits; last: the largest code of a finite number."""
+    bits; last: the largest code of a finite number.
+    """
     level = float8(mantissa)
     bias = (1 << (6 - mantissa)) - 1
-    least, most = (
-        2.0 ** (1 - bias - mantissa),
-        np.ldexp(1 + (last & (1 << mantissa) - 1) / 2**mantissa, (last >> mantissa) - bias),
-    )
+    least = 2.0 ** (1 - bias - mantissa)
+    most = 2.0 ** ((last >> mantissa) - bias) * (1 + last % (1 << mantissa) / (1 << mantissa))
 
     @cache
     def products(scales: str) -> Products:

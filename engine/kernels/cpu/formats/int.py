@@ -29,22 +29,27 @@ def value_f32(code, scale, zero):
 
 
 @helper
+def offset(both, scale):
+    return splat_f32(0.0) - low_i16(both) * scale
+
+
+@helper
 def shared_f16(w):
     both = load_i32(w)
     scale = high_half(both)
-    return scale, splat_f32(0.0) - low_i16(both) * scale
+    return scale, offset(both, scale)
 
 
 @helper
 def shared_bf16(w):
     both = load_i32(w)
     scale = high_bf16(both)
-    return scale, splat_f32(0.0) - low_i16(both) * scale
+    return scale, offset(both, scale)
 
 
 @helper
 def value_16(code, scale, offset):
-    """The same, for a scale of half the bits: no step rounds."""
+    """The same with -zero * scale: of a scale of 16 bits no step rounds."""
     return fma(code, scale, offset)
 
 

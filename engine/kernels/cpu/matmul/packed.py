@@ -76,7 +76,8 @@ interleave = Kernel(_interleave)
 def form_of(w: QTensor) -> Form:
     """The packed form that a matrix gets: its format's own, or F32, to which it is decoded.
 
-    Decoded are formats without a file here, and rows that the file pads to whole blocks (APR alone has them).
+    Decoded are formats without a file here, groups of sizes that its file does not take, and rows that the file pads to
+    whole blocks (APR alone has them).
     """
     if w.format.partition("/")[0] in FILES:
         form = form_named(w.format)
@@ -112,7 +113,7 @@ def pack(w: QTensor) -> Packed:
     rows, K = w.shape
     form = form_of(w)
     if form.takes and not form.takes(w.data.view(form.format.struct)):
-        form = form_named("F32")
+        form = form_named("F32")  # its kernels are compiled now: such scales are no model's
     decoded = form is form_named("F32")
     block_bytes = form.format.bytes
     half = form.half_at >= 0
