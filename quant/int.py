@@ -1,7 +1,7 @@
 """INT/bits/group/scales: whole numbers round a zero point, times a scale for each group: GPTQ, AWQ, compressed-tensors.
 
-A block is a group, in a layout of this project's own, as these files scatter it over several tensors: scale (F32, F16
-or BF16); int16 zero; codes of 1 to 8 bits in a stream, the lowest bit first.
+A block is a group, in a layout of this project's own, as these files scatter it over several tensors: int16 zero; scale
+(F32, F16 or BF16); codes of 1 to 8 bits in a stream, the lowest bit first.
 value[j] = scale * (q[j] - zero), in the type of the scale, as gptqmodel's TorchLinear, AutoAWQ's dequantize_gemm and
 compressed-tensors' dequantize compute it: the difference is exact in each of the types, the product is rounded once.
 """
@@ -18,7 +18,7 @@ from .format import Format
 def FORMAT(bits: int, group: int, scales: str) -> Format:
     name = f"INT/{bits}/{group}/{scales}"
     check_size(name, group, bits, scales)
-    block = np.dtype([("scale", SCALES[scales]), ("zero", "<i2"), ("qs", "u1", group * bits // 8)])
+    block = np.dtype([("zero", "<i2"), ("scale", SCALES[scales]), ("qs", "u1", group * bits // 8)])
 
     def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
         b = np.ascontiguousarray(blocks).view(block)[:, 0]

@@ -45,7 +45,8 @@ class QTensor:
 
 
 class Assembled(QTensor):
-    """A tensor whose bytes are made out of several of its file's, when they are first asked for; then they are kept.
+    """A tensor whose bytes are made out of several of its file's, when they are first asked for; then they are kept,
+    until `forget`.
 
     data: what makes them; or bytes, as in a QTensor.
     """
@@ -58,6 +59,11 @@ class Assembled(QTensor):
     def data(self) -> Bytes:
         made = self._make  # type: ignore[attr-defined]
         return made() if callable(made) else made
+
+    def forget(self) -> None:
+        """Lets go of bytes that were made: they are made again if anyone asks."""
+        if callable(self._make):  # type: ignore[attr-defined]
+            vars(self).pop("data", None)
 
 
 @cache

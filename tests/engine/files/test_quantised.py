@@ -22,6 +22,7 @@ from qwenref.engine.files.quantised.module import DTYPES
 from qwenref.engine.files.safetensors import _read_file
 from qwenref.engine.files.safetensors_writer import write_safetensors
 from qwenref.engine.files.writing import Planned
+from qwenref.engine.kernels.cpu.matmul.packed import pack
 from qwenref.engine.load import open_weights
 from qwenref.errors import BadInput
 from qwenref.quant.codes import SCALES
@@ -187,11 +188,14 @@ def test_biases_that_the_quantiser_has_added(tmp_path: Path) -> None:
 
 
 def test_opening_decodes_nothing(tmp_path: Path) -> None:
-    """Bytes are put together when they are asked for, and then kept."""
+    """Bytes are put together when they are asked for, and kept until they are packed."""
     tensors = open_checkpoint(model("model awq-gemm", tmp_path / "m")[0]).tensors
     w = tensors["model.layers.0.self_attn.q_proj.weight"]
     assert "data" not in vars(w)
     assert w.data is w.data and "data" in vars(w)
+    before = w.data.copy()
+    pack(w)
+    assert "data" not in vars(w) and np.array_equal(w.data, before)
 
 
 # ---- wrong files

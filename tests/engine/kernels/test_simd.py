@@ -177,7 +177,8 @@ def test_float_of_bits_and_bytes_of_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "top", "offset"), [("code4_8", 15, 8), ("code5_16", 31, 16), ("code6_32", 63, 32), ("code8_128", 255, 128)]
+    ("code", "top", "offset"),
+    [("code4_8", 15, 8), ("code5_16", 31, 16), ("code6_32", 63, 32), ("code8_128", 255, 128), ("code8", 255, 0)],
 )
 def test_codes(code: str, top: int, offset: int) -> None:
     operation = getattr(tiles, code)
@@ -190,6 +191,42 @@ def test_codes(code: str, top: int, offset: int) -> None:
     codes = RNG.integers(0, top + 1, (LANES, 4), dtype=np.uint8)
     got = floats_of(kernel, codes, rows=4)
     assert equal(got, (codes.T.astype(np.int64) - offset).astype(np.float32))
+
+
+def test_nibbles_and_their_table() -> None:
+    table = np.float32([0.5, -1, 3e38, 1e-39, *range(12)])
+    look_up = tiles.table16_f32(table.tolist())
+
+    @njit
+    def kernel(out, c):
+        for i in range(8):
+            simd.store_f32(out + 128 * i, tiles.code4(simd.load_i32(c), i))
+            simd.store_f32(out + 1024 + 128 * i, look_up(simd.load_i32(c), i))
+
+    words = RNG.integers(0, 1 << 32, LANES, dtype=np.uint32)
+    nibbles = np.stack([words >> np.uint32(4 * i) & np.uint32(15) for i in range(8)])
+    got = floats_of(kernel, words, rows=16)
+    assert equal(got[:8], nibbles.astype(np.float32)) and equal(got[8:], table[nibbles])
+
+
+@pytest.mark.parametrize(("exponent", "mantissa", "finite"), [(4, 3, 127), (5, 2, 124)])
+def test_floats_of_8_bits(exponent: int, mantissa: int, finite: int) -> None:
+    """All finite ones; 0 has no sign."""
+    operation = tiles.float8(mantissa)
+
+    @njit
+    def kernel(out, c):
+        for block in range(2):
+            for byte in range(4):
+                simd.store_f32(out + 128 * (4 * block + byte), operation(simd.load_i32(c + 128 * block), byte))
+
+    code = np.arange(256, dtype=np.uint8)
+    e, m, bias = code >> mantissa & (1 << exponent) - 1, code & (1 << mantissa) - 1, (1 << exponent - 1) - 1
+    size = np.ldexp(m / (1 << mantissa) + (e > 0), np.maximum(e, 1).astype(int) - bias)
+    want = np.where(code & 127 < finite, np.copysign(size, 127.5 - code), 0)
+    codes = np.where(code & 127 < finite, code, 0).astype(np.uint8)
+    got = floats_of(kernel, codes, rows=8)
+    np.testing.assert_array_equal(got, want.reshape(2, LANES, 4).transpose(0, 2, 1).reshape(8, LANES))
 
 
 @pytest.mark.parametrize(("operation", "top"), [(tiles.dot4_tile, 127), (tiles.dot4_wide_tile, 255)])

@@ -97,6 +97,28 @@ def high_half(b: Any, v: Any) -> Any:
     return _half(b, b.trunc(b.lshr(v, constant(i32, 16)), vector_type(i16)))
 
 
+@operation(floats, intp)
+def load_i16(b: Any, address: Any) -> Any:
+    """Signed 16-bit numbers."""
+    return b.sitofp(read_from(b, address, vector_type(i16)), VF)
+
+
+@operation(floats, ints)
+def low_i16(b: Any, v: Any) -> Any:
+    """The signed number in the low 16 bits of each lane."""
+    return b.sitofp(b.trunc(v, vector_type(i16)), VF)
+
+
+@operation(floats, ints)
+def low_bf16(b: Any, v: Any) -> Any:
+    return b.bitcast(b.shl(v, constant(i32, 16)), VF)
+
+
+@operation(floats, ints)
+def high_bf16(b: Any, v: Any) -> Any:
+    return b.bitcast(b.and_(v, constant(i32, -0x10000)), VF)
+
+
 def lanes_before(b: Any, count: Any) -> Any:
     """Mask of the lanes before `count`."""
     n = b.trunc(count, i32)

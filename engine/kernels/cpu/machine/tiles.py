@@ -79,6 +79,71 @@ code4_8, code5_16 = (operation(floats, ints, intp)(_code(*k)) for k in ((4, 8), 
 code6_32, code8_128 = (operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
 
 
+def _nibble(b: Any, c: Any, index: Any) -> Any:
+    """Nibble `index` of each lane, the lowest first, under others."""
+    return b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 2))))
+
+
+def table16_f32(values: Sequence[float]) -> Any:
+    """An operation (codes, index): nibble `index` of each lane, the lowest first, becomes the value it stands for."""
+
+    def write(b: Any, c: Any, index: Any) -> Any:
+        at = _nibble(b, c, index)
+        if PATH == "avx512":
+            book = constant(f32, list(values))
+            name = "llvm.x86.avx512.permvar.sf.512"
+            return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book, i]), at)
+        left: list[Any] = [constant(f32, v) for v in values]
+        first = 0
+        if PATH in ("avx2", "avxvnni"):  # three of the four bits choose within a register
+            books = [constant(f32, list(values[i : i + 8])) for i in (0, 8)]
+            kind, name = vector_type(f32, 8), "llvm.x86.avx2.permps"
+            left = [in_pieces(b, 8, lambda i, of=of: call(b, name, kind, [of, i]), at) for of in books]
+            first = 3
+        for bit in range(first, 4):
+            unset = b.icmp_unsigned("==", b.and_(at, constant(i32, 1 << bit)), constant(i32, 0))
+            left = [b.select(unset, low, high) for low, high in zip(left[::2], left[1::2], strict=True)]
+        return left[0]
+
+    write.__name__ = "table16_f32"
+    return operation(floats, ints, intp)(write)
+
+
+@operation(floats, ints, intp)
+def code4(b: Any, c: Any, index: Any) -> Any:
+    """Nibble `index` of each lane, the lowest first, as a number."""
+    at = _nibble(b, c, index)
+    if PATH != "avx512":
+        return b.sitofp(b.and_(at, constant(i32, 15)), VF)
+    book = constant(f32, [float(i) for i in range(16)])
+    name = "llvm.x86.avx512.permvar.sf.512"
+    return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book, i]), at)
+
+
+def float8(mantissa: int) -> Any:
+    """An operation (codes, index): byte `index` of each lane, a finite 8-bit float of so many bits of mantissa;
+    of 0 the sign is lost.
+    """
+    exponent = 7 - mantissa
+
+    def write(b: Any, c: Any, index: Any) -> Any:
+        left = b.sub(ir.Constant(i32, 24), b.shl(b.trunc(index, i32), ir.Constant(i32, 3)))
+        placed = b.ashr(b.shl(c, splat_of(b, left)), constant(i32, mantissa + 1))
+        code = b.and_(placed, constant(i32, -0x80000000 | 0x7F << 23 - mantissa))
+        raised = b.add(code, constant(i32, 127 - ((1 << exponent - 1) - 1) << 23))
+        number = b.bitcast(raised, VF)
+        # Of exponent 0 that has a 1 before the point too much, and half of the size.
+        over = b.fsub(number, b.bitcast(b.and_(raised, constant(i32, -0x800000)), VF))
+        normal = b.icmp_unsigned("!=", b.and_(code, constant(i32, (1 << exponent) - 1 << 23)), constant(i32, 0))
+        return b.select(normal, number, b.fadd(over, over))
+
+    write.__name__ = f"float8_{mantissa}"
+    return operation(floats, ints, intp)(write)
+
+
+code8 = operation(floats, ints, intp)(_code(8, 0))
+
+
 def table16(values: Sequence[int]) -> Any:
     """An operation: each byte of a vector of codes, 0 to 15, becomes the value that it stands for, 0 to 255."""
     bits = [v - 256 if v > 127 else v for v in values]  # as LLVM spells a byte

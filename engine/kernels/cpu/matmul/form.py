@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
+
+from numpy.typing import NDArray
 
 from .....quant.format import Format
 from ..machine.kernel import Kernel
@@ -25,7 +28,8 @@ class Form:
     A block has a half at half_at (or none, -1), and 32-bit words from words_at to wherever the half begins. Packed, a
     block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on. rearrange, where there is
     one, goes over the packed blocks. f32, int8, int16: products by what the activations are; a form without integer
-    ones takes float32's.
+    ones takes float32's. takes: whether the products give these blocks' values to the bit, where not all have it;
+    a matrix with others is decoded.
     """
 
     format: Format
@@ -35,3 +39,4 @@ class Form:
     int8: Products | None = None
     int16: Products | None = None
     rearrange: Kernel | None = None
+    takes: Callable[[NDArray[Any]], bool] | None = None

@@ -226,7 +226,7 @@ def blocks_of_32(form: str, codes: Any, multiply: Any, offset: int, scale: Any, 
         return q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero)
 
     @helper
-    def fill(w, k, width, panel):
+    def fill(w, size, k, width, K, panel):
         fill_codes(codes, planes, scale, w, k, width, panel)
 
     @helper
@@ -256,7 +256,7 @@ def blocks_of_256(
         return q8_k_one(codes, scales, minima, factor, min_factor, quads, block_size, w, x, K, zero)
 
     @helper
-    def fill(w, k, width, panel):
+    def fill(w, size, k, width, K, panel):
         fill_block(codes, scales, minima, factor, min_factor, quads, block_size, w, k, panel)
 
     @helper

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .....quant.tensor import QTensor, dequantize
+from .....quant.tensor import Assembled, QTensor, dequantize
 from ..machine.codegen import LANES
 from ..machine.kernel import Kernel, at
 from ..machine.memory import aligned
@@ -26,7 +27,12 @@ FORMATS = (
     *("Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"),
     *("F16", "BF16", "F32"),
-)
+    *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
+    *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in ("F16", "BF16", "F32")),
+    *(f"{file}/128/{scales}" for file in ("F8_E4M3", "F8_E5M2") for scales in ("F16", "BF16", "F32")),
+    "LLM_INT8/128",
+)  # of groups of any size one: all sizes have the same kernels
+FILES = frozenset(name.partition("/")[0] for name in FORMATS)
 SLAB = 1 << 24  # bytes of file (or of decoded values) at a time
 
 
@@ -82,19 +88,23 @@ interleave = Kernel(_interleave)
 def form_of(w: QTensor) -> Form:
     """The packed form that a matrix gets: its format's own, or F32, to which it is decoded.
 
-    Decoded are formats without a file here, and rows that the file pads to whole blocks (APR alone has them).
+    Decoded are formats without a file here, groups of sizes that its file does not take, and rows that the file pads to
+    whole blocks (APR alone has them).
     """
-    if w.format in FORMATS:
+    if w.format.partition("/")[0] in FILES:
         form = form_named(w.format)
         if w.shape[1] % form.format.block == 0:
             return form
     return form_named("F32")
 
 
+@cache
 def form_named(name: str) -> Form:
-    """One of FORMATS."""
-    form: Form = import_module(f"...formats.{name.lower()}", __name__).FORM
-    return form
+    """One of FORMATS, or the same of groups of another size; F32's where groups of that size are not packed."""
+    file, *sizes = name.split("/")
+    declared = import_module(f"...formats.{file.lower()}", __name__).FORM
+    form: Form | None = declared(*sizes) if sizes else declared
+    return form or form_named("F32")
 
 
 def forget(data: NDArray[np.uint8]) -> None:
@@ -114,6 +124,8 @@ def pack(w: QTensor) -> Packed:
     """A matrix of any format, packed by all threads."""
     rows, K = w.shape
     form = form_of(w)
+    if form.takes and not form.takes(w.data.view(form.format.struct)):
+        form = form_named("F32")  # its kernels are compiled now: such scales are no model's
     decoded = form is form_named("F32")
     block_bytes = form.format.bytes
     half = form.half_at >= 0
@@ -131,6 +143,8 @@ def pack(w: QTensor) -> Packed:
         columns = (form.half_at, form.words_at, words)
         run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, block_bytes, *columns))
         forget(raw)
+    if isinstance(w, Assembled):
+        w.forget()
     if form.rearrange:
         run_now(form.rearrange.job(len(packed.data) // (block_bytes * LANES), 64, packed.data.ctypes.data))
     return packed

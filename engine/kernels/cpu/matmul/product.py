@@ -54,7 +54,7 @@ def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
             here = min(TILES, tiles - i)
             for k in range(0, K, PIECE):
                 width = min(PIECE, K - k)
-                fill(w + r * size, k, width, panel)
+                fill(w + r * size, size, k, width, K, panel)
                 for j in range(here):
                     at = sums + j * TILE * VECTOR
                     acc = many()
@@ -75,9 +75,9 @@ def as_it_is(acc):
 def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves: int = 1) -> Products:
     """The product kernels of a format, for one token, for few and for many.
 
-    block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, k, width, panel): its columns k to
-    k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves: vectors of a
-    tile that make one token, their sum.
+    block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, size, k, width, K, panel): its
+    columns k to k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves:
+    vectors of a tile that make one token, their sum.
     """
     finish = as_it_is if halves == 1 else add_neighbours
     one, few, out = zero_tile(floats, halves), zero_tile(floats, FEW), TILE // halves
@@ -213,7 +213,7 @@ def coded(form: str, codes: Any, value: Any, scale: Any, rest: Any, quads: int) 
         return codes_one(codes, value, scale, rest, quads, w, size, x, K, zero)
 
     @helper
-    def fill(w, k, width, panel):
+    def fill(w, size, k, width, K, panel):
         fill_values(codes, value, scale, rest, quads, w, k, width, panel)
 
     @helper
@@ -268,7 +268,7 @@ def columns(form: str, column: Any) -> Products:
         return columns_one(column, w, size, x, K, zero)
 
     @helper
-    def fill(w, k, width, panel):
+    def fill(w, size, k, width, K, panel):
         fill_columns(column, w, k, width, panel)
 
     return kernels(form, "f32", one, fill, columns_many)

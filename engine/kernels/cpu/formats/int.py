@@ -1,0 +1,81 @@
+"""INT/bits/group/scales, packed: of each group the zero points and scales of 32 rows, then their codes, a word of each
+row at a time (quant/int.py). Of 4 and 8 bits, in groups of a multiple of 32 columns.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .....quant.codes import scales_of
+from .....quant.tensor import format_of
+from ..machine.simd import fma, high_bf16, high_half, load_f32, load_i16, load_i32, low_i16, splat_f32
+from ..machine.team import helper
+from ..matmul.form import Form, Products
+from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, grouped
+
+
+@helper
+def shared_f32(w):
+    return load_f32(w + 64), load_i16(w)
+
+
+@helper
+def value_f32(code, scale, zero):
+    return (code - zero) * scale
+
+
+@helper
+def offset(both, scale):
+    return splat_f32(0.0) - low_i16(both) * scale
+
+
+@helper
+def shared_f16(w):
+    both = load_i32(w)
+    scale = high_half(both)
+    return scale, offset(both, scale)
+
+
+@helper
+def shared_bf16(w):
+    both = load_i32(w)
+    scale = high_bf16(both)
+    return scale, offset(both, scale)
+
+
+@helper
+def value_16(code, scale, offset):
+    """The same with -zero * scale: of a scale of 16 bits no step rounds."""
+    return fma(code, scale, offset)
+
+
+KINDS = {"F32": (shared_f32, 192, value_f32), "F16": (shared_f16, 128, value_16), "BF16": (shared_bf16, 128, value_16)}
+
+
+@cache
+def products(bits: str, scales: str) -> Products:
+    (shared, header, product), code, rounded = KINDS[scales], CODES[bits], ROUND[scales]
+
+    @helper
+    def value(words, i, group):
+        scale, other = group
+        return rounded(product(code(words, i), scale, other))
+
+    return grouped(__name__, f"{bits}_{scales}", shared, value, int(bits), header)
+
+
+def FORM(bits: str, group: str, scales: str) -> Form | None:
+    if bits not in CODES or int(group) % CHAIN:
+        return None
+    levels, half = 1 << int(bits), scales == "F32"
+
+    def takes(blocks: NDArray[Any]) -> bool:
+        zero, scale = blocks["zero"], scales_of(blocks["scale"], scales).astype(np.float64)
+        return bool(((zero >= 0) & (zero <= levels) & (abs(scale) * levels <= LARGEST[scales])).all())
+
+    f = format_of(f"INT/{bits}/{group}/{scales}")
+    return Form(f, half_at=0 if half else -1, words_at=2 * half, f32=products(bits, scales), takes=takes)

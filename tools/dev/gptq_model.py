@@ -1,0 +1,73 @@
+"""A float model in GPTQ's layout, version 1, its weights rounded to the nearest of a group's steps: what speed and
+memory can be measured with where the published file is out of reach. No calibration: answers are worse than GPTQ's own.
+
+    engine convert qwen2.5-coder-0.5b-instruct-q4_k_m floats/ --quantize f16
+    python -m qwenref.tools.dev.gptq_model floats/ gptq/ --bits 4 --group 128
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...engine.files import open_checkpoint
+from ...engine.files.safetensors_writer import write_safetensors
+from ...engine.files.writing import Planned
+from ...quant.codes import pack
+from ...quant.tensor import QTensor, dequantize
+
+
+def parts(w: QTensor, bits: int, group: int) -> Iterator[tuple[str, str, NDArray[Any]]]:
+    """Of a weight [O, I]: how the names of its tensors end, their dtypes, and what they hold (engine/files/quantised/
+    gptq.py). Codes reach from a group's smallest value to its largest; zero points are at least 1, less 1."""
+    O, I = w.shape
+    values = dequantize(w).reshape(O, -1, group)
+    low, high = values.min(-1).clip(max=0), values.max(-1).clip(min=0)
+    top = (1 << bits) - 1
+    scale = np.maximum((high - low) / top, np.float32(2**-24)).astype(np.float16)
+    zero = np.rint(-low / scale.astype(np.float32)).clip(1, top)
+    codes = np.rint(values / scale.astype(np.float32)[..., None] + zero[..., None]).clip(0, top).astype(np.uint8)
+    yield "qweight", "I32", pack(np.ascontiguousarray(codes).reshape(O, I), bits).view("<i4").T
+    yield "qzeros", "I32", pack(np.ascontiguousarray(zero.astype(np.uint8).T) - np.uint8(1), bits).view("<i4")
+    yield "scales", "F16", scale.T
+    yield "g_idx", "I32", (np.arange(I) // group).astype("<i4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
+    parser.add_argument("--group", type=int, default=128)
+    args = parser.parse_args()
+    args.target.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        copyfile(args.source / name, args.target / name)
+    config = json.loads((args.source / "config.json").read_text())
+    how = {"quant_method": "gptq", "bits": args.bits, "group_size": args.group, "desc_act": False, "sym": False}
+    (args.target / "config.json").write_text(json.dumps(config | {"quantization_config": how}, indent=2))
+    planned = []
+
+    def plan(name: str, dtype: str, values: NDArray[Any], shape: tuple[int, ...]) -> None:
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        planned.append(Planned(name, dtype, shape, data.size, lambda: iter([data])))
+
+    for name, w in open_checkpoint(args.source).tensors.items():
+        if name.endswith("_proj.weight"):
+            for part, dtype, values in parts(w, args.bits, args.group):
+                plan(f"{name.removesuffix('weight')}{part}", dtype, values, values.shape)
+        else:
+            plan(name, w.format, w.data, w.shape)
+    with (args.target / "model.safetensors").open("xb") as file:
+        write_safetensors(file, {"format": "pt"}, planned, lambda count: None)
+
+
+if __name__ == "__main__":
+    main()
