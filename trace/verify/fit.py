@@ -20,6 +20,7 @@ class Fit:
 
     worst: the largest |dump - mid| / allowed of any element. outside: how many elements lie outside their span.
     equal: how many are bit-equal to mid as the recipe rounds it (+0 and -0 alike).
+    leans: whether the error, of a span that leaves much open, has a side, as no rounding has (leaning.py).
     """
 
     left: float
@@ -28,10 +29,11 @@ class Fit:
     outside: int
     equal: int
     size: int
+    leans: bool = False
 
     @property
     def good(self) -> bool:
-        return self.outside == 0
+        return self.outside == 0 and not self.leans
 
     @property
     def exact(self) -> bool:

@@ -18,6 +18,7 @@ from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShap
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
 from .formulas import flat, input_of
+from .leaning import MOST, leaning
 from .recipes.matrix import Matrix
 from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
@@ -113,7 +114,9 @@ class Judge:
             site = self.site(e, recipe)
             span = shown(got, site.compute(), e)
             notes |= dict.fromkeys(notes_on(site))
-            fit = tried[shown_here] = compare(got, span)
+            fit = tried[shown_here] = self.compared(e, site, got, span)
+            if fit.leans and spans:
+                continue
             spans.append((recipe, span, fit))
             if recipe == FLOAT32_RECIPE:
                 plain = span, fit
@@ -253,7 +256,21 @@ class Judge:
         site = self.site(e, recipe)
         got = self.evidence.values(e)
         span = shown(got, site.compute(), e)
-        return site, span, compare(got, span)
+        return site, span, self.compared(e, site, got, span)
+
+    def compared(self, e: Entry, site: Site, got: NDArray[np.float32], span: Span) -> Fit:
+        """How well a span explains the stage. Where it leaves much open, the error may have no side either."""
+        fit, spots = compare(got, span), self.involved(e)
+        if not fit.good or not wide(spots, site.how):
+            return fit
+        width = got.shape[-1]
+        for layer, stage in spots:
+            at = site.at(stage.name, layer)
+            if stage.kind == "product" and sum(m.shape[0] for m in at.matrices()) == width:
+                error = (got - span.mid).reshape(-1, width)
+                if leaning(at, error, got.reshape(-1, width)) > MOST:
+                    return replace(fit, leans=True)
+        return fit
 
 
 def shown(got: NDArray[np.float32], span: Span, e: Entry) -> Span:

@@ -162,19 +162,14 @@ def constant_times(m: Matrix, factor: float) -> Matrix:
 
 
 def zero_points_off(m: Matrix) -> Iterator[tuple[str, Matrix]]:
-    """The zero point counts one step more or less. A step is what decodes where every code is 1, less the constant."""
-    f = m.facts
-
-    def ones(b: Blocks) -> Blocks:
-        for field in f.codes:
-            b[field] = 0x11 if f.nibbles is not None and field == f.nibbles[0] else 0
-        return b
+    """The zero point counts one step more or less."""
 
     def moved(n: int, start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
-        step = m.rebuilt(ones, start, start + len(w)).rows(0, len(w)) - m.constants(start, start + len(w))
+        step = m.steps(start, start + len(w))
+        assert step is not None
         return w + np.float32(n) * step
 
-    if f.nibbles is not None and len(f.codes) == 1:
+    if m.steps(0, 1) is not None:
         for n in (-1, 1):
             yield (
                 f"zero points (or minima) are off by one step, values are {n:+d} step",
@@ -207,7 +202,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     if f.constants:
         yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
-        yield from zero_points_off(m)
+    yield from zero_points_off(m)
     if f.high is not None:
         high = f.high
         yield "the high bits are left out", m.rebuilt(lambda b: cleared(b, high))
