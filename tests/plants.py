@@ -302,11 +302,11 @@ for _id, _f in DECODERS.items():
         return run.kernels.linear(run.get("attn_norm"), rewritten(layer(run).qkv, f, 144))
 
 
-def one_step_more(m: reference.Matrix) -> reference.Matrix:
-    """Zero points one too small, of Q8_0: every weight is one step too large."""
+def one_step_more(m: reference.Matrix, step: float = 1) -> reference.Matrix:
+    """Zero points one too small, of Q8_0: every weight is one step (or a part of one) too large."""
     steps = [q.data.reshape(-1, 34)[:, :2].copy().view("<f2").astype(f32) for q in m.parts]
     w = decoded(m)
-    return matrix_of((w.reshape(-1, 32) + np.concatenate(steps)).reshape(w.shape))
+    return matrix_of((w.reshape(-1, 32) + f32(step) * np.concatenate(steps)).reshape(w.shape))
 
 
 @plant("zero-points", "ffn_gate", named="decoder", formats="Q8_0", engines=(*OWN[:2], *HF))

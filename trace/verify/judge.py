@@ -258,7 +258,7 @@ class Judge:
         span = shown(got, site.compute(), e)
         return site, span, self.compared(e, site, got, span)
 
-    def compared(self, e: Entry, site: Site, got: NDArray[np.float32], span: Span) -> Fit:
+    def compared(self, e: Entry, site: Site, got: NDArray[np.floating[Any]], span: Span) -> Fit:
         """How well a span explains the stage. Where it leaves much open, the error may have no side either."""
         fit, spots = compare(got, span), self.involved(e)
         if not fit.good or not wide(spots, site.how):

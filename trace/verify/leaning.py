@@ -13,6 +13,7 @@ however the sizes are distributed (Hoeffding's bound for sums of signs, given th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from .span import Array
 MOST = 6.5
 
 
-def leaning(product: Site, error_TO: Array, got_TO: NDArray[np.float32]) -> float:
+def leaning(product: Site, error_TO: Array, got_TO: NDArray[np.floating[Any]]) -> float:
     """How many standard deviations of chance the error of a product leans by, in the direction that it leans most.
 
     Rows of one result count once: those of a vocabulary's unused tokens are one another's copies, and so are their

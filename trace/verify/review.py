@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -147,5 +148,5 @@ def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) 
 def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> Finding:
     site, span, fit = judge.again(e, recipe)
     got = judge.evidence.values(e)
-    named = tuple(explain(site, got, only))
+    named = tuple(explain(site, got, only, partial(judge.compared, e, site)))
     return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=(*f.hypotheses, *named))

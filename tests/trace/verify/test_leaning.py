@@ -3,6 +3,7 @@ do keep their sums in halves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from qwenref.trace.verify.verify import verify
 
 from ...engines import Run, dump_of, f32
 from ...field import FIELD, Engine, half_sums
-from ...plants import half_of, one_step_more
+from ...plants import half_of, layer, one_step_more
 from ...tiny import tiny_weights
 
 A = np.ndarray
@@ -52,15 +53,35 @@ def test_zero_points_are_not_taken_for_sums_in_halves(length: int, layers: tuple
     assert "sums kept" not in v.recipe.name
 
 
-@pytest.mark.parametrize("layers", [(1,), (0, 1, 2)])
-def test_zero_points_show_beside_sums_in_halves(layers: tuple[int, ...]) -> None:
+def test_zero_points_show_beside_sums_in_halves() -> None:
     """The noise of such sums is as large as the error in one element, and still has no side."""
+    layers = (0, 2)
     wrong = {("ffn_gate", i): partial(gate_of, HALF) for i in layers}
     v = verify(HALF.dump(weights(), prompt(12), mistakes=wrong), weights())
     found = {f.key: f for f in v.findings if f.verdict == UNEXPLAINED}
     assert set(found) == {(0, i, "ffn_gate") for i in layers}
     assert all("zero points (or minima) are off by one" in f.hypotheses[0].sentence for f in found.values())
     assert "sums kept in float16" in v.recipe.name
+
+
+def test_zero_points_of_a_whole_model_are_no_noise() -> None:
+    """A third of a step in every product is as large as 8-bit activations make it."""
+    inputs: dict[str, tuple[str, Callable[[Run], A]]] = {
+        "qkv_matmul": ("attn_norm", lambda run: layer(run).qkv),
+        "attn_out": ("attention", lambda run: layer(run).attn_out),
+        "ffn_gate": ("ffn_norm", lambda run: half_of(run, 0)),
+        "ffn_up": ("ffn_norm", lambda run: half_of(run, 1)),
+        "ffn_out": ("ffn_swigl", lambda run: layer(run).ffn_down),
+    }
+
+    def wrong(stage: str, run: Run, y: A) -> A:
+        name, matrix = inputs[stage]
+        return run.kernels.linear(run.get(name).reshape(len(y), -1), one_step_more(matrix(run), 1 / 3))
+
+    spots = {(stage, i) for stage in inputs for i in range(LAYERS)}
+    dump = dump_of(weights(), "HF float32", prompt(12), mistakes={(s, i): partial(wrong, s) for s, i in spots})
+    v = verify(dump, weights())
+    assert {(f.stage, f.layer) for f in v.findings if f.verdict == UNEXPLAINED} == spots
 
 
 @pytest.mark.parametrize("formats", ["Q8_0", "Q4_0", "F16"])
