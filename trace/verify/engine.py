@@ -15,8 +15,10 @@ from .arithmetic import choices, likeliest, whole_engines, wide
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
 from .fit import Fit, over
 from .judge import Group, Judge
+from .recipes.facts import requantised
 from .recipes.facts.table import FACTS
 from .recipes.recipe import RECIPES, Recipe
+from .span import FLOAT32
 
 KINDS = {
     "look-up": "embedding", "norm": "norms", "product": "products", "bias": "biased products", "rotation": "RoPE",
@@ -199,7 +201,17 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
     if mixed:
         _, engine, fitting = max(mixed, key=lambda m: m[0])
         return engine, fitting
-    return composed(judge, groups), set(groups)
+    return reloading(judge, groups, angle) or composed(judge, groups), set(groups)
+
+
+def reloading(judge: Judge, groups: Mapping[Group, Sequence[Place]], angle: str) -> Recipe | None:
+    """A known engine of 16 bits that explains all, but that it makes other matrices when it loads the file."""
+    how = likeliest(judge.votes).get("requantised")
+    for known in RECIPES if how is not None else ():
+        engine = replace(known, angle=angle, requantised=how)
+        if known.result is not FLOAT32 and all(judge.explains(p.entry, engine) for g in groups.values() for p in g):
+            return replace(engine, name=f"{known.name}; {requantised.FACT.words(how, known.result)}")
+    return None
 
 
 def backing(judge: Judge, known: Recipe) -> int:

@@ -165,7 +165,7 @@ class Judge:
 
     def top(self, e: Entry, m: Matrix, recipe: Recipe) -> float | None:
         """The largest weight of a stage's first matrix, if the recipe asks for it: looked for once."""
-        if recipe.requantised is None or KINDS[recipe.requantised].over != "all":
+        if recipe.requantised not in KINDS or KINDS[recipe.requantised].over != "all":
             return None
         key = e.layer, e.stage.name
         if key not in self.tops:

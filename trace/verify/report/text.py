@@ -139,12 +139,13 @@ def engine_words(v: Verification) -> str:
 
 
 def describe(r: Recipe, operands: Sequence[str]) -> str:
-    if r.name not in (known.name for known in RECIPES):
+    name, _, apart = r.name.partition("; ")
+    if name not in (known.name for known in RECIPES) or (apart and r.result.name == "float32"):
         return r.name
     if r.result.name != "float32":
         inside = "weights and every result rounded, norm and soft-max inside in float32"
         more = "; bias inside the product" * ("qkv_matmul" in r.fused) + "; flash attention" * (r.mix != "stored")
-        return f"Hugging Face in {r.result.name}: {inside}{more}"
+        return f"Hugging Face in {r.result.name}: {inside}{more}" + f"; {apart}" * bool(apart)
     kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
     kv += ", flash attention" * (r.mix != "stored")
     if r.quantiser == "int16":
