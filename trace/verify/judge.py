@@ -45,7 +45,7 @@ class Judge:
     votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
     arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
-    tops: see top.
+    tops: see top. broken: stages with values that are NaN or infinite, in order of execution.
     """
 
     evidence: Evidence
@@ -56,6 +56,7 @@ class Judge:
     stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
     parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
     tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
+    broken: list[Key] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ways = list(self.evidence.rotations)
@@ -97,6 +98,8 @@ class Judge:
         """notes: filled as it goes, also where it then raises Unjudgeable."""
         got = self.evidence.values(e)
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
+        if broken:
+            self.broken.append(e.key)
         tried = self.fits.setdefault(e.key, {})
         spans: list[tuple[Recipe, Span, Fit]] = []
         failed: list[Recipe] = []
@@ -141,6 +144,7 @@ class Judge:
         overflow = self.overflow(e, got, recipe) if broken else None
         if overflow is not None:
             verdict, hypotheses = UNEXPLAINED, (Named("overflow", overflow, e.stage.name, fit.left, fit.allowed),)
+            notes[NotFinite(broken, inputs=False)] = None
         elif broken and verdict != UNEXPLAINED:
             verdict, reason = UNJUDGED, NotFinite(broken, inputs=True)
         elif broken:
