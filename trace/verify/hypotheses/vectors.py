@@ -40,12 +40,12 @@ def embedding_scaled(s: Site) -> Variants:
     return near(s, s.compute().mid * np.sqrt(s.config.hidden_size))
 
 
-@hypothesis("tokens-shifted", "the tokens are shifted by {} positions", "embedding")
+@hypothesis("tokens-shifted", "the tokens are shifted by {}", "embedding")
 def tokens_shifted(s: Site) -> Several:
     x = s.compute().mid
     for n in range(-2, 3):
         if n and abs(n) < len(x) - 1:
-            yield f"{n:+d}", Span.point(np.roll(x, n, 0))
+            yield f"{n:+d} position{'s' * (abs(n) > 1)}", Span.point(np.roll(x, n, 0))
 
 
 # -- norms ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from ...plural import plural
 from ...stages import STAGES
 from ..facts import FromTokens, NotFinite
 from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification
@@ -49,6 +50,8 @@ def _verdict(v: Verification) -> str:
         return f"Nothing could be judged: {why}; dump the stages before it, too."
     if not bad:
         weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
+        if judged == 1:
+            return f"The only stage that was judged is explained{', within a noise budget' * bool(weak)}{tail}."
         return f"All {judged} stages that were judged are explained{weak}{tail}."
     cause, found = (mistakes(v) or [("", [])])[0]
     if bad > 1 and len(found) == bad:
@@ -121,10 +124,6 @@ def apart(v: Verification) -> list[Finding]:
             first.setdefault((h.sentence, f.stage, bool(f.phase)), f)
     heard = {id(f) for f in first.values()}
     return [f for f in by_size(v.findings) if not f.hypotheses or id(f) in heard]
-
-
-def plural(n: int, word: str) -> str:
-    return f"{n} {word}" + ("" if n == 1 else "s")
 
 
 def engine_words(v: Verification) -> str:
