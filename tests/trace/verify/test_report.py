@@ -103,10 +103,9 @@ def test_one_of_a_thing_is_not_several() -> None:
         ("HF float16", [17], {}),
     ):
         whole = dump_of(W, engine, ids, mistakes=mistakes)  # type: ignore[arg-type]
-        for keep in (None, ("ffn_norm", "ffn_up"), ("qkv_bias", "k_post_rope")):
-            kept = changed(
-                whole, lambda e, keep=keep: e if keep is None or (e.stage.name in keep and e.layer == 1) else None
-            )
+        for stages in (None, ("ffn_norm", "ffn_up"), ("qkv_bias", "k_post_rope"), ("final_norm", "lm_head")):
+            told = None if stages is None else {(layer, s) for layer in (1, None) for s in stages}
+            kept = changed(whole, lambda e, told=told: e if told is None or (e.layer, e.stage.name) in told else None)
             v = verify(kept, W)
             for said in (text(v), page(v, "dump", "model")):
                 assert not several.search(said), several.search(said)

@@ -95,9 +95,10 @@ def histogram(s: Samples) -> str:
     for i, n in enumerate(s.counts):
         tall = (HIGH - EDGE - 22) * log10(1 + n) / log10(1 + top)
         kind = "within" if i < len(EDGES) and EDGES[i] <= 1 else "beyond"
+        counted = plural(n, "value")
         parts.append(
             f'<rect class="{kind}" x="{EDGE + i * step:.1f}" y="{HIGH - EDGE - tall:.1f}" width="{step - 2:.1f}" '
-            f'height="{tall:.1f}"><title>{plural(n, "value")}</title></rect>'
+            f'height="{tall:.1f}"><title>{counted}</title></rect>'
         )
         parts.append(label(EDGE + (i + 1) * step, HIGH - 16, names[i], "middle") if i < len(names) else "")
     return chart(
