@@ -225,6 +225,6 @@ def about_keys(cache: str, layers: Sequence[Keys]) -> str | None:
     moved = ", ".join(f"by {one.moved:.2g} in layer {one.layer}" for one in worst)
     spread = " and ".join(f"{one.spread:.2g}" for one in worst)
     return (
-        f"The keys' bias must be held, too: its norm is {usual:.3g} in the median layer, {norms}. So the cache ({cache}) "
-        f"moves keys {moved}, where they differ by {spread} from position to position."
+        f"The keys' bias must be held, too: its norm is {usual:.3g} in the median layer, {norms}. "
+        f"So the cache ({cache}) moves keys {moved}, where they differ by {spread} from position to position."
     )
