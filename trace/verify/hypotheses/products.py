@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.config import Config
 from ....quant.q4_k import pack_scales, unpack_scales
 from ..fit import compare
 from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
@@ -89,16 +90,25 @@ def gate_up_swapped(s: Site) -> Variants:
     return through(s, matrices=s.evidence.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
 
 
-@hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul")
+@hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul", "qkv_bias")
 def qkv_order(s: Site) -> Several:
-    q, k, v = s.matrices()
-    yield "Q V K", through(s, matrices=[q, v, k])
-    yield "K V Q", through(s, matrices=[k, v, q])
-    K, H = s.config.num_key_value_heads, s.config.head_dim
-    N = s.config.num_attention_heads
+    """Of matrices; where nothing tells them apart, of matrices and bias."""
+    if s.stage == "qkv_matmul":
+        q, k, v = s.matrices()
+        yield "Q V K", through(s, matrices=[q, v, k])
+        yield "K V Q", through(s, matrices=[k, v, q])
+    span = s.compute()
+    for name, rows in group_orders(s.config):
+        yield name, span.shaped(lambda v, rows=rows: v[:, rows])  # type: ignore[misc]
+
+
+def group_orders(c: Config) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Megatron's order of the rows of Q, K and V, taken for all of one after the other; and the reverse."""
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
     order = [part for g in range(K) for part in (range(g * N // K, (g + 1) * N // K), [N + g], [N + K + g])]
     rows = np.concatenate([np.arange(n * H, (n + 1) * H) for part in order for n in part])
-    yield "one group of heads after the other", s.compute().shaped(lambda v: v[:, rows])
+    yield "one group of heads after the other", rows
+    yield "all of one after the other, read as if they stood by groups of heads", np.argsort(rows)
 
 
 @hypothesis("head-embedding", "the output head is the embedding (tied), not its own matrix", "lm_head")

@@ -14,10 +14,10 @@ from ..finding import Named
 from ..fit import Fit, compare
 from ..site import Site
 from ..span import Span
-from . import adapters, attention, caps, dump, head, masks, products, rope, rows, shards, vectors
+from . import adapters, attention, caps, dump, head, masks, norms, products, rope, rows, shards, vectors
 from .hypothesis import Hypothesis
 
-FILES = (adapters, attention, masks, rows, caps, dump, shards, products, head, rope, vectors)
+FILES = (adapters, attention, masks, rows, caps, dump, shards, products, head, rope, norms, vectors)
 TABLE: tuple[Hypothesis, ...] = tuple(h for file in FILES for h in file.TABLE)
 
 
