@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .parallel import each
 from .span import Array, Span
 
+MOST_ALLOWED, MOST_LEFT = 0.5, 0.05  # of the values' RMS: what a span may allow, and may leave if it allows more
 PIECE = 1 << 15  # elements compared at a time: what is made of them stays in a core's own cache
 
 
@@ -33,7 +34,12 @@ class Fit:
 
     @property
     def good(self) -> bool:
-        return self.outside == 0 and not self.leans
+        return self.outside == 0 and not self.leans and not self.vacuous
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the span allows half of what the values are, and that is made use of: it would explain anything."""
+        return self.allowed > MOST_ALLOWED and self.left > MOST_LEFT
 
     @property
     def exact(self) -> bool:
