@@ -3,7 +3,7 @@ alone and with all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp
@@ -77,12 +77,18 @@ class Keys:
     spread: float
 
 
-def costs(v: Verification, bound: Weights) -> tuple[list[Cost], str | None]:
+def costs(
+    v: Verification, bound: Weights, done: Callable[[int], None] = lambda n: None
+) -> tuple[list[Cost], str | None]:
     """What each fact of the engine's arithmetic costs, and all of them; and what is to be said of its keys. bound: the
-    model's weights as `bind` gives them.
+    model's weights as `bind` gives them. done: told how many facts are run.
 
-    Raises BadInput where nobody knows the tokens, or the model has adapters.
+    Raises BadInput where nothing is known of the engine, nobody knows the tokens, or the model has adapters.
     """
+    if not any(f.explained for f in v.findings):
+        raise BadInput(
+            "--cost: no stage is explained, so nothing is known of the engine's arithmetic; leave --cost away"
+        )
     if v.tokens is None:
         raise BadInput("--cost runs the tokens again, and the dump does not say which they are; give them by --tokens")
     if bound.adapted:
@@ -92,11 +98,12 @@ def costs(v: Verification, bound: Weights) -> tuple[list[Cost], str | None]:
     w = reference.prepare(bound, "f64")
     exact_TV = log_softmax(logits(v.tokens, w, Computed(FLOAT32_RECIPE)))
     found, keys = [], None
-    for fact, recipe in facts_of(v.recipe):
+    for n, (fact, recipe) in enumerate(facts_of(v.recipe)):
         kernels = Computed(recipe)
         found.append(cost(fact, v.tokens, exact_TV, logits(v.tokens, w, kernels)))
         if recipe.cache is not None and keys is None:
             keys = about_keys(fact, list(layers_of(bound, kernels)))
+        done(n + 1)
     return found, keys
 
 

@@ -14,7 +14,7 @@ from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.terminal import lines_of
 from .choice import add_choice_arguments, chosen
-from .cost import cost_lines, costs
+from .cost import Cost, cost_lines, costs, facts_of
 from .leftovers import written_down
 from .load import (
     add_lora_argument,
@@ -83,7 +83,11 @@ def main(args: argparse.Namespace) -> int:
     against = open_weights(args.against, rope_asked(args)) if args.against else None
     with progress("verify", len(dump.entries)) as done:
         result = judged(dump, model, against, done)
-    paid, keys = costs(result, model.weights) if args.cost else ([], None)
+    paid: list[Cost] = []
+    keys = None
+    if args.cost:
+        with progress("cost", len(list(facts_of(result.recipe)))) as done:
+            paid, keys = costs(result, model.weights, done)
     result = told.of(result)
     if args.html is not None:
         write(args.html, result.html())

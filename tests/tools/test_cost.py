@@ -116,3 +116,10 @@ def test_the_command_tells_costs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Cost, of float64's logits from the same tokens:" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "blind"), str(at), "--cost"]) == 2
     assert "give them by --tokens" in capsys.readouterr().err
+    alone = tmp_path / "alone"
+    with DumpWriter(alone, {"tokens": ids}, w.config.sizes) as writer:
+        for e in dump_of(w, "HF float16", ids).entries:
+            if e.stage.name == "lm_head":
+                writer.put(e.stage.name, e.layer, e.values(), e.positions or (), phase=e.phase)
+    assert main(["verify", str(alone), str(at), "--cost"]) == 2
+    assert "leave --cost away" in capsys.readouterr().err
