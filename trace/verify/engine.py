@@ -27,6 +27,7 @@ KINDS = {
 }  # fmt: skip
 
 
+ODD = "odd-arithmetic"  # the name of what only another arithmetic explains
 WIDER = 3.0  # times what the tightest allows: more is no explanation of a place that the tightest does not explain
 LOOSER = 16.0  # the same, of what leaves open how the whole engine does it
 
@@ -109,7 +110,7 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
         fits = [fit for e in explained if (fit := judge.explains(e, recipe)) is not None]
         allowed = float(np.median([fit.allowed for fit in fits])) if fits else np.inf
         found.append(Agreement(recipe, len(fits), judge.votes["result", recipe.result.name], allowed))
-        if len(fits) == len(explained) and len(found) == 1:
+        if len(fits) == len(explained) and len(found) == 1 and not wide(judge.involved(places[0].entry), recipe):
             break
     best = known[0]
     if explained:
@@ -162,9 +163,7 @@ def odd(judge: Judge, p: Place) -> Finding:
     others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
     said = words_of(judge, [p], others[0], others[0])
     assert f.fit is not None
-    named = Named(
-        "odd-arithmetic", f"it is computed otherwise than its like: {said}", f.stage, f.fit.left, f.fit.allowed
-    )
+    named = Named(ODD, f"it is computed otherwise than its like: {said}", f.stage, f.fit.left, f.fit.allowed)
     return replace(f, verdict=UNEXPLAINED, hypotheses=(named,))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..dump import Entry
 from .budgets import SHARE, budgets, commonest, kind
+from .engine import ODD
 from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
 from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
 from .fit import Fit
@@ -149,4 +150,6 @@ def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[s
     site, span, fit = judge.again(e, recipe)
     got = judge.evidence.values(e)
     named = tuple(explain(site, got, only, partial(judge.compared, e, site)))
-    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=(*f.hypotheses, *named))
+    odd = tuple(h for h in f.hypotheses if h.name == ODD and named and named[0].allowed < h.allowed)  # told last
+    first = tuple(h for h in f.hypotheses if h not in odd)
+    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=(*first, *named, *odd))
