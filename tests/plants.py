@@ -12,7 +12,7 @@ import numpy as np
 from qwenref.engine.kernels import reference
 from qwenref.quant.tensor import QTensor
 
-from .engines import Run
+from .engines import Run, to_bfloat16, to_float16
 
 f32 = np.float32
 A = np.ndarray
@@ -137,6 +137,36 @@ def _(run: Run, y: A) -> A:
     return norm_input(run, y)[0]
 
 
+@plant("norm-shard", "ffn_norm")
+def _(run: Run, y: A) -> A:
+    """Tensor parallelism of two ranks that do not share their sums of squares."""
+    x, gain = norm_input(run, y)
+    halves = zip(np.split(x, 2, 1), np.split(gain, 2), strict=True)
+    return np.concatenate([run.kernels.rms_norm(h.copy(), g, run.config.rms_norm_eps) for h, g in halves], 1)
+
+
+@plant("norm-shard-last", "final_norm", named="norm-shard")
+def _(run: Run, y: A) -> A:
+    x, gain = norm_input(run, y)
+    parts = zip(np.split(x, 8, 1), np.split(gain, 8), strict=True)
+    return np.concatenate([run.kernels.rms_norm(h.copy(), g, run.config.rms_norm_eps) for h, g in parts], 1)
+
+
+@plant("norm-short", "attn_norm")
+def _(run: Run, y: A) -> A:
+    """Every step of it rounded to the engine's own 16 bits, or to half; the mean's sum is in float32."""
+    x, gain = norm_input(run, y)
+    r = to_bfloat16 if np.array_equal(to_bfloat16(x), x) else to_float16
+    mean = r(np.mean(r(np.square(r(x))), -1, keepdims=True, dtype=f32))
+    return r(r(r(x) * r(f32(1) / np.sqrt(r(mean + f32(run.config.rms_norm_eps))))) * r(gain))
+
+
+@plant("norm-twice", "ffn_norm")
+def _(run: Run, y: A) -> A:
+    _, gain = norm_input(run, y)
+    return run.kernels.rms_norm(y, gain, run.config.rms_norm_eps)
+
+
 @plant("norm-wrong-input", "ffn_norm")
 def _(run: Run, y: A) -> A:
     return run.kernels.rms_norm(run.before(), layer(run).ffn_norm_D, run.config.rms_norm_eps)
@@ -223,6 +253,27 @@ def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("attn_norm"), reference.Matrix((q, v, k), f32))
 
 
+def by_groups(run: Run) -> A:
+    """Where each row of Megatron's fused Q, K and V comes from in ours: for each kv head its queries, key and value."""
+    c = run.config
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    rows = np.arange((N + 2 * K) * H)
+    q, k, v = np.split(rows, [N * H, (N + K) * H])
+    grouped = [q.reshape(K, -1), k.reshape(K, -1), v.reshape(K, -1)]
+    return np.concatenate(grouped, 1).reshape(-1)
+
+
+@plant("qkv-order-megatron", "qkv_matmul", named="qkv-order")
+def _(run: Run, y: A) -> A:
+    return y[:, by_groups(run)]
+
+
+@plant("qkv-order-of-megatron", "qkv_matmul", named="qkv-order")
+def _(run: Run, y: A) -> A:
+    """Blocks, read as if they stood by groups."""
+    return y[:, np.argsort(by_groups(run))]
+
+
 @plant("product-wrong-input", "qkv_matmul")
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.before(), layer(run).qkv)
@@ -302,6 +353,18 @@ for _id, _f in DECODERS.items():
         return run.kernels.linear(run.get("attn_norm"), rewritten(layer(run).qkv, f, 144))
 
 
+def one_step_more(m: reference.Matrix, step: float = 1) -> reference.Matrix:
+    """Zero points one too small, of Q8_0: every weight is one step (or a part of one) too large."""
+    steps = [q.data.reshape(-1, 34)[:, :2].copy().view("<f2").astype(f32) for q in m.parts]
+    w = decoded(m)
+    return matrix_of((w.reshape(-1, 32) + f32(step) * np.concatenate(steps)).reshape(w.shape))
+
+
+@plant("zero-points", "ffn_gate", named="decoder", formats="Q8_0", engines=(*OWN[:2], *HF))
+def _(run: Run, y: A) -> A:
+    return run.kernels.linear(run.get("ffn_norm"), one_step_more(half_of(run, 0)))
+
+
 # bias
 
 
@@ -331,6 +394,11 @@ def _(run: Run, y: A) -> A:
     N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
     q, k, v = np.split(layer(run).qkv_bias_E, [N * H, (N + K) * H])
     return run.kernels.add(run.get("qkv_matmul"), np.concatenate([q, v, k]))
+
+
+@plant("bias-order-megatron", "qkv_bias", named="bias-order")
+def _(run: Run, y: A) -> A:
+    return run.kernels.add(run.get("qkv_matmul"), layer(run).qkv_bias_E[by_groups(run)])
 
 
 # RoPE

@@ -14,6 +14,7 @@ from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.terminal import lines_of
 from .choice import add_choice_arguments, chosen
+from .cost import Cost, cost_lines, costs, facts_of
 from .leftovers import written_down
 from .load import (
     add_lora_argument,
@@ -44,6 +45,7 @@ examples:
   engine verify sglang-dump/ -m Qwen2.5-7B/ --row 2
   engine verify hooks.pt -m model.gguf --tokens 3838,374,220
   engine verify dump/ -m model.gguf --stage q_post_rope,k_post_rope --layer 0..4 --phase prompt
+  engine verify dump/ -m model.gguf --cost
   engine verify dump.pt -m model.gguf --prompt 'What is 2+2?' --chat
   engine verify dump/ -m model-f16.gguf --against model-q4_k_m.gguf --json"""
     parser.add_argument("dump", metavar="DUMP", help="file or folder that holds the dump")
@@ -57,6 +59,11 @@ examples:
     add_chat_arguments(parser)
     parser.add_argument("--against", metavar="MODEL2", help="a second model whose weights may explain a difference")
     add_choice_arguments(parser)
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="run the tokens in float64 with each fact of the engine's arithmetic alone: what it costs",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a report that opens in a browser, too")
 
@@ -76,17 +83,25 @@ def main(args: argparse.Namespace) -> int:
     against = open_weights(args.against, rope_asked(args)) if args.against else None
     with progress("verify", len(dump.entries)) as done:
         result = judged(dump, model, against, done)
+    paid: list[Cost] = []
+    keys = None
+    if args.cost:
+        with progress("cost", len(list(facts_of(result.recipe)))) as done:
+            paid, keys = costs(result, model.weights, done)
     result = told.of(result)
     if args.html is not None:
         write(args.html, result.html())
     apart = None if wanted is None else difference(wanted, result.tokens, open_spelling(model.checkpoint))
     if args.json:
         prompt = {} if wanted is None else {"prompt": {"tokens": wanted, "difference": apart}}
-        print(json_text(result.as_json() | prompt, indent=1))
+        spent = {"cost": [c.as_json() for c in paid], "keys": keys} if args.cost else {}
+        print(json_text(result.as_json() | prompt | spent, indent=1))
     else:
         if wanted is not None:
             print(one_line(apart or f"The ids that were run are those of the prompt, {len(wanted)} of them."))
         print("\n".join(map(one_line, lines_of(result))))
+        if args.cost:
+            print("\n".join(map(one_line, cost_lines(paid, keys))))
     if result.status == 2:
         on_stderr(f"engine verify: {args.dump}: nothing could be judged; the report says why")
     return result.status or int(apart is not None)

@@ -12,6 +12,7 @@ from ..errors import BadInput
 from .compare import Choice, Comparison, choice, compare, place
 from .dump import Dump, Entry
 from .pair import Known, Pairs, pair_dumps, pair_files
+from .plural import plural
 from .sources import reader_of
 
 TOLERANCE, TOP = 1e-3, 10
@@ -87,7 +88,9 @@ class Diff:
         beyond = sum(not r.figures.relative <= self.tolerance for r in self.stages)
         needed = self.tolerance_needed
         would = f"{needed:.3e} would have passed" if isfinite(needed) else "no tolerance would have passed"
-        return f"{len(self.stages)} stages compared, {beyond} beyond the tolerance {self.tolerance:g}; {would}"
+        return (
+            f"{plural(len(self.stages), 'stage')} compared, {beyond} beyond the tolerance {self.tolerance:g}; {would}"
+        )
 
     @property
     def rows(self) -> list[dict[str, Any]]:

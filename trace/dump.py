@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import BadInput
 from . import aprt
+from .plural import plural
 from .stages import Key, Stage, by_name, execution_order, layer_name
 from .store import MANIFEST, PROMPT, file_name, phase_name
 
@@ -111,7 +112,7 @@ class Dump:
         return len(self.entries)
 
     def __repr__(self) -> str:
-        return f"<Dump {str(self.path)!r}: {len(self.entries)} stages, tokens {self.run.get('tokens')}>"
+        return f"<Dump {str(self.path)!r}: {plural(len(self.entries), 'stage')}, tokens {self.run.get('tokens')}>"
 
     def check_digests(self) -> None:
         """Raises BadInput if a file is not the one that the manifest describes."""

@@ -274,6 +274,8 @@ def test_quantised_weights_run_in_their_own_library(
 ) -> None:
     """As bitsandbytes quantises, saves and multiplies them; its CPU kernels want such sizes."""
     pytest.importorskip("bitsandbytes")
+    from bitsandbytes.functional import has_avx512bf16
+
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
         vocab_size=101, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -297,3 +299,8 @@ def test_quantised_weights_run_in_their_own_library(
     with torch.no_grad():
         logits = theirs(torch.tensor([[3, 1, 4, 1, 5]]), logits_to_keep=1).logits[0, -1].float().numpy()
     assert mine is not None and np.array_equal(mine.values().reshape(-1), logits)
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "dump"), str(saved), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {f["verdict"] for f in told["stages"]} <= {"exact", "reproduced"}
+    assert ("4-bit levels and sizes in bfloat16" in told["recipe_words"]) == has_avx512bf16()

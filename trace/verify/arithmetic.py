@@ -16,6 +16,7 @@ from typing import Any
 from ..stages import BEFORE, Key, Stage
 from .evidence import Evidence
 from .formulas import codes
+from .recipes import levels
 from .recipes.facts.fused import NONE
 from .recipes.facts.table import FACTS
 from .recipes.recipe import RECIPES, Recipe
@@ -150,8 +151,15 @@ def shows(site: Site, spots: Sequence[Spot]) -> tuple[Any, ...]:
         if field == "fused":
             said.append(r.fused & frozenset().union(*facts[field]))
         elif field == "quantiser":
-            formats = [m.format for at, s in spots if s.kind == "product" for m in site.evidence.matrices(at, s.name)]
+            formats = formats_of(site, spots)
             said += [tuple(map(r.operand, formats)), codes(site, formats) if len(spots) == 1 else r.quantiser]
+        elif field == "requantised" and r.requantised == levels.KIND:
+            said.append(levels.KIND if any(levels.known(fmt) for fmt in formats_of(site, spots)) else None)
         elif field != "scale" or r.mix == "stored" or spots[0][1].kind != "mix":  # in one piece, no score is rounded
             said.append(getattr(r, field))
     return tuple(said)
+
+
+def formats_of(site: Site, spots: Sequence[Spot]) -> list[str]:
+    """Of the matrices of these stages."""
+    return [m.format for at, s in spots if s.kind == "product" for m in site.evidence.matrices(at, s.name)]

@@ -16,8 +16,10 @@ from .arithmetic import choices, likeliest, whole_engines, wide
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
 from .fit import Fit
 from .judge import Group, Judge
+from .recipes.facts import requantised
 from .recipes.facts.table import FACTS
 from .recipes.recipe import RECIPES, Recipe
+from .span import FLOAT32
 
 KINDS = {
     "look-up": "embedding", "norm": "norms", "product": "products", "bias": "biased products", "rotation": "RoPE",
@@ -26,6 +28,7 @@ KINDS = {
 }  # fmt: skip
 
 
+ODD = "odd-arithmetic"  # the name of what only another arithmetic explains
 WIDER = 3.0  # times what the tightest allows: more is no explanation of a place that the tightest does not explain
 LOOSER = 16.0  # the same, of what leaves open how the whole engine does it
 
@@ -108,7 +111,7 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
         fits = [fit for e in explained if (fit := judge.explains(e, recipe)) is not None]
         allowed = float(np.median([fit.allowed for fit in fits])) if fits else np.inf
         found.append(Agreement(recipe, len(fits), judge.votes["result", recipe.result.name], allowed))
-        if len(fits) == len(explained) and len(found) == 1:
+        if len(fits) == len(explained) and len(found) == 1 and not wide(judge.involved(places[0].entry), recipe):
             break
     best = known[0]
     if explained:
@@ -161,9 +164,7 @@ def odd(judge: Judge, p: Place) -> Finding:
     others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
     said = words_of(judge, [p], others[0], others[0])
     assert f.fit is not None
-    named = Named(
-        "odd-arithmetic", f"it is computed otherwise than its like: {said}", f.stage, f.fit.left, f.fit.allowed
-    )
+    named = Named(ODD, f"it is computed otherwise than its like: {said}", f.stage, f.fit.left, f.fit.allowed)
     return replace(f, verdict=UNEXPLAINED, hypotheses=(named,))
 
 
@@ -200,7 +201,17 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
     if mixed:
         _, engine, fitting = max(mixed, key=lambda m: m[0])
         return engine, fitting
-    return composed(judge, groups), set(groups)
+    return reloading(judge, groups, angle) or composed(judge, groups), set(groups)
+
+
+def reloading(judge: Judge, groups: Mapping[Group, Sequence[Place]], angle: str) -> Recipe | None:
+    """A known engine of 16 bits that explains all, but that it makes other matrices when it loads the file."""
+    how = likeliest(judge.votes).get("requantised")
+    for known in RECIPES if how is not None else ():
+        engine = replace(known, angle=angle, requantised=how)
+        if known.result is not FLOAT32 and all(judge.explains(p.entry, engine) for g in groups.values() for p in g):
+            return replace(engine, name=f"{known.name}; {requantised.FACT.words(how, known.result)}")
+    return None
 
 
 def backing(judge: Judge, known: Recipe) -> int:

@@ -12,6 +12,7 @@ from ...quant.rms import ratio
 from .parallel import each
 from .span import Array, Span
 
+MOST_ALLOWED, MOST_LEFT = 0.5, 0.05  # of the values' RMS: what a span may allow, and may leave if it allows more
 PIECE = 1 << 15  # elements compared at a time: what is made of them stays in a core's own cache
 
 
@@ -21,6 +22,7 @@ class Fit:
 
     worst: the largest |dump - mid| / allowed of any element. outside: how many elements lie outside their span.
     equal: how many are bit-equal to mid as the recipe rounds it (+0 and -0 alike).
+    leans: whether the error, of a span that leaves much open, has a side, as no rounding has (leaning.py).
     """
 
     left: float
@@ -29,10 +31,16 @@ class Fit:
     outside: int
     equal: int
     size: int
+    leans: bool = False
 
     @property
     def good(self) -> bool:
-        return self.outside == 0
+        return self.outside == 0 and not self.leans and not self.vacuous
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the span allows half of what the values are, and that is made use of: it would explain anything."""
+        return self.allowed > MOST_ALLOWED and self.left > MOST_LEFT
 
     @property
     def exact(self) -> bool:

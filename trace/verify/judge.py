@@ -19,6 +19,7 @@ from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, compare
 from .formulas import flat, input_of
 from .kept import Kept
+from .leaning import MOST, leaning
 from .recipes.matrix import Matrix
 from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
@@ -45,7 +46,7 @@ class Judge:
     votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
     arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
-    tops: see top. kept: see kept.py.
+    tops: see top. kept: see kept.py. broken: stages with values that are NaN or infinite, in order of execution.
     """
 
     evidence: Evidence
@@ -56,6 +57,7 @@ class Judge:
     stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
     parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
     tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
+    broken: list[Key] = field(default_factory=list)
     kept: Kept = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +103,8 @@ class Judge:
         """notes: filled as it goes, also where it then raises Unjudgeable."""
         got = self.evidence.values(e)
         broken = int(got.size - np.count_nonzero(np.isfinite(got)))
+        if broken:
+            self.broken.append(e.key)
         tried = self.fits.setdefault(e.key, {})
         spans: list[tuple[Recipe, Span, Fit]] = []
         failed: list[Recipe] = []
@@ -118,7 +122,9 @@ class Judge:
             site = self.site(e, recipe)
             span = shown(got, site.compute(), e)
             notes |= dict.fromkeys(notes_on(site))
-            fit = tried[shown_here] = compare(got, span)
+            fit = tried[shown_here] = self.compared(e, site, got, span)
+            if fit.leans and spans:
+                continue
             spans.append((recipe, span, fit))
             if recipe == FLOAT32_RECIPE:
                 plain = span, fit
@@ -143,6 +149,7 @@ class Judge:
         overflow = self.overflow(e, got, recipe) if broken else None
         if overflow is not None:
             verdict, hypotheses = UNEXPLAINED, (Named("overflow", overflow, e.stage.name, fit.left, fit.allowed),)
+            notes[NotFinite(broken, inputs=False)] = None
         elif broken and verdict != UNEXPLAINED:
             verdict, reason = UNJUDGED, NotFinite(broken, inputs=True)
         elif broken:
@@ -167,7 +174,7 @@ class Judge:
 
     def top(self, e: Entry, m: Matrix, recipe: Recipe) -> float | None:
         """The largest weight of a stage's first matrix, if the recipe asks for it: looked for once."""
-        if recipe.requantised is None or KINDS[recipe.requantised].over != "all":
+        if recipe.requantised not in KINDS or KINDS[recipe.requantised].over != "all":
             return None
         key = e.layer, e.stage.name
         if key not in self.tops:
@@ -258,7 +265,21 @@ class Judge:
         site = self.site(e, recipe)
         got = self.evidence.values(e)
         span = shown(got, site.compute(), e)
-        return site, span, compare(got, span)
+        return site, span, self.compared(e, site, got, span)
+
+    def compared(self, e: Entry, site: Site, got: NDArray[np.floating[Any]], span: Span) -> Fit:
+        """How well a span explains the stage. Where it leaves much open, the error may have no side either."""
+        fit, spots = compare(got, span), self.involved(e)
+        if not fit.good or not wide(spots, site.how):
+            return fit
+        width = got.shape[-1]
+        for layer, stage in spots:
+            at = site.at(stage.name, layer)
+            if stage.kind == "product" and sum(m.shape[0] for m in at.matrices()) == width:
+                error = (got - span.mid).reshape(-1, width)
+                if leaning(at, error, got.reshape(-1, width)) > MOST:
+                    return replace(fit, leans=True)
+        return fit
 
 
 def shown(got: NDArray[np.float32], span: Span, e: Entry) -> Span:

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from ..dump import Entry
 from .budgets import SHARE, budgets, commonest, kind
+from .engine import ODD
 from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
 from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
 from .fit import Fit
@@ -147,5 +149,7 @@ def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) 
 def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> Finding:
     site, span, fit = judge.again(e, recipe)
     got = judge.evidence.values(e)
-    named = tuple(explain(site, got, only))
-    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=(*f.hypotheses, *named))
+    named = tuple(explain(site, got, only, partial(judge.compared, e, site)))
+    odd = tuple(h for h in f.hypotheses if h.name == ODD and named and named[0].allowed < h.allowed)  # told last
+    first = tuple(h for h in f.hypotheses if h not in odd)
+    return replace(f, recipe=None, fit=fit, where=locate(site, got, span), hypotheses=(*first, *named, *odd))

@@ -18,7 +18,7 @@ from ..dump import Dump
 from ..stages import of_pieces
 from .engine import settled
 from .evidence import Evidence
-from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, NotFinite, OtherModel, OtherTokens
+from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, OtherModel, OtherTokens
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .formulas import PRODUCTS, ROPE, as_heads
 from .judge import Judge
@@ -64,7 +64,7 @@ def verify(
         findings=tuple(findings),
         recipe=recipe,
         tokens=evidence.tokens,
-        first=tuple(first_of_all(evidence, findings)),
+        first=tuple(first_of_all(judge, findings)),
         remarks=tuple(r for r in remarks if r is not None),
         operands=tuple(sorted(operands)),
         turned=told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings),
@@ -84,18 +84,17 @@ def check_shape(dump: Dump, weights: Weights) -> None:
         raise BadInput(f"{dump.path} holds {none}, a stage that a {c.architecture.title} model does not have")
 
 
-def first_of_all(evidence: Evidence, findings: Sequence[Finding]) -> Iterator[First]:
+def first_of_all(judge: Judge, findings: Sequence[Finding]) -> Iterator[First]:
     """What must be said before anything else."""
     embedding = next((f for f in findings if f.stage == "embedding" and f.verdict == UNEXPLAINED), None)
     if embedding is not None and not embedding.hypotheses:
         products = [f for f in findings if f.stage in PRODUCTS and f.verdict != UNJUDGED]
-        e = evidence.dump.get("embedding", 0, embedding.phase)
+        e = judge.evidence.dump.get("embedding", 0, embedding.phase)
         assert e is not None
-        ids = tuple(nearest(evidence, e.values())[:12])
+        ids = tuple(nearest(judge.evidence, e.values())[:12])
         yield OtherTokens(ids) if products and all(f.explained for f in products) else OtherModel()
-    broken = next((f for f in findings if any(isinstance(x, NotFinite) for x in (f.reason, *f.notes))), None)
-    if broken is not None:
-        yield FirstNotFinite(broken.key)
+    if judge.broken:
+        yield FirstNotFinite(judge.broken[0])
 
 
 def rotations_seen(evidence: Evidence) -> Iterator[tuple[Any, Any, Any]]:

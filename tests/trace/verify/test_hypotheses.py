@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from qwenref.trace.verify.hypotheses.table import TABLE
 from qwenref.trace.verify.verify import UNEXPLAINED, Finding, verify
 
 from ...engines import changed, dump_of, with_values
-from ...plants import PLANTS, Plant
+from ...plants import PLANTS, Plant, by_groups
 from ...tiny import scaled, tiny_weights
 from .test_hypotheses_fitted import FITTED
 
@@ -160,6 +161,18 @@ def test_another_layout(stage: str) -> None:
     (f,) = unexplained(replaced(dump, stage, 2, np.ascontiguousarray(x.swapaxes(0, 1)).reshape(x.shape)))
     assert (f.layer, f.stage) == (2, stage)
     assert "layout" in {h.name for h in f.hypotheses}
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_an_order_of_matrices_and_bias_where_no_product_is_shown(back: bool) -> None:
+    """A fused bias: Megatron's order of both, taken for blocks, and the reverse."""
+    dump = healthy()
+    rows = by_groups(SimpleNamespace(config=weights("Q4_K").config))  # type: ignore[arg-type]
+    wrong = replaced(dump, "qkv_bias", 1, values(dump, "qkv_bias", 1)[:, np.argsort(rows) if back else rows])
+    (f,) = unexplained(changed(wrong, lambda e: None if e.stage.name == "qkv_matmul" else e))
+    assert (f.layer, f.stage) == (1, "qkv_bias")
+    (named,) = [h for h in f.hypotheses if h.name == "qkv-order"]
+    assert ("read as if" in named.sentence) == back
 
 
 def test_two_files_exchanged() -> None:

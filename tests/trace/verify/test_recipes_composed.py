@@ -14,6 +14,7 @@ import pytest
 
 from qwenref.engine.kernels import reference
 from qwenref.trace.dump import Dump
+from qwenref.trace.verify.facts import FirstNotFinite
 from qwenref.trace.verify.finding import EXACT, REPRODUCED, UNEXPLAINED
 from qwenref.trace.verify.verify import verify
 
@@ -244,6 +245,7 @@ def test_a_value_that_left_its_format_is_said_with_its_true_size() -> None:
     assert (f.layer, f.stage, v.status) == (0, "attn_scores", 1)
     said = f.hypotheses[0].sentence
     assert "where float16 ends at 65,504" in said
+    assert v.first == (FirstNotFinite((0, 0, "attn_scores")),)  # where it left the format, not where that was used
     q, k = (dump.get(name, 0).values().astype(float) for name in ("q_post_rope", "k_post_rope"))  # type: ignore[union-attr]
     largest = np.abs(np.where(np.tri(len(q), dtype=bool), np.einsum("tnh,snh->nts", q, k.repeat(N // K, 1)), 0)).max()
     assert f"{largest:,.0f}" in said

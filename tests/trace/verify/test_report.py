@@ -93,6 +93,25 @@ def test_a_planted_mistake_in_one_sentence() -> None:
     assert any(line.startswith("where: 6 of 7 positions (1, 2, 3, 4, 5, 6)") for line in lines)
 
 
+def test_one_of_a_thing_is_not_several() -> None:
+    """One stage, one position, one key: in the report of what is right and of what is wrong, as text and as a page."""
+    several = re.compile(r"\b1 (stage|position|place|head|kv head|key|channel|token|value|layer|step)s\b")
+    make = next(p.make for p in PLANTS if p.id == "rope-theta-k_post_rope")
+    for engine, ids, mistakes in (
+        ("HF float32", [17], {("ffn_up", 1): lambda run, x: x * np.float32(1.25)}),
+        ("HF float32", [17, 3], {("k_post_rope", 1): make}),
+        ("HF float16", [17], {}),
+    ):
+        whole = dump_of(W, engine, ids, mistakes=mistakes)  # type: ignore[arg-type]
+        for stages in (None, ("ffn_norm", "ffn_up"), ("qkv_bias", "k_post_rope"), ("final_norm", "lm_head")):
+            told = None if stages is None else {(layer, s) for layer in (1, None) for s in stages}
+            kept = changed(whole, lambda e, told=told: e if told is None or (e.layer, e.stage.name) in told else None)
+            v = verify(kept, W)
+            for said in (text(v), page(v, "dump", "model")):
+                assert not several.search(said), several.search(said)
+    assert text(v).startswith("The only stage that was judged is explained; 1 stage could not be judged.")
+
+
 def test_the_paragraph_says_what_is_first_what_follows_and_what_to_do() -> None:
     said = paragraph(planted())
     assert said[0] == sentence(planted())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ....engine.config import ALL
 from ....engine.kernels import reference
+from ...plural import plural
 from ..formulas import heads_of, rotated, seen_of
 from ..recipes import operations
 from ..site import Site
@@ -209,9 +210,12 @@ def window(s: Site) -> Several:
     need not hold: it is computed anew, to the roundings of a dot product."""
     full, key_S, pos_T1 = unmasked(s)
     own = s.evidence.window(s.layer)
-    others = {w: f"is {w} positions" for w in {*s.config.windows} - {0, own}}
+    others = {w: f"is {plural(w, 'position')}" for w in {*s.config.windows} - {0, own}}
     if own != ALL:
-        others |= {own - 1: f"is {own - 1} positions, one too few", own + 1: f"is {own + 1} positions, one too many"}
+        others |= {
+            own - 1: f"is {plural(own - 1, 'position')}, one too few",
+            own + 1: f"is {own + 1} positions, one too many",
+        }
         others[ALL] = "is not applied"
     for size, words in others.items():
         seen_TS = (key_S <= pos_T1) & (key_S > pos_T1 - size)

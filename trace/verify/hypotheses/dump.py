@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from ...plural import plural
 from ...stages import layer_name
 from ..facts import Unjudgeable
 from ..site import Site
@@ -92,14 +93,17 @@ def alike(got: Array, span: Span, alpha: float, u: float) -> bool:
     return all(abs(float(np.median(ratio[p])) - 1) <= 8 * float(np.median(room[p])) / np.sqrt(len(p)) for p in thirds)
 
 
-@hypothesis("positions-shifted", "the rows are those of {} positions on")
+@hypothesis("positions-shifted", "the rows are those {} in the prompt")
 def positions_shifted(s: Site) -> Several:
     letters = s.evidence.stage(s.stage).letters
     if "T" in letters and len(s.pos) > 2:
         span, axis = s.compute(), letters.index("T")
         for n in range(-3, 4):
             if n and abs(n) < len(s.pos) - 1:
-                yield f"{-n:+d}", span.shaped(partial(np.roll, shift=n, axis=axis))
+                yield (
+                    f"{plural(abs(n), 'position')} {'later' if n < 0 else 'earlier'}",
+                    span.shaped(partial(np.roll, shift=n, axis=axis)),
+                )
 
 
 @hypothesis(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ...plural import plural
 from ..recipes import operations
 from ..site import Site
 from ..span import Span
@@ -71,10 +72,12 @@ def described(seen_TS: Mask, own_TS: Mask, key_S: NDArray[np.integer], pos_T1: N
     span_T = (pos_T1[:, 0] - seen_TS.argmax(1)) + 1
     size = int(span_T.max())
     if np.array_equal(seen_TS, causal_TS & (key_S > pos_T1 - size)):
-        return f"a window of {size} positions, where this layer has {window_words(own_TS, causal_TS, pos_T1)}"
+        return f"a window of {plural(size, 'position')}, where this layer has {window_words(own_TS, causal_TS, pos_T1)}"
     for shift in range(-8, 9):
         if shift and np.array_equal(seen_TS, key_S <= pos_T1 + shift):
-            return f"each position sees {abs(shift)} keys too {'many' if shift > 0 else 'few'}: a wrong corner"
+            return (
+                f"each position sees {plural(abs(shift), 'key')} too {'many' if shift > 0 else 'few'}: a wrong corner"
+            )
     first_T = seen_TS.argmax(1)
     if np.array_equal(seen_TS, causal_TS & (key_S >= first_T[:, None])) and (np.diff(first_T) >= 0).all():
         starts = sorted(set(first_T.tolist()))

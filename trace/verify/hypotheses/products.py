@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.config import Config
 from ....quant.q4_k import pack_scales, unpack_scales
 from ..fit import compare
 from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
@@ -89,16 +90,25 @@ def gate_up_swapped(s: Site) -> Variants:
     return through(s, matrices=s.evidence.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
 
 
-@hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul")
+@hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul", "qkv_bias")
 def qkv_order(s: Site) -> Several:
-    q, k, v = s.matrices()
-    yield "Q V K", through(s, matrices=[q, v, k])
-    yield "K V Q", through(s, matrices=[k, v, q])
-    K, H = s.config.num_key_value_heads, s.config.head_dim
-    N = s.config.num_attention_heads
+    """Of matrices; where nothing tells them apart, of matrices and bias."""
+    if s.stage == "qkv_matmul":
+        q, k, v = s.matrices()
+        yield "Q V K", through(s, matrices=[q, v, k])
+        yield "K V Q", through(s, matrices=[k, v, q])
+    span = s.compute()
+    for name, rows in group_orders(s.config):
+        yield name, span.shaped(lambda v, rows=rows: v[:, rows])  # type: ignore[misc]
+
+
+def group_orders(c: Config) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Megatron's order of the rows of Q, K and V, taken for all of one after the other; and the reverse."""
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
     order = [part for g in range(K) for part in (range(g * N // K, (g + 1) * N // K), [N + g], [N + K + g])]
     rows = np.concatenate([np.arange(n * H, (n + 1) * H) for part in order for n in part])
-    yield "one group of heads after the other", s.compute().shaped(lambda v: v[:, rows])
+    yield "one group of heads after the other", rows
+    yield "all of one after the other, read as if they stood by groups of heads", np.argsort(rows)
 
 
 @hypothesis("head-embedding", "the output head is the embedding (tied), not its own matrix", "lm_head")
@@ -162,19 +172,14 @@ def constant_times(m: Matrix, factor: float) -> Matrix:
 
 
 def zero_points_off(m: Matrix) -> Iterator[tuple[str, Matrix]]:
-    """The zero point counts one step more or less. A step is what decodes where every code is 1, less the constant."""
-    f = m.facts
-
-    def ones(b: Blocks) -> Blocks:
-        for field in f.codes:
-            b[field] = 0x11 if f.nibbles is not None and field == f.nibbles[0] else 0
-        return b
+    """The zero point counts one step more or less."""
 
     def moved(n: int, start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
-        step = m.rebuilt(ones, start, start + len(w)).rows(0, len(w)) - m.constants(start, start + len(w))
+        step = m.steps(start, start + len(w))
+        assert step is not None
         return w + np.float32(n) * step
 
-    if f.nibbles is not None and len(f.codes) == 1:
+    if m.steps(0, 1) is not None:
         for n in (-1, 1):
             yield (
                 f"zero points (or minima) are off by one step, values are {n:+d} step",
@@ -207,7 +212,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     if f.constants:
         yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
-        yield from zero_points_off(m)
+    yield from zero_points_off(m)
     if f.high is not None:
         high = f.high
         yield "the high bits are left out", m.rebuilt(lambda b: cleared(b, high))

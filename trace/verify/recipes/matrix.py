@@ -96,6 +96,22 @@ class Matrix:
         """
         return self.rebuilt(lambda b: cleared(b, *self.facts.codes), start, stop).rows(0, stop - start)
 
+    def steps(self, start: int, stop: int) -> NDArray[np.float32] | None:
+        """[rows, I]: what one step of each code is worth. None for formats without codes, or whose codes are not whole
+        in one field, or not evenly spaced."""
+        f = self.facts
+        if len(f.codes) != 1 or not f.levels:
+            return None
+        (field,) = f.codes
+        if f.nibbles is None and f.struct[field].shape != (f.block,):
+            return None
+
+        def ones(b: Blocks) -> Blocks:
+            b[field] = 1 if f.nibbles is None else 0x11
+            return b
+
+        return self.rebuilt(ones, start, stop).rows(0, stop - start) - self.constants(start, stop)
+
     def minima(self, start: int, stop: int) -> NDArray[np.float64] | None:
         """[rows, groups]: the constant of each group; None for formats without minima."""
         if self.facts.minimum is None:

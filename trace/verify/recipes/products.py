@@ -23,7 +23,7 @@ from ....quant import q16
 from ....quant.tensor import format_of
 from ..parallel import each
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus
-from . import cuda_blocks
+from . import cuda_blocks, levels
 from .matrix import Matrix, group_sums
 from .recipe import FLOAT32_RECIPE, Recipe
 from .scaled import KINDS, held
@@ -72,7 +72,10 @@ def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = s
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
     and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
     """
-    if r.weights is not None and r.operand(w.format) == "F32":
+    apart = r.requantised == levels.KIND and levels.known(w.format) and w.change is None
+    if apart:
+        x = x.map(BFLOAT16.round)
+    elif r.weights is not None and r.operand(w.format) == "F32":
         x = x.map(r.weights.round)  # a product has one format for both of its sides
     unsure_TB = None
     if r.operand(w.format) in KINDS:
@@ -94,13 +97,13 @@ def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = s
 
     def part(cut: tuple[int, int]) -> tuple[Array, Array]:
         start, stop = cut
-        slab, unsure_OI = w.rows(start, stop), None
+        slab, unsure_OI = levels.rows(w, start, stop) if apart else w.rows(start, stop), None
         if again is not None:
             held_OI = again(slab)
             w_OI, unsure_OI = held_OI.mid, None if held_OI.exact else held_OI.radius
             slab = w_OI.astype(np.float32)
         else:
-            w_OI = slab.astype(np.float64) if r.weights is None or whole else r.weights.round(slab)
+            w_OI = slab.astype(np.float64) if r.weights is None or whole or apart else r.weights.round(slab)
         y_TO = x_TI @ w_OI.T
         square_OI = np.square(slab)
         squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
@@ -123,12 +126,13 @@ def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = s
         return y_TO, radius_TO
 
     y, radius = zip(*each(part, w.cuts()), strict=True)
-    return Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
+    span = Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
+    return span.map(BFLOAT16.round) if apart else span
 
 
 def reloaded(r: Recipe, w: Matrix) -> Callable[[NDArray[np.float32]], Span] | None:
     """What an engine makes of rows of a matrix that it rounds to 8 bits when it loads them; None if it does not."""
-    if r.requantised is None:
+    if r.requantised in (None, levels.KIND):
         return None
     kind = KINDS[r.requantised]
     if kind.over == "all":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from math import isfinite, log10
 
+from ...plural import plural
 from ..finding import UNEXPLAINED, Finding
 from ..samples import EDGES, Head, Rows, Samples
 
@@ -81,7 +82,9 @@ def scatter(s: Samples) -> str:
     parts = [frame(), f'<path class="limit" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>']
     parts += (f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>' for x, y in (place(*p) for p in s.pairs))
     parts += [label(EDGE, HIGH - 16, f"{low:.3g}"), label(WIDE - 8, HIGH - 16, f"{high:.3g}", "end")]
-    return chart(f"Found (up) against expected (right), {len(s.pairs)} values; on the line they agree.", parts)
+    return chart(
+        f"Found (up) against expected (right), {plural(len(s.pairs), 'value')}; on the line they agree.", parts
+    )
 
 
 def histogram(s: Samples) -> str:
@@ -92,9 +95,10 @@ def histogram(s: Samples) -> str:
     for i, n in enumerate(s.counts):
         tall = (HIGH - EDGE - 22) * log10(1 + n) / log10(1 + top)
         kind = "within" if i < len(EDGES) and EDGES[i] <= 1 else "beyond"
+        counted = plural(n, "value")
         parts.append(
             f'<rect class="{kind}" x="{EDGE + i * step:.1f}" y="{HIGH - EDGE - tall:.1f}" width="{step - 2:.1f}" '
-            f'height="{tall:.1f}"><title>{n} values</title></rect>'
+            f'height="{tall:.1f}"><title>{counted}</title></rect>'
         )
         parts.append(label(EDGE + (i + 1) * step, HIGH - 16, names[i], "middle") if i < len(names) else "")
     return chart(

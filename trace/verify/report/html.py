@@ -6,6 +6,7 @@ from collections import Counter
 from html import escape
 from math import log10, prod
 
+from ...plural import plural
 from ...stages import STAGES
 from ..finding import (
     BUDGET,
@@ -28,7 +29,6 @@ from .text import (
     named,
     number,
     places_of,
-    plural,
     reason,
     sections,
     sentence,
@@ -199,7 +199,7 @@ def card(group: list[Finding], tokens: tuple[int, ...] | None, drawn: bool) -> s
 def sides(p: Picture) -> tuple[str, str, int, tuple[str, str]]:
     """What a picture's rows and columns are, in words; how many heads the columns are; the first's and last's names."""
     T, C = (p.shape[0], prod(p.shape[1:])) if len(p.shape) > 1 else (1, p.shape[0])
-    down = f"{T} positions" if "T" in p.letters else "the last position"
+    down = plural(T, "position") if "T" in p.letters else "the last position"
     if p.letters == ("V",):
         return down, f"{C} tokens of the vocabulary", 1, ("token 0", f"token {C - 1}")
     if len(p.letters) < 3:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...plural import plural
 from ...stages import layer_name
 from ..facts import FirstNotFinite, FromTokens, NotFinite, OtherModel, OtherTokens
 from ..finding import BUDGET, UNEXPLAINED, UNJUDGED, Finding, Verification
-from .text import by_size, engine_words, mistakes, named, plural, runs, sentence
+from .text import by_size, engine_words, mistakes, named, runs, sentence
 
 
 def paragraph(v: Verification) -> list[str]:

@@ -15,7 +15,9 @@ def where_words(where: Where) -> list[str]:
         axis = where.axes.get(name)
         if axis is None:
             continue
-        if axis.count == axis.of:
+        if axis.of == 1:
+            parts.append(f"the only {name.removesuffix('s')}")
+        elif axis.count == axis.of:
             parts.append(f"all {axis.of} {name}")
         else:
             more = ", ..." if axis.count > len(axis.which) else ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ...plural import plural
 from ..finding import UNEXPLAINED, UNJUDGED, Verification
 from .paragraph import paragraph
-from .text import apart, by_size, grid, mistakes, named, places_of, plural, reason, sections, statement
+from .text import apart, by_size, grid, mistakes, named, places_of, reason, sections, statement
 from .words import words
 
 SHOWN = 12  # unexplained stages that are told one by one

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from ...plural import plural
 from ...stages import STAGES
 from ..facts import FromTokens, NotFinite
 from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification
@@ -49,6 +50,8 @@ def _verdict(v: Verification) -> str:
         return f"Nothing could be judged: {why}; dump the stages before it, too."
     if not bad:
         weak = f", {count[BUDGET]} of them only within a noise budget" if count[BUDGET] else ""
+        if judged == 1:
+            return f"The only stage that was judged is explained{', within a noise budget' * bool(weak)}{tail}."
         return f"All {judged} stages that were judged are explained{weak}{tail}."
     cause, found = (mistakes(v) or [("", [])])[0]
     if bad > 1 and len(found) == bad:
@@ -123,10 +126,6 @@ def apart(v: Verification) -> list[Finding]:
     return [f for f in by_size(v.findings) if not f.hypotheses or id(f) in heard]
 
 
-def plural(n: int, word: str) -> str:
-    return f"{n} {word}" + ("" if n == 1 else "s")
-
-
 def engine_words(v: Verification) -> str:
     """What the engine seems to compute with, and where it does not."""
     words = describe(v.recipe, v.operands)
@@ -139,12 +138,13 @@ def engine_words(v: Verification) -> str:
 
 
 def describe(r: Recipe, operands: Sequence[str]) -> str:
-    if r.name not in (known.name for known in RECIPES):
+    name, _, apart = r.name.partition("; ")
+    if name not in (known.name for known in RECIPES) or (apart and r.result.name == "float32"):
         return r.name
     if r.result.name != "float32":
         inside = "weights and every result rounded, norm and soft-max inside in float32"
         more = "; bias inside the product" * ("qkv_matmul" in r.fused) + "; flash attention" * (r.mix != "stored")
-        return f"Hugging Face in {r.result.name}: {inside}{more}"
+        return f"Hugging Face in {r.result.name}: {inside}{more}" + f"; {apart}" * bool(apart)
     kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
     kv += ", flash attention" * (r.mix != "stored")
     if r.quantiser == "int16":

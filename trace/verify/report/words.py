@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...plural import plural
 from ...stages import layer_name
 from ..facts import (
     CapturedElsewhere,
@@ -45,9 +46,10 @@ def words(fact: Reason | Note | First | Remark) -> str:
         case TooMuchMissing((layer, stage)):
             return f"too much is missing: {stage} of {layer_name(layer)} and of the layer after it"
         case PositionsMissing(what, stage, first, last):
-            return f"the {what} of positions {first} to {last} are not in the dump ({stage})"
+            where = f"positions {first} to {last}" if first < last else f"position {first}"
+            return f"the {what} of {where} are not in the dump ({stage})"
         case KeysMissing((layer, stage), held, position):
-            return f"{stage} of {layer_name(layer)} has {held} keys, and position {position} more"
+            return f"{stage} of {layer_name(layer)} has {plural(held, 'key')}, and position {position} more"
         case OtherShape(got, wanted):
             return f"its shape is {got}; from its inputs it must be {wanted}"
         case CapturedElsewhere(capture):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .....quant.tensor import format_of
 from ..machine.simd import load_f32
-from ..machine.team import helper
+from ..machine.kernel import helper
 from ..machine.tiles import table16_f32
 from ..matmul.form import Form, Products
 from ..matmul.grouped import CHAIN, LARGEST, ROUND_ALL, SMALLEST, grouped

@@ -1,4 +1,5 @@
-"""What an engine rounds matrices to when it loads them, beside a format: 8 bits with a scale (scaled.py)."""
+"""What an engine rounds matrices to when it loads them, beside a format: 8 bits with a scale (scaled.py), or levels and
+sizes apart (levels.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 
 from ....stages import Stage
 from ...span import Float
+from .. import levels
 from .fact import Fact
 
 WORDS = {
@@ -14,6 +16,7 @@ WORDS = {
     "int8 token": "matrices in int8, a scale for each row",
     "e4m3 tensor": "matrices in FP8 (e4m3), one scale",
     "e4m3 token": "matrices in FP8 (e4m3), a scale for each row",
+    levels.KIND: "4-bit levels and sizes in bfloat16, products too (bitsandbytes on a CPU)",
 }
 
 

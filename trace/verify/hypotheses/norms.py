@@ -1,0 +1,143 @@
+"""Mistakes in norms: the wrong gain, eps, input, columns or format; another norm, or none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ...stages import of_kind
+from ..formulas import input_of, norm, weight_of
+from ..recipes import operations
+from ..site import Site
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span, joined, times
+from .hypothesis import Hypothesis, Several, Variants, entering
+from .vectors import point
+
+TABLE: list[Hypothesis] = []
+hypothesis = entering(TABLE)
+
+NORMS = of_kind("norm")
+HEADS = ("q_norm", "k_norm")
+
+
+def normed(s: Site) -> tuple[Span, Array]:
+    """The input and the gain of a norm stage."""
+    return input_of(s), weight_of(s)
+
+
+@hypothesis("norm-eps", "the norm's eps is {}", *NORMS)
+def norm_eps(s: Site) -> Several:
+    x, gain = normed(s)
+    for eps in (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
+        if abs(eps - s.config.rms_norm_eps) > 1e-3 * s.config.rms_norm_eps:
+            yield f"{eps:g}, not {s.config.rms_norm_eps:g}", norm(s, x, gain, eps)
+
+
+@hypothesis("norm-gain-plus-one", "the norm's gain is taken as 1 + w, w {}", *NORMS)
+def norm_gain_plus_one(s: Site) -> Several:
+    """An engine of 16 bits may add the one at run time, or when it loads the weights."""
+    x, gain = normed(s)
+    yield "as the engine rounds it", norm(s, x, 1 + operations.weight(s.recipe, gain))
+    yield "as the file has it", norm(s, x, 1 + gain)
+
+
+@hypothesis("norm-gain-missing", "the norm's gain is not applied", *NORMS)
+def norm_gain_missing(s: Site) -> Variants:
+    x, gain = normed(s)
+    return norm(s, x, np.ones_like(gain))
+
+
+@hypothesis("norm-gain-other", "the norm uses the gain of {}", *NORMS)
+def norm_gain_other(s: Site) -> Several:
+    x, _ = normed(s)
+    own = s.evidence.stage(s.stage)
+    width = own.letters[-1]
+    for other in s.evidence.stages.values():
+        if other.kind == "norm" and other.letters[-1] == width:
+            for layer in range(s.config.num_hidden_layers) if other.scope == "layer" else (None,):
+                if (layer, other.name) != (s.layer, s.stage):
+                    where = other.name if layer is None else f"{other.name}, layer {layer}"
+                    yield where, norm(s, x, s.evidence.gain(layer, other.weight or ""))
+
+
+@hypothesis("norm-layernorm", "a LayerNorm (mean subtracted) stands for the RMS norm", *NORMS)
+def norm_layernorm(s: Site) -> Variants:
+    x, gain = normed(s)
+    centred = x.mid - x.mid.mean(-1, keepdims=True)
+    y = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + s.config.rms_norm_eps)
+    size = np.abs(x.mid).max(-1, keepdims=True) / np.sqrt(np.square(centred).mean(-1, keepdims=True))
+    spread = norm(s, x, gain).radius.max() + 8 * operations.U * size * np.abs(gain)
+    return operations.rounded(s.recipe, Span.around(y * gain, spread + np.abs(y * gain) * (4 * s.recipe.result.u)))
+
+
+@hypothesis("norm-skipped", "the norm is skipped: {}", *NORMS)
+def norm_skipped(s: Site) -> Several:
+    x, gain = normed(s)
+    yield "the stage holds its input", operations.rounded(s.recipe, x)
+    yield "the input is only multiplied by the gain", operations.mul(s.recipe, x, point(s, gain))
+
+
+@hypothesis("norm-wrong-input", "the norm is taken of {}", *NORMS)
+def norm_wrong_input(s: Site) -> Several:
+    _, gain = normed(s)
+    if s.stage in HEADS:
+        return
+    others = {"ffn_norm": ("before", "attn_out"), "final_norm": (), "attn_norm": ()}[s.stage]
+    for name in others:
+        yield (
+            ("the layer's input" if name == "before" else name),
+            norm(s, s.before() if name == "before" else s.input(name), gain),
+        )
+    if s.stage != "ffn_norm" and s.layer != 0:
+        last = s.config.num_hidden_layers - 1 if s.layer is None else s.layer - 1
+        yield "the residual before the last layer's MLP", norm(s, s.at("post_attn_residual", layer=last).value(), gain)
+
+
+@hypothesis("norm-of-all-heads", "the norm is of all heads together, not of each", *HEADS)
+def norm_of_all_heads(s: Site) -> Variants:
+    x, gain = normed(s)
+    shape = x.mid.shape
+    every = x.shaped(lambda v: v.reshape(len(v), -1))
+    return norm(replace(s, how=replace(s.recipe, norm="twice"), judged=s.stage), every, np.tile(gain, shape[1])).shaped(
+        lambda v: v.reshape(shape)
+    )
+
+
+@hypothesis("norm-shard", "the norm is of each of {} ranks' own columns, not of all", *NORMS)
+def norm_shard(s: Site) -> Several:
+    if s.stage in HEADS:
+        return
+    x, gain = normed(s)
+    whole = s if s.recipe.norm != "apart" else s.under(replace(s.recipe, norm="once"))
+    for ranks in (2, 4, 8, 16):
+        if len(gain) % ranks == 0:
+            cuts = [slice(len(gain) * r // ranks, len(gain) * (r + 1) // ranks) for r in range(ranks)]
+            yield str(ranks), joined([norm(whole, x.shaped(partial(columns, cut)), gain[cut]) for cut in cuts], 1)
+
+
+def columns(cut: slice, v: Array) -> Array:
+    return v[..., cut]
+
+
+@hypothesis("norm-short", "the norm is computed in {}, not in float32", *NORMS)
+def norm_short(s: Site) -> Several:
+    """Squares, mean, root and product are rounded each; a sum is kept in float32, as libraries do."""
+    x, gain = normed(s)
+    for f in (FLOAT16, BFLOAT16) if s.recipe.result is FLOAT32 else (s.recipe.result,):
+        stored = f.round(x.mid)
+        squares = f.round(np.square(stored))
+        mean = squares.mean(-1, keepdims=True)
+        scale = Span.around(mean, mean * min(len(gain), 64) * operations.U).map(f.round)
+        for step in (lambda v: v + s.config.rms_norm_eps, lambda v: 1 / np.sqrt(v)):
+            scale = scale.map(lambda v, step=step, f=f: f.round(step(v)))  # type: ignore[misc]
+        once = times(Span.point(stored), scale).map(f.round)
+        yield f.name, times(once, Span.point(f.round(gain))).map(f.round)
+
+
+@hypothesis("norm-twice", "the norm is applied twice", *NORMS)
+def norm_twice(s: Site) -> Variants:
+    x, gain = normed(s)
+    once = norm(s, x, gain)
+    return norm(s if s.recipe.norm != "apart" else s.under(replace(s.recipe, norm="once")), once, gain)
