@@ -79,7 +79,7 @@ def leans(site: Site, noise: Noise, error: Array, got: NDArray[np.float32]) -> b
         )
         shared_T = noise.activations @ np.square(all_rows_I.sum(0)) + noise.variance.reshape(error_TO.shape).sum(1)
         x_T = x.sum(1)
-        ways.append(over(abs(float(x_T @ error_TO.sum(1))), float(np.abs(x_T) @ np.sqrt(shared_T))))
+        ways.append(ratio(abs(float(x_T @ error_TO.sum(1))), float(np.abs(x_T) @ np.sqrt(shared_T))))
     return bool(ways) and min(ways) > MOST
 
 

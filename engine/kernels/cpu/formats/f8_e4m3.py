@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.tensor import format_of
-from ..machine.simd import load_f32
 from ..machine.kernel import helper
+from ..machine.simd import load_f32
 from ..machine.tiles import float8
 from ..matmul.form import Form, Products
 from ..matmul.grouped import CHAIN, LARGEST, ROUND_ALL, SMALLEST, grouped

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .....quant.codes import scales_of
 from .....quant.tensor import format_of
-from ..machine.simd import fma, high_bf16, high_half, load_f32, load_i16, load_i32, low_i16, splat_f32
 from ..machine.kernel import helper
+from ..machine.simd import fma, high_bf16, high_half, load_f32, load_i16, load_i32, low_i16, splat_f32
 from ..matmul.form import Form, Products
 from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, grouped
 

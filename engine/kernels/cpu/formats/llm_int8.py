@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 
 from .....quant.tensor import format_of
-from ..machine.simd import load_f32, signed_byte, splat_f32, to_f32
 from ..machine.kernel import helper
+from ..machine.simd import load_f32, signed_byte, splat_f32, to_f32
 from ..matmul.form import Form, Products
 from ..matmul.grouped import CHAIN, grouped
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from .....quant.codes import scales_of
 from .....quant.tensor import format_of
-from ..machine.simd import high_bf16, high_half, load_f32, load_i32, low_bf16, low_half
 from ..machine.kernel import helper
+from ..machine.simd import high_bf16, high_half, load_f32, load_i32, low_bf16, low_half
 from ..matmul.form import Form, Products
 from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, grouped
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..machine.codegen import LANES
-from ..machine.simd import absolute, as_f32, as_i32, fma, load_i32, mask, splat_f32, store_f32, where_less
 from ..machine.kernel import helper
+from ..machine.simd import absolute, as_f32, as_i32, fma, load_i32, mask, splat_f32, store_f32, where_less
 from ..machine.tiles import add_tile, code4, code8, fma_tile, tile_width
 from .form import Products
 from .product import VECTOR, columns_many, fetch_ahead, kernels
