@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..stages import ALIASES, NAMES, STAGES, Module, Stage
 from .names import PARTS, Rule
@@ -44,7 +44,8 @@ def _module(m: Module) -> re.Pattern[str]:
     path = m.pattern.removeprefix("model.") if m.path.startswith(".") else m.path
     words = re.escape(path).replace(r"\{layer\}", NUMBER).replace(r"\.", SEPARATOR)
     item = "(?:/0)?" if m.item is None else f"/{m.item}"
-    return re.compile(INSIDE + words + (INPUT if m.side == "input" else OUTPUT + item))
+    inside = "(?:.*/)?" if path == "output" else INSIDE  # behind a module's path the word is its side
+    return re.compile(inside + words + (INPUT if m.side == "input" else OUTPUT + item))
 
 
 def _modules(*columns: Callable[[Stage], tuple[Module, ...]]) -> tuple[Rule, ...]:
@@ -60,6 +61,12 @@ def _modules(*columns: Callable[[Stage], tuple[Module, ...]]) -> tuple[Rule, ...
                 holds.setdefault(m, []).append(parts[i] if level == 0 and len(modules) > 1 else s.name)
         found += [Rule(_module(m), tuple(t), later=m.later, level=level) for m, t in holds.items()]
     return tuple(found)
+
+
+def _heads_first(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The same of an engine that has heads before positions where it computes attention."""
+    rotated = {s.name: (s.letters[1], s.letters[0], s.letters[2]) for s in STAGES if s.kind == "rotation"}
+    return tuple(replace(r, axes=rotated.get(r.targets[0])) for r in rules)
 
 
 def _own() -> tuple[Rule, ...]:
@@ -111,8 +118,10 @@ def _export() -> tuple[Rule, ...]:
 OWN = Engine("the stages' own", _own(), ordered=False)
 ENGINES = (
     OWN,
-    Engine("Transformers' modules", _modules(lambda s: s.hf, lambda s: s.hf_too)),
+    Engine("Transformers' modules, or candle's", _modules(lambda s: s.hf, lambda s: s.hf_too)),
+    Engine("mlx-lm's modules", _heads_first(_modules(lambda s: s.hf, lambda s: s.hf_too, lambda s: s.mlx))),
     Engine("the fused modules of SGLang, vLLM and nano-vllm", _modules(lambda s: s.fused, lambda s: s.fused_too)),
+    Engine("the tensors of a GGUF file, as modules (candle's quantized models)", _modules(lambda s: s.gguf)),
     Engine("Meta's modules", _modules(lambda s: s.meta)),
     Engine("TensorRT-LLM's modules", _modules(lambda s: s.trt)),
     Engine("llama.cpp's graph", _graph()),

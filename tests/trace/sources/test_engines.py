@@ -17,7 +17,20 @@ from qwenref.trace.verify.finding import UNEXPLAINED
 from qwenref.trace.verify.verify import verify
 
 from ...engines import dump_of
-from ...foreign_dumps import Arrays, llama_cpp, meta, onnx, own, sglang, sglang_rank, tensorrt_llm, transformers
+from ...foreign_dumps import (
+    Arrays,
+    candle_quantized,
+    llama_cpp,
+    meta,
+    mlx_lm,
+    nano_vllm,
+    onnx,
+    own,
+    sglang,
+    sglang_rank,
+    tensorrt_llm,
+    transformers,
+)
 from ...onnx_files import write_nodes
 from ...tiny import tiny_weights
 from ...torch_files import save
@@ -44,6 +57,24 @@ def write_own(folder: Path, dump: Dump) -> Path:
 
 def write_transformers(folder: Path, dump: Dump) -> Path:
     return save(folder / "hooks.pt", passes(transformers, dump)[0])
+
+
+def write_mlx(folder: Path, dump: Dump) -> Path:
+    np.savez(folder / "mlx.npz", **passes(mlx_lm, dump)[0])
+    return folder / "mlx.npz"
+
+
+def write_candle(folder: Path, dump: Dump) -> Path:
+    """candle's own `save` of a map of tensors."""
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in passes(candle_quantized, dump)[0].items()},
+        folder / "candle.safetensors",
+    )
+    return folder / "candle.safetensors"
+
+
+def write_nano_vllm(folder: Path, dump: Dump) -> Path:
+    return save(folder / "hooks.pt", passes(nano_vllm, dump)[0])
 
 
 def write_sglang(folder: Path, dump: Dump) -> Path:
@@ -112,6 +143,9 @@ def write_raw(folder: Path, dump: Dump) -> Path:
 WRITERS: dict[str, tuple[Callable[[Path, Dump], Path], int, int]] = {  # how, phases, stages of the prompt
     "own": (write_own, 3, 17 * 2 + 3),
     "transformers": (write_transformers, 1, 12 * 2 + 3),
+    "mlx-lm": (write_mlx, 1, 13 * 2 + 3),
+    "candle, quantized": (write_candle, 1, 11 * 2 + 3),
+    "nano-vllm": (write_nano_vllm, 1, 13 * 2 + 3),
     "sglang": (write_sglang, 3, 13 * 2 + 3),
     "sglang-ranks": (write_sglang_ranks, 3, 13 * 2 + 2),
     "vllm": (write_vllm, 1, 13 * 2 + 2),
@@ -179,6 +213,15 @@ def test_arrays_held_twice_are_said(tmp_path: Path) -> None:
     found["model.layers.1.input"] = found["model.layers.0"]
     dump = open_dump(save(tmp_path / "x.pt", found), C.sizes, layers=C.num_hidden_layers)
     assert dump.notes == ('not needed, 1 arrays: "model.layers.1.input"',)
+
+
+def test_the_side_of_a_module_is_no_module(tmp_path: Path) -> None:
+    """`output` is Meta's head, and what a dumper may put behind any module's path."""
+    plain = passes(transformers, dump_of(W, "HF float32", IDS), [])[0]
+    found = {k if k.endswith(("input", "_ids")) else f"{k}.output": x for k, x in plain.items()}
+    more = {f"model.layers.{i}.self_attn.{x}.output": np.zeros(3, np.float32) for i in range(2) for x in "abcdefgh"}
+    dump = open_dump(save(tmp_path / "x.pt", found | more), C.sizes, layers=C.num_hidden_layers)
+    assert len(dump.entries) == 12 * 2 + 3 and dump.ignored == tuple(more)
 
 
 def test_our_names_beside_an_engines(tmp_path: Path) -> None:
