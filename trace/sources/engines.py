@@ -73,9 +73,9 @@ def _own() -> tuple[Rule, ...]:
     """Our own names, the layer before or behind: layer-3/attn_norm, blk.3.attn_norm, attn_norm.3, lm_head."""
     before = f"(?:.*/)?(?:(?:layers?|blocks?|blk|l){SEPARATOR}?)?{NUMBER}{SEPARATOR}"
     behind = f"(?:{SEPARATOR}(?:layer{SEPARATOR}?)?{NUMBER})?"
-    spelled = {n: n for n in (*NAMES, *PARTS)} | dict(ALIASES)
+    spelled = {n: n for n in (*NAMES, *PARTS)} | dict(ALIASES) | {"logits": "lm_head"}
     return tuple(
-        Rule(re.compile(pattern), (target,))
+        Rule(re.compile(pattern), (target,), level=int(name == "logits"))  # an lm_head may stand beside it
         for name, target in spelled.items()
         for pattern in (before + name, f"(?:.*/)?{name}{behind}")
     )

@@ -16,7 +16,11 @@ from .array import BYTES, Array, Arrays, view
 SUFFIXES = {".f32": "F32", ".f16": "F16", ".bf16": "BF16", ".f64": "F64", ".raw": "", ".bin": ""}
 LIST = "manifest.json"
 MAX_JSON = 1 << 26
-SPELLED = {f"{word}{size}": f"{kind}{size}" for word, kind in (("float", "F"), ("int", "I")) for size in (16, 32, 64)}
+SPELLED = {
+    f"{word}{size}": f"{kind}{size}"
+    for word, kind in (("float", "F"), ("int", "I"), ("uint", "U"))
+    for size in (16, 32, 64)
+}
 SPELLED |= {"bfloat16": "BF16", "float": "F32", "half": "F16", "double": "F64"}
 
 
