@@ -109,11 +109,13 @@ def nano_vllm(dump: Dump, c: Config, phase: int, ids: list[int], positions: rang
     told = {k: found.pop(k) for k in list(found) if "forward_batch_info" in k}
     for i in range(c.num_hidden_layers):
         at = f"model.layers.{i}"
-        found[f"{at}.self_attn.rotary_emb"] = tuple(get(f"{x}_post_rope", i) for x in "qk")
+        del found[f"{at}.self_attn.rotary_emb"]
         found[f"{at}.self_attn.attn"] = get("attention", i)
         found[f"{at}.mlp"] = found[f"{at}.mlp.down_proj"]
         found[at] = (get("ffn_out", i), get("post_attn_residual", i))
     found["model"] = get("final_norm")
+    # One module for all layers: named_modules() tells its first name, a dict keeps its last call.
+    found["model.layers.0.self_attn.rotary_emb"] = tuple(get(f"{x}_post_rope", c.num_hidden_layers - 1) for x in "qk")
     words = {"input_ids": told["model.forward_batch_info.input_ids"], "positions": np.array(positions)}
     return {**found, **words, "lm_head": get("lm_head")[None]}
 
@@ -132,7 +134,7 @@ def sglang(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) 
         norm = get("attn_norm", i)
         found[f"{at}.input_layernorm"] = [norm, get("post_ffn_residual", i - 1)] if i else norm
         found[f"{at}.self_attn.qkv_proj"] = get("qkv_bias", i)
-        q, k = (get(f"{x}_post_rope", i).reshape(len(ids), -1) for x in "qk")
+        q, k = (get(f"{x}_post_rope", L - 1).reshape(len(ids), -1) for x in "qk")  # one module, whose last call stays
         found[f"{at}.self_attn.rotary_emb"] = [q, k]
         found[f"{at}.self_attn.attn"] = get("attention", i).reshape(len(ids), -1)
         found[f"{at}.self_attn.o_proj"] = get("attn_out", i)

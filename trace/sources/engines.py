@@ -27,6 +27,7 @@ TOLD = {
 FACT_RULES = tuple(
     Rule(re.compile(f"(?:.*[./])?(?:{names})(?:{SEPARATOR}{NUMBER})?"), (fact,)) for fact, names in TOLD.items()
 )
+ROTATED = {s.name: (s.letters[1], s.letters[0], s.letters[2]) for s in STAGES if s.kind == "rotation"}  # heads first
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,16 @@ def _modules(*columns: Callable[[Stage], tuple[Module, ...]]) -> tuple[Rule, ...
 
 def _heads_first(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """The same of an engine that has heads before positions where it computes attention."""
-    rotated = {s.name: (s.letters[1], s.letters[0], s.letters[2]) for s in STAGES if s.kind == "rotation"}
-    return tuple(replace(r, axes=rotated.get(r.targets[0])) for r in rules)
+    return tuple(replace(r, axes=ROTATED.get(r.targets[0])) for r in rules)
+
+
+def _fused() -> tuple[Rule, ...]:
+    """SGLang, vLLM and nano-vllm make one rotary module for all layers. SGLang's tied head is the embedding by a second
+    name: what that puts out is no logits."""
+    found = []
+    for r in _modules(lambda s: s.fused, lambda s: s.fused_too):
+        found.append(replace(r, last=("V",) if r.targets == ("lm_head",) else (), shared=r.targets[0] in ROTATED))
+    return (*found, Rule(re.compile(f"{INSIDE}lm_head"), ()))
 
 
 def _own() -> tuple[Rule, ...]:
@@ -120,7 +129,7 @@ ENGINES = (
     OWN,
     Engine("Transformers' modules, or candle's", _modules(lambda s: s.hf, lambda s: s.hf_too)),
     Engine("mlx-lm's modules", _heads_first(_modules(lambda s: s.hf, lambda s: s.hf_too, lambda s: s.mlx))),
-    Engine("the fused modules of SGLang, vLLM and nano-vllm", _modules(lambda s: s.fused, lambda s: s.fused_too)),
+    Engine("the fused modules of SGLang, vLLM and nano-vllm", _fused()),
     Engine("the tensors of a GGUF file, as modules (candle's quantized models)", _modules(lambda s: s.gguf)),
     Engine("Meta's modules", _modules(lambda s: s.meta)),
     Engine("TensorRT-LLM's modules", _modules(lambda s: s.trt)),

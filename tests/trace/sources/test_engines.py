@@ -95,6 +95,8 @@ def write_sglang_ranks(folder: Path, dump: Dump) -> Path:
 def write_vllm(folder: Path, dump: Dump) -> Path:
     """Plain hooks: linear layers put out (value, bias), which is None."""
     made = passes(sglang, dump)[0]
+    shared = [made.pop(f"model.layers.{i}.self_attn.rotary_emb") for i in range(C.num_hidden_layers)]
+    made["model.layers.0.self_attn.rotary_emb"] = shared[-1]
     told = {k.rsplit(".", 1)[1]: made.pop(k) for k in list(made) if "forward_batch_info" in k}
     hooks = {
         k: (v, None) if k.endswith(("_proj",)) else tuple(v) if isinstance(v, list) else v for k, v in made.items()
@@ -145,10 +147,10 @@ WRITERS: dict[str, tuple[Callable[[Path, Dump], Path], int, int]] = {  # how, ph
     "transformers": (write_transformers, 1, 12 * 2 + 3),
     "mlx-lm": (write_mlx, 1, 13 * 2 + 3),
     "candle, quantized": (write_candle, 1, 11 * 2 + 3),
-    "nano-vllm": (write_nano_vllm, 1, 13 * 2 + 3),
-    "sglang": (write_sglang, 3, 13 * 2 + 3),
-    "sglang-ranks": (write_sglang_ranks, 3, 13 * 2 + 2),
-    "vllm": (write_vllm, 1, 13 * 2 + 2),
+    "nano-vllm": (write_nano_vllm, 1, 11 * 2 + 3),
+    "sglang": (write_sglang, 3, 12 * 2 + 3),
+    "sglang-ranks": (write_sglang_ranks, 3, 12 * 2 + 2),
+    "vllm": (write_vllm, 1, 11 * 2 + 2),
     "llama.cpp": (write_llama_cpp, 1, 13 * 2 + 3),
     "meta": (write_meta, 1, 9 * 2 + 3),
     "tensorrt-llm": (write_tensorrt_llm, 1, 11 * 2 + 3),
@@ -222,6 +224,23 @@ def test_the_side_of_a_module_is_no_module(tmp_path: Path) -> None:
     more = {f"model.layers.{i}.self_attn.{x}.output": np.zeros(3, np.float32) for i in range(2) for x in "abcdefgh"}
     dump = open_dump(save(tmp_path / "x.pt", found | more), C.sizes, layers=C.num_hidden_layers)
     assert len(dump.entries) == 12 * 2 + 3 and dump.ignored == tuple(more)
+
+
+def test_a_module_that_all_layers_call(tmp_path: Path) -> None:
+    """SGLang's dumper keeps the last layer's rotation under every layer's name, and a tied head is the embedding."""
+    right = dump_of(W, "HF float32", IDS)
+    (tmp_path / "d").mkdir()
+    found = passes(sglang, right, [])[0] | {"lm_head": right["embedding", 0]}
+    dump = open_dump(save(tmp_path / "d/Pass00000.pt", found), C.sizes, layers=2)
+    assert np.array_equal(dump["q_post_rope", 1], right["q_post_rope", 1]) and ("q_post_rope", 0) not in dump
+    assert "lm_head" not in {e.stage.name for e in dump.entries} and dump.ignored == ()
+    why = "is left out: all layers share its module, and hold the last one's, layer 1"
+    assert dump.notes[:2] == tuple(f"pass 0: {x}_post_rope {why}" for x in "qk")
+    assert verify(dump, W).status == 0
+    for n in (0, 1):  # layers that have modules of their own
+        found["model.layers.0.self_attn.rotary_emb"][n] = right[("q_post_rope", "k_post_rope")[n], 0].reshape(5, -1)
+    dump = open_dump(save(tmp_path / "d/Pass00000.pt", found), C.sizes, layers=2)
+    assert ("q_post_rope", 0) in dump and not any("left out" in n for n in dump.notes)
 
 
 def test_our_names_beside_an_engines(tmp_path: Path) -> None:
