@@ -17,6 +17,7 @@ from ..axes import fits as whole_fit
 from ..dump import Dump, Entry, ordered
 from ..stages import NAMES, Stage, by_name, layer_name
 from .array import FLOATS, FORMAT, Arrays, decoded
+from .calls import without_other_calls
 from .names import PARTS, Rule, letters_of
 from .places import Held, Places, Target, placed, stage_name, told_facts
 from .rows import Batch, Rows, rows_of
@@ -73,7 +74,7 @@ def assembled(
         a.rows.append(_rows(a, phase, asked))
     _check_order(a)
     for phase in phases:
-        _leave_out_other_calls(a, phase)
+        a.odd += without_other_calls(places, phase)
     entries = [e for phase in phases for e in _entries(a, phase)]
     if not entries:
         raise BadInput(f"{source.path}: no stage of it is whole")
@@ -164,34 +165,6 @@ def _check_order(a: Assembly) -> None:
             a.rows[i] = rows.until(min(later))
             dropped = len(rows.positions) - len(a.rows[i].positions)
             a.odd.append(f"pass {i}: {dropped} rows are computed again by a later pass, and are left out")
-
-
-def _leave_out_other_calls(a: Assembly, phase: int) -> None:
-    """A module that the layers share is called by each of them. Kept by its names it shows one call only: by the names
-    that all layers have for it the last one, by the only one that the module tree tells nobody knows which."""
-    depth = len({layer for p, layer, _ in a.places.held if p == phase and layer is not None})
-    calls: dict[str, dict[int, dict[int, Held]]] = {}
-    for (p, layer, target), ranks in a.places.held.items():
-        if p == phase and layer is not None and next(iter(ranks.values())).rule.shared:
-            calls.setdefault(target, {})[layer] = ranks
-    for target, layers in calls.items():
-        last = layers[max(layers)]
-        if len(layers) == 1 < depth:
-            gone, why = [*layers], "all layers share its module, and which of them called it is not told"
-        elif len(layers) > 1 and all(_same(ranks, last) for ranks in layers.values()):
-            gone, why = (
-                sorted(layers)[:-1],
-                f"all layers share its module, and hold the last one's, layer {max(layers)}",
-            )
-        else:
-            continue
-        for layer in gone:
-            a.places.spare += [h.array for h in a.places.held.pop((phase, layer, target)).values() if h.which == 0]
-        a.odd.append(f"pass {phase}: {target} is left out: {why}")
-
-
-def _same(one: Mapping[int, Held], other: Mapping[int, Held]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(h.array.raw, other[r].array.raw) for r, h in one.items())
 
 
 def _run(a: Assembly, asked: Asked) -> dict[str, Any]:

@@ -63,9 +63,16 @@ def _listed(path: Path) -> Iterator[Array]:
         if not isinstance(name, str) or not isinstance(file, str):
             raise BadInput(f"{where}: needs a name and a file, both text")
         target = path.parent / file
-        if not target.resolve().is_relative_to(path.parent.resolve()):
+        if not _below(target, path.parent):
             raise BadInput(f"{where}: file {file!r:.80} is not below the manifest's folder")
         yield _array(entry, target, where, name)
+
+
+def _below(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a byte that no name has
+        return False
 
 
 def _array(told: Any, path: Path, where: str, name: str) -> Array:

@@ -154,6 +154,9 @@ def test_raw_values_that_are_not_what_is_said(told: Any, says: str, tmp_path: Pa
     ("entry", "says"),
     [
         ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "../out.bin"}, "not below the manifest's folder"),
+        ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "a\0b"}, "not below the manifest's folder"),
+        ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "circle/x"}, "not below the manifest's folder"),
+        ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "y" * 5000}, "name too long"),
         ({"name": "x", "shape": [5, 64], "dtype": "F32"}, "needs a name and a file"),
         ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "nowhere"}, "No such file"),
     ],
@@ -161,6 +164,7 @@ def test_raw_values_that_are_not_what_is_said(told: Any, says: str, tmp_path: Pa
 def test_a_manifest_that_lies(entry: Any, says: str, tmp_path: Path) -> None:
     (tmp_path / "out.bin").write_bytes(bytes(1280))
     (tmp_path / "d").mkdir()
+    (tmp_path / "d/circle").symlink_to("circle")
     (tmp_path / "d/manifest.json").write_text(json.dumps([entry]))
     with pytest.raises(BadInput, match=says):
         opened(tmp_path / "d")

@@ -234,7 +234,7 @@ def test_a_module_that_all_layers_call(tmp_path: Path) -> None:
     dump = open_dump(save(tmp_path / "d/Pass00000.pt", found), C.sizes, layers=2)
     assert np.array_equal(dump["q_post_rope", 1], right["q_post_rope", 1]) and ("q_post_rope", 0) not in dump
     assert "lm_head" not in {e.stage.name for e in dump.entries} and dump.ignored == ()
-    why = "is left out: all layers share its module, and hold the last one's, layer 1"
+    why = "is left out: all layers share its module, and only the last one's call, layer 1, is there"
     assert dump.notes[:2] == tuple(f"pass 0: {x}_post_rope {why}" for x in "qk")
     assert verify(dump, W).status == 0
     for n in (0, 1):  # layers that have modules of their own
