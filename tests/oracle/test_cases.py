@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from ..cases import CASES, MISSED, NAMED, OUTSIDE, Case, outcome
+from ..handovers import STOPPED, numbered, verdict
 from ..trace.verify.test_hypotheses_fitted import FITTED
 from ..trace.verify.test_hypotheses_fitted import test_planted as planted
 
@@ -26,6 +28,15 @@ def test_most_cases_are_named() -> None:
     if HOW.total() < len(REACHED):
         pytest.skip("only where every case has run")
     assert HOW[NAMED] >= LEAST, HOW
+
+
+@pytest.mark.parametrize("number", STOPPED)
+def test_a_case_as_its_engine_hands_it_over(number: int, tmp_path: Path) -> None:
+    c = numbered(number)
+    if c.make is None:
+        pytest.skip(c.reason)
+    reached, said = verdict(c, tmp_path)
+    assert reached, said
 
 
 @pytest.mark.parametrize("name", FITTED)
