@@ -97,10 +97,12 @@ def hooked(attention: str, dtype: str) -> Callable[[Path], Path]:
     def dump(folder: Path) -> Path:
         import torch
 
-        m, path = transformers(folder, attention, dtype), folder / f"{attention}-{dtype}.safetensors"
-        with qwenref.hooks(m, path):
-            m.generate(torch.tensor([IDS]), max_new_tokens=3, do_sample=False)
-        return path
+        at = folder / f"{attention}-{dtype}"
+        at.mkdir()
+        given = {"input_ids": torch.tensor([IDS]), "do_sample": False}
+        with contextlib.chdir(at):
+            exec(lines("generate("), {"model": transformers(folder, attention, dtype), "inputs": given})
+        return at / "dump.safetensors"
 
     return dump
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,65 @@ def test_its_mistake_is_named(tmp_path: Path) -> None:
     report = qwenref.verify(dump, path)
     wrong = {(r["layer"], r["stage"]) for r in report.rows if r["verdict"] == "unexplained"}
     assert wrong == {(0, "attention"), (1, "attention")} and report.status == 1
+
+
+def blocks(word: str) -> list[str]:
+    """Code of docs/dumps.md that has this word."""
+    page = (WRITERS.parent / "docs" / "dumps.md").read_text("utf-8")
+    return [b for b in re.findall(r"(?ms)^```\w+\n(.*?)^```$", page) if word in b]
+
+
+@pytest.mark.parametrize("language", ["c", "c++", "rust", "python"])
+def test_the_lines_of_the_page(language: str, tmp_path: Path) -> None:
+    """As they stand there, in an engine that has such variables."""
+    if language == "rust":
+        (text,) = blocks("dump_ids(")[1:]
+        head, calls = text.split("mod qwenref_dump;")
+        body = "let (ids, x, layer, rows, columns) = (vec![7i32, 8], vec![1f32; 6], 3usize, 2usize, 3usize);"
+        shutil.copy(WRITERS / "qwenref_dump.rs", tmp_path)
+        (tmp_path / "e.rs").write_text(f"{head}mod qwenref_dump;\nfn main() {{ {body} {calls} }}")
+        command = [needs("rustc"), "-D", "warnings", "--edition", "2021", "-o", "e", "e.rs"]
+    elif language == "python":
+        (text,) = (b for b in blocks("qwenref_dump as q") if b.count("\n") < 6)
+        shutil.copy(WRITERS / "qwenref_dump.py", tmp_path)
+        start = "import numpy as np\nids, x, layer = np.array([7, 8]), np.ones((2, 3), np.float32), 3\n"
+        (tmp_path / "e.py").write_text(start + text)
+        command = []
+    else:
+        text = blocks("QWENREF_DUMP_IMPLEMENTATION")[0]
+        shutil.copy(WRITERS / "qwenref_dump.h", tmp_path)
+        head = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+        calls = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+        body = "int32_t ids[2] = {7, 8}; float x[6] = {0}, logits[4] = {0};"
+        body += "int rows = 2, columns = 3, vocabulary = 4, layer = 3;"
+        suffix = "c" if language == "c" else "cpp"
+        (tmp_path / f"e.{suffix}").write_text(f"{head}\nint main(void) {{ {body}\n{calls}\nreturn 0; }}")
+        compiler = {"c": ["gcc", "-std=c99"], "cpp": ["g++", "-std=c++11"]}[suffix]
+        command = [needs(compiler[0]), compiler[1], "-Wall", "-Wextra", "-Werror", "-o", "e", f"e.{suffix}"]
+    if command:
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    run = [sys.executable, "e.py"] if language == "python" else ["./e"]
+    subprocess.run(run, cwd=tmp_path, env=dict(os.environ) | {"QWENREF_DUMP": "d.safetensors"}, check=True)
+    with safe_open(tmp_path / "d.safetensors", "np") as f:
+        assert set(f.keys()) - {"lm_head"} == {"tokens", "layer-3/attn_norm"}
+        assert f.get_slice("layer-3/attn_norm").get_shape() == [2, 3]
+
+
+def test_hooks_need_numpy_only(tmp_path: Path) -> None:
+    """In the environment of another engine, whose packages are its own."""
+    code = f"""
+import sys
+for name in ("numba", "safetensors", "gguf", "tokenizers", "jinja2", "rich", "huggingface_hub"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(WRITERS.parents[1])!r})
+import qwenref
+print(qwenref.hooks, *qwenref.__path__)
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.startswith("<function hooks")
+        and (Path(done.stdout.split()[-1]) / "writers/qwenref_dump.h").exists()
+    )
 
 
 def test_hooks_refuse_what_is_no_dump(tmp_path: Path) -> None:

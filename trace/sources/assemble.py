@@ -18,7 +18,7 @@ from ..dump import Dump, Entry, ordered
 from ..stages import NAMES, Stage, by_name, layer_name
 from .array import FLOATS, FORMAT, Arrays, decoded
 from .calls import without_other_calls
-from .names import PARTS, Rule, letters_of
+from .names import PARTS, Rule, letters_of, nearest
 from .places import Held, Places, Target, placed, stage_name, told_facts
 from .rows import Batch, Rows, rows_of
 from .shards import SUMMED, joined, share, sizes_of_rank
@@ -67,7 +67,11 @@ def assembled(
     if asked.passes is not None:
         places = _passes(places, asked.passes, source)
     if not places.held:
-        raise BadInput(f"{source.path}: no array is named as a stage is ({listed(source)}); say which are with --map")
+        close = next(filter(None, (nearest(x.name) for x in source.arrays)), None)
+        like = "" if close is None else f"; did you mean {close}?"
+        raise BadInput(
+            f"{source.path}: no array is named as a stage is ({listed(source)}); say which are with --map{like}"
+        )
     a = Assembly(source, sizes, places)
     phases = sorted({key[0] for key in places.held} | places.facts.keys())
     for phase in phases:

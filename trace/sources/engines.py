@@ -14,6 +14,7 @@ from .names import PARTS, Rule
 
 NUMBER, SEPARATOR = r"(?P<layer>\d{1,9})", "[./_-]"
 INSIDE = "(?:.*[./_])?"  # what a dumper puts before a module's path
+ALONE = r"(?:.*/)?(?:model\.)?"  # before a plain word: `norm` ends many names, `output` is behind a path its side
 OUTPUT, INPUT = r"(?:[./_]out(?:puts?)?)?", r"[./_]in(?:puts?)?(?:_args)?(?:[./_]0)?"
 
 # Facts are called alike everywhere. embed_tokens is none: an underscore ends what stands before a longer name only.
@@ -45,7 +46,7 @@ def _module(m: Module) -> re.Pattern[str]:
     path = m.pattern.removeprefix("model.") if m.path.startswith(".") else m.path
     words = re.escape(path).replace(r"\{layer\}", NUMBER).replace(r"\.", SEPARATOR)
     item = "(?:/0)?" if m.item is None else f"/{m.item}"
-    inside = "(?:.*/)?" if path == "output" else INSIDE  # behind a module's path the word is its side
+    inside = ALONE if path.isalpha() else INSIDE
     return re.compile(inside + words + (INPUT if m.side == "input" else OUTPUT + item))
 
 

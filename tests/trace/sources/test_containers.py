@@ -82,6 +82,12 @@ def test_ids_without_a_sign(kind: type, tmp_path: Path) -> None:
             opened(tmp_path / "x.npz")
 
 
+def test_a_name_that_is_nearly_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **{"layer-0/atn_norm": ONES, "tokens": np.array(IDS)})
+    with pytest.raises(BadInput, match=r"no array is named as a stage is .*; did you mean attn_norm\?"):
+        opened(tmp_path / "x.npz")
+
+
 def test_logits_by_either_name(tmp_path: Path) -> None:
     found = arrays()
     np.savez(tmp_path / "x.npz", **{"logits" if k == "lm_head" else k: x for k, x in found.items()})
