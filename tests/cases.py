@@ -619,7 +619,7 @@ def main() -> None:
         if not only or c.number in only:
             rows.append((c, *outcome(c)))
             print(c.number, *rows[-1][1:], sep="\t", flush=True)
-    from .handovers import table  # which is of these
+    from .stopped import table  # which is of these
 
     Path(sys.argv[1]).write_text(page(rows) + "\n" + "\n".join(table()) + "\n")
 

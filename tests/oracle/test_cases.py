@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from ..cases import CASES, MISSED, NAMED, OUTSIDE, Case, outcome
-from ..handovers import STOPPED, numbered, verdict
+from ..stopped import STOPPED, numbered, verdict
 from ..trace.verify.test_hypotheses_fitted import FITTED
 from ..trace.verify.test_hypotheses_fitted import test_planted as planted
 
+pytestmark = pytest.mark.oracle
 LEAST = 50  # that are named
 REACHED = [c for c in CASES if c.make is not None]
 HOW: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The cases that could not be handed over once (tests/handovers.py): those that are judged within a second here, all of
+"""The cases that could not be handed over once (tests/stopped.py): those that are judged within a second here, all of
 them by the oracle (tests/oracle/test_cases.py)."""
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ...handovers import STOPPED, WAYS, numbered, verdict
+from ...handovers import WAYS
+from ...stopped import STOPPED, numbered, verdict
 
 PAPER = (Path(__file__).parents[3] / "docs" / "cases.md").read_text("utf-8")
 QUICK = ("own", "own, torch", "llama.cpp", "vllm", "vllm, torch", "sglang", "transformers", "tensorrt-llm", "onnx")
