@@ -77,8 +77,18 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
         return look
 
     def after(name: str) -> Callable[..., None]:
-        return lambda module, args, output: keep(name, getattr(output, "logits", output))
+        names = of_module[modules[name]]  # of a module that layers share, as vLLM's rotary_emb: each calls it once
 
+        def look(module: Any, args: tuple[Any, ...], output: Any) -> None:
+            mine = next((n for n in names if n not in taken and f"{n}/0" not in taken), name)
+            keep(mine, getattr(output, "logits", output))
+
+        return look
+
+    modules = dict(model.named_modules(remove_duplicate=False))
+    of_module: dict[Any, list[str]] = {}
+    for name, module in modules.items():
+        of_module.setdefault(module, []).append(name)
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]

@@ -619,7 +619,9 @@ def main() -> None:
         if not only or c.number in only:
             rows.append((c, *outcome(c)))
             print(c.number, *rows[-1][1:], sep="\t", flush=True)
-    Path(sys.argv[1]).write_text(page(rows))
+    from .stopped import table  # which is of these
+
+    Path(sys.argv[1]).write_text(page(rows) + "\n" + "\n".join(table()) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 ONNX: torch.onnx.export(dynamo=False) of Transformers 5's Qwen2, whose node names were read from the file (torch 2.13).
 TensorRT-LLM: tensorrt_llm/models/qwen/model.py, layers/mlp.py (GatedMLP), layers/attention.py.
 SGLang: python/sglang/srt/debug_utils/tensor_dump_forward_hook.py, models/qwen2.py. llama.cpp: src/models/qwen2.cpp.
+mlx-lm: mlx_lm/models/qwen2.py. nano-vllm: nanovllm/models/qwen3.py, with attention_bias as Qwen2 has it.
+candle: candle-transformers/src/models/quantized_qwen2.rs, whose modules have the names of a GGUF file's tensors.
 """
 
 from __future__ import annotations
@@ -66,6 +68,58 @@ def transformers(dump: Dump, c: Config, phase: int, ids: list[int], positions: r
     return found
 
 
+def mlx_lm(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """Every module's first input and its output; `rope` is called twice in a layer, with heads before positions."""
+    get, found = getter(dump, phase), transformers(dump, c, phase, ids, positions)
+    for i in range(c.num_hidden_layers):
+        for n, x in enumerate("qk"):
+            at = f"model.layers.{i}.self_attn.rope"
+            found[f"{at}/{n}"] = np.ascontiguousarray(get(f"{x}_post_rope", i).transpose(1, 0, 2))[None]
+        del found[f"model.layers.{i}.mlp.act_fn"]  # a function there
+    return {**found, "model": get("final_norm")[None]}
+
+
+def candle_quantized(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """QMatMul and RmsNorm by their tensors' names; the bias is added outside of them."""
+    get, found = getter(dump, phase), {"tokens": np.array([ids]), "token_embd": getter(dump, phase)("embedding", 0)}
+    ends = np.cumsum([c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim])
+    for i in range(c.num_hidden_layers):
+        at = f"blk.{i}"
+        for x, part in zip("qkv", np.split(get("qkv_matmul", i), ends, 1), strict=True):
+            found[f"{at}.attn_{x}"] = part
+        found |= {
+            f"{at}.attn_norm": get("attn_norm", i),
+            f"{at}.attn_output.input": get("attention", i).reshape(len(ids), -1),
+            f"{at}.attn_output": get("attn_out", i),
+            f"{at}.ffn_norm.input": get("post_attn_residual", i),
+            f"{at}.ffn_norm": get("ffn_norm", i),
+            f"{at}.ffn_gate": get("ffn_gate", i),
+            f"{at}.ffn_up": get("ffn_up", i),
+            f"{at}.ffn_down.input": get("ffn_swigl", i),
+            f"{at}.ffn_down": get("ffn_out", i),
+            at: get("post_ffn_residual", i),
+        }
+    found |= {"output_norm": get("final_norm"), "output": get("lm_head")[None]}
+    return {k: v if k == "tokens" else v[None] for k, v in found.items()}
+
+
+def nano_vllm(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
+    """Plain hooks on its modules: SGLang's names, heads apart, the logits in the pass that they are of."""
+    get, found = getter(dump, phase), sglang(dump, c, phase, ids, positions)
+    told = {k: found.pop(k) for k in list(found) if "forward_batch_info" in k}
+    for i in range(c.num_hidden_layers):
+        at = f"model.layers.{i}"
+        del found[f"{at}.self_attn.rotary_emb"]
+        found[f"{at}.self_attn.attn"] = get("attention", i)
+        found[f"{at}.mlp"] = found[f"{at}.mlp.down_proj"]
+        found[at] = (get("ffn_out", i), get("post_attn_residual", i))
+    found["model"] = get("final_norm")
+    # One module for all layers: named_modules() tells its first name, a dict keeps its last call.
+    found["model.layers.0.self_attn.rotary_emb"] = tuple(get(f"{x}_post_rope", c.num_hidden_layers - 1) for x in "qk")
+    words = {"input_ids": told["model.forward_batch_info.input_ids"], "positions": np.array(positions)}
+    return {**found, **words, "lm_head": get("lm_head")[None]}
+
+
 def sglang(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
     """Leaf modules of SGLang, without the logits, which lie in the next file."""
     get, L = getter(dump, phase), c.num_hidden_layers
@@ -80,7 +134,7 @@ def sglang(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) 
         norm = get("attn_norm", i)
         found[f"{at}.input_layernorm"] = [norm, get("post_ffn_residual", i - 1)] if i else norm
         found[f"{at}.self_attn.qkv_proj"] = get("qkv_bias", i)
-        q, k = (get(f"{x}_post_rope", i).reshape(len(ids), -1) for x in "qk")
+        q, k = (get(f"{x}_post_rope", L - 1).reshape(len(ids), -1) for x in "qk")  # one module, whose last call stays
         found[f"{at}.self_attn.rotary_emb"] = [q, k]
         found[f"{at}.self_attn.attn"] = get("attention", i).reshape(len(ids), -1)
         found[f"{at}.self_attn.o_proj"] = get("attn_out", i)

@@ -17,8 +17,8 @@ KINDS = """a dump is one of
   - one .safetensors file: tensors layer-3/attn_norm, lm_head, tokens
   - .pt of torch.save, or a folder of them (SGLang's PassN.pt of each rank); nothing in it is executed
   - .npz, a folder of .npy, .safetensors (Transformers' debugger), or raw .f32 with .json beside
-the names of the stages, of Transformers, SGLang, vLLM, nano-vllm, llama.cpp's graph and Meta's Llama are known;
-others take a --map. docs/dumps.md has a section for each."""
+the names of the stages, of Transformers, mlx-lm, candle, SGLang, vLLM, nano-vllm, TensorRT-LLM, ONNX exports,
+llama.cpp's graph and Meta's Llama are known; others take a --map. docs/dumps.md has a section for each."""
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

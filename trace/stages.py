@@ -77,6 +77,9 @@ class Stage:
     hf: Transformers' modules that show it, the stage's parts side by side; hf_too: others that show the whole.
     fused, fused_too: the same of SGLang, vLLM, nano-vllm and TensorRT-LLM, where Q, K and V are one product, gate and
     up another, and a norm adds the residual that it also hands on. A module of two stages holds both side by side.
+    mlx: what mlx-lm's modules show beyond Transformers' (mlx_lm/models/qwen2.py): `rope`, which is called for the
+    queries, then for the keys, and has heads before positions. gguf: modules named after the tensors of a GGUF file,
+    as candle's quantized models have them (candle-transformers/src/models/quantized_qwen2.rs): the bias is added after.
     meta: by the names of Meta's own Llama, which llama2.c and its ports have. trt: by TensorRT-LLM's own (tensorrt_llm/
     models/qwen/model.py, layers/mlp.py), where `fc` is the gate and `gate` is up. graph: by those that llama.cpp's
     callbacks are told, without the layer. onnx: nodes of an ONNX export that keeps the modules' names, part by part.
@@ -95,6 +98,8 @@ class Stage:
     hf_too: tuple[Module, ...]
     fused: tuple[Module, ...]
     fused_too: tuple[Module, ...]
+    mlx: tuple[Module, ...]
+    gguf: tuple[Module, ...]
     meta: tuple[Module, ...]
     trt: tuple[Module, ...]
     graph: str
@@ -137,12 +142,14 @@ def _nodes(text: str) -> tuple[tuple[Node, ...], ...]:
 
 def _stage(
     name: str, shape: str, kind: Kind, inputs: str, weight: str | None = None, part: int | None = None, *,
-    scope: Scope = "layer", hf: str = "", hf_too: str = "", fused: str = "", fused_too: str = "", meta: str = "",
-    trt: str = "", graph: str = "", onnx: str = "", ggml: str = "", unless_ggml: str = "", **capture: str,
+    scope: Scope = "layer", hf: str = "", hf_too: str = "", fused: str = "", fused_too: str = "", mlx: str = "",
+    gguf: str = "", meta: str = "", trt: str = "", graph: str = "", onnx: str = "", ggml: str = "",
+    unless_ggml: str = "", **capture: str,
 ) -> Stage:  # fmt: skip
     return Stage(
         name, shape, scope, kind, tuple(inputs.split()), weight, part, MappingProxyType(capture),
-        _modules(hf), _modules(hf_too), _modules(fused), _modules(fused_too), _modules(meta), _modules(trt), graph,
+        _modules(hf), _modules(hf_too), _modules(fused), _modules(fused_too), _modules(mlx), _modules(gguf),
+        _modules(meta), _modules(trt), graph,
         tuple(filter(None, onnx.split(", "))), _nodes(ggml), unless_ggml,
     )  # fmt: skip
 
@@ -151,14 +158,17 @@ STAGES: tuple[Stage, ...] = (
     _stage("embedding", "T D", "look-up", "", "embed", scope="first",
            hf="model.embed_tokens", fused="model.embed_tokens", meta="tok_embeddings", graph="inp_embd",
            trt="vocab_embedding",
+           gguf="token_embd",
            onnx="model/embed_tokens/Gather",
            ggml="GET_ROWS token_embd.weight"),
     _stage("attn_norm", "T D", "norm", BEFORE, "attn_norm_D",
            hf=".input_layernorm", fused=".input_layernorm", meta=".attention_norm", graph="attn_norm",
            trt=".input_layernorm",
+           gguf="blk.{layer}.attn_norm",
            onnx="*/input_layernorm/Mul_1",
            ggml="MUL attn_norm.weight"),
     _stage("qkv_matmul", "T E", "product", "attn_norm", "qkv", bias="before", order="Q K V",
+           gguf="blk.{layer}.attn_q, blk.{layer}.attn_k, blk.{layer}.attn_v",
            onnx="*/self_attn/q_proj/MatMul, */self_attn/k_proj/MatMul, */self_attn/v_proj/MatMul",
            ggml="MUL_MAT attn_q.weight, MUL_MAT attn_k.weight, MUL_MAT attn_v.weight"),
     _stage("qkv_bias", "T E", "bias", "qkv_matmul", "qkv_bias_E", bias="after", order="Q K V",
@@ -169,18 +179,22 @@ STAGES: tuple[Stage, ...] = (
            ggml="ADD attn_q.bias, ADD attn_k.bias, ADD attn_v.bias"),
     _stage("q_norm", "T N H", "norm", "qkv_bias", "q_norm_H", 0, rope="before",
            hf=".self_attn.q_norm", fused=".self_attn.q_norm", graph="Qcur_normed",
+           gguf="blk.{layer}.attn_q_norm",
            onnx="*/self_attn/q_norm/Mul_1",
            ggml="MUL attn_q_norm.weight"),
     _stage("k_norm", "T K H", "norm", "qkv_bias", "k_norm_H", 1, rope="before", heads="not repeated",
            hf=".self_attn.k_norm", fused=".self_attn.k_norm", graph="Kcur_normed",
+           gguf="blk.{layer}.attn_k_norm",
            onnx="*/self_attn/k_norm/Mul_1",
            ggml="MUL attn_k_norm.weight"),
     _stage("q_post_rope", "T N H", "rotation", "q_norm", part=0, rope="after", fused=".self_attn.rotary_emb",
            graph="Qcur",
+           mlx=".self_attn.rope/0",
            onnx="*/self_attn/Add",
            ggml="ROPE Qcur"),
     _stage("k_post_rope", "T K H", "rotation", "k_norm", part=1, rope="after", heads="not repeated",
            fused=".self_attn.rotary_emb/1", graph="Kcur",
+           mlx=".self_attn.rope/1",
            onnx="*/self_attn/Add_1",
            ggml="ROPE Kcur"),
     _stage("attn_scores", "N T S", "scores", "q_post_rope k_post_rope", mask="before", scale="1/sqrt(H)",
@@ -194,33 +208,40 @@ STAGES: tuple[Stage, ...] = (
            hf="input of .self_attn.o_proj", fused=".self_attn.attn", fused_too="input of .self_attn.o_proj",
            meta="input of .attention.wo", graph="kqv_out",
            trt="input of .attention.dense",
+           gguf="input of blk.{layer}.attn_output",
            onnx="*/self_attn/MatMul_1",
            ggml="input of MUL_MAT attn_output.weight"),
     _stage("attn_out", "T D", "product", "attention", "attn_out", output_projection="after", residual="before",
            hf=".self_attn.o_proj", fused=".self_attn.o_proj", fused_too=".self_attn", meta=".attention.wo",
            graph="attn_out",
            trt=".attention.dense",
+           mlx=".self_attn",
+           gguf="blk.{layer}.attn_output",
            onnx="*/self_attn/o_proj/MatMul",
            ggml="MUL_MAT attn_output.weight"),
     _stage("post_attn_residual", "T D", "residual", f"{BEFORE} attn_out", residual="after",
            hf="input of .post_attention_layernorm", fused=".post_attention_layernorm/1", fused_too="./1",
            meta="input of .ffn_norm", graph="ffn_inp",
            trt="input of .post_layernorm",
+           gguf="input of blk.{layer}.ffn_norm",
            onnx="*/Add",
            ggml="ADD ffn_inp"),
     _stage("ffn_norm", "T D", "norm", "post_attn_residual", "ffn_norm_D",
            hf=".post_attention_layernorm", fused=".post_attention_layernorm", meta=".ffn_norm", graph="ffn_norm",
            trt=".post_layernorm",
+           gguf="blk.{layer}.ffn_norm",
            onnx="*/post_attention_layernorm/Mul_1",
            ggml="MUL ffn_norm.weight"),
     _stage("ffn_gate", "T F", "product", "ffn_norm", "gate_up", 0, activation="before",
            hf=".mlp.gate_proj", fused=".mlp.gate_up_proj", meta=".feed_forward.w1", graph="ffn_gate",
            trt=".mlp.fc",
+           gguf="blk.{layer}.ffn_gate",
            onnx="*/mlp/gate_proj/MatMul",
            ggml="MUL_MAT ffn_gate.weight"),
     _stage("ffn_up", "T F", "product", "ffn_norm", "gate_up", 1,
            hf=".mlp.up_proj", fused=".mlp.gate_up_proj", meta=".feed_forward.w3", graph="ffn_up",
            trt=".mlp.gate",
+           gguf="blk.{layer}.ffn_up",
            onnx="*/mlp/up_proj/MatMul",
            ggml="MUL_MAT ffn_up.weight"),
     _stage("ffn_silu", "T F", "activation", "ffn_gate", activation="after", product="before",
@@ -230,31 +251,49 @@ STAGES: tuple[Stage, ...] = (
            hf="input of .mlp.down_proj", fused=".mlp.act_fn", fused_too="input of .mlp.down_proj",
            meta="input of .feed_forward.w2", graph="ffn_swiglu",
            trt="input of .mlp.proj",
+           gguf="input of blk.{layer}.ffn_down",
            onnx="*/mlp/Mul",
            ggml="SWIGLU ffn_swiglu"),
     _stage("ffn_out", "T D", "product", "ffn_swigl", "ffn_down", residual="before",
            hf=".mlp.down_proj", fused=".mlp.down_proj", fused_too=".mlp, ./0", meta=".feed_forward.w2", graph="ffn_out",
            trt=".mlp.proj",
+           mlx=".mlp",
+           gguf="blk.{layer}.ffn_down",
            onnx="*/mlp/down_proj/MatMul",
            ggml="MUL_MAT ffn_down.weight"),
     _stage("post_ffn_residual", "T D", "residual", "post_attn_residual ffn_out", residual="after",
            hf=".", hf_too="input of .+1, input of model.norm+1", fused=".input_layernorm/1+1",
            fused_too="model.norm/1+1", meta=".", graph="l_out",
            trt=".",
+           gguf="blk.{layer}",
            onnx="*/Add_1",
            ggml="ADD l_out"),
     _stage("final_norm", "T D", "norm", BEFORE, "final_norm_D", scope="whole",
-           hf="model.norm", fused="model.norm", meta="norm", graph="result_norm",
+           hf="model.norm", fused="model.norm", fused_too="model", mlx="model", meta="norm", graph="result_norm",
            trt="ln_f",
+           gguf="output_norm",
            onnx="model/norm/Mul_1",
            ggml="MUL output_norm.weight"),
     _stage("lm_head", "V", "product", "final_norm", "lm_head", scope="whole",
            hf="lm_head", fused="lm_head", fused_too="logits_processor", meta="output", graph="result_output",
            trt="lm_head",
+           gguf="output",
            onnx="lm_head/MatMul",
            ggml="MUL_MAT output.weight or MUL_MAT token_embd.weight"),  # the embedding, where it is tied
 )  # fmt: skip
-SHOWN = ("hf", "hf_too", "fused", "fused_too", "meta", "trt", "graph", "onnx", "ggml")  # where others' names stand
+SHOWN = (
+    "hf",
+    "hf_too",
+    "fused",
+    "fused_too",
+    "mlx",
+    "gguf",
+    "meta",
+    "trt",
+    "graph",
+    "onnx",
+    "ggml",
+)  # where others' names stand
 
 
 @lru_cache

@@ -21,7 +21,8 @@ from typing import IO, Any
 import numpy as np
 
 ROOM = 4 << 20  # bytes of header: some 40,000 tensors
-KINDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"}
+KINDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+KINDS |= {"int64": "I64", "int32": "I32", "uint32": "U32"}
 
 
 class Writer:

@@ -10,6 +10,8 @@
 //! Nothing happens unless the environment has QWENREF_DUMP=FILE. A stage that was dumped already begins the next pass.
 //! Calls from several threads wait for each other. Between two calls the file is whole.
 
+#![allow(dead_code)] // nobody needs all of it
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Result, Seek, SeekFrom, Write};

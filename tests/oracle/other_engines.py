@@ -6,7 +6,7 @@ Each function runs one prompt and returns (stage, layer, values) as they come; w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,16 @@ def mlx(folder: Path, w: Weights, tokens: Sequence[int], dtype: str) -> Dump:
 # -- JAX --------------------------------------------------------------------------------------------------------------
 
 
-def jax(w: Weights, tokens: Sequence[int], dtype: str, jitted: bool, precision: str = "default") -> Dump:
-    """The forward pass as it is written in JAX: norm, RoPE and soft-max in float32, the rest in the dtype."""
+def jax(
+    w: Weights,
+    tokens: Sequence[int],
+    dtype: str,
+    jitted: bool,
+    precision: str = "default",
+    show: Callable[[str, int | None, Any], None] | None = None,
+) -> Dump:
+    """The forward pass as it is written in JAX: norm, RoPE and soft-max in float32, the rest in the dtype. show: is
+    called with each stage, inside of what is compiled."""
     import jax as j
     import jax.numpy as jnp
 
@@ -162,6 +170,9 @@ def jax(w: Weights, tokens: Sequence[int], dtype: str, jitted: bool, precision: 
             x = shown["post_ffn_residual", i] = x + out
         last = shown["final_norm", None] = norm(x, p["norm"])
         shown["lm_head", None] = last[-1] @ p["head"].T
+        for (name, layer), value in shown.items():
+            if show is not None:
+                show(name, layer, value)
         return {f"{name} {layer}": value for (name, layer), value in shown.items()}
 
     weights = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from ..cases import CASES, MISSED, NAMED, OUTSIDE, Case, outcome
+from ..stopped import STOPPED, numbered, verdict
 from ..trace.verify.test_hypotheses_fitted import FITTED
 from ..trace.verify.test_hypotheses_fitted import test_planted as planted
 
+pytestmark = pytest.mark.oracle
 LEAST = 50  # that are named
 REACHED = [c for c in CASES if c.make is not None]
 HOW: Counter[str] = Counter()
@@ -26,6 +29,15 @@ def test_most_cases_are_named() -> None:
     if HOW.total() < len(REACHED):
         pytest.skip("only where every case has run")
     assert HOW[NAMED] >= LEAST, HOW
+
+
+@pytest.mark.parametrize("number", STOPPED)
+def test_a_case_as_its_engine_hands_it_over(number: int, tmp_path: Path) -> None:
+    c = numbered(number)
+    if c.make is None:
+        pytest.skip(c.reason)
+    reached, said = verdict(c, tmp_path)
+    assert reached, said
 
 
 @pytest.mark.parametrize("name", FITTED)

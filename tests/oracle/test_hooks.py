@@ -104,11 +104,13 @@ def test_fused_modules_as_vllm_and_sglang_have_them(tmp_path: Path) -> None:
             a, b = x.chunk(2, -1)
             return functional.silu(a) * b
 
+    rotary = Rotary()  # get_rope makes one for all layers
+
     class Attention(nn.Module):
         def __init__(self, own: Any) -> None:
             super().__init__()
             self.qkv_proj, self.o_proj = Linear(own.q_proj, own.k_proj, own.v_proj), Linear(own.o_proj)
-            self.rotary_emb, self.attn = Rotary(), Attend()
+            self.rotary_emb, self.attn = rotary, Attend()
 
         def forward(self, positions: Any, x: Any) -> Any:
             q, k, v = self.qkv_proj(x)[0].split([N * H, K * H, K * H], -1)
@@ -166,6 +168,7 @@ def test_fused_modules_as_vllm_and_sglang_have_them(tmp_path: Path) -> None:
         "attn_norm", "qkv_bias", "q_post_rope", "k_post_rope", "attention", "attn_out", "post_attn_residual",
         "ffn_norm", "ffn_gate", "ffn_up", "ffn_swigl", "ffn_out", "final_norm", "lm_head",
     }  # fmt: skip
+    assert ("q_post_rope", 0) in dump and ("q_post_rope", 1) in dump and not any("left out" in n for n in dump.notes)
     assert dump.run["tokens"] == IDS and dump.ignored == ()
     report = qwenref.verify(path, tmp_path / "model")
     assert report.status == 0, report

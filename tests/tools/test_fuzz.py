@@ -34,6 +34,7 @@ from qwenref.trace.stages import NAMES as STAGES
 
 from .. import hostile_dumps as dumps
 from .. import hostile_models as models
+from .. import hostile_sources as sources
 from ..hostile_hub import hostile_hub
 from ..judged import FORGED, NOTHING, faults, run, tree
 from ..mutations import NAMES, WHOLE, in_bytes, json_file, not_utf8
@@ -303,6 +304,22 @@ def import_(r: Random, at: Path) -> Case:
     folder, more = dumps.hostile_arrays(r, at / "arrays")
     output = at / "dump"
     return Case(["import", str(folder), str(output), "-m", str(models.healthy(r)), *more], output=output)
+
+
+@target(30, *sources.SOURCES)
+def source(r: Random, at: Path, kind: str) -> Case:
+    """A dump of another tool, imported, judged, compared, or explained by its names."""
+    path, model = sources.SOURCES[kind](r, at / "arrays"), str(models.healthy(r))
+    more, output = sources.flags(r), at / "dump"
+    which = r.randrange(8)
+    if which < 4:
+        return Case(["import", str(path), str(output), "-m", model, *more], output=output)
+    if which == 4:
+        return Case(["import", str(path), "--explain", "-m", model, *more])
+    if which == 5:
+        return Case(["diff", str(path), str(dumps.healthy_dump()[0]), "-m", model, *more], (0, 1, 2))
+    argv = ["verify", str(path), "-m", model, *more, *flags(r, "--json")]
+    return Case(argv, (0, 1, 2), json="--json" in argv)
 
 
 @target(25, *MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors import safe_open
 
 import qwenref
 from qwenref.engine.bind import bind
+from qwenref.engine.files import Checkpoint
 from qwenref.engine.files.convert import convert
 from qwenref.engine.weights import parts
 from qwenref.errors import BadInput
@@ -147,49 +149,118 @@ def test_the_header_is_full(tmp_path: Path) -> None:
     assert done.stderr == b"qwenref_dump: cannot make the file; nothing more is dumped\n"
 
 
-def toy(tmp_path: Path, change: str = "") -> tuple[Path, Path]:
+TOYS = {
+    "c": ("gcc", ["-std=gnu99", "-O1", f"-I{WRITERS}"], ["-lm"]),
+    "rs": ("rustc", ["--edition", "2021", "-O", "-D", "warnings"], []),
+}
+
+
+def toy(folder: Path, language: str = "c", change: str = "", m: Checkpoint | None = None) -> tuple[Path, Path]:
     """(the toy engine's dump, the model): change, `this -> that`, is made to its text before it is compiled."""
-    gcc = needs("gcc")
-    m = model("F32")
+    tool, flags, libraries = TOYS[language]
+    compiler = needs(tool)
+    m = model("F32") if m is None else m
     c, w = m.config, bind(m.config, m.tensors)
-    convert(m, tmp_path / "m.gguf")
+    convert(m, folder / "m.gguf")
     order: list[Any] = [w.embed]
     for v in w.layers:
         order += [v.attn_norm_D, v.qkv, v.qkv_bias_E, v.attn_out, v.ffn_norm_D, *v.gate_up, v.ffn_down]
     order += [w.final_norm_D, w.lm_head]
-    with (tmp_path / "weights").open("wb") as file:
+    with (folder / "weights").open("wb") as file:
         for leaf in order:
             for part in parts(leaf):
                 file.write(dequantize(part).tobytes())
-    text = Path(__file__).with_name("toy.c").read_text()
+    text = Path(__file__).with_name(f"toy.{language}").read_text()
     if change:
         this, that = change.split(" -> ")
         assert text.count(this) == 1
         text = text.replace(this, that)
-    (tmp_path / "toy.c").write_text(text)
-    program = str(tmp_path / "toy")
-    command = [gcc, "-std=gnu99", "-O1", f"-I{WRITERS}", "-o", program, str(tmp_path / "toy.c"), "-lm"]
-    subprocess.run(command, check=True)
+    source, program = folder / f"toy.{language}", folder / "toy"
+    source.write_text(text)
+    shutil.copy(WRITERS / "qwenref_dump.rs", folder)  # as its users have it, beside
+    subprocess.run([compiler, *flags, "-o", str(program), str(source), *libraries], check=True, capture_output=True)
     sizes = [c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size, c.vocab_size]
     numbers = map(str, [c.rope_theta, c.rms_norm_eps, *sizes, c.num_hidden_layers, *IDS])
-    dump = tmp_path / "dump.safetensors"
-    subprocess.run([program, str(tmp_path / "weights"), *numbers], env={"QWENREF_DUMP": str(dump)}, check=True)
-    return dump, tmp_path / "m.gguf"
+    dump = folder / "dump.safetensors"
+    subprocess.run([program, folder / "weights", *numbers], env={"QWENREF_DUMP": str(dump)}, check=True)
+    return dump, folder / "m.gguf"
 
 
-def test_a_toy_engine_is_judged_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dump, path = toy(tmp_path)
+@pytest.mark.parametrize(("language", "stages"), [("c", 27), ("rs", 31)])
+def test_a_toy_engine_is_judged_in_one_line(
+    language: str, stages: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump, path = toy(tmp_path, language)
     assert main(["verify", str(dump), str(path)]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("All 27 stages that were judged are explained.") and "float32" in out and err == ""
+    assert out.startswith(f"All {stages} stages that were judged are explained.") and "float32" in out and err == ""
 
 
 def test_its_mistake_is_named(tmp_path: Path) -> None:
     """The heads grouped by modulo, which attention shows: scores and soft-max are not in the dump."""
-    dump, path = toy(tmp_path, "m / (N / K) * H -> m % K * H")
+    dump, path = toy(tmp_path, change="m / (N / K) * H -> m % K * H")
     report = qwenref.verify(dump, path)
     wrong = {(r["layer"], r["stage"]) for r in report.rows if r["verdict"] == "unexplained"}
     assert wrong == {(0, "attention"), (1, "attention")} and report.status == 1
+
+
+def blocks(word: str) -> list[str]:
+    """Code of docs/dumps.md that has this word."""
+    page = (WRITERS.parent / "docs" / "dumps.md").read_text("utf-8")
+    return [b for b in re.findall(r"(?ms)^```\w+\n(.*?)^```$", page) if word in b]
+
+
+@pytest.mark.parametrize("language", ["c", "c++", "rust", "python"])
+def test_the_lines_of_the_page(language: str, tmp_path: Path) -> None:
+    """As they stand there, in an engine that has such variables."""
+    if language == "rust":
+        (text,) = blocks("dump_ids(")[1:]
+        head, calls = text.split("mod qwenref_dump;")
+        body = "let (ids, x, layer, rows, columns) = (vec![7i32, 8], vec![1f32; 6], 3usize, 2usize, 3usize);"
+        shutil.copy(WRITERS / "qwenref_dump.rs", tmp_path)
+        (tmp_path / "e.rs").write_text(f"{head}mod qwenref_dump;\nfn main() {{ {body} {calls} }}")
+        command = [needs("rustc"), "-D", "warnings", "--edition", "2021", "-o", "e", "e.rs"]
+    elif language == "python":
+        (text,) = (b for b in blocks("qwenref_dump as q") if b.count("\n") < 6)
+        shutil.copy(WRITERS / "qwenref_dump.py", tmp_path)
+        start = "import numpy as np\nids, x, layer = np.array([7, 8]), np.ones((2, 3), np.float32), 3\n"
+        (tmp_path / "e.py").write_text(start + text)
+        command = []
+    else:
+        text = blocks("QWENREF_DUMP_IMPLEMENTATION")[0]
+        shutil.copy(WRITERS / "qwenref_dump.h", tmp_path)
+        head = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+        calls = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+        body = "int32_t ids[2] = {7, 8}; float x[6] = {0}, logits[4] = {0};"
+        body += "int rows = 2, columns = 3, vocabulary = 4, layer = 3;"
+        suffix = "c" if language == "c" else "cpp"
+        (tmp_path / f"e.{suffix}").write_text(f"{head}\nint main(void) {{ {body}\n{calls}\nreturn 0; }}")
+        compiler = {"c": ["gcc", "-std=c99"], "cpp": ["g++", "-std=c++11"]}[suffix]
+        command = [needs(compiler[0]), compiler[1], "-Wall", "-Wextra", "-Werror", "-o", "e", f"e.{suffix}"]
+    if command:
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    run = [sys.executable, "e.py"] if language == "python" else ["./e"]
+    subprocess.run(run, cwd=tmp_path, env=dict(os.environ) | {"QWENREF_DUMP": "d.safetensors"}, check=True)
+    with safe_open(tmp_path / "d.safetensors", "np") as f:
+        assert set(f.keys()) - {"lm_head"} == {"tokens", "layer-3/attn_norm"}
+        assert f.get_slice("layer-3/attn_norm").get_shape() == [2, 3]
+
+
+def test_hooks_need_numpy_only(tmp_path: Path) -> None:
+    """In the environment of another engine, whose packages are its own."""
+    code = f"""
+import sys
+for name in ("numba", "safetensors", "gguf", "tokenizers", "jinja2", "rich", "huggingface_hub"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(WRITERS.parents[1])!r})
+import qwenref
+print(qwenref.hooks, *qwenref.__path__)
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.startswith("<function hooks")
+        and (Path(done.stdout.split()[-1]) / "writers/qwenref_dump.h").exists()
+    )
 
 
 def test_hooks_refuse_what_is_no_dump(tmp_path: Path) -> None:

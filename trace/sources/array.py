@@ -17,7 +17,8 @@ from ...errors import BadInput
 # How the values of a kind lie in a file. The upper half of a float32 is no type of NumPy's: its bits are kept.
 LAYOUT = MappingProxyType(
     {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-    | {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+    | {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "BOOL": "?"}
+    | {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}  # ids of candle and MLX
 )
 FLOATS = ("F64", "F32", "F16", "BF16")
 BYTES = MappingProxyType({kind: np.dtype(layout).itemsize for kind, layout in LAYOUT.items()})

@@ -17,7 +17,8 @@ from ..axes import fits as whole_fit
 from ..dump import Dump, Entry, ordered
 from ..stages import NAMES, Stage, by_name, layer_name
 from .array import FLOATS, FORMAT, Arrays, decoded
-from .names import PARTS, Rule, letters_of
+from .calls import without_other_calls
+from .names import PARTS, Rule, letters_of, nearest
 from .places import Held, Places, Target, placed, stage_name, told_facts
 from .rows import Batch, Rows, rows_of
 from .shards import SUMMED, joined, share, sizes_of_rank
@@ -66,12 +67,18 @@ def assembled(
     if asked.passes is not None:
         places = _passes(places, asked.passes, source)
     if not places.held:
-        raise BadInput(f"{source.path}: no array is named as a stage is ({listed(source)}); say which are with --map")
+        close = next(filter(None, (nearest(x.name) for x in source.arrays)), None)
+        like = "" if close is None else f"; did you mean {close}?"
+        raise BadInput(
+            f"{source.path}: no array is named as a stage is ({listed(source)}); say which are with --map{like}"
+        )
     a = Assembly(source, sizes, places)
     phases = sorted({key[0] for key in places.held} | places.facts.keys())
     for phase in phases:
         a.rows.append(_rows(a, phase, asked))
     _check_order(a)
+    for phase in phases:
+        a.odd += without_other_calls(places, phase)
     entries = [e for phase in phases for e in _entries(a, phase)]
     if not entries:
         raise BadInput(f"{source.path}: no stage of it is whole")

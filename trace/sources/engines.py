@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..stages import ALIASES, NAMES, STAGES, Module, Stage
 from .names import PARTS, Rule
 
 NUMBER, SEPARATOR = r"(?P<layer>\d{1,9})", "[./_-]"
 INSIDE = "(?:.*[./_])?"  # what a dumper puts before a module's path
+ALONE = r"(?:.*/)?(?:model\.)?"  # before a plain word: `norm` ends many names, `output` is behind a path its side
 OUTPUT, INPUT = r"(?:[./_]out(?:puts?)?)?", r"[./_]in(?:puts?)?(?:_args)?(?:[./_]0)?"
 
 # Facts are called alike everywhere. embed_tokens is none: an underscore ends what stands before a longer name only.
@@ -27,6 +28,7 @@ TOLD = {
 FACT_RULES = tuple(
     Rule(re.compile(f"(?:.*[./])?(?:{names})(?:{SEPARATOR}{NUMBER})?"), (fact,)) for fact, names in TOLD.items()
 )
+ROTATED = {s.name: (s.letters[1], s.letters[0], s.letters[2]) for s in STAGES if s.kind == "rotation"}  # heads first
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def _module(m: Module) -> re.Pattern[str]:
     path = m.pattern.removeprefix("model.") if m.path.startswith(".") else m.path
     words = re.escape(path).replace(r"\{layer\}", NUMBER).replace(r"\.", SEPARATOR)
     item = "(?:/0)?" if m.item is None else f"/{m.item}"
-    return re.compile(INSIDE + words + (INPUT if m.side == "input" else OUTPUT + item))
+    inside = ALONE if path.isalpha() else INSIDE
+    return re.compile(inside + words + (INPUT if m.side == "input" else OUTPUT + item))
 
 
 def _modules(*columns: Callable[[Stage], tuple[Module, ...]]) -> tuple[Rule, ...]:
@@ -62,13 +65,27 @@ def _modules(*columns: Callable[[Stage], tuple[Module, ...]]) -> tuple[Rule, ...
     return tuple(found)
 
 
+def _heads_first(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The same of an engine that has heads before positions where it computes attention."""
+    return tuple(replace(r, axes=ROTATED.get(r.targets[0])) for r in rules)
+
+
+def _fused() -> tuple[Rule, ...]:
+    """SGLang, vLLM and nano-vllm make one rotary module for all layers. SGLang's tied head is the embedding by a second
+    name: what that puts out is no logits."""
+    found = []
+    for r in _modules(lambda s: s.fused, lambda s: s.fused_too):
+        found.append(replace(r, last=("V",) if r.targets == ("lm_head",) else (), shared=r.targets[0] in ROTATED))
+    return (*found, Rule(re.compile(f"{INSIDE}lm_head"), ()))
+
+
 def _own() -> tuple[Rule, ...]:
     """Our own names, the layer before or behind: layer-3/attn_norm, blk.3.attn_norm, attn_norm.3, lm_head."""
     before = f"(?:.*/)?(?:(?:layers?|blocks?|blk|l){SEPARATOR}?)?{NUMBER}{SEPARATOR}"
     behind = f"(?:{SEPARATOR}(?:layer{SEPARATOR}?)?{NUMBER})?"
-    spelled = {n: n for n in (*NAMES, *PARTS)} | dict(ALIASES)
+    spelled = {n: n for n in (*NAMES, *PARTS)} | dict(ALIASES) | {"logits": "lm_head"}
     return tuple(
-        Rule(re.compile(pattern), (target,))
+        Rule(re.compile(pattern), (target,), level=int(name == "logits"))  # an lm_head may stand beside it
         for name, target in spelled.items()
         for pattern in (before + name, f"(?:.*/)?{name}{behind}")
     )
@@ -111,8 +128,10 @@ def _export() -> tuple[Rule, ...]:
 OWN = Engine("the stages' own", _own(), ordered=False)
 ENGINES = (
     OWN,
-    Engine("Transformers' modules", _modules(lambda s: s.hf, lambda s: s.hf_too)),
-    Engine("the fused modules of SGLang, vLLM and nano-vllm", _modules(lambda s: s.fused, lambda s: s.fused_too)),
+    Engine("Transformers' modules, or candle's", _modules(lambda s: s.hf, lambda s: s.hf_too)),
+    Engine("mlx-lm's modules", _heads_first(_modules(lambda s: s.hf, lambda s: s.hf_too, lambda s: s.mlx))),
+    Engine("the fused modules of SGLang, vLLM and nano-vllm", _fused()),
+    Engine("the tensors of a GGUF file, as modules (candle's quantized models)", _modules(lambda s: s.gguf)),
     Engine("Meta's modules", _modules(lambda s: s.meta)),
     Engine("TensorRT-LLM's modules", _modules(lambda s: s.trt)),
     Engine("llama.cpp's graph", _graph()),

@@ -39,6 +39,7 @@ class Rule:
     last: letters whose product the last axis must be, where a name alone stands for two things.
     unscaled: products that are still to be divided by sqrt(H).
     level: a rule of a lower one is preferred where two arrays hold the same.
+    shared: of a module that all layers call, whose name may hold another layer's call.
     """
 
     name: re.Pattern[str]
@@ -51,6 +52,7 @@ class Rule:
     last: tuple[str, ...] = ()
     unscaled: bool = False
     level: int = 0
+    shared: bool = False
 
 
 def pattern(name: str, fields: Mapping[str, str]) -> re.Pattern[str]:

@@ -22,8 +22,13 @@ from .array import LAYOUT, Array, Arrays, view
 
 SUFFIXES = (".tensorproto", ".pb")
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-DIMS, TYPE, FLOATS, INTS, LONGS, NAME, RAW, DOUBLES, ELSEWHERE, LOCATION = 1, 2, 4, 5, 7, 8, 9, 10, 13, 14  # fields
-KINDS = {1: "F32", 2: "U8", 3: "I8", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 16: "BF16"}
+DIMS, TYPE, FLOATS, INTS, LONGS, NAME, RAW, DOUBLES, UNSIGNED, ELSEWHERE, LOCATION = (  # fields
+    1, 2, 4, 5, 7, 8, 9, 10, 11, 13, 14
+)  # fmt: skip
+KINDS = {
+    1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 12: "U32",
+    13: "U64", 16: "BF16",
+}  # fmt: skip
 MAX_FIELDS, MAX_NAME = 1 << 12, 1000
 MAX_TYPED = 1 << 24  # values that are not raw: they are decoded one by one
 RANK = re.compile(r"_rank_(\d{1,4})$")  # ORT_DEBUG_NODE_IO_APPEND_RANK_TO_FILE_NAME
@@ -77,7 +82,7 @@ def _values(held: dict[int, NDArray[np.uint8]], kind: str, shape: tuple[int, ...
     """raw_data, mapped; else the field that the type has its values in. 16 bits stand in int32_data as their bits."""
     if RAW in held:
         return view(held[RAW], kind, shape, where)
-    field = {"F32": FLOATS, "F64": DOUBLES, "I64": LONGS}.get(kind, INTS)
+    field = {"F32": FLOATS, "F64": DOUBLES, "I64": LONGS, "U32": UNSIGNED, "U64": UNSIGNED}.get(kind, INTS)
     typed = held.get(field, np.empty(0, np.uint8))
     if field in (FLOATS, DOUBLES):
         return view(typed, kind, shape, where)

@@ -16,7 +16,11 @@ from .array import BYTES, Array, Arrays, view
 SUFFIXES = {".f32": "F32", ".f16": "F16", ".bf16": "BF16", ".f64": "F64", ".raw": "", ".bin": ""}
 LIST = "manifest.json"
 MAX_JSON = 1 << 26
-SPELLED = {f"{word}{size}": f"{kind}{size}" for word, kind in (("float", "F"), ("int", "I")) for size in (16, 32, 64)}
+SPELLED = {
+    f"{word}{size}": f"{kind}{size}"
+    for word, kind in (("float", "F"), ("int", "I"), ("uint", "U"))
+    for size in (16, 32, 64)
+}
 SPELLED |= {"bfloat16": "BF16", "float": "F32", "half": "F16", "double": "F64"}
 
 
@@ -59,9 +63,16 @@ def _listed(path: Path) -> Iterator[Array]:
         if not isinstance(name, str) or not isinstance(file, str):
             raise BadInput(f"{where}: needs a name and a file, both text")
         target = path.parent / file
-        if not target.resolve().is_relative_to(path.parent.resolve()):
+        if not _below(target, path.parent):
             raise BadInput(f"{where}: file {file!r:.80} is not below the manifest's folder")
         yield _array(entry, target, where, name)
+
+
+def _below(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a byte that no name has
+        return False
 
 
 def _array(told: Any, path: Path, where: str, name: str) -> Array:

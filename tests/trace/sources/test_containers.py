@@ -61,6 +61,41 @@ def test_16_and_64_bits(tmp_path: Path) -> None:
         assert result.status == 0 and result.recipe.name == verify(right, W).recipe.name
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64])
+def test_ids_without_a_sign(kind: type, tmp_path: Path) -> None:
+    """As candle and MLX have them, in every file that has such a type."""
+    found = arrays()
+    found["tokens"] = found["tokens"].astype(kind)
+    save_file(found, tmp_path / "x.safetensors")
+    np.savez(tmp_path / "x.npz", **found)
+    (tmp_path / "raw").mkdir()
+    for name, x in found.items():
+        (tmp_path / "raw" / f"{name.replace('/', '.')}.raw").write_bytes(x.tobytes())
+        told = {"shape": list(x.shape), "dtype": x.dtype.name}
+        (tmp_path / "raw" / f"{name.replace('/', '.')}.json").write_text(json.dumps(told))
+    for path in ("x.safetensors", "x.npz", "raw"):
+        assert list(opened(tmp_path / path).run["tokens"]) == IDS
+    found["tokens"] = np.array([1, 2, 3, 4, np.iinfo(kind).max], kind)
+    np.savez(tmp_path / "x.npz", **found)
+    if kind is not np.uint16:
+        with pytest.raises(BadInput, match="is no token id"):
+            opened(tmp_path / "x.npz")
+
+
+def test_a_name_that_is_nearly_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **{"layer-0/atn_norm": ONES, "tokens": np.array(IDS)})
+    with pytest.raises(BadInput, match=r"no array is named as a stage is .*; did you mean attn_norm\?"):
+        opened(tmp_path / "x.npz")
+
+
+def test_logits_by_either_name(tmp_path: Path) -> None:
+    found = arrays()
+    np.savez(tmp_path / "x.npz", **{"logits" if k == "lm_head" else k: x for k, x in found.items()})
+    assert np.array_equal(opened(tmp_path / "x.npz")["lm_head"], found["lm_head"][0])
+    np.savez(tmp_path / "x.npz", logits=found["lm_head"], **found)
+    assert opened(tmp_path / "x.npz").notes == ('not needed, 1 arrays: "logits"',)
+
+
 def test_a_packed_npz_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "x.npz", **arrays())
     assert len(opened(tmp_path / "x.npz").entries) == 17 * 2 + 3
@@ -125,6 +160,9 @@ def test_raw_values_that_are_not_what_is_said(told: Any, says: str, tmp_path: Pa
     ("entry", "says"),
     [
         ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "../out.bin"}, "not below the manifest's folder"),
+        ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "a\0b"}, "not below the manifest's folder"),
+        ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "circle/x"}, "not below the manifest's folder"),
+        ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "y" * 5000}, "name too long"),
         ({"name": "x", "shape": [5, 64], "dtype": "F32"}, "needs a name and a file"),
         ({"name": "x", "shape": [5, 64], "dtype": "F32", "file": "nowhere"}, "No such file"),
     ],
@@ -132,6 +170,7 @@ def test_raw_values_that_are_not_what_is_said(told: Any, says: str, tmp_path: Pa
 def test_a_manifest_that_lies(entry: Any, says: str, tmp_path: Path) -> None:
     (tmp_path / "out.bin").write_bytes(bytes(1280))
     (tmp_path / "d").mkdir()
+    (tmp_path / "d/circle").symlink_to("circle")
     (tmp_path / "d/manifest.json").write_text(json.dumps([entry]))
     with pytest.raises(BadInput, match=says):
         opened(tmp_path / "d")

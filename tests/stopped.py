@@ -1,0 +1,81 @@
+"""The public cases (cases.py) that a judge of single .npy files could not be handed, with the way in which each one's
+engine leaves its tensors (handovers.py), and what is said of it when it arrives so.
+
+An engine's arithmetic and its mistake are cases.py's; here is only how they arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+
+from qwenref.trace.stages import STAGES
+from qwenref.trace.verify.finding import UNEXPLAINED
+from qwenref.trace.verify.report.text import engine_words, sentence
+from qwenref.trace.verify.verify import verify
+
+from .cases import CASES, Case
+from .handovers import WAYS, arrived
+
+STOPPED: Mapping[int, str] = MappingProxyType(
+    {1: "candle, quantized", 2: "own", 3: "transformers, batch", 6: "vllm, torch", 7: "vllm, torch"}
+    | dict.fromkeys((11, 12, 13, 14, 15, 16, 32), "llama.cpp")
+    | {19: "mlx-lm", 21: "candle", 23: "own", 24: "mlx-lm", 25: "transformers", 26: "sglang", 27: "vllm", 28: "mlx-lm"}
+    | {29: "tensorrt-llm", 30: "vllm", 33: "vllm", 34: "tensorrt-llm", 35: "sglang", 36: "tensorrt-llm"}
+    | {37: "tensorrt-llm", 40: "vllm", 41: "tensorrt-llm", 42: "vllm", 43: "own", 45: "vllm", 46: "own", 47: "own"}
+    | {48: "nano-vllm", 49: "nano-vllm", 50: "own, torch", 51: "transformers", 52: "onnx", 53: "transformers"}
+    | {54: "sglang, ranks", 55: "transformers", 60: "vllm", 61: "vllm", 62: "map", 63: "transformers"}
+)
+
+
+def shown_by(stages: tuple[str, ...], held: set[str]) -> set[str]:
+    """The stages of a dump in which these are seen: themselves, or what is made of those that it lacks."""
+    found = set()
+    for s in stages:
+        if s in held:
+            found.add(s)
+        else:
+            found |= shown_by(tuple(x.name for x in STAGES if s in x.inputs), held)
+    return found
+
+
+def verdict(c: Case, folder: Path) -> tuple[bool, str]:
+    """Whether a case is judged where its mistake is, when it is handed over as its engine would; what is said of it, or
+    why it is not."""
+    if c.make is None:
+        return False, c.reason
+    dump, w = c.make()
+    read = arrived(WAYS[STOPPED[c.number]], folder, dump, w)
+    v = verify(read, w)
+    said = sentence(v)
+    wrong = {f.stage for f in v.findings if f.verdict == UNEXPLAINED}
+    if not c.stages:
+        return v.status == 0, f"{said} {engine_words(v)}"
+    return bool(wrong) and wrong <= shown_by(c.stages, {e.stage.name for e in read.entries}), said
+
+
+def numbered(number: int) -> Case:
+    return next(c for c in CASES if c.number == number)
+
+
+def table() -> list[str]:
+    """The part of docs/cases.md on these."""
+    rows, reached = [], 0
+    for number, name in sorted(STOPPED.items()):
+        c = numbered(number)
+        with TemporaryDirectory() as folder:
+            is_reached, said = verdict(c, Path(folder))
+        reached += is_reached
+        yes = "yes" if is_reached else "no"
+        rows.append(f"| {number} | {c.thread} | {WAYS[name].leaves} | {yes} | {said.replace('|', '/')} |")
+    return [
+        "## Handed over as their engines leave them", "",
+        f"{len(STOPPED)} of these could not be handed over, when single `.npy` files were all that was read. Each is",
+        "now written as its engine writes (tests/handovers.py), read, and judged; what an engine fuses is not in its",
+        "dump, and a mistake in it shows in the next stage that is. Reached: judged there and nowhere else, or",
+        f"explained where nothing is wrong: {reached}. That each way brings every value as it was, bit for bit, is",
+        "tested: `tests/trace/sources/test_engines.py`, `test_each_layout_is_the_plain_dump`, a parameter for each.",
+        "", "| # | case | what the engine leaves | reached | what verify says first |", "|---|---|---|---|---|", *rows,
+    ]  # fmt: skip
