@@ -6,24 +6,32 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..engine.generate import check_prompt
-from ..engine.text.tokenizer import Tokens
+from ..engine.load import Opened
 from ..errors import BadInput
 from ..judging import opened_for
+from ..lens import RESIDUALS, lens
 from ..trace.dump import Dump, Entry
 from ..trace.plan import parse_ranges, plan
 from ..trace.show.figures import layer_figures
+from ..trace.show.histogram import histogram
 from ..trace.show.view import View, view
 from ..trace.sources import open_dump
 from ..trace.stages import Stage, by_name, find, layer_name, of_pieces
 from ..trace.store import phase_name
 from ..tracing import held
+from .leftovers import whole_file
 from .load import add_computing_arguments, is_model, load_as_asked, open_spelling, open_weights, rope_asked
 from .prompt import given_tokens
 from .record import add_prompt_arguments, prompt_of
-from .show_text import header, layer_lines, row_lines, value_lines
+from .show_json import about, figures_as_json, lens_as_json
+from .show_text import Names, header, histogram_lines, layer_lines, lens_lines, row_lines, value_lines
 from .source import KINDS, add_source_arguments, asked, say_notes
-from .terminal import one_line
+from .terminal import bar_block, json_text, one_line
+
+TOP = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +45,7 @@ examples:
   engine show dump/ post_ffn_residual
   engine show dump/ attn_softmax 3 --head 5 -m model.gguf
   engine show model.gguf ffn_swigl 0 -p 'What is 2+2?' --rows=-1: --columns 0:12
+  engine show model.gguf --lens -p 'What is 2+2?'
   engine show hooks.pt attn_out 3 -m model.gguf --tokens 3838,374,220"""
     parser.add_argument("source", metavar="DUMP|MODEL", help="a dump, or a model to run")
     parser.add_argument("stage", metavar="STAGE", nargs="?", help="as in engine trace --help")
@@ -46,6 +55,12 @@ examples:
     parser.add_argument("--rows", metavar="A:B", help="rows: positions, counted from the first that is there")
     parser.add_argument("--columns", metavar="A:B", help="channels; keys of attention, tokens of lm_head")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="of decode step N (default: 0, the prompt)")
+    parser.add_argument(
+        "--lens", action="store_true", help="what the model would say if it ended after each layer: the logit lens"
+    )
+    parser.add_argument("--top", type=int, metavar="K", help=f"tokens that --lens says (default: {TOP})")
+    parser.add_argument("--npy", metavar="FILE", type=Path, help="write what is shown as a NumPy array, too")
+    parser.add_argument("--json", action="store_true", help="one JSON object; the values of a part that was chosen")
     add_computing_arguments(parser)
     add_prompt_arguments(parser)
     add_source_arguments(parser, tokens=False)
@@ -53,17 +68,11 @@ examples:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is looked at. spelling: of the token ids, None where nothing spells them."""
+    """What is looked at. model: None where no option names it."""
 
     dump: Dump
-    spelling: Tokens | None
-
-    def named(self, position: int) -> str:
-        """The token at a position: its text, its id where nothing spells it, "" where nobody knows it."""
-        ids = [*self.dump.run.get("tokens", ()), *self.dump.run.get("generated", ())]
-        if position >= len(ids):
-            return ""
-        return str(ids[position]) if self.spelling is None else repr(self.spelling.decode([ids[position]]))
+    names: Names
+    model: Opened | None
 
 
 def main(args: argparse.Namespace) -> int:
@@ -71,14 +80,30 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput(f"{args.source} is a stage; what to look at comes first: engine show DUMP {args.source}")
     if args.step < 0:
         raise BadInput(f"--step {args.step}: 0 is the prompt, 1 the first decode step")
+    if args.top is not None and not (args.lens and args.top > 0):
+        raise BadInput(f"--top {args.top}: how many tokens --lens says of each layer, at least 1")
     stage = None if args.stage is None else by_name(args.stage)
+    if args.lens:
+        stage = check_lens(stage, args)
     check_layer(stage, args.layer)
     source = of_dump(args) if is_dump(args.source) else of_model(args, stage)
     if stage is None:
         held = dict.fromkeys(e.stage.name for e in source.dump.entries)
         raise BadInput(f"which stage? {args.source} has {', '.join(held)}")
-    views = [view(e, args.head, args.rows, args.columns) for e in entries(source.dump, stage, args.layer, args.step)]
-    if len(views) == 1:
+    rows = "-1" if args.lens and args.rows is None else args.rows
+    views = [view(e, args.head, rows, args.columns) for e in entries(source.dump, stage, args.layer, args.step)]
+    if args.lens:
+        show_lens(views, source, args)
+        return 0
+    if args.npy is not None:
+        if len(views) > 1:
+            raise BadInput(f"--npy {args.npy}: it holds one array; name the layer")
+        with whole_file(args.npy, "the array") as path, path.open("wb") as file:
+            np.save(file, views[0].values)
+    if args.json:
+        chosen = (args.rows, args.head, args.columns) != (None, None, None)
+        print(json_text(about(args.source, views[0].entry, source.names) | figures_as_json(views, chosen)))
+    elif len(views) == 1:
         print_stage(views[0], source, args)
     else:
         print_layers(views)
@@ -100,6 +125,18 @@ def check_layer(stage: Stage | None, layer: str | None) -> None:
         raise BadInput(f"{stage.name} is of layer 0 alone; leave out the layer {layer}")
 
 
+def check_lens(stage: Stage | None, args: argparse.Namespace) -> Stage:
+    """The stage that the lens reads. Raises BadInput for one that the final norm would not."""
+    stage = by_name(RESIDUALS[-1]) if stage is None else stage
+    if stage.name not in RESIDUALS:
+        raise BadInput(f"--lens reads the residual: {', '.join(RESIDUALS)} (the default), not {stage.name}")
+    if (other := next((o for o in ("head", "columns", "npy") if getattr(args, o) is not None), None)) is not None:
+        raise BadInput(f"--lens reads whole rows; --{other} is for values")
+    if is_dump(args.source) and args.model is None:
+        raise BadInput("--lens needs the model's final norm and head; give it with -m")
+    return stage
+
+
 def of_dump(args: argparse.Namespace) -> Source:
     """A dump, opened; the model only says sizes and spells tokens."""
     if said := next((o for o in ("prompt", "file") if getattr(args, o) is not None), "chat" if args.chat else None):
@@ -107,11 +144,11 @@ def of_dump(args: argparse.Namespace) -> Source:
     if args.model is None:
         dump = open_dump(args.source, incomplete=True, asked=asked(args))
         say_notes(dump)
-        return Source(dump, None)
+        return Source(dump, Names(ids_of(dump), None), None)
     opened = open_weights(args.model)
     dump = opened_for(args.source, opened, asked(args))
     say_notes(dump)
-    return Source(dump, open_spelling(opened.checkpoint))
+    return Source(dump, Names(ids_of(dump), open_spelling(opened.checkpoint)), opened)
 
 
 def of_model(args: argparse.Namespace, stage: Stage | None) -> Source:
@@ -130,7 +167,13 @@ def of_model(args: argparse.Namespace, stage: Stage | None) -> Source:
     wanted.check(c.num_hidden_layers)
     ids, spelling = prompt_of(args, ids, opened.checkpoint)
     check_prompt(ids, c, args.step)
-    return Source(held(load_as_asked(args, opened), ids, wanted), spelling)
+    dump = held(load_as_asked(args, opened), ids, wanted)
+    return Source(dump, Names(ids_of(dump), spelling), opened)
+
+
+def ids_of(dump: Dump) -> list[int]:
+    """The tokens that were run, by position; empty where nobody knows them."""
+    return [*dump.run.get("tokens", ()), *dump.run.get("generated", ())]
 
 
 def entries(dump: Dump, stage: Stage, layer: str | None, phase: int) -> list[Entry]:
@@ -151,11 +194,23 @@ def entries(dump: Dump, stage: Stage, layer: str | None, phase: int) -> list[Ent
     raise BadInput(f"{dump.path} has no {stage.name} ({phase_name(phase)}); it has {held}")
 
 
+def show_lens(views: list[View], source: Source, args: argparse.Namespace) -> None:
+    assert source.model is not None  # check_lens has seen to it
+    found = lens(views, source.model, args.top or TOP)
+    if args.json:
+        print(json_text(about(args.source, views[0].entry, source.names) | lens_as_json(found, source.names)))
+        return
+    for i, guesses in enumerate(found):
+        print("\n" * bool(i) + "\n".join(lens_lines(guesses, source.names)))
+
+
 def print_stage(v: View, source: Source, args: argparse.Namespace) -> None:
     every_row = args.rows is not None or args.head is not None
     print(f"{one_line(header(v))}\n")
-    print("\n".join(value_lines(v, source.named, every_row, args.columns is not None)))
-    print("\n".join(["", *row_lines(v, source.named, every_row)]))
+    print("\n".join(value_lines(v, source.names, every_row, args.columns is not None)))
+    print("\n".join(["", *row_lines(v, source.names, every_row)]))
+    if (spread := histogram(v.computed())) is not None:
+        print("\n".join(["", *histogram_lines(spread, bar_block())]))
 
 
 def print_layers(views: list[View]) -> None:

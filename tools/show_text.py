@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 
-from rich.cells import set_cell_size
+from rich.cells import cell_len, set_cell_size
 
+from ..engine.text.tokenizer import Tokens
+from ..lens import Guess
 from ..trace.show.figures import LayerFigures, RowFigures, row_figures
+from ..trace.show.histogram import Histogram
 from ..trace.show.view import Line, View
 from ..trace.stats import Statistics
 from .terminal import one_line
@@ -16,11 +21,31 @@ WIDTH = 80
 CELL = 10  # a number and the space before it
 LABEL = 15  # what a row is called
 EDGE = 3  # rows and columns at each end of what nobody chose
+BAR = 40  # of the tallest bin
 LONG = 12  # rows that are shown from end to end
 PEAKS = 5
 
-Named = Callable[[int], str]  # what stands at a position: its token, as text or as an id; "" where nobody knows
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What tokens are called. ids: those that were run, by position, empty where nobody knows them; spelling: None
+    where nothing spells them."""
+
+    ids: Sequence[int]
+    spelling: Tokens | None
+
+    def spelled(self, token: int) -> str:
+        """A token's text, "" where nothing spells it."""
+        known = self.spelling is not None and 0 <= token < self.spelling.vocab_size
+        return repr(self.spelling.decode([token])) if known and self.spelling is not None else ""
+
+    def at(self, position: int) -> str:
+        """The token at a position: its text or its id, "" where nobody knows it."""
+        if position >= len(self.ids):
+            return ""
+        return self.spelled(self.ids[position]) or str(self.ids[position])
 
 
 def number(x: float | None) -> str:
@@ -49,12 +74,12 @@ def header(v: View) -> str:
     return f"{e.label}  {axes}" + "".join(f", {p}" for p in parts)
 
 
-def label(line: Line, named: Named) -> str:
+def label(line: Line, names: Names) -> str:
     head = "" if line.head is None else f"h{line.head} "
-    return set_cell_size(one_line(f"{head}{line.position:>4} {named(line.position)}"), LABEL)
+    return set_cell_size(one_line(f"{head}{line.position:>4} {names.at(line.position)}"), LABEL)
 
 
-def value_lines(v: View, named: Named, every_row: bool, every_column: bool) -> Iterator[str]:
+def value_lines(v: View, names: Names, every_row: bool, every_column: bool) -> Iterator[str]:
     """The values; every: whether all are shown, which is so where the user chose them."""
     lines = list(v.lines())
     rows = list(lines) if every_row else ends(lines, LONG)
@@ -68,7 +93,7 @@ def value_lines(v: View, named: Named, every_row: bool, every_column: bool) -> I
             yield (
                 "  ..."
                 if line is None
-                else label(line, named)
+                else label(line, names)
                 + "".join(
                     "  ..." if c is None else f"{number(float(line.values[c - v.columns.start])):>{CELL}}"
                     for c in block
@@ -79,32 +104,47 @@ def value_lines(v: View, named: Named, every_row: bool, every_column: bool) -> I
 def figures_of(s: Statistics) -> str:
     zeros = f"{s.zero / s.count:.1%}" if s.count else "-"
     numbers = "".join(f"{number(x):>{CELL}}" for x in (s.mean, s.std, s.rms, s.min, s.max))
-    return f"{numbers}{zeros:>8}{s.nan + s.inf:>7}"
+    return f"{numbers}{zeros:>7}{s.nan + s.inf:>8}"
 
 
-def row_lines(v: View, named: Named, every_row: bool) -> Iterator[str]:
+def row_lines(v: View, names: Names, every_row: bool) -> Iterator[str]:
     """Statistics of each row, and which columns are the largest."""
     lines = list(v.lines())
-    found: list[RowFigures | None] = [
-        None if line is None else row_figures(v, line, PEAKS) for line in (lines if every_row else ends(lines, LONG))
-    ]
+    shown = lines if every_row else ends(lines, LONG)
+    found = [None if line is None else row_figures(v, line, PEAKS) for line in shown]
     titles = "".join(f"{t:>{CELL}}" for t in ("mean", "std", "rms", "min", "max"))
-    yield f"{'':<{LABEL}}{titles}{'zero':>8}{'odd':>7}".rstrip()
-    yield from ("  ..." if f is None else label(f.line, named) + figures_of(f.statistics) for f in found)
+    yield f"{'':<{LABEL}}{titles}{'zero':>7}{'NaN/inf':>8}"
+    yield from ("  ..." if f is None else label(f.line, names) + figures_of(f.statistics) for f in found)
     yield ""
     yield f"largest {v.column_is}s"
-    for f in found:
-        peaks = () if f is None else f.largest
-        yield (
-            "  ..."
-            if f is None
-            else (label(f.line, named) + "".join(f"  {p.column}: {number(p.value)}" for p in peaks))
-        )
+    yield from ("  ..." if f is None else peaks_of(f, v.column_is, names) for f in found)
+
+
+def peaks_of(f: RowFigures, column_is: str, names: Names) -> str:
+    """As many as fit the line, and one in any case."""
+    text = label(f.line, names)
+    for p in f.largest:
+        name = {"key": names.at, "token": names.spelled}.get(column_is, lambda column: "")(p.column)
+        more = one_line(f"  {' '.join(filter(None, (str(p.column), name)))}: {number(p.value)}")
+        if p is not f.largest[0] and cell_len(text + more) > WIDTH:
+            break
+        text += more
+    return text
+
+
+def histogram_lines(h: Histogram, block: str) -> Iterator[str]:
+    """A bar for each bin; block: what bars are made of."""
+    bins = [(f"below {number(h.edges[0])}", h.below)] * bool(h.below)
+    bins += [(f"{number(a)} .. {number(b)}", n) for a, b, n in zip(h.edges, h.edges[1:], h.counts, strict=False)]
+    bins += [(f"{number(h.edges[-1])} and above", h.above)] * bool(h.above)
+    tallest = max(n for _, n in bins)
+    for name, n in bins:
+        yield f"{name:>24}{n:>11}  {block * ceil(BAR * n / tallest)}".rstrip()
 
 
 def layer_lines(found: Sequence[LayerFigures], column_is: str) -> Iterator[str]:
     """A line for each layer."""
-    yield f"{'layer':>5}{'rms':>11}{'max |x|':>11}  {'where':<34}{'massive':>8}{'odd':>7}"
+    yield f"{'layer':>5}{'rms':>11}{'max |x|':>11}  {'where':<34}{'massive':>7}{'NaN/inf':>9}"
     for f in found:
         where, size = "-", None
         if f.worst is not None:
@@ -113,4 +153,21 @@ def layer_lines(found: Sequence[LayerFigures], column_is: str) -> Iterator[str]:
             where, size = f"{head}position {line.position}, {column_is} {peak.column}", abs(peak.value)
         s = f.statistics
         layer = "-" if f.entry.layer is None else f.entry.layer
-        yield f"{layer:>5} {number(s.rms):>10} {number(size):>10}  {where:<34}{f.massive:>8}{s.nan + s.inf:>7}"
+        yield f"{layer:>5} {number(s.rms):>10} {number(size):>10}  {where:<34}{f.massive:>7}{s.nan + s.inf:>9}"
+
+
+def lens_lines(guesses: Sequence[Guess], names: Names) -> Iterator[str]:
+    """What each layer says at one position, as many tokens as fit the line."""
+    first, last = guesses[0], guesses[-1]
+    answer = f"{last.top[0].id} {names.spelled(last.top[0].id)}".rstrip() if last.top else "nothing"
+    yield one_line(f"position {first.position} {names.at(first.position)}: rank is of {answer}, the last line's choice")
+    yield f"{'layer':>5}{'rank':>8}  likeliest next tokens"
+    for g in guesses:
+        text = f"{'-' if g.layer is None else g.layer:>5}{'-' if g.rank is None else g.rank:>8}"
+        text += "" if g.top else "  not finite"
+        for t in g.top:
+            more = one_line(f"  {t.probability:6.1%} {names.spelled(t.id) or t.id}")
+            if t is not g.top[0] and cell_len(text + more) > WIDTH:
+                break
+            text += more
+        yield text

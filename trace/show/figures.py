@@ -26,7 +26,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class RowFigures:
-    """statistics of a line; largest: its values of largest magnitude."""
+    """statistics of a line; largest: what `largest` finds."""
 
     line: Line
     statistics: Statistics
@@ -35,15 +35,15 @@ class RowFigures:
 
 def row_figures(v: View, line: Line, top: int) -> RowFigures:
     """Of one of the view's lines, with so many of its largest values."""
-    return RowFigures(line, statistics([line.computed]), largest(line.computed, v.columns.start, top))
+    return RowFigures(line, statistics([line.computed]), largest(v, line, top))
 
 
-def largest(values: NDArray[np.floating], first: int, top: int) -> tuple[Peak, ...]:
-    """The finite values of largest magnitude, the earlier one first among equals. first: the number of values[0]."""
-    size = np.where(np.isfinite(values), np.abs(values), -1)
-    top = min(top, int((size >= 0).sum()))
-    order = np.argsort(-size, kind="stable")[:top]
-    return tuple(Peak(first + int(i), float(values[i])) for i in order)
+def largest(v: View, line: Line, top: int) -> tuple[Peak, ...]:
+    """The finite values of largest magnitude, of logits the largest ones; the earlier first among equals."""
+    x = line.computed.astype(np.float64)
+    size = np.where(np.isfinite(x), x if v.entry.stage.letters[-1] == "V" else np.abs(x), -np.inf)
+    order = np.argsort(-size, kind="stable")[: min(top, int(np.isfinite(x).sum()))]
+    return tuple(Peak(v.columns[i], float(x[i])) for i in order.tolist())
 
 
 def massive(values: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -68,7 +68,7 @@ class LayerFigures:
 def layer_figures(v: View) -> LayerFigures:
     """Of a view as a whole."""
     lines = list(v.lines())
-    peaks = [(line, peak) for line in lines for peak in largest(line.computed, v.columns.start, 1)]
+    peaks = [(line, peak) for line in lines for peak in largest(v, line, 1)]
     worst = max(peaks, key=lambda p: abs(p[1].value), default=None)
-    every = np.concatenate([line.computed for line in lines])
+    every = v.computed()
     return LayerFigures(v.entry, statistics([every]), worst, int(massive(every).sum()))

@@ -62,6 +62,10 @@ class View:
                 seen = max(0, at + 1 - self.columns.start) if fills else len(values)
                 yield Line(h, r, at, values, values[:seen])
 
+    def computed(self) -> NDArray[np.float32]:
+        """All that the engine computed of it, flat."""
+        return np.concatenate([line.computed for line in self.lines()])
+
 
 def view(e: Entry, heads: str | None = None, rows: str | None = None, columns: str | None = None) -> View:
     """The part of an entry that A:B, or a single number, names on each axis; None is all of it.
