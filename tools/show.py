@@ -8,18 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.aliases import MODELS
 from ..engine.generate import check_prompt
+from ..engine.hub_id import hub_id
 from ..engine.load import Opened
-from ..errors import BadInput
+from ..errors import BadInput, meant
 from ..judging import opened_for
 from ..lens import RESIDUALS, lens
 from ..trace.dump import Dump, Entry
-from ..trace.plan import parse_ranges, plan
+from ..trace.plan import parse_ranges, plan, spell_ranges
 from ..trace.show.figures import layer_figures
 from ..trace.show.histogram import histogram
 from ..trace.show.view import View, view
 from ..trace.sources import open_dump
-from ..trace.stages import Stage, by_name, find, layer_name, of_pieces
+from ..trace.stages import Stage, by_name, find, of_pieces
 from ..trace.store import phase_name
 from ..tracing import held
 from .leftovers import whole_file
@@ -111,7 +113,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def is_dump(name: str) -> bool:
-    return not is_model(name) and Path(name).exists()
+    """Whether it is, and no model. Raises BadInput for what can be neither."""
+    if not is_model(name) and Path(name).exists():
+        return True
+    if not is_model(name) and hub_id(name) is None:
+        raise BadInput(f"{name} is neither a dump nor a model, nor is there such a file{meant(name, MODELS)}")
+    return False
 
 
 def check_layer(stage: Stage | None, layer: str | None) -> None:
@@ -185,8 +192,9 @@ def entries(dump: Dump, stage: Stage, layer: str | None, phase: int) -> list[Ent
     if found:
         return found
     if there:
-        held = ", ".join(layer_name(e.layer) for e in there)
-        raise BadInput(f"{dump.path} has no {stage.name} of layer {layer} ({phase_name(phase)}); it has that of {held}")
+        held = spell_ranges(e.layer for e in there if e.layer is not None)
+        where = f"layer {layer} ({phase_name(phase)}); it has that of layers {held}"
+        raise BadInput(f"{dump.path} has no {stage.name} of {where}")
     if not of_phase:
         held = ", ".join(dict.fromkeys(phase_name(e.phase) for e in dump.entries))
         raise BadInput(f"{dump.path} has no {phase_name(phase)}; it has {held}")

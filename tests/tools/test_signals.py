@@ -48,6 +48,7 @@ COMMANDS = {
     "diff": ("tools.diff_weights:compare", "diff --weights {}/tiny.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/tiny.gguf"),
     "verify --html": (MOVE, "verify {}/dump {}/tiny.gguf --html DIR/report.html"),
+    "show": (MOVE, "show {}/dump attn_norm 1 --npy DIR/a.npy"),
     "convert": (MOVE, "convert {}/tiny.gguf DIR/again.apr"),
     "convert to a folder": (MOVE, "convert {}/tiny.gguf DIR/again/"),
     "trace": (MOVE, "trace {}/tiny.gguf --backend reference -p x --save-tensor all --save-tensor-dir DIR/dump"),

@@ -104,6 +104,6 @@ def part(text: str | None, size: int, flag: str) -> range:
     if m is None:
         raise BadInput(f"{flag} {text!r:.80} is neither a number nor A:B, as in 2:8; {there}")
     start, stop = (None if word is None else int(word) for word in m.groups())
-    if (found := range(size)[start:stop]) and (stop is None or -size <= stop <= size):
+    if (found := range(size)[start:stop]) and all(-size <= n <= size for n in (start or 0, stop or 0)):
         return found
     raise BadInput(f"{flag} {text.strip()} is empty or past the last; {there}, and B is not included")
