@@ -19,6 +19,8 @@ from ..trace.dump import Dump, Entry
 from ..trace.plan import parse_ranges, plan, spell_ranges
 from ..trace.show.figures import layer_figures
 from ..trace.show.histogram import histogram
+from ..trace.show.names import Names
+from ..trace.show.page import layers_page, lens_page, stage_page
 from ..trace.show.view import View, view
 from ..trace.sources import open_dump
 from ..trace.stages import Stage, by_name, find, of_pieces
@@ -29,7 +31,7 @@ from .load import add_computing_arguments, is_model, load_as_asked, open_spellin
 from .prompt import given_tokens
 from .record import add_prompt_arguments, prompt_of
 from .show_json import about, figures_as_json, lens_as_json
-from .show_text import Names, header, histogram_lines, layer_lines, lens_lines, row_lines, value_lines
+from .show_text import header, histogram_lines, layer_lines, lens_lines, row_lines, value_lines
 from .source import KINDS, add_source_arguments, asked, say_notes
 from .terminal import bar_block, json_text, one_line
 
@@ -47,6 +49,7 @@ examples:
   engine show dump/ post_ffn_residual
   engine show dump/ attn_softmax 3 --head 5 -m model.gguf
   engine show model.gguf ffn_swigl 0 -p 'What is 2+2?' --rows=-1: --columns 0:12
+  engine show model.gguf attn_softmax 3 -p 'What is 2+2?' --html attention.html
   engine show model.gguf --lens -p 'What is 2+2?'
   engine show hooks.pt attn_out 3 -m model.gguf --tokens 3838,374,220"""
     parser.add_argument("source", metavar="DUMP|MODEL", help="a dump, or a model to run")
@@ -62,6 +65,9 @@ examples:
     )
     parser.add_argument("--top", type=int, metavar="K", help=f"tokens that --lens says (default: {TOP})")
     parser.add_argument("--npy", metavar="FILE", type=Path, help="write what is shown as a NumPy array, too")
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="draw it for a browser, too: attention, channels, layers"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object; the values of a part that was chosen")
     add_computing_arguments(parser)
     add_prompt_arguments(parser)
@@ -80,6 +86,8 @@ class Source:
 def main(args: argparse.Namespace) -> int:
     if find(args.source) and not Path(args.source).exists():
         raise BadInput(f"{args.source} is a stage; what to look at comes first: engine show DUMP {args.source}")
+    if none := next((p for p in (args.npy, args.html) if p is not None and not p.absolute().parent.is_dir()), None):
+        raise BadInput(f"{none}: no such folder")
     if args.step < 0:
         raise BadInput(f"--step {args.step}: 0 is the prompt, 1 the first decode step")
     if args.top is not None and not (args.lens and args.top > 0):
@@ -92,23 +100,10 @@ def main(args: argparse.Namespace) -> int:
     if stage is None:
         held = dict.fromkeys(e.stage.name for e in source.dump.entries)
         raise BadInput(f"which stage? {args.source} has {', '.join(held)}")
-    rows = "-1" if args.lens and args.rows is None else args.rows
-    views = [view(e, args.head, rows, args.columns) for e in entries(source.dump, stage, args.layer, args.step)]
     if args.lens:
-        show_lens(views, source, args)
-        return 0
-    if args.npy is not None:
-        if len(views) > 1:
-            raise BadInput(f"--npy {args.npy}: it holds one array; name the layer")
-        with whole_file(args.npy, "the array") as path, path.open("wb") as file:
-            np.save(file, views[0].values)
-    if args.json:
-        chosen = (args.rows, args.head, args.columns) != (None, None, None)
-        print(json_text(about(args.source, views[0].entry, source.names) | figures_as_json(views, chosen)))
-    elif len(views) == 1:
-        print_stage(views[0], source, args)
+        show_lens(source, stage, args)
     else:
-        print_layers(views)
+        show_values(source, stage, args)
     return 0
 
 
@@ -169,7 +164,7 @@ def of_model(args: argparse.Namespace, stage: Stage | None) -> Source:
     c, has = opened.checkpoint.config, of_pieces(opened.weights.pieces)
     if stage is None:
         raise BadInput(f"which stage? {args.source} has {', '.join(has)}")
-    layers = args.layer if args.layer is not None and stage.scope == "layer" else "all"
+    layers = args.layer if args.layer is not None and stage.scope == "layer" and args.html is None else "all"
     wanted = plan(stage.name, layers, "all", args.step).within(has)
     wanted.check(c.num_hidden_layers)
     ids, spelling = prompt_of(args, ids, opened.checkpoint)
@@ -202,14 +197,47 @@ def entries(dump: Dump, stage: Stage, layer: str | None, phase: int) -> list[Ent
     raise BadInput(f"{dump.path} has no {stage.name} ({phase_name(phase)}); it has {held}")
 
 
-def show_lens(views: list[View], source: Source, args: argparse.Namespace) -> None:
+def viewed(source: Source, stage: Stage, layer: str | None, args: argparse.Namespace, rows: str | None) -> list[View]:
+    return [view(e, args.head, rows, args.columns) for e in entries(source.dump, stage, layer, args.step)]
+
+
+def show_lens(source: Source, stage: Stage, args: argparse.Namespace) -> None:
     assert source.model is not None  # check_lens has seen to it
-    found = lens(views, source.model, args.top or TOP)
+    views = viewed(source, stage, args.layer, args, args.rows or "-1")
+    found = list(lens(views, source.model, args.top or TOP))
+    if args.html is not None:
+        write_page(args.html, lens_page(args.source, found, views[0], source.names))
     if args.json:
         print(json_text(about(args.source, views[0].entry, source.names) | lens_as_json(found, source.names)))
         return
     for i, guesses in enumerate(found):
         print("\n" * bool(i) + "\n".join(lens_lines(guesses, source.names)))
+
+
+def show_values(source: Source, stage: Stage, args: argparse.Namespace) -> None:
+    views, names = viewed(source, stage, args.layer, args, args.rows), source.names
+    if args.npy is not None:
+        if len(views) > 1:
+            raise BadInput(f"--npy {args.npy}: it holds one array; name the layer")
+        with whole_file(args.npy, "the array") as path, path.open("wb") as file:
+            np.save(file, views[0].values)
+    if args.html is not None and len(views) > 1:
+        write_page(args.html, layers_page(args.source, views, names))
+    elif args.html is not None:
+        every = viewed(source, stage, None, args, args.rows) if stage.scope == "layer" else views
+        write_page(args.html, stage_page(args.source, views[0], every, names))
+    if args.json:
+        chosen = (args.rows, args.head, args.columns) != (None, None, None)
+        print(json_text(about(args.source, views[0].entry, names) | figures_as_json(views, chosen)))
+    elif len(views) == 1:
+        print_stage(views[0], source, args)
+    else:
+        print_layers(views)
+
+
+def write_page(place: Path, text: str) -> None:
+    with whole_file(place, "the page") as path:
+        path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
 
 
 def print_stage(v: View, source: Source, args: argparse.Namespace) -> None:

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..lens import Guess
 from ..trace.dump import Entry
 from ..trace.show.figures import LayerFigures, RowFigures, layer_figures, row_figures
+from ..trace.show.guess import Guess
 from ..trace.show.histogram import histogram
+from ..trace.show.names import Names
 from ..trace.show.view import Line, View
 from ..trace.stats import Statistics, statistics
 from ..trace.store import phase_name
-from .show_text import PEAKS, Names
+from .show_text import PEAKS
 
 
 def about(source: str, e: Entry, names: Names) -> dict[str, Any]:
     """How each object begins."""
-    spelling = names.spelling
     return {
         "schema": "qwenref-show-v1",
         "source": source,
@@ -26,7 +26,7 @@ def about(source: str, e: Entry, names: Names) -> dict[str, Any]:
         "phase": phase_name(e.phase),
         "axes": list(e.stage.letters),
         "tokens": list(names.ids),
-        "text": None if spelling is None else [spelling.decode([t]) for t in names.ids],
+        "text": None if names.spelling is None else list(map(names.text, names.ids)),
     }
 
 
@@ -49,10 +49,9 @@ def figures_as_json(views: Sequence[View], values: bool) -> dict[str, Any]:
 
 def lens_as_json(positions: Iterable[Sequence[Guess]], names: Names) -> dict[str, Any]:
     """What each layer says, position by position."""
-    spelling = names.spelling
 
     def layer(g: Guess) -> dict[str, Any]:
-        top = [asdict(t) | {"text": None if spelling is None else spelling.decode([t.id])} for t in g.top]
+        top = [asdict(t) | {"text": names.text(t.id)} for t in g.top]
         return {"layer": g.layer, "rank": g.rank, "top": top}
 
     return {"lens": [{"position": p[0].position, "layers": list(map(layer, p))} for p in positions]}

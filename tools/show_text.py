@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import TypeVar
 
 from rich.cells import cell_len, set_cell_size
 
-from ..engine.text.tokenizer import Tokens
-from ..lens import Guess
 from ..trace.show.figures import LayerFigures, RowFigures, row_figures
+from ..trace.show.guess import Guess
 from ..trace.show.histogram import Histogram
+from ..trace.show.names import Names
 from ..trace.show.view import Line, View
 from ..trace.stats import Statistics
 from .terminal import one_line
@@ -26,26 +25,6 @@ LONG = 12  # rows that are shown from end to end
 PEAKS = 5
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What tokens are called. ids: those that were run, by position, empty where nobody knows them; spelling: None
-    where nothing spells them."""
-
-    ids: Sequence[int]
-    spelling: Tokens | None
-
-    def spelled(self, token: int) -> str:
-        """A token's text, "" where nothing spells it."""
-        known = self.spelling is not None and 0 <= token < self.spelling.vocab_size
-        return repr(self.spelling.decode([token])) if known and self.spelling is not None else ""
-
-    def at(self, position: int) -> str:
-        """The token at a position: its text or its id, "" where nobody knows it."""
-        if position >= len(self.ids):
-            return ""
-        return self.spelled(self.ids[position]) or str(self.ids[position])
 
 
 def number(x: float | None) -> str:

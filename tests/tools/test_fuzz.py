@@ -289,7 +289,7 @@ def verified(r: Random, at: Path, argv: list[str]) -> Case:
 
 @target(60)
 def show(r: Random, at: Path) -> Case:
-    output = at / "a.npy"
+    output = at / r.choice(("a.npy", "a.html"))
     argv = ["show", str(dumps.hostile_dump(r, at / "d")), r.choice(STAGES), *r.choice(([], ["0"], ["1"], ["0..2"]))]
     if r.random() < 0.3:
         argv += ["-m", str(models.healthy(r))]
@@ -299,7 +299,7 @@ def show(r: Random, at: Path) -> Case:
         if r.random() < 0.15:
             argv.append(f"{flag}={r.choice((':', '0', '1:3', '-1', '2..9', '', '9' * 30, *NAMES[:8]))}")
     if r.random() < 0.3:
-        argv += ["--npy", str(output)]
+        argv += [f"--{output.suffix[1:]}", str(output)]
         if r.random() < 0.3:
             output.write_text("before")
     argv += flags(r, "--json")

@@ -195,7 +195,7 @@ def test_values_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["dump", "attn_softmax", "1", "--head", "9"], "there are 0 to 3"),
         (["dump", "attn_norm", "1", "--rows", "5:7"], "there are 0 to 4"),
         (["dump", "attn_norm", "--npy", "a.npy"], "name the layer"),
-        (["dump", "attn_norm", "1", "--npy", "no/such/a.npy"], "cannot write the array"),
+        (["dump", "attn_norm", "1", "--npy", "no/such/a.npy"], "no/such/a.npy: no such folder"),
         (["dump", "attn_norm", "1", "-p", "x"], "--prompt is for a model"),
         (["dump", "attn_norm", "1", "--chat"], "--chat is for a model"),
         (["dump", "attn_norm", "1", "--tokens", "1,2"], "--tokens"),
