@@ -164,7 +164,8 @@ def of_model(args: argparse.Namespace, stage: Stage | None) -> Source:
     c, has = opened.checkpoint.config, of_pieces(opened.weights.pieces)
     if stage is None:
         raise BadInput(f"which stage? {args.source} has {', '.join(has)}")
-    layers = args.layer if args.layer is not None and stage.scope == "layer" and args.html is None else "all"
+    drawn_by_layer = args.html is not None and "S" not in stage.letters
+    layers = args.layer if args.layer is not None and stage.scope == "layer" and not drawn_by_layer else "all"
     wanted = plan(stage.name, layers, "all", args.step).within(has)
     wanted.check(c.num_hidden_layers)
     ids, spelling = prompt_of(args, ids, opened.checkpoint)

@@ -164,6 +164,26 @@ def test_the_lens_of_a_dump(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize(
+    ("words", "holds"),
+    [
+        (["dump", "attn_softmax", "1", "-m", "tiny.gguf"], ["attn_softmax, layer 1 (prompt)", "head 3"]),
+        (["dump", "ffn_out", "1"], ["ffn_out, layer 1 (prompt)", "<title>RMS</title>", "tokens: 3 200 17 9 5"]),
+        (["dump", "ffn_out"], ["ffn_out (prompt)", "<title>RMS</title>"]),
+        (["dump", "lm_head"], ["lm_head (prompt)"]),
+        (["dump", "--lens", "-m", "tiny.gguf", "--rows", ":"], ["Logit lens", "post_ffn_residual (prompt)"]),
+        (["tiny.gguf", "ffn_out", "1", "--tokens", "3,4", "--backend", "reference"], ["<title>RMS</title>"]),
+    ],
+)
+def test_pages(words: list[str], holds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A page beside the text, which is the same with it."""
+    alone = shown(capsys, *words)
+    assert shown(capsys, *words, "--html", str(tmp_path / "page.html")) == alone
+    html = (tmp_path / "page.html").read_text("utf-8")
+    assert all(text in html for text in holds) and html.rstrip().endswith("</html>")
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
 def test_values_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     x[1, 2], x[2, 3] = np.nan, -np.inf

@@ -48,7 +48,7 @@ def largest(v: View, line: Line, top: int) -> tuple[Peak, ...]:
 
 def massive(values: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which values are massive activations, the others given."""
-    size = np.where(np.isfinite(values), np.abs(values), 0)
+    size = np.where(np.isfinite(values), np.abs(values), 0).astype(np.float64)
     if not size.size:
         return np.zeros(values.shape, np.bool_)
     return np.asarray(size > max(MASSIVE, MASSIVE_MEDIANS * float(np.median(size))))

@@ -15,14 +15,13 @@ from .names import Names
 from .view import View
 
 TABLE = 200  # rows
-STYLE = """<style>
-td.guess { background: color-mix(in srgb, var(--exact) calc(var(--p) * 70%), transparent); max-width: 9rem;
+STYLE = """td.guess { background: color-mix(in srgb, var(--exact) calc(var(--p) * 70%), transparent); max-width: 9rem;
   overflow: hidden; text-overflow: ellipsis }
 svg.tokens { width: 100%; height: auto; display: block } svg.tokens text { font-size: .72px }
 .attention { display: grid; gap: 0 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--least)), 1fr)) }
 .mean { stroke: var(--exact) }
-</style>"""
+"""
 
 
 def stage_page(source: str, v: View, layers: Sequence[View], names: Names) -> str:
@@ -56,7 +55,7 @@ def lens_page(source: str, positions: Sequence[Sequence[Guess]], v: View, names:
 
 
 def page(source: str, v: View, parts: Iterable[str]) -> str:
-    return framed(f"{source}: {v.entry.stage.name}", "\n".join([STYLE, *parts]))
+    return framed(f"{source}: {v.entry.stage.name}", "\n".join(parts), STYLE)
 
 
 def head(source: str, v: View, names: Names, layer: int | None = None) -> str:
