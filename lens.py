@@ -13,7 +13,7 @@ from .trace.show.guess import Guess, guess
 from .trace.show.view import View
 
 RESIDUALS = ("embedding", "post_attn_residual", "post_ffn_residual")  # the stages that a final norm could read
-AT_ONCE = 8  # positions: the head is decoded for each such group, whose logits are in memory together
+AT_ONCE = 96  # residuals: for each such group the head is decoded anew, and their logits are in memory together
 
 
 def lens(views: Sequence[View], model: Opened, top: int) -> Iterator[list[Guess]]:
@@ -30,8 +30,9 @@ def lens(views: Sequence[View], model: Opened, top: int) -> Iterator[list[Guess]
     w, k = m.weights, m.kernels
     x_LTD = np.stack([v.by_head[0] for v in views]).astype(np.float64)
     L, T, D = x_LTD.shape
-    for start in range(0, T, AT_ONCE):
-        x_RD = x_LTD[:, start : start + AT_ONCE].reshape(-1, D)
+    step = max(1, AT_ONCE // L)
+    for start in range(0, T, step):
+        x_RD = x_LTD[:, start : start + step].reshape(-1, D)
         with np.errstate(all="ignore"):  # of what is not finite
             logits_RV = k.linear(k.rms_norm(x_RD, w.final_norm_D, w.config.rms_norm_eps), w.lm_head)
         logits_LTV = logits_RV.reshape(L, -1, logits_RV.shape[-1])

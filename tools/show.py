@@ -140,17 +140,21 @@ def check_lens(stage: Stage | None, args: argparse.Namespace) -> Stage:
 
 
 def of_dump(args: argparse.Namespace) -> Source:
-    """A dump, opened; the model only says sizes and spells tokens."""
+    """A dump, opened. The model says sizes and spells tokens, and has what the lens needs."""
     if said := next((o for o in ("prompt", "file") if getattr(args, o) is not None), "chat" if args.chat else None):
         raise BadInput(f"{args.source} is a dump, which has its prompt; --{said} is for a model that is run")
+    if (args.backend, args.precision) != ("cpu", "f32"):
+        raise BadInput(f"{args.source} is a dump, for which nothing is run; --backend and --precision are for a model")
+    scaling = rope_asked(args)
     if args.model is None:
-        dump = open_dump(args.source, incomplete=True, asked=asked(args))
-        say_notes(dump)
-        return Source(dump, Names(ids_of(dump), None), None)
-    opened = open_weights(args.model)
-    dump = opened_for(args.source, opened, asked(args))
+        if scaling or args.lora:
+            raise BadInput("--lora and --rope-scaling say how a model is; name it with -m")
+        dump, opened, spelling = open_dump(args.source, incomplete=True, asked=asked(args)), None, None
+    else:
+        opened = open_weights(args.model, scaling, args.lora)
+        dump, spelling = opened_for(args.source, opened, asked(args)), open_spelling(opened.checkpoint)
     say_notes(dump)
-    return Source(dump, Names(ids_of(dump), open_spelling(opened.checkpoint)), opened)
+    return Source(dump, Names(ids_of(dump), spelling), opened)
 
 
 def of_model(args: argparse.Namespace, stage: Stage | None) -> Source:
@@ -199,6 +203,7 @@ def entries(dump: Dump, stage: Stage, layer: str | None, phase: int) -> list[Ent
 
 
 def viewed(source: Source, stage: Stage, layer: str | None, args: argparse.Namespace, rows: str | None) -> list[View]:
+    """The part that was asked for, of every layer that was."""
     return [view(e, args.head, rows, args.columns) for e in entries(source.dump, stage, layer, args.step)]
 
 

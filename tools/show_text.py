@@ -44,13 +44,13 @@ def header(v: View) -> str:
     """Which stage, of which shape, and which part of it."""
     e = v.entry
     axes = " x ".join(f"{n} {letter}" for n, letter in zip(e.shape, e.stage.letters, strict=True))
-    chosen = [(v.heads, "heads", e.shape[e.stage.letters.index("T") == 0]) for _ in range(v.heads is not None)]
-    chosen += [(v.rows, "rows", len(v.positions) if "T" in e.stage.letters else 1)]
-    chosen += [(v.columns, f"{v.column_is}s", e.shape[-1])]
-    parts = [
-        f"{what} {span.start}:{span.stop}" for span, what, whole in chosen if span is not None and len(span) < whole
-    ]
-    return f"{e.label}  {axes}" + "".join(f", {p}" for p in parts)
+    length = dict(zip(e.stage.letters, e.shape, strict=True))
+    spans = [(f"{v.column_is}s", v.columns, e.shape[-1]), ("rows", v.rows, length.get("T", 1))]
+    if v.heads is not None:
+        spans.append(("heads", v.heads, length.get("N") or length["K"]))
+    return f"{e.label}  {axes}" + "".join(
+        f", {what} {span.start}:{span.stop}" for what, span, whole in reversed(spans) if len(span) < whole
+    )
 
 
 def label(line: Line, names: Names) -> str:
@@ -68,16 +68,12 @@ def value_lines(v: View, names: Names, every_row: bool, every_column: bool) -> I
     for start in range(0, len(columns), pitch):
         block = columns[start : start + pitch]
         yield " " * LABEL + "".join("  ..." if c is None else f"{c:>{CELL}}" for c in block)
-        for line in rows:
-            yield (
-                "  ..."
-                if line is None
-                else label(line, names)
-                + "".join(
-                    "  ..." if c is None else f"{number(float(line.values[c - v.columns.start])):>{CELL}}"
-                    for c in block
-                )
-            )
+        yield from ("  ..." if line is None else label(line, names) + cells(v, line, block) for line in rows)
+
+
+def cells(v: View, line: Line, columns: Sequence[int | None]) -> str:
+    first = v.columns.start
+    return "".join("  ..." if c is None else f"{number(float(line.values[c - first])):>{CELL}}" for c in columns)
 
 
 def figures_of(s: Statistics) -> str:

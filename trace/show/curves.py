@@ -29,9 +29,8 @@ def channels(v: View) -> str:
         return EDGE + (WIDE - EDGE - 12) * column / max(1, len(v.columns) - 1), HIGH - EDGE - (HIGH - EDGE - 14) * y
 
     step = -(-len(v.columns) // POINTS)
-    spots = [
-        place(i + int(most_C[i : i + step].argmax()), most_C[i : i + step].max()) for i in range(0, len(most_C), step)
-    ]
+    highest = [i + int(most_C[i : i + step].argmax()) for i in range(0, len(most_C), step)]
+    spots = [place(i, most_C[i]) for i in highest]
     parts = [frame(), f'<path class="curve mean" d="{path(spots)}"/>', label(EDGE - 3, 15, tick(top), "end")]
     parts += [label(EDGE - 3, HIGH - EDGE + 3, tick(top * 1e-6), "end")]
     parts += [label(EDGE, HIGH - 16, str(v.columns.start)), label(WIDE - 8, HIGH - 16, str(v.columns[-1]), "end")]
@@ -40,9 +39,8 @@ def channels(v: View) -> str:
         x, y = place(i, most_C[i])
         tip = f"{v.column_is} {v.columns[i]}: {most_C[i]:.4g}"
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"><title>{tip}</title></circle>')
-    parts += [
-        label(min(place(i, 1)[0] + 4, WIDE - 40), 15 + 10 * n, str(v.columns[i])) for n, i in enumerate(found[:NAMED])
-    ]
+    for n, i in enumerate(found[:NAMED]):
+        parts.append(label(min(place(i, 1)[0] + 5, WIDE - 40), 18 + 10 * n, str(v.columns[i])))
     count = int(massive(v.by_head).sum())
     said = f"Largest magnitude in each {v.column_is}, logarithmic. "
     said += f"Massive (above 100, and 1,000 times the median): {count} value{'s' * (count != 1)}"
@@ -55,17 +53,17 @@ def path(spots: Iterable[tuple[float, float]]) -> str:
 
 def depth(layers: Sequence[View]) -> str:
     """RMS and largest magnitude, layer by layer; nothing where there is only one."""
-    found = [(f.entry.layer, f.statistics.rms, abs(f.worst[1].value)) for f in map(layer_figures, layers) if f.worst]
-    found = [(n, rms, most) for n, rms, most in found if n is not None and rms]
+    found: list[tuple[int, float, float]] = []
+    for f in map(layer_figures, layers):
+        if f.worst is not None and f.statistics.rms and f.entry.layer is not None:
+            found.append((f.entry.layer, log10(f.statistics.rms), log10(abs(f.worst[1].value))))
     if len(found) < 2:
         return ""
-    last = max(n for n, _, _ in found if n is not None)
-    low = log10(min(rms for _, rms, _ in found if rms))
-    high = max(log10(max(most for _, _, most in found)), low + 1e-3)
+    last, low = max(1, found[-1][0]), min(rms for _, rms, _ in found)
+    high = max(low + 1e-3, *(most for _, _, most in found))
 
-    def place(layer: int | None, value: float | None) -> tuple[float, float]:
-        y = (log10(value or 1) - low) / (high - low)
-        return EDGE + (WIDE - EDGE - 12) * (layer or 0) / max(last, 1), HIGH - EDGE - (HIGH - EDGE - 14) * y
+    def place(layer: int, y: float) -> tuple[float, float]:
+        return EDGE + (WIDE - EDGE - 12) * layer / last, HIGH - EDGE - (HIGH - EDGE - 14) * (y - low) / (high - low)
 
     rms, most = ([place(f[0], f[i]) for f in found] for i in (1, 2))
     parts = [frame(), f'<path class="curve mean" d="{path(rms)}"><title>RMS</title></path>']

@@ -75,12 +75,17 @@ def row_table(v: View, names: Names) -> str:
     lines = list(v.lines())
     rows = []
     for f in (row_figures(v, line, 3) for line in lines[:TABLE]):
-        where = (
-            "" if f.line.head is None else f"head {f.line.head}, "
-        ) + f"{f.line.position} {names.at(f.line.position)}"
+        at, of_head = f.line.position, "" if f.line.head is None else f"head {f.line.head}, "
         s = f.statistics
         most = ", ".join(f"{p.column}: {p.value:.4g}" for p in f.largest)
-        rows.append([where, *(fine(x) for x in (s.mean, s.std, s.rms, s.min, s.max)), str(s.nan + s.inf), most])
+        rows.append(
+            [
+                f"{of_head}{at} {names.at(at)}",
+                *(fine(x) for x in (s.mean, s.std, s.rms, s.min, s.max)),
+                str(s.nan + s.inf),
+                most,
+            ]
+        )
     cut = f" (the first {TABLE} of {len(lines)})" * (len(lines) > TABLE)
     titles = ("row", "mean", "std", "rms", "min", "max", "NaN/inf", f"largest {v.column_is}s")
     return f"<details><summary>Every row, in numbers{cut}</summary>{table(titles, rows)}</details>"
