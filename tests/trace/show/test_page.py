@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
@@ -19,6 +21,8 @@ from qwenref.trace.show.names import Names
 from qwenref.trace.show.page import layers_page, lens_page, stage_page
 from qwenref.trace.show.view import View, view
 from qwenref.trace.stages import by_name
+
+from ..verify.test_report import FLAGS, pixels
 
 VOID = {"meta", "br"}
 TEXTS = ["<b>", "</svg><script>alert(1)</script>", '"', "&amp;", "\u202e", "'", "\x1b[2J", "7"]
@@ -151,3 +155,23 @@ def test_the_lens_as_a_table(last: bool) -> None:
     assert len(cells) == (3 if last else 4) and html.count("not finite") == int(last)
     assert {(float(p), unescape(text)) for p, _, text in cells} == {(0.625, "'<b>'")}
     assert all("62.5% 0" in tip and "25.0% 1" in tip for _, tip, _ in cells)
+
+
+def test_chromium_draws_it(tmp_path: Path) -> None:
+    """Near a phone's width, by night: the paper is dark, a probability of 1 has the full colour and as many pixels as a
+    cell has, nothing is cut off at the right."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    html, png = tmp_path / "page.html", tmp_path / "page.png"
+    v = view(softmax(), "0")
+    html.write_text(stage_page("d", v, [v], Names([], None)), "utf-8")
+    words = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", f"--screenshot={png}", html.as_uri()]
+    night = "--blink-settings=preferredColorScheme=0"
+    subprocess.run([chromium, *FLAGS, night, *words], check=True, capture_output=True, timeout=120)
+    image = pixels(png.read_bytes())[..., :3].astype(int)
+    assert np.abs(image[2, 2] - (0x14, 0x18, 0x1B)).max() <= 3
+    assert np.abs(image[:, -3:] - (0x14, 0x18, 0x1B)).max() <= 3
+    full = np.abs(image - (0x2F, 0xB5, 0xA6)).max(-1) <= 3  # the first query's only key
+    ys, xs = np.nonzero(full & (np.arange(500) > 20))
+    assert len(ys) > 300 and np.ptp(ys) >= 17 <= np.ptp(xs)
