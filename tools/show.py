@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from ..trace.show.names import Names
 from ..trace.show.page import layers_page, lens_page, stage_page
 from ..trace.show.view import View, view
 from ..trace.sources import open_dump
-from ..trace.stages import Stage, by_name, find, of_pieces
+from ..trace.stages import NAMES, Stage, by_name, find, of_pieces
 from ..trace.store import phase_name
 from ..tracing import held
 from .leftovers import whole_file
@@ -40,10 +41,13 @@ TOP = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Shows a stage of a dump: values, statistics of each row, a histogram; without LAYER a line for each layer.\n"
-        "Of a model, a prompt is run first and its stages are kept in memory.\n" + KINDS
+        "Shows a stage of a dump: values, statistics of each row, a histogram; without\n"
+        "LAYER a line for each layer. Of a model, a prompt is run first, in memory.\n" + KINDS
     )
-    parser.epilog = """A:B is as in Python: B is not included, -3: are the last three; what is chosen is shown whole.
+    parser.epilog = f"""stages:
+{fill(", ".join(NAMES), 78, initial_indent="  ", subsequent_indent="  ")}
+A:B is as in Python: B is not included, -3: are the last three. What is chosen
+is shown from end to end.
 examples:
   engine show dump/ attn_norm 3
   engine show dump/ post_ffn_residual
@@ -53,7 +57,7 @@ examples:
   engine show model.gguf --lens -p 'What is 2+2?'
   engine show hooks.pt attn_out 3 -m model.gguf --tokens 3838,374,220"""
     parser.add_argument("source", metavar="DUMP|MODEL", help="a dump, or a model to run")
-    parser.add_argument("stage", metavar="STAGE", nargs="?", help="as in engine trace --help")
+    parser.add_argument("stage", metavar="STAGE", nargs="?", help="its name, listed below; with --lens a residual")
     parser.add_argument("layer", metavar="LAYER", nargs="?", help="a number, 0..4 (4 not included) or all (default)")
     parser.add_argument("-m", "--model", metavar="MODEL", help="whose dump it is: for sizes, and for tokens as text")
     parser.add_argument("--head", metavar="A:B", help="heads, of a stage that has them")
