@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
-from ..beside import sweep
+from ..beside import Beside, sweep
 from ..engine.user_cache import user_cache
+from ..errors import BadInput
 
 PATIENCE_S = 2.0  # a folder of an hour ago may be on a network that is gone
 
@@ -35,6 +36,20 @@ def written_down(place: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             note.unlink()
+
+
+@contextmanager
+def whole_file(place: Path, what: str) -> Iterator[Path]:
+    """An empty file to be filled, which is at its place when the block ends: whole, or not at all.
+
+    what: "the report", for the message. Raises BadInput where the disk refuses.
+    """
+    try:
+        with written_down(place), Beside(place, folder=False) as beside:
+            yield beside.path
+            beside.move()
+    except OSError as error:
+        raise BadInput(f"{place}: cannot write {what}: {error.strerror}") from None
 
 
 def sweep_all(notes: Path) -> None:

@@ -94,6 +94,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, words: bool = False) ->
         parser.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
     else:
         add_model_argument(parser)
+    add_computing_arguments(parser)
+
+
+def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
+    """--backend, --precision, -t/--threads, --lora and the scaling of RoPE."""
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what computes (default: cpu)")
     parser.add_argument(
         "--precision",

@@ -22,15 +22,16 @@ from .. import __version__
 from ..errors import BadInput, meant
 from .terminal import on_stderr
 
-# command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a
-# module of the standard library shadows it when run as a script.
+# command: (file in this folder, one line). `trace` and `inspect` live in record.py and inspect_model.py: a file named
+# like a module of the standard library shadows it when run as a script.
 COMMANDS = {
     "run": ("run", "answer a prompt"),
     "pull": ("pull", "download a model"),
     "list": ("list", "the models that are here"),
-    "inspect": ("show", "what is in a model file"),
+    "inspect": ("inspect_model", "what is in a model file"),
     "convert": ("convert", "a model into another container"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
+    "show": ("show", "look at a stage: values, statistics, pictures"),
     "eval": ("eval", "perplexity of a text, and how far from another model"),
     "diff": ("diff", "two dumps, or the weights of two models, side by side"),
     "verify": ("verify", "judge a dump of any engine, stage by stage"),

@@ -1,211 +1,265 @@
-"""engine inspect: what is in a model file. Nothing is decoded unless --check asks for it."""
+"""engine show: one stage of a dump, or of a model's own pass, to look at."""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from math import prod
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
 
-from ..errors import BadInput, blamed_on
+import numpy as np
 
-if TYPE_CHECKING:
-    from ..engine.files import Checkpoint, Vocabulary
-    from ..quant.tensor import QTensor
+from ..engine.aliases import MODELS
+from ..engine.generate import check_prompt
+from ..engine.hub_id import hub_id
+from ..engine.load import Opened
+from ..errors import BadInput, meant
+from ..judging import opened_for
+from ..lens import RESIDUALS, lens
+from ..trace.dump import Dump, Entry
+from ..trace.plan import parse_ranges, plan, spell_ranges
+from ..trace.show.figures import layer_figures
+from ..trace.show.histogram import histogram
+from ..trace.show.names import Names
+from ..trace.show.page import layers_page, lens_page, stage_page
+from ..trace.show.view import View, view
+from ..trace.sources import open_dump
+from ..trace.stages import NAMES, Stage, by_name, find, of_pieces
+from ..trace.store import phase_name
+from ..tracing import held
+from .leftovers import whole_file
+from .load import add_computing_arguments, is_model, load_as_asked, open_spelling, open_weights, rope_asked
+from .prompt import given_tokens
+from .record import add_prompt_arguments, prompt_of
+from .show_json import about, figures_as_json, lens_as_json
+from .show_text import header, histogram_lines, layer_lines, lens_lines, row_lines, value_lines
+from .source import KINDS, add_source_arguments, asked, say_notes
+from .terminal import bar_block, json_text, one_line
+
+TOP = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --tensors, --check, --json."""
-    from .load import add_model_argument
-
-    parser.description = "Shows what is in a model file: its configuration, weight formats, sizes and tokenizer."
-    parser.epilog = "example: engine inspect model.gguf --tensors"
-    add_model_argument(parser)
-    parser.add_argument("--tensors", action="store_true", help="a line for each tensor")
-    parser.add_argument(
-        "--check", action="store_true", help="decode every weight too; exit status 2 for a NaN, an infinity or a misfit"
+    parser.description = (
+        "Shows a stage of a dump: values, statistics of each row, a histogram; without\n"
+        "LAYER a line for each layer. Of a model, a prompt is run first, in memory.\n" + KINDS
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with all tensors, and nothing else")
+    parser.epilog = f"""stages:
+{fill(", ".join(NAMES), 78, initial_indent="  ", subsequent_indent="  ")}
+A:B is as in Python: B is not included, -3: are the last three. What is chosen
+is shown from end to end.
+examples:
+  engine show dump/ attn_norm 3
+  engine show dump/ post_ffn_residual
+  engine show dump/ attn_softmax 3 --head 5 -m model.gguf
+  engine show model.gguf ffn_swigl 0 -p 'What is 2+2?' --rows=-1: --columns 0:12
+  engine show model.gguf attn_softmax 3 -p 'What is 2+2?' --html attention.html
+  engine show model.gguf --lens -p 'What is 2+2?'
+  engine show hooks.pt attn_out 3 -m model.gguf --tokens 3838,374,220"""
+    parser.add_argument("source", metavar="DUMP|MODEL", help="a dump, or a model to run")
+    parser.add_argument("stage", metavar="STAGE", nargs="?", help="its name, listed below; with --lens a residual")
+    parser.add_argument("layer", metavar="LAYER", nargs="?", help="a number, 0..4 (4 not included) or all (default)")
+    parser.add_argument("-m", "--model", metavar="MODEL", help="whose dump it is: for sizes, and for tokens as text")
+    parser.add_argument("--head", metavar="A:B", help="heads, of a stage that has them")
+    parser.add_argument("--rows", metavar="A:B", help="rows: positions, counted from the first that is there")
+    parser.add_argument("--columns", metavar="A:B", help="channels; keys of attention, tokens of lm_head")
+    parser.add_argument("--step", type=int, default=0, metavar="N", help="of decode step N (default: 0, the prompt)")
+    parser.add_argument(
+        "--lens", action="store_true", help="what the model would say if it ended after each layer: the logit lens"
+    )
+    parser.add_argument("--top", type=int, metavar="K", help=f"tokens that --lens says (default: {TOP})")
+    parser.add_argument("--npy", metavar="FILE", type=Path, help="write what is shown as a NumPy array, too")
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="draw it for a browser, too: attention, channels, layers"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object; the values of a part that was chosen")
+    add_computing_arguments(parser)
+    add_prompt_arguments(parser)
+    add_source_arguments(parser, tokens=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is looked at. model: None where no option names it."""
+
+    dump: Dump
+    names: Names
+    model: Opened | None
 
 
 def main(args: argparse.Namespace) -> int:
-    """Raises BadInput for a file that can not be opened and, under --check, for one that can not be computed with."""
-    from .load import open_model
-    from .terminal import json_text
-
-    checkpoint = open_model(args.model)
-    if args.check:
-        check(checkpoint)
-    report = describe(checkpoint)
-    if args.json:
-        print(json_text(report | {"checked": args.check}))
+    if find(args.source) and not Path(args.source).exists():
+        raise BadInput(f"{args.source} is a stage; what to look at comes first: engine show DUMP {args.source}")
+    if none := next((p for p in (args.npy, args.html) if p is not None and not p.absolute().parent.is_dir()), None):
+        raise BadInput(f"{none}: no such folder")
+    if args.step < 0:
+        raise BadInput(f"--step {args.step}: 0 is the prompt, 1 the first decode step")
+    if args.top is not None and not (args.lens and args.top > 0):
+        raise BadInput(f"--top {args.top}: how many tokens --lens says of each layer, at least 1")
+    stage = None if args.stage is None else by_name(args.stage)
+    if args.lens:
+        stage = check_lens(stage, args)
+    check_layer(stage, args.layer)
+    source = of_dump(args) if is_dump(args.source) else of_model(args, stage)
+    if stage is None:
+        held = dict.fromkeys(e.stage.name for e in source.dump.entries)
+        raise BadInput(f"which stage? {args.source} has {', '.join(held)}")
+    if args.lens:
+        show_lens(source, stage, args)
     else:
-        print_report(report, args.tensors)
-        if args.check:
-            print("\nchecked: every tensor has its role and shape, and every weight is finite")
+        show_values(source, stage, args)
     return 0
 
 
-def describe(c: Checkpoint) -> dict[str, Any]:
-    """All that there is to say about a checkpoint, as JSON has it. Sizes are in bytes."""
-    formats = [
-        {"format": name, "tensors": count, "parameters": parameters, "bytes": size}
-        for name, (count, parameters, size) in sorted(by_format(c.tensors.values()).items(), key=lambda f: -f[1][2])
-    ]
-    return {
-        "path": str(c.path),
-        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in c.files],
-        "container": c.container,
-        "config": c.config.spelled(),
-        "parameters": sum(prod(t.shape) for t in c.tensors.values()),
-        "bytes": sum(t.data.size for t in c.tensors.values()),
-        "formats": formats,
-        "tokenizer": describe_vocabulary(c.vocabulary()),
-        "metadata": {key: plain(c.metadata[key]) for key in c.metadata},
-        "tensors": [
-            {"name": name, "shape": list(t.shape), "format": t.format, "bytes": t.data.size}
-            for name, t in c.tensors.items()
-        ],
-    }
+def is_dump(name: str) -> bool:
+    """Whether it is, and no model. Raises BadInput for what can be neither."""
+    if not is_model(name) and Path(name).exists():
+        return True
+    if not is_model(name) and hub_id(name) is None:
+        raise BadInput(f"{name} is neither a dump nor a model, nor is there such a file{meant(name, MODELS)}")
+    return False
 
 
-def by_format(tensors: Iterable[QTensor]) -> dict[str, tuple[int, int, int]]:
-    """format: (tensors, parameters, bytes)."""
-    counts: Counter[str] = Counter()
-    parameters: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for t in tensors:
-        counts[t.format] += 1
-        parameters[t.format] += prod(t.shape)
-        sizes[t.format] += t.data.size
-    return {name: (counts[name], parameters[name], sizes[name]) for name in counts}
+def check_layer(stage: Stage | None, layer: str | None) -> None:
+    """Raises BadInput for a layer that the stage does not have, whatever the model."""
+    if stage is None or layer is None or layer.lower() == "all":
+        return
+    numbers = parse_ranges(layer, "layer")
+    if stage.scope == "whole":
+        raise BadInput(f"{stage.name} is of the whole model; leave out the layer {layer}")
+    if stage.scope == "first" and numbers != (range(1),):
+        raise BadInput(f"{stage.name} is of layer 0 alone; leave out the layer {layer}")
 
 
-def describe_vocabulary(v: Vocabulary | None) -> dict[str, Any] | None:
-    """The tokenizer's sizes and special ids, None where the file has none."""
-    if v is None:
-        return None
-    return {
-        "model": v.model,
-        "pre": v.pre,
-        "tokens": len(v.tokens),
-        "merges": len(v.merges),
-        "bos_id": v.bos_id,
-        "prefix": list(v.prefix),
-        "suffix": list(v.suffix),
-        "eos_ids": list(v.eos_ids),
-        "eos_from": list(v.eos_from),
-        "pad_id": v.pad_id,
-        "special": {token: i for i, token in enumerate(v.tokens) if v.types[i] in (2, 3, 4)},
-        "chat_template": v.chat_template is not None,
-        "notes": list(v.notes),
-    }
+def check_lens(stage: Stage | None, args: argparse.Namespace) -> Stage:
+    """The stage that the lens reads. Raises BadInput for one that the final norm would not."""
+    stage = by_name(RESIDUALS[-1]) if stage is None else stage
+    if stage.name not in RESIDUALS:
+        raise BadInput(f"--lens reads the residual: {', '.join(RESIDUALS)} (the default), not {stage.name}")
+    if (other := next((o for o in ("head", "columns", "npy") if getattr(args, o) is not None), None)) is not None:
+        raise BadInput(f"--lens reads whole rows; --{other} is for values")
+    if is_dump(args.source) and args.model is None:
+        raise BadInput("--lens needs the model's final norm and head; give it with -m")
+    return stage
 
 
-def answer_ends(tokenizer: dict[str, Any]) -> list[str]:
-    """A line for each id that ends an answer: its spelling, and who says so."""
-    names = {i: f" {token}" for token, i in tokenizer["special"].items()}
-    return [
-        f"{i}{names.get(i, '')}, by {how}" for i, how in zip(tokenizer["eos_ids"], tokenizer["eos_from"], strict=True)
-    ]
-
-
-def plain(value: Any) -> Any:
-    """A metadata value as JSON has it; of an array only the length, of a number that JSON lacks the spelling."""
-    if isinstance(value, str | bool | int | None):
-        return value
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else str(value)
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    return {"array": len(value)} if hasattr(value, "__len__") else str(value)
-
-
-def check(c: Checkpoint) -> None:
-    """Raises BadInput unless every tensor has a role and its shape, and every weight is finite.
-
-    Loading a model does not look at the weights: to decode them all takes longer than an answer does. A scale that is
-    NaN or infinite makes its block's values so, whatever the codes.
-    """
-    from ..engine.bind import bind
-
-    with blamed_on(c.path):
-        bind(c.config, c.tensors)
-        broken = {t.name: bad for t in c.tensors.values() if (bad := unusable_row(t)) is not None}
-        if broken:
-            name, row = next(iter(broken.items()))
-            more = f", and so do {len(broken) - 1} tensors more: {', '.join(list(broken)[1:6])}" * (len(broken) > 1)
-            raise BadInput(f"tensor {name}: row {row} holds a NaN or an infinity{more}")
-    c.check_unchanged()
-
-
-def unusable_row(t: QTensor) -> int | None:
-    """The first row that holds a NaN or an infinity."""
-    return next((start + i for start, rows in decoded(t) for i, finite in enumerate(rows) if not finite), None)
-
-
-def decoded(t: QTensor) -> Iterator[tuple[int, Any]]:
-    """A slab at a time: its first row, and for each of its rows whether all values are finite."""
-    import numpy as np
-
-    from ..quant.tensor import dequantize, row_slabs
-
-    for start, stop in row_slabs(t):
-        with np.errstate(all="ignore"):
-            values = dequantize(t, start, stop)
-        yield start, np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-
-
-def print_report(report: dict[str, Any], tensors: bool) -> None:
-    """For people: aligned columns, the same in a pipe as on a terminal, where headings are bold."""
-    from rich.console import Console
-
-    from .terminal import one_line
-
-    class Quiet(Console):
-        def on_broken_pipe(self) -> None:  # rich's own exits with status 1
-            raise BrokenPipeError
-
-    console = Quiet(highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-    def section(title: str, rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        console.print(f"\n{title}", style="bold")
-        for row in rows:
-            cells = (x.rjust(w) if i in right else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True)))
-            line = "  " + "  ".join(cells).rstrip()
-            console.print(one_line(line))
-
-    size = sum(f["bytes"] for f in report["files"])
-    parts = f" in {len(report['files'])} files" if len(report["files"]) > 1 else ""
-    console.print(one_line(report["path"]), style="bold")
-    console.print(f"  {report['container']}, {size:,} bytes{parts}, {report['parameters']:,} parameters")
-    section("configuration", [(name, str(value)) for name, value in report["config"].items()])
-    weights = [
-        (f["format"], f"{f['tensors']:,} tensors", f"{f['parameters']:,} parameters", f"{f['bytes']:,} bytes")
-        for f in report["formats"]
-    ]
-    section("weights", weights, right=(1, 2, 3))
-    tokenizer = report["tokenizer"]
-    if tokenizer is None:
-        section("tokenizer", [("none", "")])
+def of_dump(args: argparse.Namespace) -> Source:
+    """A dump, opened. The model says sizes and spells tokens, and has what the lens needs."""
+    if said := next((o for o in ("prompt", "file") if getattr(args, o) is not None), "chat" if args.chat else None):
+        raise BadInput(f"{args.source} is a dump, which has its prompt; --{said} is for a model that is run")
+    if (args.backend, args.precision) != ("cpu", "f32"):
+        raise BadInput(f"{args.source} is a dump, for which nothing is run; --backend and --precision are for a model")
+    scaling = rope_asked(args)
+    if args.model is None:
+        if scaling or args.lora:
+            raise BadInput("--lora and --rope-scaling say how a model is; name it with -m")
+        dump, opened, spelling = open_dump(args.source, incomplete=True, asked=asked(args)), None, None
     else:
-        special = " ".join(f"{i}={token}" for token, i in tokenizer["special"].items())
-        lines = [
-            ("model", f"{tokenizer['model']}, pre-tokenizer {tokenizer['pre']}"),
-            ("sizes", f"{tokenizer['tokens']:,} tokens, {tokenizer['merges']:,} merges"),
-            ("begins with", " ".join(map(str, tokenizer["prefix"])) or "nothing"),
-            ("ends with", " ".join(map(str, tokenizer["suffix"])) or "nothing"),
-            *(("answers end at", line) for line in answer_ends(tokenizer) or ["nothing"]),
-            ("padding", str(tokenizer["pad_id"])),
-            ("special", special or "none"),
-            ("chat template", "yes" if tokenizer["chat_template"] else "no"),
-            *(("note", note) for note in tokenizer["notes"]),
-        ]
-        section("tokenizer", lines)
-    if tensors:
-        rows = [
-            (t["name"], " x ".join(map(str, t["shape"])), t["format"], f"{t['bytes']:,}") for t in report["tensors"]
-        ]
-        section("tensors (outermost dimension first; bytes)", rows, right=(3,))
+        opened = open_weights(args.model, scaling, args.lora)
+        dump, spelling = opened_for(args.source, opened, asked(args)), open_spelling(opened.checkpoint)
+    say_notes(dump)
+    return Source(dump, Names(ids_of(dump), spelling), opened)
+
+
+def of_model(args: argparse.Namespace, stage: Stage | None) -> Source:
+    """The stage of a model's own pass, held in memory."""
+    if args.model is not None:
+        raise BadInput(f"{args.source} is a model already; -m is for a dump")
+    if said := next((o for o in ("map", "row", "passes") if getattr(args, o) is not None), None):
+        raise BadInput(f"{args.source} is a model; --{said} is for another engine's dump")
+    ids = given_tokens(args)
+    opened = open_weights(args.source, rope_asked(args), args.lora)
+    c, has = opened.checkpoint.config, of_pieces(opened.weights.pieces)
+    if stage is None:
+        raise BadInput(f"which stage? {args.source} has {', '.join(has)}")
+    drawn_by_layer = args.html is not None and "S" not in stage.letters
+    layers = args.layer if args.layer is not None and stage.scope == "layer" and not drawn_by_layer else "all"
+    wanted = plan(stage.name, layers, "all", args.step).within(has)
+    wanted.check(c.num_hidden_layers)
+    ids, spelling = prompt_of(args, ids, opened.checkpoint)
+    check_prompt(ids, c, args.step)
+    dump = held(load_as_asked(args, opened), ids, wanted)
+    return Source(dump, Names(ids_of(dump), spelling), opened)
+
+
+def ids_of(dump: Dump) -> list[int]:
+    """The tokens that were run, by position; empty where nobody knows them."""
+    return [*dump.run.get("tokens", ()), *dump.run.get("generated", ())]
+
+
+def entries(dump: Dump, stage: Stage, layer: str | None, phase: int) -> list[Entry]:
+    """The stage of the layers that were asked for, in order. Raises BadInput that says what there is instead."""
+    of_phase = [e for e in dump.entries if e.phase == phase]
+    there = [e for e in of_phase if e.stage.name == stage.name]
+    asked = None if layer is None or layer.lower() == "all" else parse_ranges(layer, "layer")
+    found = [e for e in there if asked is None or (e.layer is not None and any(e.layer in r for r in asked))]
+    if found:
+        return found
+    if there:
+        held = spell_ranges(e.layer for e in there if e.layer is not None)
+        where = f"layer {layer} ({phase_name(phase)}); it has that of layers {held}"
+        raise BadInput(f"{dump.path} has no {stage.name} of {where}")
+    if not of_phase:
+        held = ", ".join(dict.fromkeys(phase_name(e.phase) for e in dump.entries))
+        raise BadInput(f"{dump.path} has no {phase_name(phase)}; it has {held}")
+    held = ", ".join(dict.fromkeys(e.stage.name for e in of_phase))
+    raise BadInput(f"{dump.path} has no {stage.name} ({phase_name(phase)}); it has {held}")
+
+
+def viewed(source: Source, stage: Stage, layer: str | None, args: argparse.Namespace, rows: str | None) -> list[View]:
+    """The part that was asked for, of every layer that was."""
+    return [view(e, args.head, rows, args.columns) for e in entries(source.dump, stage, layer, args.step)]
+
+
+def show_lens(source: Source, stage: Stage, args: argparse.Namespace) -> None:
+    assert source.model is not None  # check_lens has seen to it
+    views = viewed(source, stage, args.layer, args, args.rows or "-1")
+    found = list(lens(views, source.model, args.top or TOP))
+    if args.html is not None:
+        write_page(args.html, lens_page(args.source, found, views[0], source.names))
+    if args.json:
+        print(json_text(about(args.source, views[0].entry, source.names) | lens_as_json(found, source.names)))
+        return
+    for i, guesses in enumerate(found):
+        print("\n" * bool(i) + "\n".join(lens_lines(guesses, source.names)))
+
+
+def show_values(source: Source, stage: Stage, args: argparse.Namespace) -> None:
+    views, names = viewed(source, stage, args.layer, args, args.rows), source.names
+    if args.npy is not None:
+        if len(views) > 1:
+            raise BadInput(f"--npy {args.npy}: it holds one array; name the layer")
+        with whole_file(args.npy, "the array") as path, path.open("wb") as file:
+            np.save(file, views[0].values)
+    if args.html is not None and len(views) > 1:
+        write_page(args.html, layers_page(args.source, views, names))
+    elif args.html is not None:
+        every = viewed(source, stage, None, args, args.rows) if stage.scope == "layer" else views
+        write_page(args.html, stage_page(args.source, views[0], every, names))
+    if args.json:
+        chosen = (args.rows, args.head, args.columns) != (None, None, None)
+        print(json_text(about(args.source, views[0].entry, names) | figures_as_json(views, chosen)))
+    elif len(views) == 1:
+        print_stage(views[0], source, args)
+    else:
+        print_layers(views)
+
+
+def write_page(place: Path, text: str) -> None:
+    with whole_file(place, "the page") as path:
+        path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
+
+
+def print_stage(v: View, source: Source, args: argparse.Namespace) -> None:
+    every_row = args.rows is not None or args.head is not None
+    print(f"{one_line(header(v))}\n")
+    print("\n".join(value_lines(v, source.names, every_row, args.columns is not None)))
+    print("\n".join(["", *row_lines(v, source.names, every_row)]))
+    if (spread := histogram(v.computed())) is not None:
+        print("\n".join(["", *histogram_lines(spread, bar_block())]))
+
+
+def print_layers(views: list[View]) -> None:
+    e = views[0].entry
+    print(f"{e.stage.name} ({phase_name(e.phase)}), layer by layer\n")
+    print("\n".join(layer_lines([layer_figures(v) for v in views], views[0].column_is)))

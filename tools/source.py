@@ -21,17 +21,17 @@ the names of the stages, of Transformers, mlx-lm, candle, SGLang, vLLM, nano-vll
 llama.cpp's graph and Meta's Llama are known; others take a --map. docs/dumps.md has a section for each."""
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """--map, --row, --passes, --tokens."""
+def add_source_arguments(parser: argparse.ArgumentParser, tokens: bool = True) -> None:
+    """--map, --row, --passes, --tokens; without the last where the command has one of its own."""
     group = parser.add_argument_group("a dump of another engine")
     group.add_argument("--map", metavar="FILE", type=Path, help="JSON: names of its arrays -> stages")
     group.add_argument("--row", metavar="N", type=int, help="which prompt of a batch, padded or packed; from 0")
     group.add_argument(
         "--passes", metavar="RANGE", help="which passes of the model, where several prompts were run: 3..7"
     )
-    group.add_argument(
-        "--tokens", metavar="IDS", help="the token ids that were run, a comma list, if the dump has none"
-    )
+    if tokens:
+        what = "the token ids that were run, a comma list, if the dump has none"
+        group.add_argument("--tokens", metavar="IDS", help=what)
 
 
 def asked(args: argparse.Namespace) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from math import isfinite
 from typing import Any
@@ -27,6 +28,15 @@ def on_stderr(text: str) -> None:
     if (more := len(line) - LONGEST) > 0:
         line = f"{line[:LONGEST]} ... ({more} more characters)"
     print(line, file=sys.stderr, flush=True)
+
+
+def bar_block() -> str:
+    """What a bar is made of: a block, or # where stdout's encoding or a dumb terminal has none."""
+    try:
+        "\N{FULL BLOCK}".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return "#"
+    return "#" if sys.stdout.isatty() and os.environ.get("TERM") == "dumb" else "\N{FULL BLOCK}"
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..beside import Beside
 from ..engine.files import Checkpoint
 from ..engine.text.chat import Chat, prompt_ids
 from ..engine.text.tokenizer import Tokens
@@ -15,7 +14,7 @@ from ..judging import judged, opened_for
 from ..trace.verify.report.terminal import lines_of
 from .choice import add_choice_arguments, chosen
 from .cost import Cost, cost_lines, costs, facts_of
-from .leftovers import written_down
+from .leftovers import whole_file
 from .load import (
     add_lora_argument,
     add_model_argument,
@@ -90,7 +89,8 @@ def main(args: argparse.Namespace) -> int:
             paid, keys = costs(result, model.weights, done)
     result = told.of(result)
     if args.html is not None:
-        write(args.html, result.html())
+        with whole_file(args.html, "the report") as path:
+            path.write_text(result.html(), "utf-8", "backslashreplace")  # a file's name may be no text
     apart = None if wanted is None else difference(wanted, result.tokens, open_spelling(model.checkpoint))
     if args.json:
         prompt = {} if wanted is None else {"prompt": {"tokens": wanted, "difference": apart}}
@@ -131,13 +131,3 @@ def difference(wanted: list[int], held: Sequence[int] | None, spelling: Tokens |
         return None
     ids = f"the prompt has {len(wanted)} ids, and {len(held)} were run"
     return f"Other ids than the prompt's: {ids}; at {at} it has {spelled(wanted, at)}, and {spelled(held, at)} was run."
-
-
-def write(path: Path, text: str) -> None:
-    """Beside its place, then moved there: whole or not at all."""
-    try:
-        with written_down(path), Beside(path, folder=False) as beside:
-            beside.path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
-            beside.move()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot write the report: {error.strerror}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from math import inf, sqrt
+from math import hypot, inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,11 @@ class Statistics:
     nan: int
     inf: int
     zero: int
+
+    @property
+    def rms(self) -> float | None:
+        """The root of the mean square, of the finite values."""
+        return None if self.mean is None or self.std is None else hypot(self.mean, self.std)
 
     def anomalies(self) -> list[str]:
         """What no healthy stage shows, in words. Zeros of both signs count as zero."""

@@ -288,6 +288,25 @@ def verified(r: Random, at: Path, argv: list[str]) -> Case:
     return Case(argv, (0, 1, 2), output=output, json="--json" in argv)
 
 
+@target(60)
+def show(r: Random, at: Path) -> Case:
+    output = at / r.choice(("a.npy", "a.html"))
+    argv = ["show", str(dumps.hostile_dump(r, at / "d")), r.choice(STAGES), *r.choice(([], ["0"], ["1"], ["0..2"]))]
+    if r.random() < 0.3:
+        argv += ["-m", str(models.healthy(r))]
+    if r.random() < 0.3:
+        argv = [*argv[:2], "--lens", "-m", str(models.healthy(r))]
+    for flag in ("--rows", "--columns", "--head", "--step", "--top"):
+        if r.random() < 0.15:
+            argv.append(f"{flag}={r.choice((':', '0', '1:3', '-1', '2..9', '', '9' * 30, *NAMES[:8]))}")
+    if r.random() < 0.3:
+        argv += [f"--{output.suffix[1:]}", str(output)]
+        if r.random() < 0.3:
+            output.write_text("before")
+    argv += flags(r, "--json")
+    return Case(argv, output=output, json="--json" in argv)
+
+
 @target(40, *MODELS)
 def verify_model(r: Random, at: Path, kind: str) -> Case:
     """A healthy dump, or one that is not, by a model that is not."""
@@ -354,7 +373,7 @@ ODD_NUMBERS = (
 ODD_TEXTS = tuple(name for name in NAMES if "\0" not in name)
 # What is written is named so that it stays where it is.
 ODD_PATHS = tuple(name for name in ODD_TEXTS if "/" not in name and name != "CON")
-WRITTEN = ("directory", "destination", "html", "save_tensor_dir")
+WRITTEN = ("directory", "destination", "html", "npy", "save_tensor_dir")
 
 
 def actions_of(command: str) -> list[argparse.Action]:
@@ -386,6 +405,8 @@ def options(r: Random, at: Path) -> Case:
             ("convert", [model, f"{out}.gguf"]),
             ("diff", [dump, dump]),
             ("diff", [model, str(models.healthy(r)), "--weights"]),
+            ("show", [dump, "attn_norm", "0", "-m", model]),
+            ("show", [model, "attn_norm", "0", "--tokens=1,2,3", "--backend=reference"]),
             ("verify", [f"{dump}/layer-0", "-m", model]),
             ("import", [dump, out, "-m", model]),
             ("bench", ["-m", model, "-p0"]),

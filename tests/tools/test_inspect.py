@@ -11,8 +11,8 @@ import pytest
 from qwenref.engine.files import open_checkpoint
 from qwenref.errors import BadInput
 from qwenref.tools.dev.golden_config import write_case
+from qwenref.tools.inspect_model import check
 from qwenref.tools.main import main
-from qwenref.tools.show import check
 
 from ..gguf_builder import ARR, I32, STR, TENSORS, Gguf, Tensor, array
 from ..tiny import tiny_weights, write_gguf

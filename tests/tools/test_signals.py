@@ -44,11 +44,12 @@ MOVE = "beside:Beside.move"
 # command: (where it stops, its words); {} is a folder with tiny.gguf, dump/ and arrays/, DIR one to write to.
 COMMANDS = {
     "run": ("engine.generate:sample", "run -m {}/tiny.gguf --backend reference -p x -n 9"),
-    "inspect": ("tools.show:check", "inspect {}/tiny.gguf --check"),
+    "inspect": ("tools.inspect_model:check", "inspect {}/tiny.gguf --check"),
     "eval": (MOVE, "eval {}/tiny.gguf --backend reference -f {}/text -c 8 --save-logits DIR/l.dat"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/tiny.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/tiny.gguf"),
     "verify --html": (MOVE, "verify {}/dump {}/tiny.gguf --html DIR/report.html"),
+    "show": (MOVE, "show {}/dump attn_norm 1 --npy DIR/a.npy"),
     "convert": (MOVE, "convert {}/tiny.gguf DIR/again.apr"),
     "convert to a folder": (MOVE, "convert {}/tiny.gguf DIR/again/"),
     "trace": (MOVE, "trace {}/tiny.gguf --backend reference -p x --save-tensor all --save-tensor-dir DIR/dump"),
@@ -237,7 +238,7 @@ def test_what_the_caller_ignores_is_ignored(files: Path, tmp_path: Path) -> None
     for number in (signal.SIGHUP, signal.SIGINT):
         was = signal.signal(number, signal.SIG_IGN)
         try:
-            p = Process(files, tmp_path, "tools.show:check", "stdin", "inspect {}/tiny.gguf --check")
+            p = Process(files, tmp_path, "tools.inspect_model:check", "stdin", "inspect {}/tiny.gguf --check")
         finally:
             signal.signal(number, was)
         p.hear(b"busy")
@@ -249,8 +250,8 @@ def test_what_the_caller_ignores_is_ignored(files: Path, tmp_path: Path) -> None
 def itself(name: str, files: Path) -> list[str]:
     """A command that gets a signal from itself."""
     words = ["engine", "inspect", str(files / "tiny.gguf"), "--check"]
-    told = f"import os, signal, sys; from qwenref.tools import show; sys.argv = {words!r}; "
-    told += f"show.check = lambda c: os.kill(os.getpid(), signal.{name}); "
+    told = f"import os, signal, sys; from qwenref.tools import inspect_model; sys.argv = {words!r}; "
+    told += f"inspect_model.check = lambda c: os.kill(os.getpid(), signal.{name}); "
     return [sys.executable, "-c", told + "from qwenref.tools.main import main; sys.exit(main())"]
 
 
@@ -263,7 +264,7 @@ def test_a_shell_sees_the_usual_status(name: str, status: int, files: Path) -> N
 
 def test_a_shells_loop_ends_with_the_command(files: Path) -> None:
     """Ctrl-C goes to both; the shell ends only if it sees that the command has died of it."""
-    command = shlex.join([*BUSY, "tools.show:check", "native", "inspect", str(files / "tiny.gguf"), "--check"])
+    command = shlex.join([*BUSY, "tools.inspect_model:check", "native", "inspect", str(files / "tiny.gguf"), "--check"])
     loop = ["bash", "-c", f"for i in 1 2; do {command}; done; echo went on"]
     shell = subprocess.Popen(loop, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     assert shell.stderr is not None and shell.stderr.readline() == b"busy\n"
@@ -298,7 +299,7 @@ CUTS = {
         "engine.load:check_precision",
         "trace {}/cut.gguf --backend reference -p x --save-tensor all --save-tensor-dir DIR/d",
     ),
-    "inspect": ("tools.show:check", "inspect {}/cut.gguf --check"),
+    "inspect": ("tools.inspect_model:check", "inspect {}/cut.gguf --check"),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/cut.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/cut.gguf --html DIR/r.html"),
     "convert": ("engine.files.apr_writer:write_apr", "convert {}/cut.gguf DIR/again.apr"),

@@ -26,6 +26,8 @@ from .test_cli import engine
         (["pull", "qwen2.5-coder-0.5b-instruct"], "qwen2.5-coder-0.5b-instruct-q4_k_m"),
         (["inspect", "qwen2.5-coder-1.5b-instruct-q4_k"], "qwen2.5-coder-1.5b-instruct-q4_k_m"),
         (["help", "verfy"], "verify"),
+        (["show", "dump", "ffn_outt"], "ffn_out"),
+        (["show", "qwen2.5-coder-0.5b-instruct", "ffn_out"], "qwen2.5-coder-0.5b-instruct-q4_k_m"),
     ],
 )
 def test_a_mistyped_word_is_recognised(words: list[str], near: str, capsys: pytest.CaptureFixture[str]) -> None:

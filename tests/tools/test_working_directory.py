@@ -87,6 +87,7 @@ def lines(path: Path, out: Path) -> Iterator[tuple[list[str], int]]:
     (out / "text").write_text("low and behold, the lowest of the low\n")
     yield ["eval", m, "-f", str(out / "text"), "-c", "8"], 0
     yield ["diff", str(out / "d"), str(out / "d")], 0
+    yield ["show", str(out / "d"), "--lens", "-m", m], 0
     yield ["verify", str(out / "d"), "-m", m], 0
     yield ["import", str(out / "arrays"), str(out / "i"), "-m", m, *ids], 0
     yield ["convert", m, str(out / "c.apr")], 0

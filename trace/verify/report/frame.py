@@ -64,13 +64,13 @@ td.n { text-align: right; font-variant-numeric: tabular-nums } details { margin-
 """
 
 
-def framed(title: str, body: str) -> str:
-    """The page. title: as it is; body: markup."""
+def framed(title: str, body: str, style: str = "") -> str:
+    """The page. title: as it is; body: markup; style: what the page has besides."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>",
         body,
         f"<script>{SCRIPT}</script></body></html>",
     ]
