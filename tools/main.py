@@ -40,6 +40,7 @@ COMMANDS = {
     "compile": ("compile", "make the CPU's kernels ready before anyone waits for them"),
     "doctor": ("doctor", "what a bug report needs: versions, machine, a test of bits"),
     "bench": ("bench", "measure speed, against memory and against llama.cpp"),
+    "completion": ("completion", "what makes TAB complete commands, options and models"),
 }
 
 
@@ -108,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     own = argv is None  # the command, and not a call from another program
     if argv is None:
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+            from .completion import answer
+
+            answer(parser_for)
         argv = sys.argv[1:]
         os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
     argv = list(argv)
