@@ -14,7 +14,7 @@ from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
 from ..trace.pair import Known
 from ..trace.stages import of_pieces
-from .load import is_model
+from .load import Once, is_model
 from .source import KINDS, add_source_arguments, asked
 from .terminal import json_text, on_stderr, one_line
 
@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, metavar="K", help=f"largest differences to list of a stage (default: {TOP})")
     parser.add_argument(
-        "-m", "--model", metavar="MODEL", help="the model that was run, where no dump of ours says its sizes"
+        "-m",
+        "--model",
+        action=Once,
+        metavar="MODEL",
+        help="the model that was run, where no dump of ours says its sizes",
     )
     add_source_arguments(parser)
     form = parser.add_mutually_exclusive_group()

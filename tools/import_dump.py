@@ -17,7 +17,7 @@ from ..trace.sources.names import nearest
 from ..trace.stages import NAMES, of_pieces
 from ..trace.store import DumpWriter, check_target
 from .leftovers import written_down
-from .load import open_weights
+from .load import Once, check_no_model, open_weights
 from .source import KINDS, add_source_arguments, asked
 from .terminal import on_stderr, one_line
 
@@ -43,7 +43,9 @@ examples:
   engine import arrays/ dump/ -m model.gguf --map names.json --tokens 3838,374,220"""
     parser.add_argument("source", metavar="SOURCE", type=Path, help="file or folder that holds the dump")
     parser.add_argument("directory", metavar="DIR", nargs="?", help="where the dump goes")
-    parser.add_argument("-m", "--model", metavar="MODEL", help="the model that was run (default: the 0.5B)")
+    parser.add_argument(
+        "-m", "--model", action=Once, metavar="MODEL", help="the model that was run (default: the 0.5B)"
+    )
     parser.add_argument("--explain", action="store_true", help="only print what each name is taken for: a map to edit")
     add_source_arguments(parser)
 
@@ -51,6 +53,7 @@ examples:
 def main(args: argparse.Namespace) -> int:
     if (args.directory is None) != args.explain:
         raise BadInput("give DIR, where the dump goes, or --explain, which writes none")
+    check_no_model(str(args.source), "engine import takes a dump; engine convert a model")
     if args.directory is not None:
         check_target(Path(args.directory))
     said = asked(args)

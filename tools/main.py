@@ -13,7 +13,7 @@ import io
 import re
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
@@ -43,6 +43,24 @@ COMMANDS = {
     "completion": ("completion", "what makes TAB complete commands, options and models"),
 }
 
+# What others call it (llama.cpp, Transformers, ollama, polygraphy), and what it is here.
+ELSEWHERE = {
+    "chat": "run", "generate": "run", "models": "list", "ls": "list", "show": "inspect", "info": "inspect",
+    "quantize": "convert", "export": "convert", "download": "pull", "compare": "diff", "perplexity": "eval",
+    "dump": "trace", "judge": "verify", "benchmark": "bench", "--n-predict": "--max-tokens",
+    "--max-new-tokens": "--max-tokens", "--temperature": "--temp", "--outtype": "--quantize", "--ctx-size": "--context",
+    "--device": "--backend", "--dtype": "--precision", "--adapter": "--lora", "--rtol": "--tolerance",
+}  # fmt: skip
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """As `meant`; a name from elsewhere, or one that holds the other, is nearer than one of similar letters."""
+    known, bare = [*known], word.lstrip("-")
+    held = [k for k in known if k.startswith("--") and len(bare) > 3 and (bare in k or word.startswith(k))]
+    if word in ELSEWHERE and ELSEWHERE[word] in known:
+        held = [ELSEWHERE[word]]
+    return f"; did you mean {held[0]}?" if held else meant(word, known)
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, but a mistake costs one line, as all bad input does, and not the usage with it; what was meant is
@@ -51,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
-            message += meant(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+            message += near(wrong[1], re.findall(r"[\w-]+", wrong[2]))
         on_stderr(f"{self.prog}: {message:.1500} (what there is: {self.prog} --help)")
         self.exit(2)
 
@@ -61,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         if rest:
             groups = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
             own = next((choices[found.command] for choices in groups if choices), self)
-            own.error(f"unrecognized arguments: {' '.join(rest)}{meant(rest[0], own._option_string_actions)}")
+            own.error(f"unrecognized arguments: {' '.join(rest)}{near(rest[0], own._option_string_actions)}")
         return found
 
 
@@ -128,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             signals.end_at_a_cut_file(lambda line: say(command, line))
         if not sys.warnoptions:  # they are for who wrote the code that warns; what a user must know is said
             warnings.simplefilter("ignore")
+        if argv and argv[0].startswith("-") and not any(o.startswith(argv[0]) for o in ("-h", "--help", "--version")):
+            command = None
+            raise BadInput(f"{argv[0]}: the command comes first, as in engine run -p 'What is 2+2?' (engine --help)")
         args = parser_for(command).parse_args(argv)
         status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
         sys.stdout.flush()
@@ -151,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def say(command: str | None, line: str) -> None:
     """What is wrong, on one line of stderr."""
-    on_stderr(f"engine {command}: {line}")
+    on_stderr(f"engine {command}: {line}" if command else f"engine: {line}")
 
 
 if __name__ == "__main__":

@@ -65,9 +65,12 @@ def main(args: argparse.Namespace) -> int:
                 on_stderr(f"{size:,} bytes are there; engine pull {args.alias} goes on from them")
             raise
         return 0
-    from ..engine.hub_id import hub_id
+    from ..engine.hub_id import check_no_url, hub_id
 
+    check_no_url(args.alias)
     if (model := hub_id(args.alias)) is None:
+        if Path(args.alias).exists():
+            raise BadInput(f"{args.alias}: is here, and taken as it is by every command: engine run -m {args.alias}")
         raise BadInput(
             f"no model {args.alias!r} to pull; give an id of the hub (ORG/NAME), or one of {', '.join(MODELS)}"
             + meant(args.alias, MODELS)

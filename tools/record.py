@@ -26,7 +26,7 @@ from ..trace.stages import STAGES, of_pieces
 from ..trace.store import check_target, phase_name
 from ..tracing import check_room, origin, summed_up, written
 from .leftovers import written_down
-from .load import add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights, rope_asked
+from .load import Once, add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights, rope_asked
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
 from .terminal import json_text, on_stderr, one_line
@@ -79,7 +79,9 @@ examples:
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """-p/--prompt, -f/--file or --tokens; --chat and what belongs to it."""
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
+    prompt.add_argument(
+        "-p", "--prompt", action=Once, metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})"
+    )
     prompt.add_argument(
         "-f", "--file", metavar="FILE", help="a UTF-8 file with the prompt; one newline at its end is dropped"
     )

@@ -6,19 +6,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..beside import Beside
 from ..engine.files import Checkpoint
 from ..engine.text.chat import Chat, prompt_ids
 from ..engine.text.tokenizer import Tokens
-from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.terminal import lines_of
+from .beside_answer import check_place, write_page
 from .choice import add_choice_arguments, chosen
-from .leftovers import written_down
 from .load import (
+    Once,
     add_lora_argument,
     add_model_argument,
     add_rope_arguments,
+    check_no_model,
     is_model,
     open_spelling,
     open_tokenizer,
@@ -52,7 +52,9 @@ examples:
     add_rope_arguments(parser)
     add_lora_argument(parser)
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("-p", "--prompt", metavar="TEXT", help="what was asked: are the ids that were run its ids?")
+    text.add_argument(
+        "-p", "--prompt", action=Once, metavar="TEXT", help="what was asked: are the ids that were run its ids?"
+    )
     text.add_argument("-f", "--file", metavar="FILE", help="the same, from a UTF-8 file")
     add_chat_arguments(parser)
     parser.add_argument("--against", metavar="MODEL2", help="a second model whose weights may explain a difference")
@@ -62,11 +64,12 @@ examples:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.html is not None and not args.html.absolute().parent.is_dir():
-        raise BadInput(f"{args.html}: no such folder")
+    if args.html is not None:
+        check_place(args.html)
     if is_model(args.dump) and args.model is not None and not is_model(args.model):
         on_stderr(f"note: taken as engine verify DUMP MODEL: {args.model} is the dump, {args.dump} the model")
         args.dump, args.model = args.model, args.dump
+    check_no_model(args.dump, "engine verify DUMP MODEL judges a dump by it")
     said, told = asked(args), chosen(args)
     check_chat(args)
     model = open_weights(args.model, rope_asked(args), args.lora)
@@ -78,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         result = judged(dump, model, against, done)
     result = told.of(result)
     if args.html is not None:
-        write(args.html, result.html())
+        write_page(args.html, result.html())
     apart = None if wanted is None else difference(wanted, result.tokens, open_spelling(model.checkpoint))
     if args.json:
         prompt = {} if wanted is None else {"prompt": {"tokens": wanted, "difference": apart}}
@@ -116,13 +119,3 @@ def difference(wanted: list[int], held: Sequence[int] | None, spelling: Tokens |
         return None
     ids = f"the prompt has {len(wanted)} ids, and {len(held)} were run"
     return f"Other ids than the prompt's: {ids}; at {at} it has {spelled(wanted, at)}, and {spelled(held, at)} was run."
-
-
-def write(path: Path, text: str) -> None:
-    """Beside its place, then moved there: whole or not at all."""
-    try:
-        with written_down(path), Beside(path, folder=False) as beside:
-            beside.path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
-            beside.move()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot write the report: {error.strerror}") from None
