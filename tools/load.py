@@ -175,6 +175,11 @@ def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
     return None if v is None else spelling_of(checkpoint, v)
 
 
+def texts(ids: Sequence[int], spelling: Tokens | None) -> list[str]:
+    """Each token's text; its id where nothing spells it."""
+    return [str(i) if spelling is None else spelling.decode([i]) for i in ids]
+
+
 def open_tokenizer(checkpoint: Checkpoint, tools: bool = False) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = vocabulary_of(checkpoint)
