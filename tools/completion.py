@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "aliases of models, pulled files and paths. (pip install 'qwenref[completion]')"
     )
     parser.epilog = """examples:
-  eval "$(engine completion bash)"                                   in ~/.bashrc
-  eval "$(engine completion zsh)"                                    in ~/.zshrc, below compinit
+  eval "$(engine completion bash)"     (in ~/.bashrc)
+  eval "$(engine completion zsh)"      (in ~/.zshrc, below compinit)
   engine completion fish > ~/.config/fish/completions/engine.fish"""
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"one of {', '.join(SHELLS)}")
 

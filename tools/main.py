@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BadInput, meant
+from .help_text import HelpText
 from .terminal import on_stderr
 
 # command: (file in this folder, one line). `trace` and `inspect` live in record.py and show.py: a file named like a
@@ -93,7 +94,7 @@ def parser_for(command: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qwenref {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
-        sub = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(name, help=line, formatter_class=HelpText)
         if name == command:
             import_module(f".{module}", __package__).add_arguments(sub)
     return parser

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"examples:\n  engine pull {DEFAULT}\n  engine pull Qwen/Qwen2.5-0.5B-Instruct\n"
         f"  engine pull Qwen/Qwen2.5-0.5B-Instruct-GGUF@main:q4_k_m\n\naliases: {', '.join(MODELS)}\n"
-        f"they go to {directory()} (QWENREF_MODELS names another folder)\n"
-        "ids of the Hugging Face hub go to its cache (HF_HUB_CACHE); of a cached one the newest is asked for"
+        f"\nThey go to {directory()} (QWENREF_MODELS names another folder).\n"
+        "Ids of the Hugging Face hub go to its cache (HF_HUB_CACHE); of a cached one the newest is asked for."
     )
     parser.add_argument(
         "alias", nargs="?", default=DEFAULT, metavar="MODEL", help=f"alias, or ORG/NAME[@REVISION][:FILE] ({DEFAULT})"

@@ -50,12 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all of them (--payload). The pass is the one that `engine run` takes; looking changes no bit of it."
     )
     parser.epilog = f"""stages, in order of execution:
-  {", ".join(s.name for s in STAGES[:9])},
-  {", ".join(s.name for s in STAGES[9:15])},
-  {", ".join(s.name for s in STAGES[15:])}
+  {", ".join(s.name for s in STAGES)}
 examples:
   engine trace model.gguf --save-tensor all
-  engine trace model.gguf --save-tensor attn_scores,attn_softmax --save-tensor-layers 0..2 -p 'def f(n):'
+  engine trace model.gguf --save-tensor attn_softmax --save-tensor-layers 0..2
   engine trace model.gguf --payload
   engine trace model.gguf --html trace.html -p 'def f(n):'"""
     add_model_arguments(parser)

@@ -37,13 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and says of each stage whether that explains it. What is not explained is located and, if known, named.\n"
         + KINDS
     )
-    parser.epilog = """exit status: 0 all that was judged is explained, 1 something is not, 2 nothing could be judged
+    parser.epilog = """exit status: 0 all that was judged is explained, 1 something is not,
+2 nothing could be judged
+
 examples:
   engine verify dump/ model.gguf
   engine verify dump.safetensors -m model.gguf --html report.html
   engine verify sglang-dump/ -m Qwen2.5-7B/ --row 2
   engine verify hooks.pt -m model.gguf --tokens 3838,374,220
-  engine verify dump/ -m model.gguf --stage q_post_rope,k_post_rope --layer 0..4 --phase prompt
+  engine verify dump/ -m model.gguf --stage attn_out --layer 0..4
   engine verify dump.pt -m model.gguf --prompt 'What is 2+2?' --chat
   engine verify dump/ -m model-f16.gguf --against model-q4_k_m.gguf --json"""
     parser.add_argument("dump", metavar="DUMP", help="file or folder that holds the dump")
