@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine.generate import prefill
-from .engine.load import Opened, load, open_weights
+from .engine.load import Opened, load, open_weights, spelling_of
 from .errors import BadInput
 from .model import Model
 from .quant.rms import ratio
@@ -62,7 +62,19 @@ def judged(
     for used in (model, against):
         if used is not None:
             used.checkpoint.check_unchanged()
-    return Report.of(found, dump.path.absolute().name, checkpoint.path.name)
+    return Report.of(found, dump.path.absolute().name, checkpoint.path.name, texts(found.tokens, model))
+
+
+def texts(ids: tuple[int, ...] | None, model: Opened) -> tuple[str, ...] | None:
+    """Each id's text; None where the model cannot say it."""
+    try:
+        vocabulary = None if ids is None else model.checkpoint.vocabulary()
+    except BadInput:  # judged all the same, and who asks for text is told
+        return None
+    if ids is None or vocabulary is None or max(ids, default=0) >= len(vocabulary.tokens):
+        return None
+    spelling = spelling_of(model.checkpoint, vocabulary)
+    return tuple(spelling.decode([i]) for i in ids)
 
 
 def with_truth(found: Verification, dump: Dump, model: Opened) -> Verification:

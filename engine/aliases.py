@@ -85,8 +85,9 @@ def resolve(name: str | os.PathLike[str] | None) -> Path:
     if alias and path.exists():
         return path
     from .hub import find  # which --help does without
-    from .hub_id import MODEL_SUFFIXES, hub_id
+    from .hub_id import MODEL_SUFFIXES, check_no_url, hub_id
 
+    check_no_url(alias)
     if model_id := hub_id(alias):
         return find(model_id)
     if len(path.parts) > 1 or path.suffix in MODEL_SUFFIXES:

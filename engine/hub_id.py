@@ -50,6 +50,18 @@ def hub_id(name: str) -> HubId | None:
     return HubId(found["repo"], found["revision"], found["file"])
 
 
+def check_no_url(name: str) -> None:
+    """Raises BadInput for an address, with the id that it has where it is the hub's."""
+    if not re.match(r"\w+://", name):
+        return
+    found = re.match(r"https?://huggingface\.co/([\w-]+/[\w.-]+)(?:/(?:resolve|blob)/([^/?#]+)/([^?#]+))?", name)
+    if found is None:
+        raise BadInput(f"{name}: an address; download it, and give the file's path (of the hub an id does: ORG/NAME)")
+    repo, revision, file = found.groups()
+    single = file if file and single_files([file]) else None
+    raise BadInput(f"{name}: an address; the hub's models are given by their ids: {HubId(repo, revision, single)}")
+
+
 def adapter_files(names: Iterable[str], model: HubId) -> list[str]:
     """Those of an adapter, as PEFT saves it. Raises BadInput where it is none."""
     if set(ADAPTER) <= set(names):

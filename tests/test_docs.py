@@ -22,7 +22,7 @@ import pytest
 from qwenref.engine.aliases import DEFAULT, MODELS
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.convert import convert
-from qwenref.tools.main import COMMANDS, main, parser_for
+from qwenref.tools.main import COMMANDS, ELSEWHERE, main, parser_for
 
 from .models import model
 
@@ -210,6 +210,8 @@ def test_no_message_names_an_option_that_nothing_has() -> None:
     for name in COMMANDS:
         (group,) = (a for a in parser_for(name)._actions if a.dest == "command")
         known |= set(group.choices[name]._option_string_actions)  # type: ignore[index,union-attr]
+    assert set(ELSEWHERE.values()) <= known | set(COMMANDS)
+    known |= set(ELSEWHERE)
     named: dict[str, str] = {}
     for path in (p for folder in ("engine", "quant", "trace", "tools") for p in (ROOT / folder).rglob("*.py")):
         if path.parent.name == "dev":  # programs with options of their own

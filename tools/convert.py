@@ -48,11 +48,16 @@ compared, and only then renamed."""
 
 def main(args: argparse.Namespace) -> int:
     from ..engine.lora import merged
-    from .load import open_weights
+    from .load import is_model, open_weights
     from .progress import progress
     from .terminal import on_stderr, one_line
 
     destination = destination_of(args.destination)
+    if not Path(args.source).exists() and Path(args.source).suffix and is_model(args.destination):
+        raise BadInput(
+            f"{args.source} is not there and {destination} is a model; SRC comes first: engine convert {destination} "
+            f"{args.source}"
+        )
     check_destination(destination, args.force)
     if kind_of(destination) == "safetensors" and sys.stderr.isatty():
         on_stderr(f"note: {destination} will be a folder of safetensors; NAME.gguf and NAME.apr are files")

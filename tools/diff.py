@@ -7,6 +7,7 @@ import csv
 import sys
 from importlib import import_module
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
@@ -14,7 +15,8 @@ from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
 from ..trace.pair import Known
 from ..trace.stages import of_pieces
-from .load import is_model
+from .beside_answer import check_place, write_page
+from .load import Once, is_model, open_model, open_spelling, texts
 from .source import KINDS, add_source_arguments, asked
 from .terminal import json_text, on_stderr, one_line
 
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   engine diff hf.safetensors vllm.pt -m model.gguf
   engine diff a/layer-0/attention.bin b/layer-0/attention.bin --top 20
   engine diff a b --tolerance 1e-5 --json
+  engine diff a b --html report.html -m model.gguf
   engine diff --weights model.gguf model.apr"""
     parser.add_argument("a", metavar="A", help="the reference")
     parser.add_argument("b", metavar="B", help="what is held against it")
@@ -42,15 +45,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, metavar="K", help=f"largest differences to list of a stage (default: {TOP})")
     parser.add_argument(
-        "-m", "--model", metavar="MODEL", help="the model that was run, where no dump of ours says its sizes"
+        "-m",
+        "--model",
+        action=Once,
+        metavar="MODEL",
+        help="the model that was run, where no dump of ours says its sizes",
     )
     add_source_arguments(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object; NaN and infinity are null")
     form.add_argument("--csv", action="store_true", help="a line per stage")
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="write a report that opens in a browser, too; -m spells its tokens"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.weights and args.html is not None:
+        raise BadInput("--html is a page of stages; with --weights there is --json")
     if args.weights:
         return int(import_module(".diff_weights", __package__).main(args))
     if models := [name for name in (args.a, args.b) if is_model(name)]:
@@ -60,10 +72,16 @@ def main(args: argparse.Namespace) -> int:
             else ("is a model; engine diff compares two dumps, engine verify judges a dump by a model")
         )
         raise BadInput(f"{' and '.join(models)} {what}")
+    if args.html is not None:
+        check_place(args.html)
     tolerance = TOLERANCE if args.tolerance is None else args.tolerance
     found = diff(args.a, args.b, tolerance=tolerance, top=TOP if args.top is None else args.top, known=known(args))
     for note in found.pairs.notes:
         on_stderr(f"note: {note}")
+    if args.html is not None:
+        from ..trace.verify.report.compared import page
+
+        write_page(args.html, page(found, args.a, args.b, spelled(args.model, found.pairs.tokens)))
     if args.json:
         print(json_text(as_json(args, found)))
     elif args.csv:
@@ -82,6 +100,13 @@ def known(args: argparse.Namespace) -> Known:
 
     w = open_weights(args.model).weights
     return Known(w.config.sizes, w.config.num_hidden_layers, of_pieces(w.pieces), said)
+
+
+def spelled(model: str | None, tokens: tuple[int, ...] | None) -> list[str] | None:
+    """The tokens' text, or their ids where no model says what they are."""
+    if tokens is None or model is None:
+        return None if tokens is None else [*map(str, tokens)]
+    return texts(tokens, open_spelling(open_model(model)))
 
 
 def as_json(args: argparse.Namespace, found: Diff) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "needs torch and transformers: pip install 'qwenref[oracle]'\n"
         "examples:\n"
-        "  engine dump-hf model.gguf hf-trace -p 'What is 2+2?' --dtype bfloat16 --decode-steps 2\n"
-        "  engine dump-hf model-hf/ as-it-is -p 'What is 2+2?' --dtype bfloat16 --hooks-only\n"
+        "  engine dump-hf model.gguf hf-trace -p 'def f(n):' --decode-steps 2\n"
+        "  engine dump-hf model-hf/ as-it-is --dtype bfloat16 --hooks-only\n"
         "  engine dump-hf model-hf/ batch.safetensors --batch prompts.txt"
     )
     add_dump_arguments(parser)
@@ -55,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hooks-only", action="store_true", help="change nothing: what the model's own modules show, no more"
     )
     parser.add_argument(
-        "--attention", choices=ATTENTIONS, help="Transformers' implementation (default: eager; sdpa with --hooks-only)"
+        "--attention",
+        choices=ATTENTIONS,
+        metavar="NAME",
+        help=f"Transformers' implementation: {', '.join(ATTENTIONS)} (default: eager; sdpa with --hooks-only)",
     )
     parser.add_argument(
         "--batch",

@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "needs llama-cpp-python (pip install llama-cpp-python) or another libllama (--libllama)\n"
         "examples:\n"
-        "  engine dump-llamacpp model.gguf llama-trace -p 'What is 2+2?' --kv f32 --decode-steps 2\n"
-        "  engine dump-llamacpp model.gguf as-it-is -p 'What is 2+2?' -fa auto -ctk q8_0 -ctv q8_0 -ub 512"
+        "  engine dump-llamacpp model.gguf llama-trace -p 'def f(n):' --kv f32\n"
+        "  engine dump-llamacpp model.gguf as-it-is -fa auto -ctk q8_0 -ctv q8_0"
     )
     add_dump_arguments(parser)
     add = parser.add_argument

@@ -14,6 +14,7 @@ from ..engine.files import Checkpoint
 from ..engine.files.logits_file import LogitsFile, open_logits, scored, write_head
 from ..engine.load import load, tokenizer_of, vocabulary_of
 from ..errors import BadInput
+from .beside_answer import check_place
 from .leftovers import written_down
 from .load import add_model_arguments, load_as_asked, open_spelling, open_weights, rope_asked, show_compiling
 from .progress import progress
@@ -52,6 +53,8 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput("--context: the windows are those of --logits")
     if args.windows is not None and args.windows < 1:
         raise BadInput(f"--windows {args.windows}: ask for at least 1")
+    if args.save_logits is not None:
+        check_place(args.save_logits)
     kept = None if args.logits is None else open_logits(args.logits)
     opened = open_weights(args.model, rope_asked(args), args.lora)
     cut = of_file(kept, args.windows) if kept else of_text(opened.checkpoint, args)

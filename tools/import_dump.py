@@ -17,7 +17,7 @@ from ..trace.sources.names import nearest
 from ..trace.stages import NAMES, of_pieces
 from ..trace.store import DumpWriter, check_target
 from .leftovers import written_down
-from .load import open_weights
+from .load import Once, check_no_model, open_weights
 from .source import KINDS, add_source_arguments, asked
 from .terminal import on_stderr, one_line
 
@@ -28,10 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = f"""Writes an APRT dump from what another engine has left. verify and diff read that, too.
 {KINDS}
 What no name maps to is listed on stderr, with the stage whose name is nearest. What is not there is absent."""
-    parser.epilog = """a map is JSON, name -> stage; * is anything, {layer}, {phase} and {rank} are numbers:
-  {"blk{layer}_norm1": "attn_norm", "blk{layer}_kq": {"stage": "attn_scores", "axes": "N S T", "scale": 0.125},
-   "blk{layer}_qkv": ["q_proj", "k_proj", "v_proj"], "h{layer}": {"stage": "post_ffn_residual", "take": [0, 1]},
-   "tp{rank}/{layer}/o": {"stage": "attn_out", "ranks": "sum"}, "ids": "tokens", "scratch*": null}
+    parser.epilog = """a map is JSON, name -> stage;
+* is anything, {layer}, {phase} and {rank} are numbers:
+  {"blk{layer}_norm1": "attn_norm", "ids": "tokens", "scratch*": null,
+   "blk{layer}_kq": {"stage": "attn_scores", "axes": "N S T", "scale": 0.125},
+   "blk{layer}_qkv": ["q_proj", "k_proj", "v_proj"],
+   "h{layer}": {"stage": "post_ffn_residual", "take": [0, 1]},
+   "tp{rank}/{layer}/o": {"stage": "attn_out", "ranks": "sum"}}
 q_proj, k_proj and v_proj, after the bias, make qkv_bias together (q_matmul ... before it, qkv_matmul). A list is what
 one array holds side by side; take is [axis, index] of a larger array; ranks are columns, sum or same. Axes of length 1
 are dropped. Another order of axes, [D, T] or [N, T, H], is told by the sizes; where these leave a choice it is asked
@@ -40,10 +43,12 @@ examples:
   engine import debugger-output/ dump/ -m model.gguf
   engine import sglang-dump/ dump/ -m model/ --row 2
   engine import arrays/ --explain > names.json
-  engine import arrays/ dump/ -m model.gguf --map names.json --tokens 3838,374,220"""
+  engine import arrays/ dump/ -m model.gguf --map names.json"""
     parser.add_argument("source", metavar="SOURCE", type=Path, help="file or folder that holds the dump")
     parser.add_argument("directory", metavar="DIR", nargs="?", help="where the dump goes")
-    parser.add_argument("-m", "--model", metavar="MODEL", help="the model that was run (default: the 0.5B)")
+    parser.add_argument(
+        "-m", "--model", action=Once, metavar="MODEL", help="the model that was run (default: the 0.5B)"
+    )
     parser.add_argument("--explain", action="store_true", help="only print what each name is taken for: a map to edit")
     add_source_arguments(parser)
 
@@ -51,6 +56,7 @@ examples:
 def main(args: argparse.Namespace) -> int:
     if (args.directory is None) != args.explain:
         raise BadInput("give DIR, where the dump goes, or --explain, which writes none")
+    check_no_model(str(args.source), "engine import takes a dump; engine convert a model")
     if args.directory is not None:
         check_target(Path(args.directory))
     said = asked(args)

@@ -36,11 +36,22 @@ MODEL_HELP = (
 )
 
 
+class Once(argparse.Action):
+    """Stores a value, as argparse does; a second one would drop the first without a word."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if (first := getattr(namespace, self.dest, None)) is not None:
+            raise argparse.ArgumentError(self, f"given twice, {first!r:.80} and {values!r:.80}; leave one of them away")
+        setattr(namespace, self.dest, values)
+
+
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """MODEL, or -m/--model MODEL; neither is None, the default alias."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
-    model.add_argument("-m", "--model", metavar="MODEL", help="the same")
+    model.add_argument("-m", "--model", action=Once, metavar="MODEL", help="the same")
 
 
 def is_model(name: str | None) -> bool:
@@ -49,6 +60,12 @@ def is_model(name: str | None) -> bool:
         return name is not None
     path = Path(name)
     return (path / "config.json").is_file() if path.is_dir() else path.is_file() and path.suffix in {".gguf", ".apr"}
+
+
+def check_no_model(name: str, instead: str) -> None:
+    """Raises BadInput for a model's file where none belongs. instead: the way out."""
+    if name in MODELS or (Path(name).is_file() and is_model(name)):
+        raise BadInput(f"{name} is a model; {instead}")
 
 
 def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +108,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, words: bool = False) ->
     if words:
         what = "a model, or without -p a prompt of several words, or one after the other"
         parser.add_argument("words", nargs="*", metavar="MODEL|PROMPT", help=what)
-        parser.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
+        parser.add_argument("-m", "--model", action=Once, metavar="MODEL", help=MODEL_HELP)
     else:
         add_model_argument(parser)
     add_computing_arguments(parser)
@@ -161,6 +178,11 @@ def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
         on_stderr(f"note: the tokenizer can not be read, ids are not spelled out: {error}")
         return None
     return None if v is None else spelling_of(checkpoint, v)
+
+
+def texts(ids: Sequence[int], spelling: Tokens | None) -> list[str]:
+    """Each token's text; its id where nothing spells it."""
+    return [str(i) if spelling is None else spelling.decode([i]) for i in ids]
 
 
 def open_tokenizer(checkpoint: Checkpoint, tools: bool = False) -> tuple[Tokenizer, str | None]:

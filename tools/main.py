@@ -13,13 +13,14 @@ import io
 import re
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BadInput, meant
+from .help_text import HelpText
 from .terminal import on_stderr
 
 # command: (file in this folder, one line). `trace` and `inspect` live in record.py and inspect_model.py: a file named
@@ -41,7 +42,26 @@ COMMANDS = {
     "compile": ("compile", "make the CPU's kernels ready before anyone waits for them"),
     "doctor": ("doctor", "what a bug report needs: versions, machine, a test of bits"),
     "bench": ("bench", "measure speed, against memory and against llama.cpp"),
+    "completion": ("completion", "what makes TAB complete commands, options and models"),
 }
+
+# What others call it (llama.cpp, Transformers, ollama, polygraphy), and what it is here.
+ELSEWHERE = {
+    "chat": "run", "generate": "run", "models": "list", "ls": "list", "show": "inspect", "info": "inspect",
+    "quantize": "convert", "export": "convert", "download": "pull", "compare": "diff", "perplexity": "eval",
+    "dump": "trace", "judge": "verify", "benchmark": "bench", "--n-predict": "--max-tokens",
+    "--max-new-tokens": "--max-tokens", "--temperature": "--temp", "--outtype": "--quantize", "--ctx-size": "--context",
+    "--device": "--backend", "--dtype": "--precision", "--adapter": "--lora", "--rtol": "--tolerance",
+}  # fmt: skip
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """As `meant`; a name from elsewhere, or one that holds the other, is nearer than one of similar letters."""
+    known, bare = [*known], word.lstrip("-")
+    held = [k for k in known if k.startswith("--") and len(bare) > 3 and (bare in k or word.startswith(k))]
+    if word in ELSEWHERE and ELSEWHERE[word] in known:
+        held = [ELSEWHERE[word]]
+    return f"; did you mean {held[0]}?" if held else meant(word, known)
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
-            message += meant(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+            message += near(wrong[1], re.findall(r"[\w-]+", wrong[2]))
         on_stderr(f"{self.prog}: {message:.1500} (what there is: {self.prog} --help)")
         self.exit(2)
 
@@ -61,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         if rest:
             groups = (a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
             own = next((choices[found.command] for choices in groups if choices), self)
-            own.error(f"unrecognized arguments: {' '.join(rest)}{meant(rest[0], own._option_string_actions)}")
+            own.error(f"unrecognized arguments: {' '.join(rest)}{near(rest[0], own._option_string_actions)}")
         return found
 
 
@@ -75,7 +95,7 @@ def parser_for(command: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qwenref {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
-        sub = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(name, help=line, formatter_class=HelpText)
         if name == command:
             import_module(f".{module}", __package__).add_arguments(sub)
     return parser
@@ -109,6 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     own = argv is None  # the command, and not a call from another program
     if argv is None:
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+            from .completion import answer
+
+            answer(parser_for)
         argv = sys.argv[1:]
         os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
     argv = list(argv)
@@ -124,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             signals.end_at_a_cut_file(lambda line: say(command, line))
         if not sys.warnoptions:  # they are for who wrote the code that warns; what a user must know is said
             warnings.simplefilter("ignore")
+        if argv and argv[0].startswith("-") and not any(o.startswith(argv[0]) for o in ("-h", "--help", "--version")):
+            command = None
+            raise BadInput(f"{argv[0]}: the command comes first, as in engine run -p 'What is 2+2?' (engine --help)")
         args = parser_for(command).parse_args(argv)
         status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
         sys.stdout.flush()
@@ -147,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def say(command: str | None, line: str) -> None:
     """What is wrong, on one line of stderr."""
-    on_stderr(f"engine {command}: {line}")
+    on_stderr(f"engine {command}: {line}" if command else f"engine: {line}")
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"examples:\n  engine pull {DEFAULT}\n  engine pull Qwen/Qwen2.5-0.5B-Instruct\n"
         f"  engine pull Qwen/Qwen2.5-0.5B-Instruct-GGUF@main:q4_k_m\n\naliases: {', '.join(MODELS)}\n"
-        f"they go to {directory()} (QWENREF_MODELS names another folder)\n"
-        "ids of the Hugging Face hub go to its cache (HF_HUB_CACHE); of a cached one the newest is asked for"
+        f"\nThey go to {directory()} (QWENREF_MODELS names another folder).\n"
+        "Ids of the Hugging Face hub go to its cache (HF_HUB_CACHE); of a cached one the newest is asked for."
     )
     parser.add_argument(
         "alias", nargs="?", default=DEFAULT, metavar="MODEL", help=f"alias, or ORG/NAME[@REVISION][:FILE] ({DEFAULT})"
@@ -65,9 +65,12 @@ def main(args: argparse.Namespace) -> int:
                 on_stderr(f"{size:,} bytes are there; engine pull {args.alias} goes on from them")
             raise
         return 0
-    from ..engine.hub_id import hub_id
+    from ..engine.hub_id import check_no_url, hub_id
 
+    check_no_url(args.alias)
     if (model := hub_id(args.alias)) is None:
+        if Path(args.alias).exists():
+            raise BadInput(f"{args.alias}: is here, and taken as it is by every command: engine run -m {args.alias}")
         raise BadInput(
             f"no model {args.alias!r} to pull; give an id of the hub (ORG/NAME), or one of {', '.join(MODELS)}"
             + meant(args.alias, MODELS)

@@ -25,8 +25,18 @@ from ..trace.plan import plan
 from ..trace.stages import STAGES, of_pieces
 from ..trace.store import check_target, phase_name
 from ..tracing import check_room, origin, summed_up, written
+from .beside_answer import check_place, write_page
 from .leftovers import written_down
-from .load import add_model_arguments, load_as_asked, open_spelling, open_tokenizer, open_weights, rope_asked
+from .load import (
+    Once,
+    add_model_arguments,
+    load_as_asked,
+    open_spelling,
+    open_tokenizer,
+    open_weights,
+    rope_asked,
+    texts,
+)
 from .payload import as_json, as_text
 from .prompt import add_chat_arguments, add_tokens_argument, given_tokens, read_prompt
 from .terminal import json_text, on_stderr, one_line
@@ -40,13 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all of them (--payload). The pass is the one that `engine run` takes; looking changes no bit of it."
     )
     parser.epilog = f"""stages, in order of execution:
-  {", ".join(s.name for s in STAGES[:9])},
-  {", ".join(s.name for s in STAGES[9:15])},
-  {", ".join(s.name for s in STAGES[15:])}
+  {", ".join(s.name for s in STAGES)}
 examples:
   engine trace model.gguf --save-tensor all
-  engine trace model.gguf --save-tensor attn_scores,attn_softmax --save-tensor-layers 0..2 -p 'def f(n):'
-  engine trace model.gguf --payload"""
+  engine trace model.gguf --save-tensor attn_softmax --save-tensor-layers 0..2
+  engine trace model.gguf --payload
+  engine trace model.gguf --html trace.html -p 'def f(n):'"""
     add_model_arguments(parser)
     parser.add_argument("--save-tensor", metavar="STAGES", help="comma list of stages, or `all`")
     parser.add_argument(
@@ -74,12 +83,17 @@ examples:
     )
     add_prompt_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="write the statistics of every stage as a page for a browser"
+    )
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """-p/--prompt, -f/--file or --tokens; --chat and what belongs to it."""
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("-p", "--prompt", metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})")
+    prompt.add_argument(
+        "-p", "--prompt", action=Once, metavar="TEXT", help=f"the prompt; - reads stdin (default: {PROMPT!r})"
+    )
     prompt.add_argument(
         "-f", "--file", metavar="FILE", help="a UTF-8 file with the prompt; one newline at its end is dropped"
     )
@@ -117,15 +131,19 @@ def prompt_of(
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.save_tensor is None and not args.payload:
-        raise BadInput("nothing asked for; give --save-tensor STAGES (or all) for files, or --payload for statistics")
+    if args.save_tensor is None and not args.payload and args.html is None:
+        raise BadInput(
+            "nothing asked for; give --save-tensor STAGES (or all) for files, --payload or --html FILE for statistics"
+        )
+    if args.html is not None:
+        check_place(args.html)
     if args.save_tensor is None and (args.save_tensor_dir is not None or args.positions != "all"):
         raise BadInput("--save-tensor-dir and --positions say what to write; give --save-tensor STAGES too")
     ids = given_tokens(args)
     saved = shown = None
     if args.save_tensor is not None:
         saved = plan(args.save_tensor, args.save_tensor_layers, args.positions, args.decode_steps)
-    if args.payload:
+    if args.payload or args.html is not None:
         shown = plan("all", args.save_tensor_layers, "all", args.decode_steps)
 
     path = resolve(args.model)
@@ -167,12 +185,20 @@ def main(args: argparse.Namespace) -> int:
     }
     if saved is not None:
         report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in made.files]}
+    if args.html is not None:
+        from ..trace.verify.report.traced import Guess, page
+
+        name = f"{checkpoint.path}, {args.backend}, {args.precision}"
+        chosen = [
+            [Guess(str(g["id"] if g["text"] is None else g["text"]), g["logit"]) for g in n] for n in report["next"]
+        ]
+        write_page(args.html, page(name, made.summaries, texts(ids, tokenizer), chosen))
     if args.json:
-        if shown is not None:
+        if args.payload:
             report |= as_json(made.summaries)
         print(json_text(report))
         return 0
-    if shown is not None:
+    if args.payload:
         print(as_text(made.summaries))
     print_files(report)
     print_tokens(report, tokenizer)

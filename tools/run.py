@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..engine.drafts import MOST
     from ..engine.generate import MAX_TOKENS
-    from .load import add_model_arguments
+    from .load import Once, add_model_arguments
 
     parser.description = """Continues a prompt, or answers it as a chat (--chat). The text goes to stdout as it comes,
 figures to stderr. A file or a pipe gets the model's text exactly; a terminal gets no control characters of it.
@@ -39,6 +39,7 @@ On a terminal and without a prompt it is a conversation: Ctrl-C ends an answer, 
     prompt.add_argument(
         "-p",
         "--prompt",
+        action=Once,
         metavar="TEXT",
         help="the prompt, exactly; - reads it from stdin (the default where stdin is a pipe)",
     )

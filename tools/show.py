@@ -27,6 +27,7 @@ from ..trace.sources import open_dump
 from ..trace.stages import NAMES, Stage, by_name, find, of_pieces
 from ..trace.store import phase_name
 from ..tracing import held
+from .beside_answer import write_page
 from .leftovers import whole_file
 from .load import add_computing_arguments, is_model, load_as_asked, open_spelling, open_weights, rope_asked
 from .prompt import given_tokens
@@ -243,11 +244,6 @@ def show_values(source: Source, stage: Stage, args: argparse.Namespace) -> None:
         print_stage(views[0], source, args)
     else:
         print_layers(views)
-
-
-def write_page(place: Path, text: str) -> None:
-    with whole_file(place, "the page") as path:
-        path.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
 
 
 def print_stage(v: View, source: Source, args: argparse.Namespace) -> None:

@@ -12,12 +12,12 @@ from ..trace.sources.names import read_map
 from .prompt import parse_tokens
 from .terminal import on_stderr
 
-KINDS = """a dump is one of
+KINDS = """A dump is one of:
   - a folder of APRT stage files: engine trace, dump-hf, dump-llamacpp, aprender
   - one .safetensors file: tensors layer-3/attn_norm, lm_head, tokens
   - .pt of torch.save, or a folder of them (SGLang's PassN.pt of each rank); nothing in it is executed
   - .npz, a folder of .npy, .safetensors (Transformers' debugger), or raw .f32 with .json beside
-the names of the stages, of Transformers, mlx-lm, candle, SGLang, vLLM, nano-vllm, TensorRT-LLM, ONNX exports,
+The names of the stages, of Transformers, mlx-lm, candle, SGLang, vLLM, nano-vllm, TensorRT-LLM, ONNX exports,
 llama.cpp's graph and Meta's Llama are known; others take a --map. docs/dumps.md has a section for each."""
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 from ..engine.files import Checkpoint
 from ..engine.text.chat import Chat, prompt_ids
 from ..engine.text.tokenizer import Tokens
-from ..errors import BadInput
 from ..judging import judged, opened_for
 from ..trace.verify.report.terminal import lines_of
+from .beside_answer import check_place, write_page
 from .choice import add_choice_arguments, chosen
 from .cost import Cost, cost_lines, costs, facts_of
-from .leftovers import whole_file
 from .load import (
+    Once,
     add_lora_argument,
     add_model_argument,
     add_rope_arguments,
+    check_no_model,
     is_model,
     open_spelling,
     open_tokenizer,
@@ -37,13 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "and says of each stage whether that explains it. What is not explained is located and, if known, named.\n"
         + KINDS
     )
-    parser.epilog = """exit status: 0 all that was judged is explained, 1 something is not, 2 nothing could be judged
+    parser.epilog = """exit status: 0 all that was judged is explained, 1 something is not,
+2 nothing could be judged
+
 examples:
   engine verify dump/ model.gguf
   engine verify dump.safetensors -m model.gguf --html report.html
   engine verify sglang-dump/ -m Qwen2.5-7B/ --row 2
   engine verify hooks.pt -m model.gguf --tokens 3838,374,220
-  engine verify dump/ -m model.gguf --stage q_post_rope,k_post_rope --layer 0..4 --phase prompt
+  engine verify dump/ -m model.gguf --stage attn_out --layer 0..4
   engine verify dump/ -m model.gguf --cost
   engine verify dump.pt -m model.gguf --prompt 'What is 2+2?' --chat
   engine verify dump/ -m model-f16.gguf --against model-q4_k_m.gguf --json"""
@@ -53,7 +56,9 @@ examples:
     add_rope_arguments(parser)
     add_lora_argument(parser)
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("-p", "--prompt", metavar="TEXT", help="what was asked: are the ids that were run its ids?")
+    text.add_argument(
+        "-p", "--prompt", action=Once, metavar="TEXT", help="what was asked: are the ids that were run its ids?"
+    )
     text.add_argument("-f", "--file", metavar="FILE", help="the same, from a UTF-8 file")
     add_chat_arguments(parser)
     parser.add_argument("--against", metavar="MODEL2", help="a second model whose weights may explain a difference")
@@ -68,11 +73,12 @@ examples:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.html is not None and not args.html.absolute().parent.is_dir():
-        raise BadInput(f"{args.html}: no such folder")
+    if args.html is not None:
+        check_place(args.html)
     if is_model(args.dump) and args.model is not None and not is_model(args.model):
         on_stderr(f"note: taken as engine verify DUMP MODEL: {args.model} is the dump, {args.dump} the model")
         args.dump, args.model = args.model, args.dump
+    check_no_model(args.dump, "engine verify DUMP MODEL judges a dump by it")
     said, told = asked(args), chosen(args)
     check_chat(args)
     model = open_weights(args.model, rope_asked(args), args.lora)
@@ -89,8 +95,7 @@ def main(args: argparse.Namespace) -> int:
             paid, keys = costs(result, model.weights, done)
     result = told.of(result)
     if args.html is not None:
-        with whole_file(args.html, "the report") as path:
-            path.write_text(result.html(), "utf-8", "backslashreplace")  # a file's name may be no text
+        write_page(args.html, result.html())
     apart = None if wanted is None else difference(wanted, result.tokens, open_spelling(model.checkpoint))
     if args.json:
         prompt = {} if wanted is None else {"prompt": {"tokens": wanted, "difference": apart}}

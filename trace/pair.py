@@ -20,6 +20,7 @@ class Pairs:
 
     apart: labels of decode steps that were fed another token in each dump, and so are no longer comparable.
     ignored: paths of .bin files, and arrays of other tools, that are no stage's. notes: how such a tool's were read.
+    tokens: the prompt's ids, if one of them says so.
     """
 
     both: tuple[tuple[Entry, Entry], ...]
@@ -29,6 +30,7 @@ class Pairs:
     sizes: Mapping[str, int] | None
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tokens: tuple[int, ...] | None = None
 
 
 def pair_files(a: Path, b: Path) -> Pairs:
@@ -89,6 +91,7 @@ def pair_dumps(x: Dump | Path, y: Dump | Path, known: Known = Known()) -> Pairs:
         sizes=a.sizes,
         ignored=tuple(str(d.path / f) for d in (a, b) for f in d.ignored),
         notes=(*a.notes, *b.notes),
+        tokens=next((tuple(t) for t in tokens if t is not None), None),
     )
 
 

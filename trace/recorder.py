@@ -96,16 +96,26 @@ class Row:
         return (self.every or self.last).anomalies() or self.last.anomalies()
 
 
+SEEN = 32  # queries and keys of attention that a summary keeps
+
+
 class Summary(_Looking):
-    """Collects, stage by stage, statistics over all positions of a pass and over the last one alone."""
+    """Collects, stage by stage, statistics over all positions of a pass and over the last one alone.
+
+    attention: by layer, the probabilities of the first queries over the first keys, mean of the heads.
+    """
 
     def __init__(self, plan: Plan, to_host: ToHost, positions: Sequence[int], phase: int = PROMPT) -> None:
         super().__init__(plan, to_host)
         self.positions, self.phase = positions, phase
         self.rows: list[Row] = []
+        self.attention: dict[int, tuple[tuple[float, ...], ...]] = {}
 
     def look(self, s: Stage, layer: int | None, values: NDArray[np.floating]) -> None:
         """Scores and probabilities count up to the query only: what stands after it is a fill, not a result."""
+        if s.name == "attn_softmax" and layer is not None:
+            mean_TS = values[:, :SEEN, :SEEN].astype(np.float64).mean(0)
+            self.attention[layer] = tuple(map(tuple, mean_TS.tolist()))
         every: Statistics | None
         if "T" not in s.letters:
             every, last = None, statistics([values])

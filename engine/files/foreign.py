@@ -15,6 +15,7 @@ OLD = "a GGML file from before GGUF; convert the original weights again"
 ONNX = "ONNX, a graph and not a model's weights; give the safetensors or GGUF that it was made from"
 OTHERS = f"another framework's weights; convert them to safetensors (Transformers: {SAVE})"
 LFS = "a pointer of Git LFS, not the model itself; get that with `git lfs pull`"
+ARRAYS = "an array of NumPy's, no model; engine verify DUMP MODEL judges it, if it holds stages"
 
 # By a file's first bytes.
 FILES = (
@@ -25,7 +26,7 @@ FILES = (
     (b"fmgg", OLD),
     (b"tjgg", OLD),
     (b"\x89HDF", f"an HDF5 file (Keras): {OTHERS}"),
-    (b"\x93NUMPY", "an array of NumPy's, not a model"),
+    (b"\x93NUMPY", ARRAYS),
     (b"\x1f\x8b", "compressed by gzip; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed by Zstandard; unpack it first"),
     (b"version https://git-lfs", LFS),
@@ -63,6 +64,8 @@ FOLDERS = (
 
 def file_kind(path: Path, head: bytes) -> str | None:
     """What a file is that no container recognises."""
+    if path.suffix.lower() == ".npz":
+        return ARRAYS
     return next((what for magic, what in FILES if head.startswith(magic)), SUFFIXES.get(path.suffix.lower()))
 
 

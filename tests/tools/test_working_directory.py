@@ -94,6 +94,7 @@ def lines(path: Path, out: Path) -> Iterator[tuple[list[str], int]]:
     yield ["bench", m, "-p", "3", "-n", "2", "-t", "1", "-r", "1", "--precision", "f32"], 0
     yield ["compile", m], 0
     yield ["list"], 0
+    yield ["completion", "bash"], 0
     yield ["pull"], 2
     yield ["doctor"], 0
     yield ["dump-hf", m, str(out / "h"), *ids], 2

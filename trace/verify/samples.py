@@ -48,11 +48,11 @@ def sampled(got: NDArray[np.floating[Any]], span: Span, error: Array, letters: t
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(error == 0, 0, error / np.where(np.isfinite(span.radius), span.radius, 0))
     counts = np.bincount(np.searchsorted(EDGES, ratio.reshape(-1)), minlength=len(EDGES) + 1)
-    head = _head(found, expected, error) if letters == ("N", "T", "S") else None
+    head = head_of(found, expected, error) if letters == ("N", "T", "S") else None
     return Samples(_rows(pairs), tuple(counts.tolist()), head)  # type: ignore[arg-type]
 
 
-def _head(found: Array, expected: Array, error: Array) -> Head:
+def head_of(found: Array, expected: Array, error: Array) -> Head:
     head, query, key = np.unravel_index(int(error.argmax()), error.shape)
     row, column = (
         max(0, min(int(i) - EDGE // 2, n - EDGE)) for i, n in zip((query, key), error.shape[1:], strict=True)

@@ -106,20 +106,25 @@ def histogram(s: Samples) -> str:
     )
 
 
-def attention(h: Head, tokens: Sequence[int] | None) -> str:
-    """The worst head: found, expected, difference."""
+def attention(h: Head, tokens: Sequence[object] | None, names: tuple[str, str] = ("found", "expected")) -> str:
+    """The worst head: found, expected, difference. tokens: of the prompt, as text or as ids; names: of the two."""
     apart = tuple(
         tuple(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in zip(h.found, h.expected, strict=True)
     )
     both = [x for rows in (h.found, h.expected) for row in rows for x in row if isfinite(x)]
     low, high = min(both, default=0.0), max(both, default=1.0)
     worst = max((x for row in apart for x in row if isfinite(x)), default=0.0)
-    shown = (("found", h.found, low, high), ("expected", h.expected, low, high), ("difference", apart, 0.0, worst))
+    shown = ((names[0], h.found, low, high), (names[1], h.expected, low, high), ("difference", apart, 0.0, worst))
     maps = "".join(_map(name, rows, a, b) for name, rows, a, b in shown)
     keys = [] if tokens is None else list(tokens[h.first_key : h.first_key + len(h.found[0])])
     said = f" Keys: tokens {' '.join(map(str, keys))}." if keys else ""
     where = f"queries from {h.first_query} down, keys from {h.first_key} across; difference up to {worst:.3g}."
     return f'<div class="heads">{maps}</div><p class="soft">{escape(f"Head {h.head}: {where}{said}")}</p>'
+
+
+def one_head(name: str, rows: Rows) -> str:
+    """Probabilities [queries][keys], from 0 to 1."""
+    return _map(name, rows, 0.0, 1.0)
 
 
 def _map(name: str, rows: Rows, low: float, high: float) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Sequence
 from html import escape
+
+TOKENS = 200  # that are spelled out
 
 SCRIPT = """
 const open = () => { for (let e = document.getElementById(location.hash.slice(1)); e; e = e.parentElement)
   if (e.tagName === 'DETAILS') e.open = true };
 addEventListener('hashchange', open); open();
 const key = s => { const n = parseFloat(s); return isNaN(n) ? s : n };
-document.querySelectorAll('th').forEach((th, i) => { let up = 1; th.onclick = () => {
-  const body = th.closest('table').tBodies[0], at = r => key(r.cells[i].textContent);
+document.querySelectorAll('th').forEach(th => { let up = 1; th.onclick = () => {
+  const body = th.closest('table').tBodies[0], at = r => key(r.cells[th.cellIndex].textContent);
   [...body.rows].sort((a, b) => (at(a) > at(b) ? 1 : at(a) < at(b) ? -1 : 0) * up).forEach(r => body.append(r));
   up = -up } });
 """
@@ -39,10 +42,12 @@ var(--soft) } .legend svg { width: .95rem; height: .95rem; vertical-align: -.15r
 
 figure { margin: .7rem 0 0 } .charts { display: flex; flex-wrap: wrap; gap: 0 1rem }
 .charts > figure { flex: 1 1 15rem }
+.token { white-space: pre; background: var(--none); border-radius: .2rem; padding: 0 .1rem }
 svg.chart { width: 100%; max-width: 40rem; height: auto; display: block } .axis { fill: none; stroke: var(--soft) }
 .limit { fill: none; stroke: var(--exact) } .curve { fill: none; stroke: var(--bad); stroke-width: 1.5 }
 .dot { fill: var(--bad) } .within { fill: var(--exact) } .beyond { fill: var(--bad) }
-.heads { display: flex; gap: .6rem } .heads figure { flex: 1 } svg.head { width: 100%; border: 1px solid var(--line);
+.heads { display: flex; gap: .6rem } .heads figure { flex: 1 } .many { flex-wrap: wrap }
+.many figure { flex: 0 0 5.5rem; margin: 0 } svg.head { width: 100%; border: 1px solid var(--line);
 image-rendering: pixelated; display: block }
 @media (max-width: 34rem) { .maps > div { overflow-x: auto }
   svg.map { min-width: 30rem } svg.chart text { font-size: 11px } }
@@ -75,3 +80,20 @@ def framed(title: str, body: str, style: str = "") -> str:
         f"<script>{SCRIPT}</script></body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Container[int] = (0,)) -> str:
+    """A table; its script sorts it. rows: as they are; text: the columns that hold no numbers."""
+    head = "".join(f"<th>{escape(c)}</th>" for c in columns)
+    lines = []
+    for row in rows:
+        cells = (f"<td>{escape(c)}</td>" if i in text else f'<td class="n">{escape(c)}</td>' for i, c in enumerate(row))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="scroll">{body}</div>'
+
+
+def spelled(tokens: Sequence[object]) -> str:
+    """Tokens, each with its borders; a line feed is shown as a sign."""
+    few = [str(t).replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}") for t in tokens[:TOKENS]]
+    return " ".join(f'<code class="token">{escape(t)}</code>' for t in few) + (" ..." if len(tokens) > TOKENS else "")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from html import escape
 from math import log10, prod
 
 from ...plural import plural
-from ...stages import STAGES
 from ..finding import (
     BUDGET,
     EXACT,
@@ -21,7 +22,8 @@ from ..finding import (
     WrongRow,
 )
 from .charts import attention, curves, histogram, scatter
-from .frame import framed
+from .frame import framed, spelled
+from .grid import cell, grid
 from .paragraph import paragraph
 from .text import (
     by_size,
@@ -37,7 +39,14 @@ from .text import (
 )
 from .words import words
 
-CELL, GAP, LEFT, TOP = 17, 2, 18, 82  # of the heat map, in its own units
+KINDS = {
+    EXACT: "exact",
+    REPRODUCED: "reproduced",
+    BUDGET: "budget",
+    UNEXPLAINED: "unexplained",
+    UNJUDGED: "unjudged",
+}
+MARKS = {UNEXPLAINED: "\N{MULTIPLICATION SIGN}", UNJUDGED: "?", BUDGET: "~"}
 CARDS = 12  # groups of unexplained stages that are told at once; the others are folded
 DRAWN = 24  # groups that have pictures
 LEGEND = (
@@ -49,8 +58,8 @@ LEGEND = (
 )
 
 
-def page(v: Verification, dump: str, model: str) -> str:
-    """The report. dump, model: their names, for the head."""
+def page(v: Verification, dump: str, model: str, texts: Sequence[str] | None = None) -> str:
+    """The report. dump, model: their names, for the head; texts: its tokens' text, if it is known."""
     state = {0: "", 1: " bad", 2: " none"}[v.status]
     bad = by_size(v.findings)
     parts = [
@@ -58,7 +67,7 @@ def page(v: Verification, dump: str, model: str) -> str:
         f'<p class="said">{escape(" ".join(paragraph(v)[1:]))}</p></div>',
         *(f"<p>{escape(said[:1].upper() + said[1:])}.</p>" for said in map(words, v.remarks)),
         f'<p class="soft">Dump <code>{escape(dump)}</code>, judged by <code>{escape(model)}</code>, '
-        f"{tokens(v)}; every stage recomputed in float64 from the dump's own inputs.</p>",
+        f"{tokens(v, texts)}; every stage recomputed in float64 from the dump's own inputs.</p>",
         legend(),
     ]
     for title, findings in sections(v):
@@ -69,7 +78,7 @@ def page(v: Verification, dump: str, model: str) -> str:
         common = (
             f"<li>{escape(said)}: {plural(len(fs), 'stage')} ({escape(places_of(fs))})</li>" for said, fs in mistakes(v)
         )
-        cards = [card(group, v.tokens, n < DRAWN) for n, group in enumerate(groups(v))]
+        cards = [card(group, texts or v.tokens, n < DRAWN) for n, group in enumerate(groups(v))]
         parts += ["<ul>", *common, "</ul>", f'<div class="cards">{"".join(cards[:CARDS])}</div>']
         if more := cards[CARDS:]:
             said = f"{plural(len(more), 'more group')} of unexplained stages"
@@ -83,9 +92,12 @@ def page(v: Verification, dump: str, model: str) -> str:
     return framed(f"{dump}: {sentence(v)}", "\n".join([*parts, table(v)]))
 
 
-def tokens(v: Verification) -> str:
+def tokens(v: Verification, texts: Sequence[str] | None) -> str:
+    """Markup."""
     if v.tokens is None:
         return "tokens unknown"
+    if texts:
+        return f"{plural(len(v.tokens), 'token')}: {spelled(texts)}"
     shown = " ".join(map(str, v.tokens[:12]))
     return f"{plural(len(v.tokens), 'token')} ({shown}{' ...' if len(v.tokens) > 12 else ''})"
 
@@ -102,18 +114,7 @@ def legend() -> str:
 
 def square(x: float, y: float, verdict: Verdict, title: str = "", depth: float = 1.0) -> str:
     """A cell. depth: how strong its colour is."""
-    kind = {
-        EXACT: "exact",
-        REPRODUCED: "reproduced",
-        BUDGET: "budget",
-        UNEXPLAINED: "unexplained",
-        UNJUDGED: "unjudged",
-    }[verdict]
-    mark = {UNEXPLAINED: "\N{MULTIPLICATION SIGN}", UNJUDGED: "?", BUDGET: "~"}.get(verdict, "")
-    tip = f"<title>{escape(title)}</title>" if title else ""
-    sign = f'<text class="mark" x="{x + CELL / 2:g}" y="{y + 12:g}">{mark}</text>' if mark else ""
-    box = f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{CELL}" height="{CELL}" rx="2" fill-opacity="{depth:.2f}"/>'
-    return f"<g>{tip}{box}{sign}</g>"
+    return cell(x, y, KINDS[verdict], MARKS.get(verdict, ""), title, depth)
 
 
 def cell_of(x: float, y: float, f: Finding) -> str:
@@ -136,32 +137,8 @@ def groups(v: Verification) -> list[list[Finding]]:
 
 
 def heat_map(findings: list[Finding]) -> str:
-    """Layers down, stages across; below them the stages of the whole model, and the embedding."""
-    cell = worst_of(findings)
-    names = [s.name for s in STAGES if s.scope == "layer" and any(name == s.name for _, name in cell)]
-    whole = [(layer, s.name) for s in STAGES if s.scope != "layer" for layer in (0, None) if (layer, s.name) in cell]
-    layers = sorted({layer for layer, name in cell if layer is not None and name in names})
-    pitch = CELL + GAP
-    width, height = LEFT + pitch * max(len(names), 15) + 52, TOP + pitch * (len(layers) + bool(whole)) + 12
-    parts = [f'<svg class="map" role="img" aria-label="layers and stages" viewBox="0 0 {width} {height}">']
-    for i, name in enumerate(names):
-        x = LEFT + i * pitch + CELL / 2 + 3
-        parts.append(f'<text transform="translate({x:g} {TOP - 6}) rotate(-52)">{escape(name)}</text>')
-    for j, layer in enumerate(layers):
-        y = TOP + j * pitch
-        parts.append(f'<text x="{LEFT - 5}" y="{y + 12}" text-anchor="end">{layer}</text>')
-        for i, name in enumerate(names):
-            f, x = cell.get((layer, name)), LEFT + i * pitch
-            if f is not None:
-                parts.append(cell_of(x, y, f))
-            else:
-                parts.append(f'<rect class="none" x="{x}" y="{y}" width="{CELL}" height="{CELL}" rx="2"/>')
-    y = TOP + pitch * len(layers) + 6
-    for i, key in enumerate(whole):
-        f, x = cell[key], LEFT + i * 5 * pitch
-        parts.append(cell_of(x, y, f))
-        parts.append(f'<text x="{x + CELL + 4}" y="{y + 12}">{escape(f.stage)}</text>')
-    return "".join([*parts, "</svg>"])
+    """The worst finding of each stage of each layer."""
+    return grid({key: partial(cell_of, f=f) for key, f in worst_of(findings).items()})
 
 
 def depth(f: Finding) -> float:
@@ -175,7 +152,7 @@ def depth(f: Finding) -> float:
     return 1.0
 
 
-def card(group: list[Finding], tokens: tuple[int, ...] | None, drawn: bool) -> str:
+def card(group: list[Finding], tokens: Sequence[object] | None, drawn: bool) -> str:
     """One example with its pictures, and where else the same is found."""
     f, *others = group
     first, *rest = statement(f)

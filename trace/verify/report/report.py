@@ -15,14 +15,18 @@ from .text import sentence
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report(Verification):
-    """A Verification, with the names of the dump and of the model for whoever reads it."""
+    """A Verification, with the names of the dump and of the model for whoever reads it.
+
+    texts: what each of its tokens is as text, where the model spells them.
+    """
 
     dump: str
     model: str
+    texts: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, v: Verification, dump: str, model: str) -> Report:
-        return cls(**{f.name: getattr(v, f.name) for f in fields(v)}, dump=dump, model=model)
+    def of(cls, v: Verification, dump: str, model: str, texts: tuple[str, ...] | None = None) -> Report:
+        return cls(**{f.name: getattr(v, f.name) for f in fields(v)}, dump=dump, model=model, texts=texts)
 
     @property
     def sentence(self) -> str:
@@ -44,7 +48,7 @@ class Report(Verification):
 
     def html(self) -> str:
         """The page that `engine verify --html` writes: a file of its own; its one script only sorts and unfolds."""
-        return page(self, self.dump, self.model)
+        return page(self, self.dump, self.model, self.texts)
 
     def _repr_html_(self) -> str:
         """For a notebook: the page in a frame, so that its style stays inside."""
