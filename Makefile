@@ -7,7 +7,7 @@ ifneq ($(lastword $(MAKEFILE_LIST)),Makefile)
 $(error this runs what lies in its own folder; from elsewhere say make -C FOLDER)
 endif
 
-.PHONY: run test check lint pull oracle gpu clean
+.PHONY: run test check lint pull oracle matrix gpu clean
 
 run: pull            ## ask the model a question
 	$(BIN)/engine run -m $(MODEL) --chat -p "What is 2+2?"
@@ -35,6 +35,9 @@ pull: .venv/run
 
 oracle: .venv/oracle pull   ## the slow comparisons with transformers (and llama.cpp, if llama-cpp-python is installed in .venv)
 	$(BIN)/pytest -q -m oracle
+
+matrix: .venv/dev pull   ## every combination of engine, mistake and layer, of which `make test` runs a part
+	$(BIN)/pytest -q -n auto -m matrix
 
 gpu: .venv/cuda   ## parity and throughput on an NVIDIA card (docs/gpu.md)
 	$(BIN)/python -P -m qwenref.tools.dev.gpu

@@ -33,6 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
         numba.set_num_threads(max(1, numba.config.NUMBA_NUM_THREADS // workers))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The rest of the matrices is asked for by name: -m matrix (make matrix)."""
+    if "matrix" not in config.option.markexpr:
+        rest = [item for item in items if item.get_closest_marker("matrix")]
+        config.hook.pytest_deselected(items=rest)
+        items[:] = [item for item in items if not item.get_closest_marker("matrix")]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_blas_thread() -> Iterator[None]:
     """Of each of pytest's processes: several, with threads that spin while they wait, take each other's cores."""

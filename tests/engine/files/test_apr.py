@@ -59,7 +59,7 @@ def build(
 ) -> bytes:
     """An APR v2 file as apr-format describes it. header: fields that are to say something else than the truth."""
     text = metadata if isinstance(metadata, bytes) else json.dumps(metadata, separators=(",", ":")).encode()
-    index, data = b"", b""
+    index, data = bytearray(), bytearray()
     for name, dtype, dims, raw in tensors:
         said = header.get("entries", {}).get(name, {})
         spelled = said.get("name", name.encode())
@@ -69,14 +69,14 @@ def build(
         index += struct.pack("<QQ", said.get("offset", len(data)), said.get("size", len(raw)))
         data += pad(raw)
     meta_size, index_at = len(text), 64 + len(pad(text))
-    data_at = index_at + len(pad(index))
+    data_at = index_at + len(index) + -len(index) % 64
     head = struct.pack(
         "<4sBBHIQIQQ",
         header.get("magic", b"APR\0"), 2, 0, flags, header.get("count", len(tensors)), header.get("meta_at", 64),
         header.get("meta_size", meta_size), header.get("index_at", index_at), header.get("data_at", data_at),
     )  # fmt: skip
     crc = zlib.crc32(head + bytes(20)) if checksum is None else checksum
-    whole = head + struct.pack("<I", crc) + bytes(20) + pad(text) + pad(index) + data
+    whole = head + struct.pack("<I", crc) + bytes(20) + pad(text) + pad(bytes(index)) + bytes(data)
     return whole + (struct.pack("<I", zlib.crc32(whole)) if footer else b"")
 
 

@@ -35,14 +35,8 @@ FIRST = (
     "NF4/64/BF16",
     "F8_E4M3/128/F32",
 )  # whose kernels other tests need, too
-PARAMETERS = [name if name in FIRST else pytest.param(name, marks=pytest.mark.oracle) for name in GROUPED]
-
-
-@pytest.fixture(autouse=True)
-def _only_where_asked_for(request: pytest.FixtureRequest) -> None:
-    """The kernels of all formats, on all paths, take minutes to compile."""
-    if request.node.get_closest_marker("oracle") and "oracle" not in request.config.option.markexpr:
-        pytest.skip("compiles for minutes: pytest -m oracle")
+# The kernels of all formats, on all paths, take minutes to compile.
+PARAMETERS = [name if name in FIRST else pytest.param(name, marks=pytest.mark.matrix) for name in GROUPED]
 
 
 def random_matrix(name: str, rows: int, K: int, spread: int = 0) -> QTensor:
@@ -158,11 +152,11 @@ def test_levels_are_said_twice_alike() -> None:
     assert np.array_equal(np.float32(fp4.LEVELS), fp4_format.LEVELS)
 
 
-@pytest.mark.oracle
+@pytest.mark.matrix
 @pytest.mark.parametrize("path", [path for path in PATHS if has(path)])
 def test_on_this_path(path: str) -> None:
     """All formats: instruction sets are chosen when the backend is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "oracle or not oracle"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "matrix or not matrix"]
     command += ["-k", "products or weight or decoded", "--deselect", f"{__file__}::{test_on_this_path.__name__}"]
     env = os.environ | {"QWENREF_SIMD": path}
     run = subprocess.run([*command, __file__], check=False, env=env, capture_output=True, text=True)

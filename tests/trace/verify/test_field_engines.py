@@ -19,6 +19,7 @@ from qwenref.trace.verify.verify import verify
 from ...engines import Run, f32
 from ...field import FIELD, Engine
 from ...scored import Score, healthy
+from ...thinned import always, thinned
 from ...tiny import tiny_weights
 
 A = np.ndarray
@@ -97,9 +98,16 @@ MISTAKES: dict[str, tuple[str, Wrong]] = {
 
 
 TURNS = [(e, m, (i + j) % LAYERS) for i, e in enumerate(FIELD) for j, m in enumerate(MISTAKES)]
+PLANTED = thinned(TURNS, lambda t: f"{t[0].name}-{t[1]}-{t[2]}", 3)
 
 
-@pytest.mark.parametrize(("engine", "mistake", "layer"), TURNS, ids=[f"{e.name}-{m}-{n}" for e, m, n in TURNS])
+def test_every_engine_and_every_mistake_has_turns_that_run_always() -> None:
+    had = always(PLANTED)
+    assert {e.name for e, _, _ in had} == {e.name for e in FIELD}
+    assert {(m, layer) for _, m, layer in had} == {(m, layer) for m in MISTAKES for layer in range(LAYERS)}
+
+
+@pytest.mark.parametrize(("engine", "mistake", "layer"), PLANTED)
 def test_a_mistake_is_found(engine: Engine, mistake: str, layer: int, score: Score) -> None:
     """The layers in turn: the first, the middle and the last."""
     stage, wrong = MISTAKES[mistake]

@@ -25,6 +25,7 @@ from qwenref.trace.verify.verify import UNEXPLAINED, Finding, verify
 
 from ...engines import changed, dump_of, with_values
 from ...plants import PLANTS, Plant, by_groups
+from ...thinned import always, thinned
 from ...tiny import scaled, tiny_weights
 from .test_hypotheses_fitted import FITTED
 
@@ -86,11 +87,16 @@ def turns() -> Iterator[tuple[Plant, str, int]]:
 
 
 TURNS = list(turns())
+PLANTED = thinned(TURNS, lambda t: f"{t[0].id}-{t[1]}-{t[2]}", 4)
 
 
-@pytest.mark.parametrize(("p", "engine", "layer"), TURNS, ids=[f"{p.id}-{e}-{n}" for p, e, n in TURNS])
+@pytest.mark.parametrize(("p", "engine", "layer"), PLANTED)
 def test_planted(p: Plant, engine: str, layer: int, score: Score) -> None:
     check(p, engine, layer, score)
+
+
+def test_every_hypothesis_has_a_turn_that_runs_always() -> None:
+    assert {p.named for p, _, _ in always(PLANTED)} == {p.named for p in PLANTS}
 
 
 def test_every_hypothesis_has_its_turn_in_every_layer() -> None:
