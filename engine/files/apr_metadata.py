@@ -13,6 +13,7 @@ from ..config_keys import APR_ALIASES, APR_OWN, APR_ROPE_TYPE
 from ..models import meant
 from .end_of_generation import by_text, ends, with_control
 from .fields import Fields
+from .pre_tokenizers import PRE_TOKENIZERS
 from .strict_json import parse_object
 from .vocabulary import Vocabulary
 
@@ -108,13 +109,16 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
         return (i,)
 
     template = Fields(metadata, where).text("chat_template") or f.text("chat_template")
+    pre = str(said.get("pre_type", c.architecture.pre))
+    row = PRE_TOKENIZERS.get(pre)
     return Vocabulary(
         tokens=tokens,
         merges=merges,
         types=with_control(types, found, merges),
         model="gpt2",
         # Older files do not name it; aprender too takes the architecture's own.
-        pre=str(said.get("pre_type", c.architecture.pre)),
+        pre=pre,
+        whole=row is not None and row.whole,
         bos_id=bos,
         eos_ids=tuple(end),
         eos_from=tuple(end.values()),

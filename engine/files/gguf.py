@@ -22,6 +22,7 @@ from .end_of_generation import FILL_IN, by_text, ends, with_control
 from .foreign import gguf_kind
 from .gguf_header import Header, Metadata, read_header
 from .mapped import map_file
+from .pre_tokenizers import PRE_TOKENIZERS
 from .tokenizer_json import last_used, parse
 from .vocabulary import NORMAL, Vocabulary
 
@@ -176,8 +177,12 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
             raise metadata.bad(key, f"is {brief(value)}; the file has tokens 0 to {len(tokens) - 1}")
         return value
 
+    row = PRE_TOKENIZERS.get(need("ggml.pre", "str"))
+
     def asked(option: str, name: str) -> tuple[int, ...]:
-        if not get(f"ggml.{option}", "bool"):
+        told = get(f"ggml.{option}", "bool")
+        usual = row is not None and row.bos and name == "bos" and token_id(name) is not None
+        if not (usual if told is None else told):
             return ()
         if (i := token_id(name)) is None:
             raise metadata.bad(f"tokenizer.ggml.{option}", f"is true, but there is no tokenizer.ggml.{name}_token_id")
@@ -198,6 +203,7 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         eos_ids=tuple(end),
         eos_from=tuple(end.values()),
         pad_id=token_id("padding"),
+        whole=row is not None and row.whole,
         prefix=asked("add_bos_token", "bos"),
         suffix=asked("add_eos_token", "eos"),
         chat_template=get("chat_template", "str"),
@@ -218,10 +224,11 @@ def _with_json(v: Vocabulary, text: str) -> Vocabulary:
         said = parse(text, key)
     except BadInput as error:
         return replace(v, notes=(f"{error}; the other keys are used",))
-    used = last_used(v) + 1
+    used, row = last_used(v) + 1, PRE_TOKENIZERS.get(v.pre)
     for field, a, b in (
         ("tokens", said.tokens, v.tokens[:used]),
-        ("merges", said.merges, v.merges),
+        ("merges", (said.merges, said.whole), (v.merges, v.whole)),
+        ("pre-tokenizer", said.pre, row.names[0] if row else v.pre),
         ("post-processor", (said.prefix, said.suffix), (v.prefix, v.suffix)),
     ):
         if a != b:

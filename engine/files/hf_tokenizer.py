@@ -12,9 +12,10 @@ from ..models import meant
 from .end_of_generation import by_text, ends
 from .fields import Fields, one
 from .mapped import read_head
+from .pre_tokenizers import PRE_TOKENIZERS
 from .strict_json import parse_object
 from .tokenizer_json import Added, Parts, added_token, assemble, parse, with_added
-from .vocabulary import CONTROL, PRE_TOKENIZERS, Vocabulary
+from .vocabulary import CONTROL, Vocabulary
 
 MAX_BYTES = 100_000_000  # Qwen's tokenizer.json has 7 to 11 million
 TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
@@ -41,15 +42,17 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     it. Raises BadInput that names the file.
     """
     settings = Fields(read_object(folder / SETTINGS), str(folder / SETTINGS))
-    named = _named(folder, settings)
+    a = meant(config.get("model_type"))
+    qwen2 = a is None or PRE_TOKENIZERS[a.pre].nfc  # Qwen2Tokenizer, whatever the files say
+    named = _named(folder, settings, qwen2)
     own, text = None, _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
     if text is not None:
         own = parse(text, str(folder / TOKENIZER))
+        _check_pre_tokenizer(own, qwen2, str(folder / TOKENIZER))
         parts = with_added(own, _decoder(settings), settings.where)
     elif (folder / VOCAB).exists() and (folder / MERGES).exists():
-        a = meant(config.get("model_type"))
-        if a is not None and a.pre not in PRE_TOKENIZERS:
-            why = f"{a.title} has a pre-tokenizer ({a.pre}) that is not supported"
+        if not qwen2:
+            why = f"which pre-tokenizer a {a.title if a else ''} model has, only tokenizer.json says"
             raise BadInput(f"{folder / VOCAB}: {why}; give token ids, as --tokens 1,2,3, instead of text")
         parts = _read_parts(folder, settings, named.values())
     else:
@@ -88,7 +91,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         merges=parts.merges,
         types=parts.types,
         model="gpt2",
-        pre="qwen2",
+        pre=parts.pre,
+        whole=parts.whole,
         bos_id=token_id("bos"),
         eos_ids=tuple(end),
         eos_from=tuple(end.values()),
@@ -100,6 +104,16 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         other_templates=templates,
         tokenizer_json=text if parts == own else None,
     )
+
+
+def _check_pre_tokenizer(parts: Parts, qwen2: bool, where: str) -> None:
+    """Raises BadInput where Transformers would cut the text in another way than the file says."""
+    row = PRE_TOKENIZERS[parts.pre]
+    if qwen2 and (parts.whole or not row.nfc):
+        said = "model.ignore_merges = True" if parts.whole else f"its pre-tokenizer, that of {parts.pre},"
+        raise BadInput(f"{where}: {said} is not supported with this model, which is read by Qwen2Tokenizer")
+    if not qwen2 and row.nfc and not parts.nfc:
+        raise BadInput(f"{where}: its pre-tokenizer is that of {parts.pre}, but without its normalizer NFC")
 
 
 def stop_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -115,7 +129,7 @@ def _asked(settings: Fields, option: str, i: int | None) -> tuple[int, ...]:
     return (i,) if settings.flag(option) and i is not None else ()
 
 
-def _named(folder: Path, settings: Fields) -> dict[str, str]:
+def _named(folder: Path, settings: Fields, qwen2: bool) -> dict[str, str]:
     """What the special tokens are spelled as, by the names of their fields, those in lists too.
 
     special_tokens_map.json is read where tokenizer_config.json has no added_tokens_decoder, as Transformers does.
@@ -133,7 +147,7 @@ def _named(folder: Path, settings: Fields) -> dict[str, str]:
             value = source.values.get(name)
             listed = list(value.values()) if isinstance(value, dict) else source.array(name) or []
             found |= {f"{name}[{n}]": _special(v, f"{source.where}: {name}[{n}]") for n, v in enumerate(listed)}
-    for name in ("eos_token", "pad_token", "unk_token"):  # Qwen2Tokenizer's defaults
+    for name in ("eos_token", "pad_token", "unk_token") if qwen2 else ():  # Qwen2Tokenizer's defaults
         if name not in settings.values:
             found.setdefault(name, "<|endoftext|>")
     return found

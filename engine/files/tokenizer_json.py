@@ -3,8 +3,8 @@
 What it means is what Transformers 5 makes of it. For a model of type qwen2, AutoTokenizer is Qwen2Tokenizer whatever
 tokenizer_config.json names (models/auto/tokenization_auto.py): vocabulary, merges, added tokens and post-processor are
 the file's, normalizer (NFC) and pre-tokenizer are Qwen2's own. A file that leaves the normalizer out, as DeepSeek's
-distillations do, gets NFC all the same; a file that says something else is refused. A regex of the file is never run,
-only compared.
+distillations do, gets NFC all the same; a file that says something else is refused. Of other models the file is read
+as it stands. A regex of the file is never run, only compared (pre_tokenizers.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from typing import Any
 from ...errors import BadInput
 from .end_of_generation import CONTROL_TEXTS
 from .fields import Fields
+from .pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer, recognised
 from .strict_json import parse_object
 from .vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 
-# The Split pattern of Qwen2's tokenizer.json, which ggml calls the pre-tokenizer "qwen2".
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -45,7 +42,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A byte-level BPE; the fields are those of Vocabulary."""
+    """A byte-level BPE; the fields are those of Vocabulary. nfc: the file brings the text to NFC."""
 
     tokens: list[str]
     merges: list[str]
@@ -53,6 +50,9 @@ class Parts:
     flags: dict[int, tuple[str, ...]]
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
+    pre: str = "qwen2"
+    whole: bool = False
+    nfc: bool = False
 
 
 def parse(text: str, where: str) -> Parts:
@@ -65,11 +65,13 @@ def parse(text: str, where: str) -> Parts:
     if kind != "BPE":
         raise BadInput(f"{where}: model {kind!r:.80} is not supported, only byte-level BPE is")
     # unk_token, fuse_unk and byte_fallback are for bytes without a token, of which there are none here.
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.values.get(option):
             raise BadInput(f"{where}: model.{option} = {model.values[option]!r:.80} is not supported")
-    _check_pre_tokenizer(file)
-    _check_normalizer(file.object("normalizer"))
+    pre = _pre_tokenizer(file)
+    nfc = _normalizes(file.object("normalizer"))
+    if nfc and not PRE_TOKENIZERS[pre].nfc:
+        raise BadInput(f"{where}: normalizer 'NFC' before the pre-tokenizer of {pre} is not supported, only none")
     vocab, merges = model.object("vocab"), model.array("merges")
     if vocab is None or merges is None:
         raise BadInput(f"{where}: model.{'vocab' if vocab is None else 'merges'} is missing")
@@ -83,7 +85,8 @@ def parse(text: str, where: str) -> Parts:
     for i in (*prefix, *suffix):
         if i >= len(parts.tokens):
             raise BadInput(f"{where}: post_processor adds id {i}; ids are 0 to {len(parts.tokens) - 1}")
-    return replace(parts, prefix=prefix, suffix=suffix)
+    whole = bool(model.flag("ignore_merges"))
+    return replace(parts, prefix=prefix, suffix=suffix, pre=pre, whole=whole, nfc=nfc)
 
 
 def read_id(f: Fields) -> int:
@@ -154,29 +157,27 @@ def _merges(merges: list[Any], where: str) -> list[str]:
     return found
 
 
-def _check_pre_tokenizer(file: Fields) -> None:
-    """Raises BadInput unless it is Split(QWEN2_PATTERN), then ByteLevel without a pattern of its own."""
-    want = [
-        {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-    ]
+def _pre_tokenizer(file: Fields) -> str:
+    """ggml's name of it. Raises BadInput for one that is none of ours."""
     pre = file.object("pre_tokenizer")
-    steps = pre.objects("pretokenizers") if pre is not None and pre.text("type") == "Sequence" else []
-    if [{k: v for k, v in s.values.items() if k != "trim_offsets"} for s in steps] != want:
+    steps = [] if pre is None else pre.objects("pretokenizers") if pre.text("type") == "Sequence" else [pre]
+    if (name := recognised([dict(s.values) for s in steps])) is None:
         said = file.values.get("pre_tokenizer")
-        raise BadInput(f"{file.where}: its pre-tokenizer is not supported, only Qwen2's is: {said!r:.80}")
+        names = ", ".join(PRE_TOKENIZERS)
+        raise BadInput(f"{file.where}: its pre-tokenizer is not supported, only those of {names} are: {said!r:.80}")
+    return name
 
 
-def _check_normalizer(normalizer: Fields | None) -> None:
-    """Raises BadInput for another one than NFC or none."""
+def _normalizes(normalizer: Fields | None) -> bool:
+    """Whether it is NFC. Raises BadInput for another one than that or none."""
     if normalizer is None:
-        return
+        return False
     kind = normalizer.text("type")
     if kind == "Sequence":
-        for step in normalizer.objects("normalizers"):
-            _check_normalizer(step)
-    elif kind != "NFC":
+        return any([_normalizes(step) for step in normalizer.objects("normalizers")])
+    if kind != "NFC":
         raise BadInput(f"{normalizer.where} {kind!r:.80} is not supported, only NFC or none")
+    return True
 
 
 def _template(processor: Fields | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -238,12 +239,12 @@ def last_used(v: Vocabulary) -> int:
 
 
 def spell(v: Vocabulary) -> str:
-    """A tokenizer.json for a byte-level BPE of Qwen2's kind: the model's own, or one made from its parts."""
+    """A tokenizer.json for a byte-level BPE: the model's own, or one made from its parts."""
     if v.tokenizer_json is not None:
         return v.tokenizer_json
     used = last_used(v) + 1
+    row = PRE_TOKENIZERS[v.pre]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
     added = [i for i in range(used) if v.types[i] not in (NORMAL, UNUSED)]
     return json.dumps(
         {
@@ -256,8 +257,8 @@ def spell(v: Vocabulary) -> str:
                 | {"special": v.types[i] != USER_DEFINED}
                 for i in added
             ],
-            "normalizer": {"type": "NFC"},
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "normalizer": {"type": "NFC"} if row.nfc else None,
+            "pre_tokenizer": pre_tokenizer(row),
             "post_processor": _post_processor(v, byte_level),
             "decoder": byte_level,
             "model": {
@@ -268,6 +269,7 @@ def spell(v: Vocabulary) -> str:
                 "end_of_word_suffix": "",
                 "fuse_unk": False,
                 "byte_fallback": False,
+                "ignore_merges": v.whole,
                 "vocab": {v.tokens[i]: i for i in range(used) if v.types[i] in (NORMAL, UNUSED)},
                 "merges": v.merges,
             },

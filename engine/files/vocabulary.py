@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama_token_type
-# llama.cpp reads "deepseek-r1-qwen" as "qwen2" (llama-vocab.cpp), and Transformers loads the R1 distills with
-# Qwen2Tokenizer (huggingface/transformers#48211).
-PRE_TOKENIZERS = ("qwen2", "deepseek-r1-qwen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +14,8 @@ class Vocabulary:
 
     tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first, none twice;
     types: ggml's token types by id, as above;
-    model, pre: ggml's names of the algorithm ("gpt2") and of the pre-tokenizer ("qwen2");
+    model, pre: ggml's names of the algorithm ("gpt2") and of the pre-tokenizer ("qwen2", pre_tokenizers.py);
+    whole: a piece that is a token is taken as it stands, without merging it (Hugging Face's ignore_merges);
     eos_ids: every id that ends an answer, the tokenizer's own first; eos_from: how each came;
     prefix, suffix: the ids that a raw prompt has before and behind those of its text;
     flags: of added tokens, by id: which of Hugging Face's lstrip, rstrip, single_word, normalized are true;
@@ -34,6 +32,7 @@ class Vocabulary:
     eos_ids: tuple[int, ...]
     pad_id: int | None
     chat_template: str | None
+    whole: bool = False
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     eos_from: tuple[str, ...] = ()

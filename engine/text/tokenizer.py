@@ -1,4 +1,4 @@
-"""Text <-> ids: byte-level BPE with Qwen2's pre-tokenizer. The `tokenizers` library merges; the checks are here.
+"""Text <-> ids: byte-level BPE. The `tokenizers` library merges; the checks are here.
 
 Control tokens (<|im_start|>) in a text are text unless the caller says otherwise. Which tokens are found in a text
 before anything else, and what of the space round them they take, is the library's work too (AddedToken).
@@ -7,14 +7,15 @@ before anything else, and what of the space round them they take, is the library
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ...errors import BadInput
-from ..files.tokenizer_json import QWEN2_PATTERN
-from ..files.vocabulary import BYTE, CONTROL, NORMAL, PRE_TOKENIZERS, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from ..files.pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer
+from ..files.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 # GPT-2's byte alphabet (bytes_to_unicode of openai/gpt-2): printable Latin-1 is itself, the rest goes on from U+0100.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -95,8 +96,8 @@ class Tokenizer(Tokens):
         """The tokenizer that a model file describes.
 
         vocab_size: the embedding's rows, where known; the ids between the last token and it are padding.
-        Text is brought to NFC first: Qwen2's tokenizer.json says so, Transformers' Qwen2Tokenizer does so whatever the
-        file says, GGUF has no field for it.
+        Qwen2's text is brought to NFC first: its tokenizer.json says so, Transformers' Qwen2Tokenizer does so whatever
+        the file says, GGUF has no field for it.
         Raises BadInput, naming what is wrong: another algorithm or pre-tokenizer, ids and merges that do not fit.
         """
         if v.model != "gpt2":
@@ -145,17 +146,18 @@ class Tokenizer(Tokens):
 
 
 def _library_tokenizer(v: Vocabulary, ids: dict[str, int]) -> Any:
-    from tokenizers import Regex, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Library
+    from tokenizers import models
 
+    row = PRE_TOKENIZERS[v.pre]
     try:
-        bpe = Library(models.BPE(vocab=ids, merges=[(a, b) for a, b in (m.split(" ") for m in v.merges)]))
+        merges = [(a, b) for a, b in (m.split(" ") for m in v.merges)]
+        bpe = Library(models.BPE(vocab=ids, merges=merges, ignore_merges=v.whole))
     except Exception:  # the library says "Token `x` out of vocabulary", or less
         raise BadInput(f"tokenizer: {_bad_merge(v.merges, ids)}") from None
-    bpe.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    plain = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    settings = Library.from_str(json.dumps(plain | {"pre_tokenizer": pre_tokenizer(row)}))
+    bpe.normalizer, bpe.pre_tokenizer = _normalizer(v), settings.pre_tokenizer
     bpe.add_tokens(_added(v))
     return bpe
 
@@ -163,12 +165,18 @@ def _library_tokenizer(v: Vocabulary, ids: dict[str, int]) -> Any:
 def _library_splitter(v: Vocabulary) -> Any:
     """Finds the added tokens, with the library's own rules, and drops all other text."""
     from tokenizers import Tokenizer as Library
-    from tokenizers import models, normalizers
+    from tokenizers import models
 
     found = Library(models.BPE())
-    found.normalizer = normalizers.NFC()
+    found.normalizer = _normalizer(v)
     found.add_tokens(_added(v))
     return found
+
+
+def _normalizer(v: Vocabulary) -> Any:
+    from tokenizers import normalizers
+
+    return normalizers.NFC() if PRE_TOKENIZERS[v.pre].nfc else normalizers.Sequence([])
 
 
 def _added(v: Vocabulary) -> list[Any]:
