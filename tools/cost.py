@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.all_logits import all_logits
 from ..engine.evaluate import Figures, log_softmax
-from ..engine.kernels import reference
+from ..engine.kernels import Kernels, reference
 from ..engine.weights import Weights, parts
 from ..errors import BadInput
 from ..quant.tensor import dequantize
@@ -147,6 +147,9 @@ class Computed:
     def _rounded(self, f: Any, *args: Any) -> Array:
         y: Array = f(*args)
         return y if self.recipe.result is FLOAT32 else self.recipe.result.round(y)
+
+    def batch(self, forward: Callable[[Kernels], Any]) -> Any:
+        return forward(cast("Kernels", self))
 
     def linear(self, x_TI: Array, w: reference.Matrix) -> Array:
         if self.recipe.sums is not FLOAT32:

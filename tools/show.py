@@ -53,8 +53,8 @@ examples:
   engine show dump/ attn_norm 3
   engine show dump/ post_ffn_residual
   engine show dump/ attn_softmax 3 --head 5 -m model.gguf
-  engine show model.gguf ffn_swigl 0 -p 'What is 2+2?' --rows=-1: --columns 0:12
-  engine show model.gguf attn_softmax 3 -p 'What is 2+2?' --html attention.html
+  engine show model.gguf ffn_swigl 0 -p 'Hi' --rows=-1: --columns 0:12
+  engine show model.gguf attn_softmax 3 -p 'What is 2+2?' --html map.html
   engine show model.gguf --lens -p 'What is 2+2?'
   engine show hooks.pt attn_out 3 -m model.gguf --tokens 3838,374,220"""
     parser.add_argument("source", metavar="DUMP|MODEL", help="a dump, or a model to run")

@@ -210,7 +210,7 @@ def test_what_cannot_be_evaluated(files: Path, tmp_path: Path, capsys: pytest.Ca
         ([base, "--logits", tmp_path / "other.dat"], "the base has a vocabulary of 3"),
         ([base, "-f", text, "-c", "8", "--against", tmp_path / "wide.gguf"], "the base has a vocabulary of 310"),
         ([tmp_path / "mute.gguf", "-f", text, "-c", "8"], "has no tokenizer"),
-        ([base, "-f", text, "-c", "8", "--save-logits", tmp_path / "no" / "x"], "No such file"),
+        ([base, "-f", text, "-c", "8", "--save-logits", tmp_path / "no" / "x"], "no such folder; make it first"),
     ):
         status, out, err = run(capsys, *words)
         assert (status, out) == (2, "") and says in err and err.count("\n") == 1, (words, err)

@@ -83,7 +83,7 @@ def test_what_has_no_name_of_its_own_is_not_written(
     refused(
         "trace", model, "--tokens", TOKENS, "--backend=reference", "--save-tensor=embedding", "--save-tensor-dir", place
     )
-    assert "a name of its own" in refused("verify", dump, model, "--html", place)
+    assert "a folder; give a file's name" in refused("verify", dump, model, "--html", place)
     assert not list(tmp_path.iterdir())
 
 

@@ -98,7 +98,7 @@ MISTAKES: dict[str, tuple[str, Wrong]] = {
 
 
 TURNS = [(e, m, (i + j) % LAYERS) for i, e in enumerate(FIELD) for j, m in enumerate(MISTAKES)]
-PLANTED = thinned(TURNS, lambda t: f"{t[0].name}-{t[1]}-{t[2]}", 3)
+PLANTED = thinned(TURNS, lambda t: f"{t[0].name}-{t[1]}-{t[2]}", 5)
 
 
 def test_every_engine_and_every_mistake_has_turns_that_run_always() -> None:
