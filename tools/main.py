@@ -47,7 +47,7 @@ COMMANDS = {
 
 # What others call it (llama.cpp, Transformers, ollama, polygraphy), and what it is here.
 ELSEWHERE = {
-    "chat": "run", "generate": "run", "models": "list", "ls": "list", "show": "inspect", "info": "inspect",
+    "chat": "run", "generate": "run", "models": "list", "ls": "list", "info": "inspect",
     "quantize": "convert", "export": "convert", "download": "pull", "compare": "diff", "perplexity": "eval",
     "dump": "trace", "judge": "verify", "benchmark": "bench", "--n-predict": "--max-tokens",
     "--max-new-tokens": "--max-tokens", "--temperature": "--temp", "--outtype": "--quantize", "--ctx-size": "--context",
