@@ -143,64 +143,75 @@ def running(
     what flash attention turns out to fuse. Raises BadInput where llama.cpp refuses.
     """
     lib = LibLlama(library(run.library))
-    log: list[str] = []
-    keep_log = Log(lambda _level, text, _data: log.append(text.decode(errors="replace").strip()))
-    lib.llama_log_set(keep_log, None)
+    with logged(lib) as log:
 
-    def refused(what: str) -> BadInput:
-        return BadInput(
-            f"{c.path}: llama.cpp cannot {what}: {next((x for x in reversed(log) if x), 'no reason given')}"
-        )
+        def refused(what: str) -> BadInput:
+            return BadInput(
+                f"{c.path}: llama.cpp cannot {what}: {next((x for x in reversed(log) if x), 'no reason given')}"
+            )
 
-    lib.begin()
-    graph = Graph(lib, c.config, stages, wanted, {} if absent is None else absent)
-    settings = lib.llama_model_default_params()
-    settings.put(lib.model.n_gpu_layers, ctypes.c_int32(run.gpu_layers))
-    if not run.repack:
-        settings.put(lib.model.use_extra_bufts, ctypes.c_bool(False))
-    model = lib.llama_model_load_from_file(str(c.path).encode(), settings)
-    if not model:
-        raise refused("load it")
-    try:
-        keep_callback = Evaluation(graph.callback)
-        batch_size = min(run.batch or capacity, capacity)
-        context = lib.llama_init_from_model(model, context_settings(lib, run, capacity, batch_size, keep_callback))
-        if not context:
-            raise refused(f"make a context of {capacity} positions")
-        check_settings(lib, context, capacity, batch_size, min(run.ubatch or batch_size, batch_size))
-        past = 0
-
-        def decode(tokens: Sequence[int]) -> None:
-            nonlocal past
-            batch = lib.llama_batch_init(len(tokens), 0, 1)
-            try:
-                batch.n_tokens = len(tokens)
-                for i, token in enumerate(tokens):
-                    batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, past + i, 1
-                    batch.seq_id[i][0], batch.logits[i] = 0, 1
-                status = lib.llama_decode(context, batch)
-            finally:
-                lib.llama_batch_free(batch)
-            if graph.error is not None:
-                raise graph.error
-            if status:
-                raise refused(f"decode (status {status})")
-            past += len(tokens)
-
-        def forward(tokens: Sequence[int], emit: EmitRows) -> NDArray[np.floating[Any]]:
-            graph.begin(past, emit)
-            for start in range(0, len(tokens), batch_size):
-                decode(tokens[start : start + batch_size])
-            return np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (c.config.vocab_size,)).copy()
-
+        lib.begin()
+        graph = Graph(lib, c.config, stages, wanted, {} if absent is None else absent)
+        settings = lib.llama_model_default_params()
+        settings.put(lib.model.n_gpu_layers, ctypes.c_int32(run.gpu_layers))
+        if not run.repack:
+            settings.put(lib.model.use_extra_bufts, ctypes.c_bool(False))
+        model = lib.llama_model_load_from_file(str(c.path).encode(), settings)
+        if not model:
+            raise refused("load it")
         try:
-            yield forward
+            keep_callback = Evaluation(graph.callback)
+            batch_size = min(run.batch or capacity, capacity)
+            context = lib.llama_init_from_model(model, context_settings(lib, run, capacity, batch_size, keep_callback))
+            if not context:
+                raise refused(f"make a context of {capacity} positions")
+            check_settings(lib, context, capacity, batch_size, min(run.ubatch or batch_size, batch_size))
+            past = 0
+
+            def decode(tokens: Sequence[int]) -> None:
+                nonlocal past
+                batch = lib.llama_batch_init(len(tokens), 0, 1)
+                try:
+                    batch.n_tokens = len(tokens)
+                    for i, token in enumerate(tokens):
+                        batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, past + i, 1
+                        batch.seq_id[i][0], batch.logits[i] = 0, 1
+                    status = lib.llama_decode(context, batch)
+                finally:
+                    lib.llama_batch_free(batch)
+                if graph.error is not None:
+                    raise graph.error
+                if status:
+                    raise refused(f"decode (status {status})")
+                past += len(tokens)
+
+            def forward(tokens: Sequence[int], emit: EmitRows) -> NDArray[np.floating[Any]]:
+                graph.begin(past, emit)
+                for start in range(0, len(tokens), batch_size):
+                    decode(tokens[start : start + batch_size])
+                return np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (c.config.vocab_size,)).copy()
+
+            try:
+                yield forward
+            finally:
+                lib.llama_free(context)
         finally:
-            lib.llama_free(context)
+            lib.llama_model_free(model)
+            del keep_callback  # ctypes does not keep what it has handed out
+
+
+@contextmanager
+def logged(lib: LibLlama) -> Iterator[list[str]]:
+    """What the library says, instead of on stderr. It is told to say it there again whatever happens: it would call
+    what Python has thrown away."""
+    log: list[str] = []
+    keep = Log(lambda _level, text, _data: log.append(text.decode(errors="replace").strip()))
+    lib.llama_log_set(keep, None)
+    try:
+        yield log
     finally:
-        lib.llama_model_free(model)
         lib.llama_log_set(Log(), None)
-        del keep_log, keep_callback  # ctypes does not keep what it has handed out
+        del keep  # ctypes does not keep what it has handed out
 
 
 def context_settings(lib: LibLlama, run: Run, capacity: int, batch_size: int, callback: Any) -> Any:
