@@ -58,8 +58,10 @@ def score(record_property: Callable[[str, object], None]) -> Callable[..., None]
     return add
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The tables of what tests gave to `score`."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The tables of what tests gave to `score`; and that there is more, which pytest-xdist does not count."""
+    if "matrix" not in config.option.markexpr:
+        terminalreporter.line("Of matrices of tests a part ran, if any (tests/thinned.py); the rest: make matrix.")
     tables: dict[str, dict[str, Counter[str]]] = {}
     for report in (r for state in ("passed", "failed") for r in terminalreporter.getreports(state)):
         for table, row, counts in (
