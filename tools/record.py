@@ -186,11 +186,11 @@ def main(args: argparse.Namespace) -> int:
     if saved is not None:
         report |= {"directory": str(target), "files": [f | {"bytes": file_bytes(f)} for f in made.files]}
     if args.html is not None:
-        from ..trace.verify.report.traced import Guess, page
+        from ..trace.verify.report.traced import Candidate, page
 
         name = f"{checkpoint.path}, {args.backend}, {args.precision}"
         chosen = [
-            [Guess(str(g["id"] if g["text"] is None else g["text"]), g["logit"]) for g in n] for n in report["next"]
+            [Candidate(str(g["id"] if g["text"] is None else g["text"]), g["logit"]) for g in n] for n in report["next"]
         ]
         write_page(args.html, page(name, made.summaries, texts(ids, tokenizer), chosen))
     if args.json:

@@ -281,19 +281,8 @@ STAGES: tuple[Stage, ...] = (
            onnx="lm_head/MatMul",
            ggml="MUL_MAT output.weight or MUL_MAT token_embd.weight"),  # the embedding, where it is tied
 )  # fmt: skip
-SHOWN = (
-    "hf",
-    "hf_too",
-    "fused",
-    "fused_too",
-    "mlx",
-    "gguf",
-    "meta",
-    "trt",
-    "graph",
-    "onnx",
-    "ggml",
-)  # where others' names stand
+# Where others' names stand.
+SHOWN = ("hf", "hf_too", "fused", "fused_too", "mlx", "gguf", "meta", "trt", "graph", "onnx", "ggml")
 
 
 @lru_cache

@@ -7,6 +7,7 @@ from math import log10
 
 import numpy as np
 
+from ..plural import plural
 from ..verify.report.charts import EDGE, HIGH, WIDE, chart, frame, label
 from .figures import layer_figures, massive
 from .histogram import histogram
@@ -43,7 +44,7 @@ def channels(v: View) -> str:
         parts.append(label(min(place(i, 1)[0] + 5, WIDE - 40), 18 + 10 * n, str(v.columns[i])))
     count = int(massive(v.by_head).sum())
     said = f"Largest magnitude in each {v.column_is}, logarithmic. "
-    said += f"Massive (above 100, and 1,000 times the median): {count} value{'s' * (count != 1)}"
+    said += f"Massive (above 100, and 1,000 times the median): {plural(count, 'value')}"
     return chart(said + (f", in {', '.join(str(v.columns[i]) for i in found[:NAMED])}." if found else "."), parts)
 
 
@@ -85,7 +86,7 @@ def spread(v: View) -> str:
         tall = (HIGH - EDGE - 22) * n / top
         kind = "beyond" if i in (0, len(counts) - 1) else "within"
         box = f'x="{EDGE + i * step:.1f}" y="{HIGH - EDGE - tall:.1f}" width="{step - 2:.1f}" height="{tall:.1f}"'
-        parts.append(f'<rect class="{kind}" {box}><title>{n} values</title></rect>')
+        parts.append(f'<rect class="{kind}" {box}><title>{plural(n, "value")}</title></rect>')
     parts += [label(EDGE + step, HIGH - 16, tick(h.edges[0]), "middle")]
     parts += [label(EDGE + step * (len(counts) - 1), HIGH - 16, tick(h.edges[-1]), "middle")]
     return chart("Values by size; what is outside is at both ends.", parts)

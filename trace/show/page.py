@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from ..store import phase_name
-from ..verify.report.frame import framed
+from ..verify.report.frame import framed, table
 from .attention import attention
 from .curves import channels, depth, spread
 from .figures import LayerFigures, layer_figures, row_figures
@@ -104,17 +104,6 @@ def layer_table(layers: Sequence[View]) -> str:
 
 def fine(x: float | None) -> str:
     return "-" if x is None else f"{x:.4g}"
-
-
-def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head_ = "".join(f"<th>{escape(t)}</th>" for t in titles)
-    body = "".join(f"<tr>{''.join(cells(row))}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head_}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def cells(row: Iterable[str]) -> Iterator[str]:
-    for i, text in enumerate(row):
-        yield f'<td class="n">{escape(text)}</td>' if i else f"<td>{escape(text)}</td>"
 
 
 def guessed(g: Guess, names: Names) -> str:

@@ -38,12 +38,7 @@ def involved(evidence: Evidence, key: Key) -> tuple[Spot, ...]:
         stage = evidence.stage(name)
         found[layer, name] = layer, stage
         for given in stage.inputs:
-            at: Key
-            if given == BEFORE:
-                last = evidence.config.num_hidden_layers - 1 if layer is None else layer - 1
-                at = (phase, last, "post_ffn_residual") if last >= 0 else (phase, 0, "embedding")
-            else:
-                at = (phase, layer, given)
+            at: Key = (phase, *(evidence.entering(layer) if given == BEFORE else (layer, given)))
             if evidence.stored(at) is None:
                 visit(*at)
 

@@ -89,6 +89,11 @@ class Evidence:
         rows = self.rows[e.phase]
         return rows[-e.shape[e.stage.letters.index("T")] :] if "T" in e.stage.letters else rows[-1:]
 
+    def entering(self, layer: int | None) -> tuple[int, str]:
+        """Layer and stage of the residual that enters a layer, or for None the final norm."""
+        last = self.config.num_hidden_layers - 1 if layer is None else layer - 1
+        return (0, "embedding") if last < 0 else (last, "post_ffn_residual")
+
     def stored(self, key: Key) -> Entry | None:
         phase, layer, name = key
         return None if key in self.distrusted else self.dump.get(name, layer, phase)

@@ -82,15 +82,7 @@ class Kept:
         """Whether the dump has the residual that enters this layer, of this phase and all before it."""
         if "post_ffn_residual" in site.how.fused:
             return False
-        at: tuple[int | None, str]
-        if site.layer == 0:
-            at = 0, "embedding"
-        else:
-            at = (
-                self.evidence.config.num_hidden_layers - 1 if site.layer is None else site.layer - 1,
-                "post_ffn_residual",
-            )
-        phases = (p for p in self.evidence.phases if p <= site.phase)
+        at, phases = self.evidence.entering(site.layer), (p for p in self.evidence.phases if p <= site.phase)
         return all(self.evidence.stored((phase, *at)) is not None for phase in phases)
 
 

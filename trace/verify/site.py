@@ -145,10 +145,10 @@ class Site:
         """The residual that enters this layer (or the final norm)."""
         if BEFORE in self.given:
             return self.given[BEFORE]
-        if self.layer == 0:
-            return self.at("embedding").value()
-        last = self.config.num_hidden_layers - 1 if self.layer is None else self.layer - 1
-        return replace(self.at("post_ffn_residual", layer=last), missing_layers=self.missing_layers + 1).taken()
+        layer, stage = self.evidence.entering(self.layer)
+        if stage == "embedding":
+            return self.at(stage).value()
+        return replace(self.at(stage, layer=layer), missing_layers=self.missing_layers + 1).taken()
 
     def qkv(self, part: int) -> Span:
         """Queries and keys as they are rotated, or values (part 0, 1, 2): [T, N or K, H]."""

@@ -27,6 +27,11 @@ def normed(s: Site) -> tuple[Span, Array]:
     return input_of(s), weight_of(s)
 
 
+def stored(s: Site) -> Site:
+    """The same norm of what is given to it, and not of the residual as it was before it was stored."""
+    return s if s.recipe.norm != "apart" else s.under(replace(s.recipe, norm="once"))
+
+
 @hypothesis("norm-eps", "the norm's eps is {}", *NORMS)
 def norm_eps(s: Site) -> Several:
     x, gain = normed(s)
@@ -91,7 +96,7 @@ def norm_wrong_input(s: Site) -> Several:
             norm(s, s.before() if name == "before" else s.input(name), gain),
         )
     if s.stage != "ffn_norm" and s.layer != 0:
-        last = s.config.num_hidden_layers - 1 if s.layer is None else s.layer - 1
+        last, _ = s.evidence.entering(s.layer)
         yield "the residual before the last layer's MLP", norm(s, s.at("post_attn_residual", layer=last).value(), gain)
 
 
@@ -110,11 +115,11 @@ def norm_shard(s: Site) -> Several:
     if s.stage in HEADS:
         return
     x, gain = normed(s)
-    whole = s if s.recipe.norm != "apart" else s.under(replace(s.recipe, norm="once"))
+    of_stored = stored(s)
     for ranks in (2, 4, 8, 16):
         if len(gain) % ranks == 0:
             cuts = [slice(len(gain) * r // ranks, len(gain) * (r + 1) // ranks) for r in range(ranks)]
-            yield str(ranks), joined([norm(whole, x.shaped(partial(columns, cut)), gain[cut]) for cut in cuts], 1)
+            yield str(ranks), joined([norm(of_stored, x.shaped(partial(columns, cut)), gain[cut]) for cut in cuts], 1)
 
 
 def columns(cut: slice, v: Array) -> Array:
@@ -140,4 +145,4 @@ def norm_short(s: Site) -> Several:
 def norm_twice(s: Site) -> Variants:
     x, gain = normed(s)
     once = norm(s, x, gain)
-    return norm(s if s.recipe.norm != "apart" else s.under(replace(s.recipe, norm="once")), once, gain)
+    return norm(stored(s), once, gain)

@@ -11,12 +11,12 @@ import numpy as np
 
 from ...compare import place
 from ...diff import Diff, Row
+from ...plural import plural
 from ...store import phase_name
 from ..samples import head_of
 from .charts import attention
 from .frame import framed, spelled, table
 from .grid import cell, grid
-from .text import plural
 
 CROSS = "\N{MULTIPLICATION SIGN}"
 MAPPED = 4  # passes whose map is drawn; the table has all

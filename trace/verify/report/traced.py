@@ -5,30 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from html import escape
-from math import hypot, log10
+from math import log10
 from typing import NamedTuple
 
+from ...plural import plural
 from ...recorder import Row, Summary
-from ...stats import Statistics
 from ...store import phase_name
 from .charts import one_head
 from .frame import framed, spelled, table
 from .grid import cell, grid
-from .text import plural
 
 DECADES = 3  # from the strongest colour to the palest
 MAPPED = 4  # passes whose map is drawn; the table has all
 COLUMNS = ("stage", "RMS", "mean", "std", "min", "max", "NaN", "Inf", "zero")
 
 
-class Guess(NamedTuple):
+class Candidate(NamedTuple):
     """A token that may come next."""
 
     text: str
     logit: float
 
 
-def page(name: str, summaries: Sequence[Summary], tokens: Sequence[str], next_: Sequence[Sequence[Guess]]) -> str:
+def page(name: str, summaries: Sequence[Summary], tokens: Sequence[str], next_: Sequence[Sequence[Candidate]]) -> str:
     """name: what was run. tokens: the text of each token of the prompt, or its id. next_: the likeliest after each
     pass."""
     rows = [r for s in summaries for r in s.rows]
@@ -67,19 +66,14 @@ def where(r: Row) -> str:
     return f"{phase_name(r.phase)} {'' if r.layer is None else f'layer {r.layer} '}{r.stage.name}"
 
 
-def rms(s: Statistics) -> float | None:
-    """Root of the mean square of the finite values; None without one."""
-    return None if s.mean is None or s.std is None else hypot(s.mean, s.std)
-
-
 def size_map(rows: Sequence[Row]) -> str:
     """RMS of each stage of each layer, the colour by its power of ten beside the stage's largest."""
     largest: dict[str, float] = {}
     for r in rows:
-        largest[r.stage.name] = max(rms(r.every or r.last) or 0.0, largest.get(r.stage.name, 0.0))
+        largest[r.stage.name] = max((r.every or r.last).rms or 0.0, largest.get(r.stage.name, 0.0))
 
     def drawn(x: float, y: float, r: Row) -> str:
-        size = rms(r.every or r.last)
+        size = (r.every or r.last).rms
         said = f"{where(r)}: RMS {'-' if size is None else f'{size:.4g}'}"
         if wrong := r.anomalies():
             return cell(x, y, "unexplained", "\N{MULTIPLICATION SIGN}", f"{said}; {', '.join(wrong)}")
@@ -89,7 +83,7 @@ def size_map(rows: Sequence[Row]) -> str:
     return grid({(r.layer, r.stage.name): partial(drawn, r=r) for r in rows})
 
 
-def guesses(next_: Sequence[Sequence[Guess]]) -> str:
+def guesses(next_: Sequence[Sequence[Candidate]]) -> str:
     rows = ((phase_name(n), repr(g.text), f"{g.logit:.4f}") for n, choices in enumerate(next_) for g in choices)
     return f"<h2>What comes next</h2>{table(('after', 'token', 'logit'), rows, (0, 1))}"
 
@@ -99,7 +93,7 @@ def numbers(rows: Sequence[Row]) -> str:
     lines = []
     for r in rows:
         s = r.every or r.last
-        figures = ("-" if x is None else f"{x:.6g}" for x in (rms(s), s.mean, s.std, s.min, s.max))
+        figures = ("-" if x is None else f"{x:.6g}" for x in (s.rms, s.mean, s.std, s.min, s.max))
         lines.append((where(r), *figures, *map(str, (s.nan, s.inf, s.zero))))
     note = "Finite values, in float64; scores and probabilities up to the query's own key."
     title = "<summary>Every stage, in numbers</summary>"
