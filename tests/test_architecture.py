@@ -18,7 +18,15 @@ from qwenref.tools.dev.docs_map import files, first_sentence, render
 ROOT = Path(__file__).parents[1]
 CODE = ("engine", "quant", "trace", "tools", "writers")
 BASE = ("beside", "child", "cores", "errors")  # of the root: they import nothing, and everybody may import them
-FRONT = ("facts", "hooks", "judging", "lens", "model", "tracing")  # the front door, and what it shares with tools
+FRONT = (
+    "cost",
+    "facts",
+    "hooks",
+    "judging",
+    "lens",
+    "model",
+    "tracing",
+)  # the front door, and what it shares with tools
 FOREIGN = {"torch", "transformers", "llama_cpp"}
 
 # who -> what it may import of this project. The longest matching prefix of a file's path rules.

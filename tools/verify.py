@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..cost import Cost, cost_lines, costs, facts_of
 from ..engine.files import Checkpoint
 from ..engine.text.chat import Chat, prompt_ids
 from ..engine.text.tokenizer import Tokens
@@ -13,7 +14,6 @@ from ..judging import judged, opened_for
 from ..trace.verify.report.terminal import lines_of
 from .beside_answer import check_place, write_page
 from .choice import add_choice_arguments, chosen
-from .cost import Cost, cost_lines, costs, facts_of
 from .load import (
     Once,
     add_lora_argument,

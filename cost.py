@@ -12,25 +12,25 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.all_logits import all_logits
-from ..engine.evaluate import Figures, log_softmax
-from ..engine.kernels import Kernels, reference
-from ..engine.weights import Weights, parts
-from ..errors import BadInput
-from ..quant.tensor import dequantize
-from ..trace.plural import plural
-from ..trace.verify.finding import Verification
-from ..trace.verify.recipes import operations
-from ..trace.verify.recipes.facts.table import FACTS
-from ..trace.verify.recipes.matrix import matrix_of
-from ..trace.verify.recipes.products import product
-from ..trace.verify.recipes.recipe import FLOAT32_RECIPE, Recipe
-from ..trace.verify.span import FLOAT32, Array, Span
+from .engine.all_logits import all_logits
+from .engine.evaluate import Figures, log_softmax
+from .engine.kernels import Backend, Kernels, reference
+from .engine.weights import Weights, parts
+from .errors import BadInput
+from .quant.rms import rms
+from .quant.tensor import dequantize
+from .trace.plural import plural
+from .trace.verify.finding import Verification
+from .trace.verify.recipes import operations
+from .trace.verify.recipes.facts.table import FACTS
+from .trace.verify.recipes.matrix import matrix_of
+from .trace.verify.recipes.products import product
+from .trace.verify.recipes.recipe import FLOAT32_RECIPE, Recipe
+from .trace.verify.span import FLOAT32, Array, Span
 
 NUMBERS = ("weights", "quantiser", "requantised", "attention", "cache", "sums", "result")  # facts that change numbers
-STEP = (
-    16  # terms that are summed before a partial sum is rounded, as a tensor core's: the engine's own order is unknown
-)
+# Terms that are summed before a partial sum is rounded, as a tensor core's: the engine's own order is unknown.
+STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +187,9 @@ class Computed:
 
 def logits(ids: Sequence[int], w: Weights, kernels: Computed) -> Array:
     """[T, V]: of every position."""
-    k: Any = kernels
     with np.errstate(all="ignore"):
-        return np.concatenate([np.array(rows, np.float64) for _, rows in all_logits(ids, w, k, "f64")])
+        every = all_logits(ids, w, cast("Backend", kernels), "f64")
+        return np.concatenate([np.array(rows, np.float64) for _, rows in every])
 
 
 def cost(fact: str, ids: Sequence[int], exact_TV: Array, with_TV: Array) -> Cost:
@@ -219,9 +219,7 @@ def layers_of(w: Weights, kernels: Computed) -> Iterator[Keys]:
             return
         bias_E = np.concatenate([dequantize(p) for p in parts(layer.qkv_bias_E)])
         k_SKH, held_SKH = kernels.keys[len(kernels.keys) - len(w.layers) + i]  # of the last chunk: all positions
-        moved, spread = (
-            float(np.sqrt(np.mean(np.square(x)))) for x in (held_SKH - k_SKH, k_SKH - k_SKH.mean(0, keepdims=True))
-        )
+        moved, spread = rms(held_SKH - k_SKH), rms(k_SKH - k_SKH.mean(0, keepdims=True))
         yield Keys(i, float(np.linalg.norm(bias_E[N * H : (N + K) * H])), moved, spread)
 
 

@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwenref.cost import about_keys, cost_lines, costs, facts_of
 from qwenref.engine.bind import bind
 from qwenref.engine.files.convert import convert
 from qwenref.engine.weights import Weights
-from qwenref.tools.cost import about_keys, cost_lines, costs, facts_of
 from qwenref.tools.main import main
 from qwenref.trace.store import DumpWriter
 from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE
 from qwenref.trace.verify.verify import verify
 
-from ..cases import larger
-from ..engines import dump_of
-from ..field import KV, W8A8, Engine, engine
-from ..models import model
-from ..tiny import tiny_weights
+from .cases import larger
+from .engines import dump_of
+from .field import KV, W8A8, Engine, engine
+from .models import model
+from .tiny import tiny_weights
 
 A = np.ndarray
 TOKENS = np.random.default_rng(2).integers(0, 259, 24).tolist()
