@@ -13,7 +13,7 @@ from ..config_keys import APR_ALIASES, APR_OWN, APR_ROPE_TYPE
 from ..models import meant
 from .end_of_generation import by_text, ends, with_control
 from .fields import Fields
-from .pre_tokenizers import PRE_TOKENIZERS
+from .pre_tokenizers import taken_whole
 from .strict_json import parse_object
 from .vocabulary import Vocabulary
 
@@ -110,7 +110,6 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
 
     template = Fields(metadata, where).text("chat_template") or f.text("chat_template")
     pre = str(said.get("pre_type", c.architecture.pre))
-    row = PRE_TOKENIZERS.get(pre)
     return Vocabulary(
         tokens=tokens,
         merges=merges,
@@ -118,7 +117,7 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str, c: Config) -> Vocab
         model="gpt2",
         # Older files do not name it; aprender too takes the architecture's own.
         pre=pre,
-        whole=row is not None and row.whole,
+        whole=taken_whole(pre),
         bos_id=bos,
         eos_ids=tuple(end),
         eos_from=tuple(end.values()),

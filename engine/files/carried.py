@@ -9,7 +9,7 @@ from ..models import meant_by_gguf
 from ..rope_gguf import Said, to_keys
 from . import Checkpoint
 from .end_of_generation import by_text, told, with_control
-from .pre_tokenizers import PRE_TOKENIZERS
+from .pre_tokenizers import PRE_TOKENIZERS, taken_whole
 from .tokenizer_json import last_used, spell
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Vocabulary
 
@@ -22,10 +22,9 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
     if kind == "gguf" and source.container.startswith("GGUF"):
         return v, []  # its keys are copied as they are
     lost = list(v.notes)
-    row = PRE_TOKENIZERS.get(v.pre)
-    if kind != "safetensors" and row is not None and row.whole != v.whole:
+    if kind != "safetensors" and v.pre in PRE_TOKENIZERS and taken_whole(v.pre) != v.whole:
         lost.append(f"that pieces are {'' if v.whole else 'not '}taken whole (ignore_merges): {kind} has no key for it")
-        v = replace(v, whole=row.whole)
+        v = replace(v, whole=not v.whole)
     if v.other_templates:
         lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
     if kind == "safetensors" and v.pre not in PRE_TOKENIZERS:

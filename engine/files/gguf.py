@@ -22,7 +22,7 @@ from .end_of_generation import FILL_IN, by_text, ends, with_control
 from .foreign import gguf_kind
 from .gguf_header import Header, Metadata, read_header
 from .mapped import map_file
-from .pre_tokenizers import PRE_TOKENIZERS
+from .pre_tokenizers import PRE_TOKENIZERS, taken_whole
 from .tokenizer_json import last_used, parse
 from .vocabulary import NORMAL, Vocabulary
 
@@ -177,7 +177,8 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
             raise metadata.bad(key, f"is {brief(value)}; the file has tokens 0 to {len(tokens) - 1}")
         return value
 
-    row = PRE_TOKENIZERS.get(need("ggml.pre", "str"))
+    pre = need("ggml.pre", "str")
+    row = PRE_TOKENIZERS.get(pre)
 
     def asked(option: str, name: str) -> tuple[int, ...]:
         told = get(f"ggml.{option}", "bool")
@@ -198,12 +199,12 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         merges=merges,
         types=with_control(types.tolist(), found, merges),
         model=model,
-        pre=need("ggml.pre", "str"),
+        pre=pre,
         bos_id=token_id("bos"),
         eos_ids=tuple(end),
         eos_from=tuple(end.values()),
         pad_id=token_id("padding"),
-        whole=row is not None and row.whole,
+        whole=taken_whole(pre),
         prefix=asked("add_bos_token", "bos"),
         suffix=asked("add_eos_token", "eos"),
         chat_template=get("chat_template", "str"),

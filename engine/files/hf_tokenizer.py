@@ -43,7 +43,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     """
     settings = Fields(read_object(folder / SETTINGS), str(folder / SETTINGS))
     a = meant(config.get("model_type"))
-    qwen2 = a is None or PRE_TOKENIZERS[a.pre].nfc  # Qwen2Tokenizer, whatever the files say
+    qwen2 = a is None or a.tokenizer_class == "Qwen2Tokenizer"  # which has its own way, whatever the files say
     named = _named(folder, settings, qwen2)
     own, text = None, _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
     if text is not None:
@@ -51,8 +51,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         _check_pre_tokenizer(own, qwen2, str(folder / TOKENIZER))
         parts = with_added(own, _decoder(settings), settings.where)
     elif (folder / VOCAB).exists() and (folder / MERGES).exists():
-        if not qwen2:
-            why = f"which pre-tokenizer a {a.title if a else ''} model has, only tokenizer.json says"
+        if a is not None and not qwen2:
+            why = f"which pre-tokenizer a {a.title} model has, only tokenizer.json says"
             raise BadInput(f"{folder / VOCAB}: {why}; give token ids, as --tokens 1,2,3, instead of text")
         parts = _read_parts(folder, settings, named.values())
     else:

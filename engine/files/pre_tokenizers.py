@@ -70,7 +70,12 @@ def recognised(steps: Sequence[Step]) -> str | None:
     return next((row.names[0] for row in ROWS if list(row.steps) == said), None)
 
 
-def pre_tokenizer(row: PreTokenizer, trim_offsets: bool = False) -> Step:
+def taken_whole(name: str) -> bool:
+    """Whether llama.cpp takes pieces that are tokens as they stand, under this name."""
+    return name in PRE_TOKENIZERS and PRE_TOKENIZERS[name].whole
+
+
+def pre_tokenizer(row: PreTokenizer) -> Step:
     """As a tokenizer.json has it."""
-    steps = [s | {"trim_offsets": trim_offsets} if s["type"] == "ByteLevel" else s for s in row.steps]
+    steps = [s | {"trim_offsets": False} if s["type"] == "ByteLevel" else s for s in row.steps]
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.tensor import format_of
@@ -16,12 +15,7 @@ from ..machine.kernel import helper
 from ..machine.simd import load_f32
 from ..machine.tiles import float8
 from ..matmul.form import Form, Products
-from ..matmul.grouped import CHAIN, LARGEST, ROUND_ALL, SMALLEST, grouped
-
-
-@helper
-def scale(w):
-    return load_f32(w)
+from ..matmul.grouped import CHAIN, ROUND_ALL, grouped, rounds
 
 
 def scaled(module: str, kind: str, mantissa: int, last: int) -> Callable[[str, str], Form | None]:
@@ -41,16 +35,14 @@ def scaled(module: str, kind: str, mantissa: int, last: int) -> Callable[[str, s
         def value(words, i, scale):
             return rounded(level(words, i) * scale)
 
-        return grouped(module, f"8_{scales}", scale, value, 8, 128)
+        return grouped(module, f"8_{scales}", load_f32, value, 8, 128)
 
     def form(group: str, scales: str) -> Form | None:
         if int(group) % CHAIN:
             return None
 
         def takes(blocks: NDArray[Any]) -> bool:
-            size = abs(blocks["scale"].astype(np.float64))
-            rounds = ((size * least >= SMALLEST[scales]) | (size == 0)) & (size * most <= LARGEST[scales])
-            return bool(rounds.all() and (blocks["qs"] & 127 <= last).all())
+            return rounds(abs(blocks["scale"]), least, most, scales) and bool((blocks["qs"] & 127 <= last).all())
 
         f = format_of(f"{kind}/{group}/{scales}")
         return Form(f, half_at=-1, words_at=0, f32=products(scales), takes=takes)

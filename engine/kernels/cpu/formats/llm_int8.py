@@ -18,18 +18,13 @@ SHARE = np.float32(1 / 127)
 
 
 @helper
-def absmax(w):
-    return load_f32(w)
-
-
-@helper
 def value(words, i, absmax):
     return to_f32(signed_byte(words, i)) * absmax * splat_f32(SHARE)
 
 
 @cache
 def products() -> Products:
-    return grouped(__name__, "8", absmax, value, 8, 128)
+    return grouped(__name__, "8", load_f32, value, 8, 128)
 
 
 def FORM(group: str) -> Form | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.tensor import format_of
@@ -16,7 +15,7 @@ from ..machine.kernel import helper
 from ..machine.simd import load_f32
 from ..machine.tiles import table16_f32
 from ..matmul.form import Form, Products
-from ..matmul.grouped import CHAIN, LARGEST, ROUND_ALL, SMALLEST, grouped
+from ..matmul.grouped import CHAIN, ROUND_ALL, grouped, rounds
 
 # quant/nf4.py's, said again: the digest of the compiled kernels knows only this backend's own files.
 LEVELS = (
@@ -24,11 +23,6 @@ LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-
-
-@helper
-def absmax(w):
-    return load_f32(w)
 
 
 def levelled(module: str, kind: str, levels: Sequence[float]) -> Callable[[str, str], Form | None]:
@@ -44,15 +38,14 @@ def levelled(module: str, kind: str, levels: Sequence[float]) -> Callable[[str, 
         def value(words, i, absmax):
             return rounded(look_up(words, i ^ 1) * absmax)  # the first of two columns is the byte's high half
 
-        return grouped(module, f"4_{dtype}", absmax, value, 4, 128)
+        return grouped(module, f"4_{dtype}", load_f32, value, 4, 128)
 
     def form(group: str, dtype: str) -> Form | None:
         if int(group) % CHAIN:
             return None
 
         def takes(blocks: NDArray[Any]) -> bool:
-            size = abs(blocks["absmax"].astype(np.float64))
-            return bool((((size * least >= SMALLEST[dtype]) | (size == 0)) & (size <= LARGEST[dtype])).all())
+            return rounds(abs(blocks["absmax"]), least, 1.0, dtype)  # the largest level is 1
 
         return Form(format_of(f"{kind}/{group}/{dtype}"), half_at=-1, words_at=0, f32=products(dtype), takes=takes)
 

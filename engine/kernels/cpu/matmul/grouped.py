@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..machine.codegen import LANES
 from ..machine.kernel import helper
@@ -65,6 +66,14 @@ ROUND = {"F32": as_it_is, "F16": round_f16, "BF16": round_bf16}
 ROUND_ALL = ROUND | {"F16": round_f16_small}  # not only multiples of the smallest
 LARGEST = {"F32": np.inf, "F16": 65504.0, "BF16": 2.0**110}
 SMALLEST = {"F32": 0.0, "F16": 0.0, "BF16": 2.0**-126}  # beside 0, of numbers that need not be such multiples
+
+
+def rounds(sizes: NDArray[np.floating[Any]], least: float, most: float, scales: str) -> bool:
+    """Whether ROUND_ALL rounds codes of these sizes (not 0) times these scales, which have no sign here, to the bit."""
+    size = sizes.astype(np.float64)
+    fit = ((size * least >= SMALLEST[scales]) | (size == 0)) & (size * most <= LARGEST[scales])
+    return bool(fit.all())
+
 
 # ---- products
 
