@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from .recipes.scaled import WHOLE
 from .span import Array, Span, joined
 
 PRODUCTS, ROPE, ATTENTION = of_kind("product"), of_kind("rotation"), of_kind("scores", "mix")
+WITHIN = of_kind("scores", "soft-max")  # attention in one piece holds neither
 
 
 class Inputs(Protocol):
@@ -40,6 +41,10 @@ class Inputs(Protocol):
     def layer(self) -> int | None: ...
     @property
     def stage(self) -> str: ...
+    @property
+    def given(self) -> Mapping[str, Span]:
+        """Inputs to use instead of the dump's."""
+
     @property
     def pos(self) -> tuple[int, ...]: ...
     @property
@@ -162,13 +167,20 @@ def rotation_of(s: Inputs) -> Span:
 
 
 def mix_of(s: Inputs) -> Span:
-    if s.recipe.mix == "stored":
-        return operations.mix(s.recipe, s.input("attn_softmax"), s.so_far(s.evidence.valued), s.pos_T)
+    if s.recipe.mix == "stored" or not s.given.keys().isdisjoint(WITHIN):
+        return mix(s, s.input("attn_softmax"), s.so_far(s.evidence.valued))
     q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far(s.evidence.valued)
     if s.recipe.mix in GGML:
         tiled = s.recipe.mix == "ggml" and len(s.evidence.rows[s.phase]) >= ggml_flash.TILE
         return ggml_flash.attention(s.recipe, q, k, v, s.pos_T, tiled, s.evidence.window(s.layer))
     return flash.attention(s.recipe, q, k, v, s.pos_T, s.evidence.window(s.layer))
+
+
+def mix(s: Inputs, p: Span, v: Span) -> Span:
+    """These probabilities times these values, as the recipe has it."""
+    if s.recipe.mix == "stored":
+        return operations.mix(s.recipe, p, v, s.pos_T)
+    return flash.weighed(s.recipe, p, v, s.pos_T)
 
 
 def scores_of(s: Inputs) -> Span:

@@ -49,7 +49,8 @@ class Kept:
         given = tuple((name, id(span)) for name, span in site.given.items())  # which the entry's site keeps alive
         facts = tuple(getattr(how, f) for f in fields)
         where = site.phase, site.layer, site.stage, site.pos, site.stage == site.judged, site.missing_layers
-        return where, how.result.name, how.fused, facts, given, frozenset(self.evidence.distrusted)
+        own = site.recipe.result.name, site.recipe.scale  # of scores that are not stored no fact tells them
+        return where, how.result.name, own, how.fused, facts, given, frozenset(self.evidence.distrusted)
 
     def fields(self, site: Site) -> tuple[str, ...]:
         """The facts that may bear on the value: all of them where the layer's own input is lacking too, of a layer."""

@@ -66,6 +66,8 @@ class Site:
         """How this stage is computed: as the judged one, but stored as its own kind is, or not stored at all."""
         if self.stage == self.judged:
             return self.how
+        if self.how.mix != "stored" and self.evidence.stage(self.stage).kind in ("scores", "soft-max"):
+            return replace(self.how, result=FLOAT32, scale="inside")  # attention in one piece rounds neither
         kept = FLOAT32 if self.stage in self.how.fused else self.evidence.stored_as(self.stage, self.how.result)
         return self.how if kept is self.how.result else replace(self.how, result=kept)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ....engine.config import ALL
 from ....engine.kernels import reference
 from ...plural import plural
-from ..formulas import heads_of, rotated, seen_of
+from ..formulas import heads_of, mix, rotated, seen_of
 from ..recipes import operations
 from ..site import Site
 from ..span import Array, Span
@@ -144,34 +144,42 @@ def cache_stale(s: Site) -> Several:
 # -- soft-max ---------------------------------------------------------------------------------------------------------
 
 
-def softmax_of(s: Site, scores_NTS: Array, seen_TS: Mask | None = None, axis: int = -1) -> Span:
-    """exp over its sum along an axis, with what is seen; to a generous float32 rounding."""
-    masked = scores_NTS if seen_TS is None else np.where(seen_TS, scores_NTS, -np.inf)
+def softmax_of(s: Site, scores: Span, seen_TS: Mask | None = None, axis: int = -1) -> Span:
+    """exp over its sum along an axis of the scores [N, T, S], with what is seen; to a generous float32 rounding."""
+    masked = scores.mid if seen_TS is None else np.where(seen_TS, scores.mid, -np.inf)
     with np.errstate(invalid="ignore"):
         top = masked.max(axis, keepdims=True)
         below = masked - np.where(np.isfinite(top), top, 0)
         e = np.exp(below)
         p = np.divide(e, e.sum(axis, keepdims=True), out=np.zeros_like(e), where=e.sum(axis, keepdims=True) > 0)
-    return spread(s, p, np.where(np.isfinite(below), np.abs(below), 0))
+    return spread(s, p, np.where(np.isfinite(below), np.abs(below), 0), scores)
 
 
-def spread(s: Site, p: Array, size: Array) -> Span:
-    """p to float32's rounding, if its exponent was of that size."""
+def spread(s: Site, p: Array, size: Array, scores: Span) -> Span:
+    """p to float32's rounding, if its exponent was of that size, and to what the scores are sure to."""
     U, n = operations.U, p.shape[-1]
-    radius = p * (2 * size.max(-1, keepdims=True) + n + 16) * U + operations.FLOAT32.least
-    return operations.rounded(s.recipe, Span.around(p, radius))
+    rel = (2 * size.max(-1, keepdims=True) + n + 16) * U
+    if not scores.exact:
+        rel = rel + np.expm1(np.minimum(2 * scores.radius.max(-1, keepdims=True), 50))
+    return operations.rounded(s.recipe, Span.around(p, p * rel + operations.FLOAT32.least))
 
 
-def unmasked(s: Site) -> tuple[Array, Indices, Indices]:
+def unmasked(s: Site) -> tuple[Span, Indices, Indices]:
     """Scores above the diagonal too, key index [S], query positions [T, 1]."""
     k = s.so_far("k_post_rope")
     S = len(k.mid)
     everything = np.full(len(s.pos), S - 1, np.int32)
-    stored = s.input("attn_scores").mid[:, :, :S]
-    full = operations.scores(s.recipe, s.input("q_post_rope"), k, everything).mid
+    stored = s.input("attn_scores").shaped(lambda v: v[:, :, :S])
+    full = operations.scores(s.recipe, s.input("q_post_rope"), k, everything)
     key_S, pos_T1 = np.arange(S), s.pos_T[:, None]
     seen_TS = ~reference.hidden(s.pos_T, S, s.evidence.window(s.layer))
-    return np.where(seen_TS, stored, full), key_S, pos_T1
+    if stored.exact:  # what is not in the dump is allowed its roundings by the hypotheses themselves
+        return Span.point(np.where(seen_TS, stored.mid, full.mid)), key_S, pos_T1
+    both = (
+        np.where(seen_TS, a, b)
+        for a, b in zip((stored.mid, stored.lo, stored.hi), (full.mid, full.lo, full.hi), strict=True)
+    )
+    return Span(*both), key_S, pos_T1
 
 
 @hypothesis("mask-missing", "the causal mask is missing", "attn_softmax")
@@ -180,9 +188,9 @@ def mask_missing(s: Site) -> Several:
     seen = key_S <= pos_T1
     span = softmax_of(s, full)
     # Scores above the diagonal are not in the dump; they are recomputed, to the roundings of a dot product.
-    extra = span.mid * operations.U * 64 * np.abs(full).max()
+    extra = span.mid * operations.U * 64 * np.abs(full.mid).max()
     yield "", Span(span.mid, span.lo - extra, span.hi + extra)
-    shown_as_zero = softmax_of(s, np.where(seen, full, 0))
+    shown_as_zero = softmax_of(s, full.shaped(lambda v: np.where(seen, v, 0)))
     yield "", shown_as_zero
     yield "", shown_as_zero.shaped(lambda v: np.where(seen, v, 0))
 
@@ -190,7 +198,7 @@ def mask_missing(s: Site) -> Several:
 @hypothesis("mask-off", "the causal mask is off: {}", "attn_softmax")
 def mask_off(s: Site) -> Several:
     full, key_S, pos_T1 = unmasked(s)
-    extra = operations.U * 64 * np.abs(full).max()
+    extra = operations.U * 64 * np.abs(full.mid).max()
     for shift, name in ((-1, "strict, a position does not see itself"), (1, "each position sees one key too many")):
         span = softmax_of(s, full, key_S <= pos_T1 + shift)
         yield name, Span(span.mid, span.lo - extra * span.mid, span.hi + extra * span.mid)
@@ -201,7 +209,7 @@ def mask_off(s: Site) -> Several:
                 mid = span.mid.copy()
                 rows = np.full(len(key_S), fill) if fill else (key_S[None] == pos_T1[lonely]).astype(float)
                 mid[:, lonely] = rows
-                yield name, spread(s, mid, np.abs(full))
+                yield name, spread(s, mid, np.abs(full.mid), full)
 
 
 @hypothesis("window", "the attention window {}", "attn_softmax")
@@ -220,7 +228,7 @@ def window(s: Site) -> Several:
     for size, words in others.items():
         seen_TS = (key_S <= pos_T1) & (key_S > pos_T1 - size)
         span = softmax_of(s, full, seen_TS)
-        extra = span.mid * operations.U * 64 * np.abs(full).max()
+        extra = span.mid * operations.U * 64 * np.abs(full.mid).max()
         there = "layers that have none" if own == ALL else f"one of {own} is right"
         yield f"{words}; {there}", Span(span.mid, span.lo - extra, span.hi + extra)
 
@@ -229,27 +237,27 @@ def window(s: Site) -> Several:
 def mask_inverted(s: Site) -> Variants:
     full, key_S, pos_T1 = unmasked(s)
     span = softmax_of(s, full, key_S >= pos_T1)
-    extra = operations.U * 64 * np.abs(full).max()
+    extra = operations.U * 64 * np.abs(full.mid).max()
     return Span(span.mid, span.lo - extra * span.mid, span.hi + extra * span.mid)
 
 
 @hypothesis("softmax-not-normalised", "the soft-max is not normalised: {}", "attn_softmax")
 def softmax_not_normalised(s: Site) -> Several:
-    scores = s.input("attn_scores").mid
-    seen = np.arange(scores.shape[2]) <= s.pos_T[:, None]
-    masked = np.where(seen, scores, -np.inf)
+    scores = s.input("attn_scores")
+    seen = np.arange(scores.mid.shape[2]) <= s.pos_T[:, None]
+    masked = np.where(seen, scores.mid, -np.inf)
     below = masked - masked.max(-1, keepdims=True)
-    yield "exp(x - max)", spread(s, np.exp(below), np.where(seen, -below, 0))
+    yield "exp(x - max)", spread(s, np.exp(below), np.where(seen, -below, 0), scores)
     with np.errstate(over="ignore"):
         e = np.exp(masked)
     if np.isfinite(e).all():
-        yield "exp(x)", spread(s, e, np.where(seen, np.abs(scores), 0))
+        yield "exp(x)", spread(s, e, np.where(seen, np.abs(scores.mid), 0), scores)
 
 
 @hypothesis("softmax-wrong-axis", "the soft-max runs over {}", "attn_softmax")
 def softmax_wrong_axis(s: Site) -> Several:
-    scores = s.input("attn_scores").mid
-    seen = np.arange(scores.shape[2]) <= s.pos_T[:, None]
+    scores = s.input("attn_scores")
+    seen = np.arange(scores.mid.shape[2]) <= s.pos_T[:, None]
     for axis, name in ((1, "the queries, not the keys"), (0, "the heads, not the keys")):
         for mask in (seen, None):
             span = softmax_of(s, scores, mask, axis)
@@ -269,8 +277,8 @@ def softmax_temperature(s: Site) -> Several:
         "1/2": 0.5,
     }
     for name, factor in factors.items():
-        scaled = x.mid * factor
-        seen = np.arange(scaled.shape[2]) <= s.pos_T[:, None]
+        scaled = x.map(partial(np.multiply, factor))
+        seen = np.arange(scaled.mid.shape[2]) <= s.pos_T[:, None]
         yield name, softmax_of(s, scaled, seen)
 
 
@@ -281,7 +289,7 @@ def mixed(s: Site, p: Span | None = None, v: Span | None = None) -> Span:
     p = p or s.input("attn_softmax")
     v = v or s.so_far(s.evidence.valued)
     S = len(v.mid)
-    return operations.mix(s.recipe, p.shaped(lambda a: a[:, :, :S]), v, s.pos_T)
+    return mix(s, p.shaped(lambda a: a[:, :, :S]), v)
 
 
 @hypothesis("values-before-bias", "the values are taken before their bias is added", "attention")

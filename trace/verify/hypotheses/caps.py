@@ -9,9 +9,11 @@ import numpy as np
 from ..recipes import operations
 from ..recipes.scaled import FP8, INT8
 from ..site import Site
-from ..span import Array, Span
+from ..span import E4M3, FLOAT32, Array, Span
+from .attention import mixed, scored
 from .hypothesis import Hypothesis, Several, entering
 from .masks import dumped
+from .whole import whole_of
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
@@ -66,8 +68,25 @@ def log_n(s: Site) -> Several:
             "attention")  # fmt: skip
 def cache_scale(s: Site) -> Several:
     x = s.so_far("k_post_rope" if s.stage == "attn_scores" else s.evidence.valued).mid
-    largest = float(np.abs(x).max())
-    for top in (FP8, INT8):
-        scale = float(np.float32(largest / top))
-        if scale:
-            yield f"{scale:.3g}", bent(s, s.compute(), 1 / scale)
+    for top, nearest in ((FP8, E4M3.round), (INT8, np.rint)):
+        own = scale_of(x, top)
+        if own:
+            yield f"{own:.3g}", bent(s, s.compute(), 1 / own)
+        if s.stage == "attention" and own and whole_of(s) is not None:
+            keys = s.so_far("k_post_rope").mid
+            of_keys = scale_of(keys, top)
+            for divided in (np.divide, by_reciprocal) if of_keys else ():
+                k, v = (Span.point(nearest(divided(x, size))) for x, size in ((keys, of_keys), (x, own)))
+                scores = scored(s.at("attn_scores"), k=k)
+                p = s.at("attn_softmax").having(attn_scores=scores).compute()
+                yield f"{of_keys:.3g} for keys and {own:.3g} for values", mixed(s, p=p, v=v)
+
+
+def scale_of(x: Array, top: float) -> float:
+    """Of a tensor in 8 bits."""
+    return float(np.float32(float(np.abs(x).max()) / top))
+
+
+def by_reciprocal(x: Array, size: float) -> Array:
+    """x / size as engines have it that keep 1 / size in float32."""
+    return FLOAT32.round(x * np.float64(np.float32(1) / np.float32(size)))

@@ -11,6 +11,7 @@ from ..site import Site
 from ..span import Span
 from .attention import Mask, softmax_of, unmasked
 from .hypothesis import Hypothesis, Several, entering
+from .whole import masks
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
@@ -21,21 +22,19 @@ BROAD = 1 / 32  # of a row's sum: less is not called a part of the soft-max, as 
 @hypothesis("mask-other", "the mask is another: {}", "attn_softmax")
 def mask_other(s: Site) -> Several:
     """Every key with a probability in any head was seen, the others were not: the soft-max over these must be the
-    dump's."""
+    dump's. Where a dump has no probabilities, those masks that explain its attention best."""
     got = dumped(s)
-    if got is None:
-        return
     full, key_S, pos_T1 = unmasked(s)
-    if got.shape != full.shape:
+    if got is not None and got.shape != full.mid.shape:
         return
-    seen_TS = np.asarray((got > 0).any(0))
     own_TS = (key_S <= pos_T1) & (key_S > pos_T1 - s.evidence.window(s.layer))
-    words = described(seen_TS, own_TS, key_S, pos_T1)
-    if words and seen_TS.any(1).all():
-        span = softmax_of(s, full, seen_TS)
-        # What our own mask hides is not in the dump; it is recomputed, to the roundings of a dot product.
-        extra = span.mid * operations.U * 64 * np.abs(full).max() * (seen_TS & ~own_TS).any()
-        yield words, Span(span.mid, span.lo - extra, span.hi + extra)
+    for seen_TS in masks(s) if got is None else [np.asarray((got > 0).any(0))]:
+        words = described(seen_TS, own_TS, key_S, pos_T1)
+        if words and seen_TS.any(1).all():
+            span = softmax_of(s, full, seen_TS)
+            # What our own mask hides is not in the dump; it is recomputed, to the roundings of a dot product.
+            extra = span.mid * operations.U * 64 * np.abs(full.mid).max() * (seen_TS & ~own_TS).any()
+            yield words, Span(span.mid, span.lo - extra, span.hi + extra)
 
 
 @hypothesis("softmax-part", "each row is a part of the soft-max, from {}: keys that the dump lacks (pads, a sink) take "

@@ -14,6 +14,7 @@ from ..recipes.rope import Product
 from ..site import Site
 from ..span import Array, Span
 from .hypothesis import Hypothesis, Several, Variants, entering
+from .whole import shifts
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
@@ -84,6 +85,11 @@ def rope_position(s: Site) -> Several:
     found = fitted(s)
     if found is not None and len({*(found - s.pos_T).tolist()}) == 1 and abs(found[0] - s.pos_T[0]) > 3:
         yield f"{found[0] - s.pos_T[0]:+d}", rotated(s, turned(s), at_positions(s, found))
+    if found is None:
+        shift_P = np.arange(-FURTHEST, FURTHEST, dtype=np.int32)
+        for shift in dict.fromkeys(shifts(s, np.asarray(at_positions(s, shift_P), np.float64), shift_P)):
+            if abs(shift) > 3:
+                yield f"{shift:+d}", rotated(s, turned(s), angle(s, shift))
 
 
 @hypothesis("rope-rows", "RoPE turns rows by other positions than theirs: {}", *ROPE)

@@ -6,23 +6,18 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..facts import Unjudgeable
 from ..recipes import operations
 from ..site import Site
-from ..span import Array
+from ..span import Array, Span
 from .attention import mixed, scored
 from .hypothesis import Hypothesis, Several, entering
 from .masks import dumped, listed
+from .whole import BLOCKS, MOST, STARTS, ZERO, Order, orders
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
-
-Order = NDArray[np.intp]
-ZERO = -1  # in an order: nothing was written there
-BLOCKS = (1, 2, 4, 8, 16, 32, 64)  # positions of a block of a paged cache
-MOST = 512  # positions whose rows are told apart
 
 
 @hypothesis("cache-rows", "other positions' rows stand in the cache: {}", "attn_scores", "attention")
@@ -37,11 +32,18 @@ def cache_rows(s: Site) -> Several:
         if (order != np.arange(len(order))).any() and order.tobytes() not in tried:
             tried.add(order.tobytes())
 
-            def moved(v: Array, order: Order = order) -> Array:
-                return np.where((order == ZERO)[:, None, None], 0, v[order])
+            there = standing(x, order)
+            yield words(order), scored(s, k=there) if keys else mixed(s, v=there)
+    for keys_alone in (False, True) if not keys else ():
+        for order in orders(s, keys_alone):
+            k = standing(s.so_far("k_post_rope"), order)
+            p = s.at("attn_softmax").having(attn_scores=scored(s.at("attn_scores"), k=k)).compute()
+            yield words(order), mixed(s, p=p, v=x if keys_alone else standing(x, order))
 
-            span = scored(s, k=x.shaped(moved)) if keys else mixed(s, v=x.shaped(moved))
-            yield words(order), span
+
+def standing(x: Span, order: Order) -> Span:
+    """The cache with other rows at its places."""
+    return x.shaped(lambda v: np.where((order == ZERO)[:, None, None], 0, v[order]))
 
 
 def of_scores(s: Site, got: Array) -> Iterator[Order]:
@@ -94,7 +96,7 @@ def of_values(s: Site, got: Array, v: Array) -> Iterator[Order]:
     wide = np.repeat(v, group, 1)
     for size in BLOCKS:
         starts = range(0, S, size)
-        if size >= S or len(starts) > 64:
+        if size >= S or len(starts) > STARTS:
             continue
         best = None
         for a in starts:

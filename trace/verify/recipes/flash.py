@@ -8,8 +8,9 @@ import numpy as np
 
 from ....engine.config import ALL
 from ....engine.kernels import reference
-from ..span import FLOAT32, Array, Span
-from . import operations
+from ..span import FLOAT16, FLOAT32, Array, Span
+from . import ggml_cache, operations
+from .facts.mixing import GGML
 from .products import SIGMAS_ONE_SIGN, summation
 from .recipe import Recipe
 
@@ -45,6 +46,27 @@ def attention(r: Recipe, q: Span, k: Span, v: Span, pos_T: operations.Positions,
         summation(S, np.square(total), np.square(power).sum(-1, keepdims=True), SIGMAS_ONE_SIGN),
     )
     return operations.rounded(r, divided(mixed(weights, v, r, pos_T, loose=r.mix == "blocks"), total, total_error))
+
+
+def weighed(r: Recipe, p: Span, v: Span, pos_T: operations.Positions) -> Span:
+    """[T, N, H]: the values [S, K, H] under probabilities [N, T, S] that an engine came to by a mistake.
+
+    In one piece they are taken relative to the largest of their row, and what they are relative to is divided out at
+    the end.
+    """
+    if r.mix == "float32":
+        return operations.mix(r, p, v, pos_T)
+    size_NT1 = np.abs(p.mid).max(-1, keepdims=True)
+    size_NT1 = np.where(size_NT1 > 0, size_NT1, 1)
+    power = p.mid / size_NT1
+    weights = Span.around(power, p.radius / size_NT1 + EXP.get(r.mix, EXP["flash"]) * np.abs(power))
+    if r.mix in ("flash", "fast flash"):
+        weights = weights.map(r.attention.round)
+    if r.mix in GGML and r.attention is FLOAT16 and not ggml_cache.known(r.cache):
+        r = replace(r, sums=FLOAT16)
+    last_T = np.full(len(pos_T), p.mid.shape[-1] - 1, np.int32)  # whatever the mask should be
+    y, size_TN1 = mixed(weights, v, r, last_T, loose=r.mix == "blocks"), size_NT1.swapaxes(0, 1)
+    return operations.rounded(r, Span.around(y.mid * size_TN1, y.radius * size_TN1 + 2 * FLOAT32.u * np.abs(y.mid)))
 
 
 def mixed(p: Span, v: Span, r: Recipe, pos_T: operations.Positions, loose: bool = False) -> Span:
