@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..config import Config
 from ..models import meant_by_gguf
 from ..rope_gguf import Said, to_keys
-from . import Checkpoint
+from . import Checkpoint, sentencepiece
 from .end_of_generation import by_text, told, with_control
 from .pre_tokenizers import PRE_TOKENIZERS, taken_whole
 from .tokenizer_json import last_used, spell
@@ -22,12 +22,16 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
     if kind == "gguf" and source.container.startswith("GGUF"):
         return v, []  # its keys are copied as they are
     lost = list(v.notes)
-    if kind != "safetensors" and v.pre in PRE_TOKENIZERS and taken_whole(v.pre) != v.whole:
+    if v.spaces and (why := _no_place(source, kind)):
+        return None, [f"the tokenizer, SentencePiece's BPE: {why}"]
+    if v.spaces and kind == "gguf":
+        v = _in_scores(v, lost)
+    elif kind != "safetensors" and v.pre in PRE_TOKENIZERS and taken_whole(v.pre) != v.whole:
         lost.append(f"that pieces are {'' if v.whole else 'not '}taken whole (ignore_merges): {kind} has no key for it")
         v = replace(v, whole=not v.whole)
     if v.other_templates:
         lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
-    if kind == "safetensors" and v.pre not in PRE_TOKENIZERS:
+    if kind == "safetensors" and v.pre not in PRE_TOKENIZERS and not v.spaces:
         return None, [f"the tokenizer: of pre-tokenizer {v.pre:.80}, which nobody writes here"]
     if kind == "safetensors":
         return _for_safetensors(v, lost), lost
@@ -44,7 +48,7 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
             lost.append(f"ids {', '.join(map(str, ids))} {where} a prompt: {kind} can say {name} ({one}), or nothing")
     whole = (prefix, suffix) == (v.prefix, v.suffix)
     v = replace(v, bos_id=bos, prefix=prefix, suffix=suffix)
-    types = with_control(v.types, by_text(v.tokens), v.merges)
+    types = with_control(v.types, by_text(v.tokens), () if v.spaces else v.merges)
     if types != v.types:
         changed = [v.tokens[i] for i, t in enumerate(types) if t != v.types[i]]
         lost.append(f"that {', '.join(changed)} is ordinary text: readers of {kind} take it for a control token")
@@ -63,9 +67,40 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
     return replace(v, eos_ids=tuple(i for i in v.eos_ids if i not in over)), lost
 
 
+def _no_place(source: Checkpoint, kind: str) -> str | None:
+    """Why a container of that kind, of such a model, has no place for SentencePiece's BPE."""
+    if kind == "apr":
+        return "apr has only byte-level ones"
+    if kind == "safetensors" and source.config.model_type not in ("llama", "mistral"):
+        return f"Transformers reads none for {source.config.architecture.title}"
+    return None
+
+
+def _in_scores(v: Vocabulary, lost: list[str]) -> Vocabulary:
+    """As GGUF has SentencePiece's BPE: a score for each token, and one way with spaces."""
+    spaces, (merges, same) = sentencepiece.IN_GGUF[v.spaces], sentencepiece.in_scores(v.tokens, v.merges, v.types)
+    if not same:
+        lost.append("the order of merges: gguf has a score for each token, and so one for all ways to make it")
+    if v.whole:
+        lost.append("that pieces are taken whole (ignore_merges): gguf has no key for it")
+    before, after = (sentencepiece.SPACES[s].said for s in (v.spaces, spaces))
+    if before != after:
+        lost.append(f"that a space is put {before}: in gguf it is {after}")
+    strip = spaces == "prepend"
+    if v.strip != strip:
+        what = ("kept", "left out")
+        lost.append(f"that the first space of decoded text is {what[v.strip]}: in gguf it is {what[strip]}")
+    changed = not same or v.whole or (v.spaces, v.strip) != (spaces, strip)
+    json = None if changed else v.tokenizer_json
+    return replace(v, spaces=spaces, strip=strip, merges=merges, whole=False, tokenizer_json=json)
+
+
 def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
     """tokenizer.json knows added tokens, special or not, and ordinary ones."""
     used = last_used(v) + 1
+    if v.spaces:
+        kinds = {UNKNOWN: CONTROL, UNUSED: NORMAL}
+        return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
     if v.types[:used].count(BYTE):
         lost.append(f"{v.types.count(BYTE)} tokens stand for single bytes in GGUF alone, and become ordinary text")
     kinds = {UNKNOWN: CONTROL, BYTE: NORMAL, UNUSED: NORMAL}

@@ -1,0 +1,167 @@
+"""SentencePiece's BPE (Llama 2, TinyLlama, Mistral 7B), as GGUF and tokenizer.json say it.
+
+Its tokens are text with U+2581 for a space, and 256 tokens <0x00> to <0xFF> for what has none. Three things have to be
+said beside the tokens: where a space is put before a text, whether the first one is taken away again, and in which
+order tokens are merged. A tokenizer.json spells the order out; a GGUF has a score for each token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .vocabulary import BYTE, CONTROL, UNKNOWN
+
+MODEL, PRE = "llama", "default"  # ggml's names of the algorithm, and of the pre-tokenizer that it does not have
+SPACE = "\u2581"
+BYTES = tuple(f"<0x{b:02X}>" for b in range(256))
+LONGEST = 512  # characters of a token that merges make; SentencePiece's own limit is 16 unless told otherwise
+
+Step = dict[str, Any]
+
+_REPLACE: Step = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_UNDO: tuple[Step, ...] = (
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+)
+_STRIP: Step = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+def _metaspace(scheme: str) -> Step:
+    return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Spaces:
+    """Where a space is put before text, as a tokenizer.json says it: steps of its normalizer and pre-tokenizer.
+
+    said: the same in words.
+    """
+
+    normalizer: tuple[Step, ...]
+    pre_tokenizer: tuple[Step, ...]
+    said: str
+
+
+SPACES: Mapping[str, Spaces] = {
+    # llama.cpp, and LlamaTokenizer's legacy way
+    "prepend": Spaces(
+        ({"type": "Prepend", "prepend": SPACE}, _REPLACE), (), "at the beginning and behind every added token"
+    ),
+    "plain": Spaces((_REPLACE,), (), "nowhere"),
+    "always": Spaces(
+        (), (_metaspace("always"),), "at the beginning and behind every added token, where there is none already"
+    ),
+    "first": Spaces((), (_metaspace("first"),), "at the beginning alone, where there is none already"),
+    "never": Spaces((), (_metaspace("never"),), "nowhere"),
+}
+IN_GGUF = {"prepend": "prepend", "plain": "plain", "always": "prepend", "first": "prepend", "never": "plain"}
+
+
+def recognised(normalizer: Sequence[Step], pre_tokenizer: Sequence[Step]) -> str | None:
+    """The key of SPACES that does this. Older files say add_prefix_space beside prepend_scheme."""
+    said = (
+        list(normalizer),
+        [{k: x for k, x in s.items() if (k, x) != ("add_prefix_space", True)} for s in pre_tokenizer],
+    )
+    return next((name for name, s in SPACES.items() if (list(s.normalizer), list(s.pre_tokenizer)) == said), None)
+
+
+def strips(decoder: Sequence[Step]) -> bool | None:
+    """Whether the decoder takes the first space away; None where it does something else, too."""
+    return next((strip for strip in (False, True) if _decoders(strip) == list(decoder)), None)
+
+
+def _decoders(strip: bool) -> list[Step]:
+    return [*_UNDO, _STRIP] if strip else [*_UNDO]
+
+
+def normalizer(spaces: str) -> Step | None:
+    """As a tokenizer.json has it."""
+    steps = SPACES[spaces].normalizer
+    return None if not steps else steps[0] if len(steps) == 1 else {"type": "Sequence", "normalizers": [*steps]}
+
+
+def pre_tokenizer(spaces: str) -> Step | None:
+    """As a tokenizer.json has it."""
+    return next(iter(SPACES[spaces].pre_tokenizer), None)
+
+
+def decoder(strip: bool) -> Step:
+    """As a tokenizer.json has it."""
+    return {"type": "Sequence", "decoders": _decoders(strip)}
+
+
+def with_bytes(tokens: Sequence[str], types: Sequence[int]) -> list[int]:
+    """The types, <0x00> to <0xFF> made byte tokens: a tokenizer.json knows them by their spelling."""
+    spelled = frozenset(BYTES)
+    return [BYTE if token in spelled else type_ for token, type_ in zip(tokens, types, strict=True)]
+
+
+def merges_of(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[str]:
+    """The merges that scores stand for, best first: every way to make a token of two, by the token's score.
+
+    As Transformers makes them (convert_slow_tokenizer.py, generate_merges), but no merge makes a control token or a
+    byte: what is text stays text. Of the ways to make one token, those with the longer left part go first.
+    """
+    usable = {
+        token: score
+        for token, score, type_ in zip(tokens, scores, types, strict=True)
+        if type_ not in (UNKNOWN, CONTROL, BYTE) and token and " " not in token
+    }
+    lengths = sorted({len(token) for token in usable})
+    found: list[tuple[float, int, int, str]] = []
+    for token, score in usable.items():
+        for n in lengths:
+            if n >= len(token):
+                break
+            left, right = token[:n], token[n:]
+            if left in usable and right in usable:
+                found.append((-score, -n, n - len(token), f"{left} {right}"))
+    found.sort(key=lambda merge: merge[:3])
+    return [merge for *_, merge in found]
+
+
+def scores_of(tokens: Sequence[str], merges: Sequence[str], types: Sequence[int]) -> list[float]:
+    """Scores by which the tokens are merged in the order of the merges: 0 for the first that is made, then -1, -2, ...
+
+    As SentencePiece numbers them: behind those that merges make come the single characters, by their ids; control
+    tokens and bytes have 0.
+    """
+    order = {made: n for n, made in enumerate(dict.fromkeys(merge.replace(" ", "", 1) for merge in merges))}
+    for token, type_ in zip(tokens, types, strict=True):
+        if type_ not in (UNKNOWN, CONTROL, BYTE):
+            order.setdefault(token, len(order))
+    return [-float(order.get(token, 0)) for token in tokens]
+
+
+def in_scores(tokens: Sequence[str], merges: Sequence[str], types: Sequence[int]) -> tuple[list[str], bool]:
+    """The merges as they come back from `scores_of`, and whether these say all that the merges do.
+
+    Scores say nothing of the order among the ways to make one token.
+    """
+    again = merges_of(tokens, scores_of(tokens, merges, types), types)
+
+    def by_token(merges: Sequence[str]) -> list[tuple[str, list[str]]]:
+        ways: list[tuple[str, list[str]]] = []
+        for merge in merges:
+            made = merge.replace(" ", "", 1)
+            if not ways or ways[-1][0] != made:
+                ways.append((made, []))
+            ways[-1][1].append(merge)
+        return [(made, sorted(each)) for made, each in ways]
+
+    return again, by_token(again) == by_token(merges)
+
+
+def bad_scores(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> str | None:
+    """What is wrong with the tokens and scores of a file, as the end of a sentence on the scores."""
+    for i, (token, score, type_) in enumerate(zip(tokens, scores, types, strict=True)):
+        if not math.isfinite(score):
+            return f"holds {score} for token {i} {token!r:.40}; scores are numbers"
+        if len(token) > LONGEST and type_ not in (UNKNOWN, CONTROL, BYTE):
+            return f"is for a token {i} of {len(token)} characters; up to {LONGEST} are merged"
+    return None
