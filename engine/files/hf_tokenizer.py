@@ -16,7 +16,7 @@ from .mapped import read_head
 from .pre_tokenizers import PRE_TOKENIZERS
 from .strict_json import parse_object
 from .tokenizer_json import Added, Parts, added_token, assemble, parse, with_added
-from .vocabulary import CONTROL, Vocabulary
+from .vocabulary import BYTE, CONTROL, NORMAL, Vocabulary
 
 MAX_BYTES = 100_000_000  # Qwen's tokenizer.json has 7 to 11 million
 TOKENIZER, VOCAB, MERGES, SENTENCEPIECE = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"
@@ -73,7 +73,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     for option in ("add_prefix_space", "split_special_tokens"):
         if settings.flag(option) and not (option == "add_prefix_space" and parts.spaces):
             raise BadInput(f"{settings.where}: {option} is true, which is not supported")
-    parts, tokenizer_ids = _with_special(parts, named)
+    parts, tokenizer_ids = _with_special(parts, named, qwen2)
     c = Fields(config, str(folder / "config.json"))
     generation = Fields(read_generation_config(folder), str(folder / GENERATION))
 
@@ -139,11 +139,17 @@ def _is_llamas(a: Architecture | None, settings: Fields, config: Mapping[str, An
 
 def _as_llamas(parts: Parts, settings: Fields) -> Parts:
     """As LlamaTokenizer of Transformers 5 has it: tokens, merges and what is put round a prompt are the file's, and
-    where spaces are put says tokenizer_config.json."""
+    where spaces are put says tokenizer_config.json. Of a token that its added_tokens_decoder leaves out, it knows
+    nothing more than that it is in the vocabulary."""
     before, legacy = settings.flag("add_prefix_space"), settings.flag("legacy")
     strip = before is None or before
     spaces = "never" if not strip else "always" if legacy else "first"
-    return replace(parts, spaces=spaces, strip=strip, whole=False)
+    parts = replace(parts, spaces=spaces, strip=strip, whole=False)
+    added = _decoder(settings)
+    if not added:
+        return parts
+    types = [t if i in added or t == BYTE else NORMAL for i, t in enumerate(parts.types)]
+    return replace(parts, types=types, flags={i: said for i, said in parts.flags.items() if i in added})
 
 
 def _check_pre_tokenizer(parts: Parts, qwen2: bool, where: str) -> None:
@@ -210,17 +216,17 @@ def _decoder(settings: Fields) -> dict[int, Added]:
     return found
 
 
-def _with_special(parts: Parts, named: Mapping[str, str]) -> tuple[Parts, dict[str, int]]:
+def _with_special(parts: Parts, named: Mapping[str, str], qwen2: bool) -> tuple[Parts, dict[str, int]]:
     """The named tokens that are in the vocabulary become control tokens; their ids by the names of their fields.
 
-    Transformers adds them once more at the end, as plain ones, whatever else says of the space round them.
+    Qwen2Tokenizer adds them once more at the end, as plain ones, whatever else says of the space round them.
     """
     wanted = set(named.values())
     where = {token: i for i, token in enumerate(parts.tokens) if token in wanted}
     types = list(parts.types)
     for i in where.values():
         types[i] = CONTROL
-    flags = {i: said for i, said in parts.flags.items() if parts.tokens[i] not in wanted}
+    flags = {i: said for i, said in parts.flags.items() if not (qwen2 and parts.tokens[i] in wanted)}
     return replace(parts, types=types, flags=flags), {n: where[token] for n, token in named.items() if token in where}
 
 

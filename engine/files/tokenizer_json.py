@@ -72,7 +72,8 @@ def parse(text: str, where: str) -> Parts:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.values.get(option):
             raise BadInput(f"{where}: model.{option} = {model.values[option]!r:.80} is not supported")
-    if model.flag("byte_fallback"):
+    cut = _steps(file.object("pre_tokenizer"), "pretokenizers")
+    if model.flag("byte_fallback") and not any(step.get("type") == "ByteLevel" for step in cut):
         pre, nfc, (spaces, strip) = sentencepiece.PRE, False, _spaces(file)
     else:
         pre, nfc, (spaces, strip) = _pre_tokenizer(file), _normalizes(file.object("normalizer")), ("", False)

@@ -32,7 +32,8 @@ _SPELLED_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 class Tokens:
     """Ids -> text: all that an answer needs.
 
-    vocab_size: ids that decode, padding rows included; eos_ids: those that end an answer; spaces, strip: Vocabulary's.
+    vocab_size: ids that decode, padding rows included; eos_ids: those that end an answer; spaces, strip: Vocabulary's;
+    led: the ids of tokens that are spelled with a space before them.
     """
 
     def __init__(
@@ -43,15 +44,16 @@ class Tokens:
         eos_ids: tuple[int, ...],
         spaces: str = "",
         strip: bool = False,
+        led: frozenset[int] = frozenset(),
     ) -> None:
         self.vocab_size, self.eos_ids = vocab_size, eos_ids
         self._tokens, self._types = tokens, types
-        self._spaces, self._strip = spaces, strip
+        self._spaces, self._strip, self._led = spaces, strip, led
 
     @classmethod
     def of(cls, v: Vocabulary, vocab_size: int) -> Tokens:
         """Those of a vocabulary."""
-        return Tokens(v.tokens, v.types, vocab_size, v.eos_ids, v.spaces, v.strip)
+        return Tokens(v.tokens, v.types, vocab_size, v.eos_ids, v.spaces, v.strip, _led(v))
 
     @property
     def spells(self) -> bool:
@@ -97,7 +99,7 @@ class Tokens:
         if self._types[id] == BYTE and _SPELLED_BYTE.fullmatch(token):
             return bytes.fromhex(token[3:5])
         if self._spaces:
-            return token.replace(sentencepiece.SPACE, " ").encode()
+            return (" " * (id in self._led) + token.replace(sentencepiece.SPACE, " ")).encode()
         if self._types[id] == NORMAL:
             try:
                 return bytes([_BYTE[c] for c in token])
@@ -118,14 +120,14 @@ class Tokenizer(Tokens):
     """
 
     def __init__(self, v: Vocabulary, vocab_size: int):
-        super().__init__(v.tokens, v.types, vocab_size, v.eos_ids, v.spaces, v.strip)
+        super().__init__(v.tokens, v.types, vocab_size, v.eos_ids, v.spaces, v.strip, _led(v))
         self.bos_id, self.pad_id, self.prefix, self.suffix = v.bos_id, v.pad_id, v.prefix, v.suffix
         self._ids = {token: id for id, token in enumerate(v.tokens)}
         _check(v, self._ids, vocab_size)
         self.control = {v.tokens[id]: id for id, type_ in enumerate(v.types) if type_ in (UNKNOWN, CONTROL)}
         self._bpe = _library_tokenizer(v, self._ids)
         self._inner = _library_tokenizer(replace(v, spaces="never"), self._ids) if v.spaces == "first" else None
-        self._splitter = _library_splitter(v)
+        self._splitter, self._added = _library_splitter(v), [token.content for token in _added(v)]
 
     @classmethod
     def from_vocabulary(cls, v: Vocabulary, vocab_size: int | None = None) -> Tokenizer:
@@ -146,7 +148,7 @@ class Tokenizer(Tokens):
 
     def spelling(self) -> Tokens:
         """What spells its ids out, without the memory that encoding takes."""
-        return Tokens(self._tokens, self._types, self.vocab_size, self.eos_ids, self._spaces, self._strip)
+        return Tokens(self._tokens, self._types, self.vocab_size, self.eos_ids, self._spaces, self._strip, self._led)
 
     def encode(self, text: str, special: bool = False, start: bool = True) -> list[int]:
         """Ids of a text. special: control tokens in it count as such (what Hugging Face does unless told otherwise).
@@ -167,7 +169,7 @@ class Tokenizer(Tokens):
         found = self._run(self._splitter, text)
         at = 0
         for own, (start, end) in zip(found.ids, found.offsets, strict=True):
-            if (id := self.control.get(self._splitter.id_to_token(own))) is not None:
+            if (id := self.control.get(self._added[own])) is not None:
                 if at < start:
                     yield text[at:start]
                 yield id
@@ -222,6 +224,11 @@ def _library_splitter(v: Vocabulary) -> Any:
     found.normalizer = _settings(v).normalizer
     found.add_tokens(_added(v))
     return found
+
+
+def _led(v: Vocabulary) -> frozenset[int]:
+    """Added tokens that the library looks for in normalized text, and so spells as the normalizer does."""
+    return frozenset(i for i, said in v.flags.items() if v.spaces == "prepend" and "normalized" in said)
 
 
 def _added(v: Vocabulary) -> list[Any]:
