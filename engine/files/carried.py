@@ -8,7 +8,7 @@ from ..config import Config
 from ..models import meant_by_gguf
 from ..rope_gguf import Said, to_keys
 from . import Checkpoint, sentencepiece
-from .end_of_generation import by_text, told, with_control
+from .end_of_generation import by_text, stops, told, with_control
 from .pre_tokenizers import PRE_TOKENIZERS, taken_whole
 from .tokenizer_json import last_used, spell
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Vocabulary
@@ -78,33 +78,43 @@ def _no_place(source: Checkpoint, kind: str) -> str | None:
 
 def _in_scores(v: Vocabulary, lost: list[str]) -> Vocabulary:
     """As GGUF has SentencePiece's BPE: a score for each token, and one way with spaces."""
-    spaces, (merges, same) = sentencepiece.IN_GGUF[v.spaces], sentencepiece.in_scores(v.tokens, v.merges, v.types)
+    row, (merges, same) = sentencepiece.SPACES[v.spaces], sentencepiece.in_scores(v.tokens, v.merges, v.types)
+    spaces, strip = row.gguf, row.gguf == "prepend"
     if not same:
         lost.append("the order of merges: gguf has a score for each token, and so one for all ways to make it")
+    elif merges != v.merges:
+        lost.append("the order of merges among the ways to make one token: gguf has a score for each token")
     if v.whole:
         lost.append("that pieces are taken whole (ignore_merges): gguf has no key for it")
-    before, after = (sentencepiece.SPACES[s].said for s in (v.spaces, spaces))
-    if before != after:
-        lost.append(f"that a space is put {before}: in gguf it is {after}")
-    strip = spaces == "prepend"
+    if not row.same:
+        what = row.pre_tokenizer[0]["prepend_scheme"]
+        told = "llama.cpp puts one before every text, also where one is, and behind every control token"
+        lost.append(f"how a space is put before text (Metaspace, {what}): {told}")
     if v.strip != strip:
-        what = ("kept", "left out")
-        lost.append(f"that the first space of decoded text is {what[v.strip]}: in gguf it is {what[strip]}")
-    changed = not same or v.whole or (v.spaces, v.strip) != (spaces, strip)
-    json = None if changed else v.tokenizer_json
-    return replace(v, spaces=spaces, strip=strip, merges=merges, whole=False, tokenizer_json=json)
+        ways = ("kept", "left out")
+        lost.append(f"that the first space of decoded text is {ways[v.strip]}: in gguf it is {ways[strip]}")
+    said = replace(v, spaces=spaces, strip=strip, merges=merges, whole=False)
+    return said if said == v else replace(said, tokenizer_json=None)
 
 
 def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
-    """tokenizer.json knows added tokens, special or not, and ordinary ones."""
+    """tokenizer.json knows added tokens, special or not, and ordinary ones; tokenizer_config.json's are special."""
     used = last_used(v) + 1
+    types = [{UNKNOWN: CONTROL, UNUSED: NORMAL}.get(t, t) for t in v.types[:used]]
+    named = {i for i in (*v.prefix, *stops(v)[:1], v.pad_id) if i is not None and i < used and types[i] != CONTROL}
+    if named:
+        texts = ", ".join(v.tokens[i] for i in sorted(named))
+        lost.append(f"that {texts} is ordinary text: what tokenizer_config.json names is a control token")
+        types = [CONTROL if i in named else t for i, t in enumerate(types)]
     if v.spaces:
-        kinds = {UNKNOWN: CONTROL, UNUSED: NORMAL}
-        return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
-    if v.types[:used].count(BYTE):
-        lost.append(f"{v.types.count(BYTE)} tokens stand for single bytes in GGUF alone, and become ordinary text")
-    kinds = {UNKNOWN: CONTROL, BYTE: NORMAL, UNUSED: NORMAL}
-    return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
+        as_bytes = sentencepiece.with_bytes(v.tokens[:used], types)
+        if as_bytes != types:
+            lost.append("that <0x00> to <0xFF> are texts: in a tokenizer.json they are bytes")
+        types = as_bytes
+    elif count := types.count(BYTE):
+        lost.append(f"{count} tokens stand for single bytes in GGUF alone, and become ordinary text")
+        types = [NORMAL if t == BYTE else t for t in types]
+    return replace(v, types=types + v.types[used:])
 
 
 def held(source: Checkpoint, kind: str) -> Config:

@@ -24,7 +24,7 @@ from .gguf_header import Header, Metadata, read_header
 from .mapped import map_file
 from .pre_tokenizers import PRE_TOKENIZERS, taken_whole
 from .tokenizer_json import last_used, parse
-from .vocabulary import CONTROL, NORMAL, Vocabulary
+from .vocabulary import NORMAL, Vocabulary
 
 # What llama.cpp's `gguf-split` calls part i of n; nothing inside a file names another file.
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
@@ -176,8 +176,8 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         key = f"tokenizer.ggml.{name}_token_id"
         value = metadata.get(key)
         if value is None or (type(value) is int and value in NO_ID):
-            usual = USUAL.get(name) if spm else None
-            return usual if usual is not None and usual < len(tokens) and types[usual] == CONTROL else None
+            usual = USUAL.get(name, len(tokens)) if spm else len(tokens)
+            return usual if usual < len(tokens) else None
         if type(value) is not int or not 0 <= value < len(tokens):
             raise metadata.bad(key, f"is {brief(value)}; the file has tokens 0 to {len(tokens) - 1}")
         return value
@@ -243,10 +243,9 @@ def _with_json(v: Vocabulary, text: str) -> Vocabulary:
     except BadInput as error:
         return replace(v, notes=(f"{error}; the other keys are used",))
     used, row = last_used(v) + 1, PRE_TOKENIZERS.get(v.pre)
-    merges = sentencepiece.in_scores(said.tokens, said.merges, said.types)[0] if said.spaces else said.merges
     for field, a, b in (
         ("tokens", said.tokens, v.tokens[:used]),
-        ("merges", (merges, said.whole), (v.merges, v.whole)),
+        ("merges", (said.merges, said.whole), (v.merges, v.whole)),
         ("spaces", (said.spaces, said.strip), (v.spaces, v.strip)),
         ("pre-tokenizer", said.pre, row.names[0] if row else v.pre),
         ("post-processor", (said.prefix, said.suffix), (v.prefix, v.suffix)),

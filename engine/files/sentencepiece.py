@@ -22,6 +22,7 @@ LONGEST = 512  # characters of a token that merges make; SentencePiece's own lim
 Step = dict[str, Any]
 
 _REPLACE: Step = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_DOUBLED: Step = {"type": "Replace", "pattern": {"Regex": f"\\A{SPACE}"}, "content": 2 * SPACE}
 _UNDO: tuple[Step, ...] = (
     {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
     {"type": "ByteFallback"},
@@ -38,27 +39,31 @@ def _metaspace(scheme: str) -> Step:
 class Spaces:
     """Where a space is put before text, as a tokenizer.json says it: steps of its normalizer and pre-tokenizer.
 
-    said: the same in words.
+    gguf: the same as a GGUF can say it, or what comes closest: "prepend" or "plain"; same: whether it is the same;
+    inner: what is done to a text that goes on behind a control token, where that is another row's way.
     """
 
     normalizer: tuple[Step, ...]
     pre_tokenizer: tuple[Step, ...]
-    said: str
+    gguf: str
+    same: bool = True
+    inner: str | None = None
 
 
 SPACES: Mapping[str, Spaces] = {
-    # llama.cpp, and LlamaTokenizer's legacy way
-    "prepend": Spaces(
-        ({"type": "Prepend", "prepend": SPACE}, _REPLACE), (), "at the beginning and behind every added token"
-    ),
-    "plain": Spaces((_REPLACE,), (), "nowhere"),
-    "always": Spaces(
-        (), (_metaspace("always"),), "at the beginning and behind every added token, where there is none already"
-    ),
-    "first": Spaces((), (_metaspace("first"),), "at the beginning alone, where there is none already"),
-    "never": Spaces((), (_metaspace("never"),), "nowhere"),
+    # At the beginning and behind every added token: llama.cpp's way, and that of files of LlamaTokenizer's legacy.
+    "prepend": Spaces(({"type": "Prepend", "prepend": SPACE}, _REPLACE), (), "prepend"),
+    # The same, as Transformers 5 writes it for a tokenizer.model of a class that it does not know.
+    "doubled": Spaces((_REPLACE, _DOUBLED), (_metaspace("always"),), "prepend"),
+    # The same, where there is none already.
+    "always": Spaces((), (_metaspace("always"),), "prepend", same=False),
+    # At the beginning of the whole text, where there is none already.
+    "first": Spaces((), (_metaspace("first"),), "prepend", same=False, inner="never"),
+    "replaced first": Spaces((_REPLACE,), (_metaspace("first"),), "prepend", same=False, inner="plain"),
+    # Nowhere.
+    "never": Spaces((), (_metaspace("never"),), "plain"),
+    "plain": Spaces((_REPLACE,), (), "plain"),
 }
-IN_GGUF = {"prepend": "prepend", "plain": "plain", "always": "prepend", "first": "prepend", "never": "plain"}
 
 
 def recognised(normalizer: Sequence[Step], pre_tokenizer: Sequence[Step]) -> str | None:

@@ -126,7 +126,8 @@ class Tokenizer(Tokens):
         _check(v, self._ids, vocab_size)
         self.control = {v.tokens[id]: id for id, type_ in enumerate(v.types) if type_ in (UNKNOWN, CONTROL)}
         self._bpe = _library_tokenizer(v, self._ids)
-        self._inner = _library_tokenizer(replace(v, spaces="never"), self._ids) if v.spaces == "first" else None
+        inner = sentencepiece.SPACES[v.spaces].inner if v.spaces else None
+        self._inner = _library_tokenizer(replace(v, spaces=inner), self._ids) if inner else None
         self._splitter, self._added = _library_splitter(v), [token.content for token in _added(v)]
 
     @classmethod
