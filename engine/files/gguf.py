@@ -196,13 +196,16 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         return (i,)
 
     found = by_text(tokens)
-    spaces = ""
+    spaces, notes = "", tuple[str, ...]()
     if spm:
         types = np.asarray(with_control(types.tolist(), found, ()), np.int32)
         scores = need("ggml.scores", "[f32]")
         if wrong := sentencepiece.bad_scores(tokens, scores.tolist(), types.tolist()):
             raise metadata.bad("tokenizer.ggml.scores", wrong)
         merges = sentencepiece.merges_of(tokens, scores.tolist(), types.tolist())
+        if tied := sentencepiece.tied(tokens, scores.tolist(), merges):
+            told = f"{len(tied)} tokens have the score of another ({', '.join(map(repr, tied[:3]))}, ...)"
+            notes = (f"tokenizer.ggml.scores: {told}: which of them llama.cpp merges first depends on the text",)
         spaces = "plain" if get("ggml.add_space_prefix", "bool") is False else "prepend"
     else:
         # Of a merge that stands twice, llama.cpp takes the first.
@@ -222,6 +225,7 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         whole=taken_whole(pre),
         spaces=spaces,
         strip=spaces == "prepend",
+        notes=notes,
         prefix=asked("add_bos_token", "bos"),
         suffix=asked("add_eos_token", "eos"),
         chat_template=get("chat_template", "str"),
@@ -241,7 +245,7 @@ def _with_json(v: Vocabulary, text: str) -> Vocabulary:
     try:
         said = parse(text, key)
     except BadInput as error:
-        return replace(v, notes=(f"{error}; the other keys are used",))
+        return replace(v, notes=(*v.notes, f"{error}; the other keys are used"))
     used, row = last_used(v) + 1, PRE_TOKENIZERS.get(v.pre)
     for field, a, b in (
         ("tokens", said.tokens, v.tokens[:used]),
@@ -251,5 +255,11 @@ def _with_json(v: Vocabulary, text: str) -> Vocabulary:
         ("post-processor", (said.prefix, said.suffix), (v.prefix, v.suffix)),
     ):
         if a != b:
-            return replace(v, notes=(f"{key} has other {field} than the tokenizer.ggml keys; those are used",))
+            return replace(
+                v,
+                notes=(
+                    *v.notes,
+                    f"{key} has other {field} than the tokenizer.ggml keys; those are used",
+                ),
+            )
     return replace(v, flags=said.flags, tokenizer_json=text)

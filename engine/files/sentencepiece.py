@@ -8,6 +8,7 @@ order tokens are merged. A tokenizer.json spells the order out; a GGUF has a sco
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,18 @@ def merges_of(tokens: Sequence[str], scores: Sequence[float], types: Sequence[in
                 found.append((-score, -n, n - len(token), f"{left} {right}"))
     found.sort(key=lambda merge: merge[:3])
     return [merge for *_, merge in found]
+
+
+def tied(tokens: Sequence[str], scores: Sequence[float], merges: Sequence[str]) -> list[str]:
+    """Tokens that merges make and that have the score of another such.
+
+    llama.cpp merges the leftmost pair of them first, and merges with an order can not. Runs of one character do not
+    count: of these the longer left part first comes to the same.
+    """
+    made = {merge.replace(" ", "", 1) for merge in merges}
+    score = {t: s for t, s in zip(tokens, scores, strict=True) if t in made and len(set(t)) > 1}
+    times = Counter(score.values())
+    return [token for token, s in score.items() if times[s] > 1]
 
 
 def scores_of(tokens: Sequence[str], merges: Sequence[str], types: Sequence[int]) -> list[float]:

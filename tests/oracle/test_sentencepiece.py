@@ -7,7 +7,6 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +119,10 @@ def test_ggufs_and_what_convert_makes_of_them(name: str, tmp_path: Path) -> None
     same_as_llama_cpp(tmp_path / "m.gguf", again, 100)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_folders_as_ggufs(name: str, tmp_path: Path) -> None:
     """However the folder has it, llama.cpp reads what was written as it is read here; but for how tokens are found."""
-    convert(with_vocabulary(replace(folder_vocabulary(tmp_path, FOLDERS[name]), flags={})), tmp_path / "m.gguf")
+    convert(with_vocabulary(folder_vocabulary(tmp_path, FOLDERS[name])), tmp_path / "m.gguf")
     v = open_checkpoint(tmp_path / "m.gguf").vocabulary()
     assert v is not None
     same_as_llama_cpp(tmp_path / "m.gguf", v, 100)

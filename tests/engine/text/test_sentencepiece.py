@@ -268,6 +268,17 @@ def test_bad_ggufs(tmp_path: Path) -> None:
     assert "can not be of type 6" in bad(tmp_path, types=[*GOLDEN["types"][:-1], 6])
 
 
+def test_scores_that_are_the_same_are_said(tmp_path: Path) -> None:
+    """Runs of spaces have one score in Llama 2's own vocabulary, and are llama.cpp's all the same."""
+    assert of_gguf(tmp_path, GGUFS["usual"]).notes == ()
+    types, score = GOLDEN["types"], dict(zip(GOLDEN["tokens"], GOLDEN["scores"], strict=True))
+    runs = GOLDEN | {"scores": [-1e9 if set(t) == {SPACE} else s for t, s in score.items()]}
+    assert of_gguf(tmp_path, GGUFS["usual"], runs).notes == ()
+    flat = GOLDEN | {"scores": [-1000.0 if kind == 1 else 0.0 for kind in types]}
+    (note,) = of_gguf(tmp_path, GGUFS["usual"], flat).notes
+    assert "tokens have the score of another" in note and "llama.cpp" in note
+
+
 def test_a_token_that_no_merge_reaches(tmp_path: Path) -> None:
     """Its parts are no tokens, and so the text is spelled by what there is: as if it were not there."""
     golden = GOLDEN | {"tokens": [*GOLDEN["tokens"][:-1], "\u20ac\u20ac"]}
