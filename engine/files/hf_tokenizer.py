@@ -10,6 +10,7 @@ from typing import Any
 from ...errors import BadInput
 from ..models import meant
 from ..models.architecture import Architecture
+from . import sentencepiece_model
 from .end_of_generation import by_text, ends
 from .fields import Fields, one
 from .mapped import read_head
@@ -52,8 +53,17 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     text = _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
     own = None if text is None else parse(text, str(folder / TOKENIZER))
     llama = own is not None and bool(own.spaces) and _is_llamas(a, settings, config, str(folder / TOKENIZER))
-    named = _named(folder, settings, QWEN2_DEFAULTS if qwen2 else LLAMA_DEFAULTS if llama else {})
-    if own is not None:
+    model = None
+    if text is None and not (folder / VOCAB).exists() and (folder / SENTENCEPIECE).exists():
+        where = str(folder / SENTENCEPIECE)
+        llama = _is_llamas(a, settings, config, where)
+        model = sentencepiece_model.read(_read(folder / SENTENCEPIECE), where, rows)
+    defaults = QWEN2_DEFAULTS if qwen2 else LLAMA_DEFAULTS if llama else model.named if model else {}
+    named = _named(folder, settings, defaults)
+    if model is not None:
+        parts = model.parts(llama, settings.flag("legacy") is not False, where)
+        parts = with_added(_with_spaces(parts, settings) if llama else parts, _decoder(settings), settings.where)
+    elif own is not None:
         parts = with_added(own, _decoder(settings), settings.where)
         if llama:
             parts = _as_llamas(parts, settings)
@@ -64,10 +74,6 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
             why = f"which pre-tokenizer a {a.title} model has, only tokenizer.json says"
             raise BadInput(f"{folder / VOCAB}: {why}; give token ids, as --tokens 1,2,3, instead of text")
         parts = _read_parts(folder, settings, named.values())
-    elif (folder / SENTENCEPIECE).exists():
-        way = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        told = f"a tokenizer is read from tokenizer.json, which Transformers makes of it: {way}"
-        raise BadInput(f"{folder / SENTENCEPIECE}: {told}; or give token ids, as --tokens 1,2,3, instead of text")
     else:
         return None
     for option in ("add_prefix_space", "split_special_tokens"):
@@ -122,7 +128,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
 
 
 def _is_llamas(a: Architecture | None, settings: Fields, config: Mapping[str, Any], where: str) -> bool:
-    """Whether Transformers 5 reads a SentencePiece tokenizer.json by its LlamaTokenizer, and not as it stands.
+    """Whether Transformers 5 reads a SentencePiece tokenizer by its LlamaTokenizer, and not as it stands.
 
     A Mistral's is read as it stands, whatever class it names. Raises BadInput where neither would do it.
     """
@@ -137,14 +143,18 @@ def _is_llamas(a: Architecture | None, settings: Fields, config: Mapping[str, An
     return a.model_type == "llama" and kind in LLAMAS
 
 
+def _with_spaces(parts: Parts, settings: Fields) -> Parts:
+    """Where LlamaTokenizer puts spaces."""
+    before, legacy = settings.flag("add_prefix_space"), settings.flag("legacy")
+    strip = before is None or before
+    return replace(parts, spaces="never" if not strip else "always" if legacy else "first", strip=strip, whole=False)
+
+
 def _as_llamas(parts: Parts, settings: Fields) -> Parts:
     """As LlamaTokenizer of Transformers 5 has it: tokens, merges and what is put round a prompt are the file's, and
     where spaces are put says tokenizer_config.json. Of a token that its added_tokens_decoder leaves out, it knows
     nothing more than that it is in the vocabulary."""
-    before, legacy = settings.flag("add_prefix_space"), settings.flag("legacy")
-    strip = before is None or before
-    spaces = "never" if not strip else "always" if legacy else "first"
-    parts = replace(parts, spaces=spaces, strip=strip, whole=False)
+    parts = _with_spaces(parts, settings)
     added = _decoder(settings)
     if not added:
         return parts

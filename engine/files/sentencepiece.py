@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,17 +118,27 @@ def merges_of(tokens: Sequence[str], scores: Sequence[float], types: Sequence[in
         for token, score, type_ in zip(tokens, scores, types, strict=True)
         if type_ not in (UNKNOWN, CONTROL, BYTE) and token and " " not in token
     }
-    lengths = sorted({len(token) for token in usable})
-    found: list[tuple[float, int, int, str]] = []
-    for token, score in usable.items():
+    found = [(-usable[left + right], -len(left), -len(right), left, right) for left, right in _ways(usable)]
+    found.sort(key=lambda merge: merge[:3])
+    return [f"{left} {right}" for *_, left, right in found]
+
+
+def merges_in(order: Iterable[str]) -> list[str]:
+    """Every way to make a token of two others: the tokens in this order, of each the shorter left part first."""
+    usable = dict.fromkeys(token for token in order if token and " " not in token)
+    return [f"{left} {right}" for left, right in _ways(usable)]
+
+
+def _ways(tokens: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Of each token in its turn, the pairs of others that it is made of, the shorter left part first."""
+    lengths = sorted({len(token) for token in tokens})
+    for token in tokens:
         for n in lengths:
             if n >= len(token):
                 break
             left, right = token[:n], token[n:]
-            if left in usable and right in usable:
-                found.append((-score, -n, n - len(token), f"{left} {right}"))
-    found.sort(key=lambda merge: merge[:3])
-    return [merge for *_, merge in found]
+            if left in tokens and right in tokens:
+                yield left, right
 
 
 def tied(tokens: Sequence[str], scores: Sequence[float], merges: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ control tokens are text), and the texts of the former.
 from __future__ import annotations
 
 import argparse
+import base64
 import gzip
 import io
 import json
@@ -137,6 +138,30 @@ def folders() -> dict[str, tuple[str, dict[str, Any], dict[str, Any], str]]:
     return found
 
 
+def models() -> dict[str, tuple[str, dict[str, Any]]]:
+    """name -> (model type, tokenizer_config.json) of folders that have no tokenizer.json."""
+    llama = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>"}
+    found: dict[str, tuple[str, dict[str, Any]]] = {
+        f"{kind}, legacy {legacy}": (kind, llama | ({} if legacy is None else {"legacy": legacy}))
+        for kind in ("llama", "mistral")
+        for legacy in (None, True, False)
+    }
+    for kind in ("llama", "mistral"):
+        found[f"{kind}, add_bos_token"] = (kind, llama | {"add_bos_token": True, "add_eos_token": True})
+        decoder = {"480": {"content": "<tool>", "special": False} | KEEP}
+        found[f"{kind}, added_tokens_decoder"] = (kind, llama | {"added_tokens_decoder": decoder})
+        found[f"{kind}, add_prefix_space"] = (kind, llama | {"add_prefix_space": False})
+    found["llama, add no class"] = ("llama", {"add_bos_token": True})
+    return found
+
+
+def asked(hf: Any) -> dict[str, Any]:
+    """What a tokenizer of Transformers makes of the texts."""
+    prompts = [hf(text).input_ids for text in TEXTS]
+    messages = [hf.encode(t, add_special_tokens=False, split_special_tokens=True) for t in TEXTS]
+    return {"prompts": prompts, "decoded": [hf.decode(p) for p in prompts], "messages": messages}
+
+
 def ask_transformers(golden: dict[str, Any]) -> None:
     import sentencepiece
     import tokenizers
@@ -157,17 +182,19 @@ def ask_transformers(golden: dict[str, Any]) -> None:
     }
     golden["by_sentencepiece"] = [processor.encode(text) for text in TEXTS]
     said = {name: (m, settings, file(golden, said, order)) for name, (m, settings, said, order) in folders().items()}
-    for kind in ("llama", "mistral"):
-        for legacy in (True, False):
-            with tempfile.TemporaryDirectory() as folder:
-                settings = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "bos_token": "<s>"}
-                (Path(folder) / "tokenizer.model").write_bytes(model)
-                write_folder(Path(folder), kind, settings, None)
-                transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
-                written = [
-                    json.loads((Path(folder) / f"{n}.json").read_text()) for n in ("tokenizer_config", "tokenizer")
-                ]
-                said[f"{kind}, written by Transformers, legacy {legacy}"] = (kind, written[0], written[1])
+    golden["model"] = base64.b64encode(model).decode()
+    golden["models"] = []
+    for name, (kind, settings) in models().items():
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "tokenizer.model").write_bytes(model)
+            write_folder(Path(folder), kind, settings, None)
+            hf = transformers.AutoTokenizer.from_pretrained(folder)
+            golden["models"].append({"name": name, "model_type": kind, "settings": settings} | asked(hf))
+            if "add" in name:
+                continue
+            hf.save_pretrained(folder)
+            written = [json.loads((Path(folder) / f"{n}.json").read_text()) for n in ("tokenizer_config", "tokenizer")]
+            said[f"{name}, written by Transformers"] = (kind, *written)
     golden["folders"] = []
     for name, (kind, settings, whole) in said.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -179,12 +206,9 @@ def ask_transformers(golden: dict[str, Any]) -> None:
         )
         assert vocab == ids
         order = next(order for order, theirs in golden["merges"].items() if theirs == merges)
-        prompts = [hf(text).input_ids for text in TEXTS]
-        golden["folders"].append({
-            "name": name, "model_type": kind, "settings": settings, "tokenizer": whole, "merges": order,
-            "prompts": prompts, "decoded": [hf.decode(p) for p in prompts],
-            "messages": [hf.encode(t, add_special_tokens=False, split_special_tokens=True) for t in TEXTS],
-        })  # fmt: skip
+        golden["folders"].append(
+            {"name": name, "model_type": kind, "settings": settings, "tokenizer": whole, "merges": order} | asked(hf)
+        )
     golden["versions"] = {m.__name__: m.__version__ for m in (transformers, tokenizers, sentencepiece)}
 
 

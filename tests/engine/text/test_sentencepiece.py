@@ -5,8 +5,11 @@ tests/golden/sentencepiece.json.gz holds a small vocabulary that sentencepiece t
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
+import struct
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from qwenref.engine.files.gguf import vocabulary as gguf_vocabulary
 from qwenref.engine.files.gguf_header import read_header
 from qwenref.engine.files.hf_tokenizer import read_vocabulary
 from qwenref.engine.files.sentencepiece import SPACE, SPACES, in_scores, merges_of, scores_of
+from qwenref.engine.files.sentencepiece_model import read
 from qwenref.engine.text.chat import Chat, chat_ids
 from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
@@ -33,6 +37,8 @@ GOLDEN: dict[str, Any] = json.loads(
 TEXTS, ROWS = GOLDEN["texts"], 500
 FOLDERS = {case["name"]: case for case in GOLDEN["folders"]}
 GGUFS = {case["name"]: case for case in GOLDEN["ggufs"]}
+MODELS = {case["name"]: case for case in GOLDEN["models"]}
+TRAINED = base64.b64decode(GOLDEN["model"])
 
 
 def folder_vocabulary(folder: Path, case: dict[str, Any], **changes: Any) -> Vocabulary:
@@ -40,6 +46,15 @@ def folder_vocabulary(folder: Path, case: dict[str, Any], **changes: Any) -> Voc
     whole = file(GOLDEN, case["tokenizer"] | changes, case["merges"])
     write_folder(folder, case["model_type"], case["settings"], whole)
     v = read_vocabulary(folder, {"model_type": case["model_type"]}, ROWS)
+    assert v is not None
+    return v
+
+
+def model_vocabulary(folder: Path, case: dict[str, Any], raw: bytes = TRAINED, rows: int = ROWS) -> Vocabulary:
+    """Of a folder with tokenizer.model and no tokenizer.json."""
+    (folder / "tokenizer.model").write_bytes(raw)
+    write_folder(folder, case["model_type"], case["settings"], None)
+    v = read_vocabulary(folder, {"model_type": case["model_type"]}, rows)
     assert v is not None
     return v
 
@@ -72,6 +87,15 @@ def holds(t: Tokenizer, case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", FOLDERS.values(), ids=FOLDERS)
 def test_folders_are_auto_tokenizers(case: dict[str, Any], tmp_path: Path) -> None:
     holds(Tokenizer.from_vocabulary(folder_vocabulary(tmp_path, case), ROWS), case)
+
+
+@pytest.mark.parametrize("case", MODELS.values(), ids=MODELS)
+def test_tokenizer_models_are_auto_tokenizers(case: dict[str, Any], tmp_path: Path) -> None:
+    """tokenizer.model alone, and what convert makes of it."""
+    v = model_vocabulary(tmp_path, case)
+    holds(Tokenizer.from_vocabulary(v, ROWS), case)
+    read, said = converted(with_vocabulary(v, case["model_type"]), tmp_path / "hf")
+    assert prompts(read) == case["prompts"] and said == ""
 
 
 @pytest.mark.parametrize("case", GGUFS.values(), ids=GGUFS)
@@ -324,7 +348,76 @@ def test_bad_folders(tmp_path: Path) -> None:
         assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_tokenizer_model_alone_has_a_way_out(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\xff\xff\xff\xff\x0f")
-    with pytest.raises(BadInput, match=r"tokenizer\.model: .*save_pretrained\(FOLDER\); or give token ids"):
-        read_vocabulary(tmp_path, {"model_type": "llama"}, ROWS)
+# -- bad tokenizer.model -----------------------------------------------------------------------------------------------
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 0x7F:
+        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
+    return out + bytes([value])
+
+
+def message(number: int, raw: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(raw)) + raw
+
+
+def piece(text: bytes, score: float = 0.0, kind: int = 1) -> bytes:
+    return message(1, message(1, text) + b"\x15" + struct.pack("<f", score) + b"\x18" + varint(kind))
+
+
+BPE = message(2, b"\x18\x02" + b"\x98\x02\x01")  # model_type, byte_fallback
+IDENTITY = message(3, b"\x20\x00")  # remove_extra_whitespaces
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "it has no pieces"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not a SentencePiece model"),
+        (b"\x0a\xff\xff\xff\xff\x0f", "field 1 goes past the end"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "goes past the end"),
+        (b"\x80" * 30, "a number in it does not end"),
+        (b"\x0b", "a field of wire type 3"),
+        (b"\x08\x01", "a number is where a message or text should be"),
+        (b"\x02\x00", "field 0 goes past the end"),
+        (TRAINED[:-1], "goes past the end"),
+        (piece(b"\xff") + BPE + IDENTITY, "not UTF-8"),
+        (piece(b"a", float("nan")) + BPE + IDENTITY, "has the score nan"),
+        (piece(b"a", kind=7) + BPE + IDENTITY, "is no piece of SentencePiece's"),
+        (piece(b"a" * 513) + BPE + IDENTITY, "piece 0 has 513 characters"),
+        (piece(b"a") * (ROWS + 1) + BPE + IDENTITY, f"more pieces than the embedding has rows, {ROWS}"),
+        (TRAINED + piece(b"<u>", kind=4), "user-defined pieces ('<u>')"),
+        (TRAINED + message(2, b"\x18\x01"), "its algorithm is 'Unigram'"),
+        (TRAINED + message(2, b"\x98\x02\x00"), "has no byte_fallback"),
+        (TRAINED + message(2, b"\xc0\x01\x01"), "treat_whitespace_as_suffix"),
+        (TRAINED + message(3, message(2, b"x")), "normalizes text"),
+        (TRAINED + message(3, b"\x20\x01"), "remove_extra_whitespaces"),
+        (TRAINED + message(3, b"\x28\x00"), "does not have escape_whitespaces"),
+        (TRAINED + message(1, b""), "token 480 is empty"),
+        (TRAINED + piece(b"the"), "stands 2 times"),
+    ],
+)
+def test_bad_tokenizer_models(raw: bytes, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as error:
+        Tokenizer.from_vocabulary(model_vocabulary(tmp_path, MODELS["mistral, legacy None"], raw), ROWS)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fields_that_nobody_knows_are_left_alone(tmp_path: Path) -> None:
+    """As protobuf wants it; and a message of messages of messages is bytes that nobody follows."""
+    nested = b""
+    for _ in range(2000):
+        nested = message(9, nested)
+    more = nested + b"\xf9\x3e" + bytes(8) + b"\xfd\x3e" + bytes(4) + b"\xf8\x3e\x01"
+    case = MODELS["llama, legacy None"]
+    assert model_vocabulary(tmp_path, case, TRAINED + more) == model_vocabulary(tmp_path, case)
+
+
+def test_any_byte_of_it_changed_is_a_tokenizer_or_one_line(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for _ in range(300):
+        raw = bytearray(TRAINED)
+        raw[random.integers(len(raw))] = random.integers(256)
+        with suppress(BadInput):
+            read(bytes(raw), "x", ROWS).parts(by_id=False, legacy=True, where="x")
