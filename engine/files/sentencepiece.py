@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import BadInput
 from .vocabulary import BYTE, CONTROL, UNKNOWN
 
 MODEL, PRE = "llama", "default"  # ggml's names of the algorithm, and of the pre-tokenizer that it does not have
 SPACE = "\u2581"
 BYTES = tuple(f"<0x{b:02X}>" for b in range(256))
 LONGEST = 512  # characters of a token that merges make; SentencePiece's own limit is 16 unless told otherwise
+MOST = 1_000_000  # merges; Llama 2's vocabulary has 61,249
 
 Step = dict[str, Any]
 
@@ -40,30 +42,32 @@ def _metaspace(scheme: str) -> Step:
 class Spaces:
     """Where a space is put before text, as a tokenizer.json says it: steps of its normalizer and pre-tokenizer.
 
-    gguf: the same as a GGUF can say it, or what comes closest: "prepend" or "plain"; same: whether it is the same;
-    inner: what is done to a text that goes on behind a control token, where that is another row's way.
+    said: the same in words; gguf: as a GGUF can say it, or what comes closest, "prepend" or "plain"; same: whether that
+    is the same; inner: what is done to a text that goes on behind a control token, where that is another row's way.
     """
 
     normalizer: tuple[Step, ...]
     pre_tokenizer: tuple[Step, ...]
+    said: str
     gguf: str
     same: bool = True
     inner: str | None = None
 
 
+EVERY, ALONE = "before the text and behind added tokens", "before the text"
+NO_OTHER, NOWHERE = ", where none is", "nowhere"
 SPACES: Mapping[str, Spaces] = {
-    # At the beginning and behind every added token: llama.cpp's way, and that of files of LlamaTokenizer's legacy.
-    "prepend": Spaces(({"type": "Prepend", "prepend": SPACE}, _REPLACE), (), "prepend"),
-    # The same, as Transformers 5 writes it for a tokenizer.model of a class that it does not know.
-    "doubled": Spaces((_REPLACE, _DOUBLED), (_metaspace("always"),), "prepend"),
-    # The same, where there is none already.
-    "always": Spaces((), (_metaspace("always"),), "prepend", same=False),
-    # At the beginning of the whole text, where there is none already.
-    "first": Spaces((), (_metaspace("first"),), "prepend", same=False, inner="never"),
-    "replaced first": Spaces((_REPLACE,), (_metaspace("first"),), "prepend", same=False, inner="plain"),
-    # Nowhere.
-    "never": Spaces((), (_metaspace("never"),), "plain"),
-    "plain": Spaces((_REPLACE,), (), "plain"),
+    # llama.cpp's way, and that of files of LlamaTokenizer's legacy
+    "prepend": Spaces(({"type": "Prepend", "prepend": SPACE}, _REPLACE), (), EVERY, "prepend"),
+    # as Transformers 5 writes it for a tokenizer.model of a class that it does not know
+    "doubled": Spaces((_REPLACE, _DOUBLED), (_metaspace("always"),), EVERY, "prepend"),
+    "always": Spaces((), (_metaspace("always"),), EVERY + NO_OTHER, "prepend", same=False),
+    "first": Spaces((), (_metaspace("first"),), ALONE + NO_OTHER, "prepend", same=False, inner="never"),
+    "replaced first": Spaces(
+        (_REPLACE,), (_metaspace("first"),), ALONE + NO_OTHER, "prepend", same=False, inner="plain"
+    ),
+    "never": Spaces((), (_metaspace("never"),), NOWHERE, "plain"),
+    "plain": Spaces((_REPLACE,), (), NOWHERE, "plain"),
 }
 
 
@@ -130,14 +134,21 @@ def merges_in(order: Iterable[str]) -> list[str]:
 
 
 def _ways(tokens: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Of each token in its turn, the pairs of others that it is made of, the shorter left part first."""
-    lengths = sorted({len(token) for token in tokens})
+    """Of each token in its turn, the pairs of others that it is made of, the shorter left part first.
+
+    Raises BadInput for more than MOST of them, which no vocabulary that was trained has. Longer tokens than LONGEST
+    are made of none.
+    """
+    lengths, found = sorted({len(token) for token in tokens if len(token) < LONGEST}), 0
     for token in tokens:
         for n in lengths:
-            if n >= len(token):
+            if n >= len(token) or len(token) > LONGEST:
                 break
             left, right = token[:n], token[n:]
             if left in tokens and right in tokens:
+                found += 1
+                if found > MOST:
+                    raise BadInput(f"tokenizer: more than {MOST} ways to make one of its tokens of two others")
                 yield left, right
 
 

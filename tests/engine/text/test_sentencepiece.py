@@ -28,6 +28,7 @@ from qwenref.engine.text.chat import Chat, chat_ids
 from qwenref.engine.text.tokenizer import Tokenizer
 from qwenref.errors import BadInput
 from qwenref.tools.dev.golden_sentencepiece import file, write_folder, write_gguf
+from qwenref.tools.main import main
 
 from ...models import model
 
@@ -267,6 +268,15 @@ def test_convert_says_what_is_lost(tmp_path: Path) -> None:
     assert read is None and "Transformers reads none for Qwen2" in said
 
 
+def test_inspect_says_where_a_space_is_put(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (("Llama as it stands", "and behind added tokens"), ("Metaspace never", "nowhere")):
+        convert(with_vocabulary(folder_vocabulary(tmp_path, FOLDERS[name])), tmp_path / "m.gguf")
+        assert main(["inspect", str(tmp_path / "m.gguf")]) == 0
+        shown = capsys.readouterr().out
+        (line,) = (line for line in shown.splitlines() if "puts a space" in line)
+        assert line.endswith(words)
+
+
 # -- bad files ---------------------------------------------------------------------------------------------------------
 
 
@@ -310,10 +320,13 @@ def test_a_token_that_no_merge_reaches(tmp_path: Path) -> None:
     assert [t.name(i) for i in t.encode("\u20ac\u20ac")] == [SPACE, *["<0xE2>", "<0x82>", "<0xAC>"] * 2]
 
 
-def test_many_ways_to_make_long_tokens_end_soon() -> None:
-    """512 tokens of up to 512 characters have as many ways as there can be."""
-    tokens = ["a" * n for n in range(1, 513)]
-    assert len(merges_of(tokens, np.arange(512.0).tolist(), [1] * 512)) == 512 * 511 // 2
+def test_more_merges_than_any_vocabulary_has() -> None:
+    """A file of a few megabytes can have tokens that are made of each other in billions of ways."""
+    tokens = [letter * n for letter in "abcdefgh" for n in range(1, 513)]
+    with pytest.raises(BadInput, match="more than 1000000 ways"):
+        merges_of(tokens, [0.0] * len(tokens), [1] * len(tokens))
+    assert len(merges_of(tokens[:512], [0.0] * 512, [1] * 512)) == 512 * 511 // 2
+    assert merges_of(["a", "a" * 600, "a" * 601], [0.0] * 3, [1] * 3) == []
 
 
 @pytest.mark.parametrize(
@@ -395,7 +408,7 @@ IDENTITY = message(3, b"\x20\x00")  # remove_extra_whitespaces
         (TRAINED + message(3, b"\x20\x01"), "remove_extra_whitespaces"),
         (TRAINED + message(3, b"\x28\x00"), "does not have escape_whitespaces"),
         (TRAINED + message(1, b""), "token 480 is empty"),
-        (TRAINED + piece(b"the"), "stands 2 times"),
+        (TRAINED + piece(f"{SPACE}the".encode()), "stands 2 times"),
     ],
 )
 def test_bad_tokenizer_models(raw: bytes, words: str, tmp_path: Path) -> None:
