@@ -74,7 +74,7 @@ def texts(ids: tuple[int, ...] | None, model: Opened) -> tuple[str, ...] | None:
     if ids is None or vocabulary is None or max(ids, default=0) >= len(vocabulary.tokens):
         return None
     spelling = spelling_of(model.checkpoint, vocabulary)
-    return tuple(spelling.decode([i]) for i in ids)
+    return tuple(spelling.text_of(i) for i in ids)
 
 
 def with_truth(found: Verification, dump: Dump, model: Opened) -> Verification:

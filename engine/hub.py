@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
-from .files.hf_tokenizer import TOKENIZER, VOCAB
+from .files.hf_tokenizer import SENTENCEPIECE, TOKENIZER, VOCAB
 from .files.safetensors import CONFIG, INDEX, shard_names
 from .hub_id import ADAPTER, MODEL_SUFFIXES, Choose, HubId, model_files, several, single_files
 
@@ -102,7 +102,7 @@ def _opened(folder: Path, chosen: list[str]) -> Path:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return (folder / TOKENIZER).exists() or (folder / VOCAB).exists()
+    return any((folder / name).exists() for name in (TOKENIZER, VOCAB, SENTENCEPIECE))
 
 
 def fetch(model: HubId, choose: Choose = model_files) -> Path:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import BadInput
 from .files.foreign import PICKLE, SAVE
-from .files.hf_tokenizer import GENERATION, MERGES, SETTINGS, TEMPLATE, TOKENIZER, VOCAB
+from .files.hf_tokenizer import GENERATION, MERGES, SENTENCEPIECE, SETTINGS, TEMPLATE, TOKENIZER, VOCAB
 from .files.safetensors import CONFIG, INDEX, SINGLE
 
 MODEL_SUFFIXES = {".gguf", ".apr", ".safetensors"}
@@ -79,7 +79,8 @@ def model_files(names: Iterable[str], model: HubId) -> list[str]:
     single = single_files(known)
     if model.file is None and CONFIG in known and (weights := next((n for n in (SINGLE, INDEX) if n in known), None)):
         templates = [n for n in known if re.fullmatch(r"additional_chat_templates/[^/]+\.jinja", n)]
-        return [CONFIG, weights, *sorted(BESIDE.intersection(known)), *templates]
+        beside = BESIDE if TOKENIZER in known else BESIDE | {SENTENCEPIECE}
+        return [CONFIG, weights, *sorted(beside.intersection(known)), *templates]
     if model.file is not None:
         wanted = {name: files for name, files in single.items() if _is(name, files, model.file)}
         if not wanted:

@@ -126,8 +126,7 @@ def tokenizer_of(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Tokenizer:
 def spelling_of(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Tokens:
     """What spells ids out and knows which end an answer. Without a vocabulary it knows only these, and spells none."""
     if vocabulary is not None:
-        v = vocabulary
-        return Tokens(v.tokens, v.types, checkpoint.config.vocab_size, v.eos_ids)
+        return Tokens.of(vocabulary, checkpoint.config.vocab_size)
     from .files.hf_tokenizer import stop_ids
 
     m = checkpoint.metadata

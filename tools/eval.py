@@ -123,7 +123,7 @@ def report(args: argparse.Namespace, checkpoint: Checkpoint, cut: Windows, found
     spelling = open_spelling(checkpoint)
 
     def spelled(i: int) -> str:
-        return f"{i}" if spelling is None else f"{i} {spelling.decode([i])!r}"
+        return f"{i}" if spelling is None else f"{i} {spelling.text_of(i)!r}"
 
     for f in sorted(found.flips, key=lambda f: -f.gap)[:SHOWN]:
         noise = f"{f.gap / f.noise:.1f} times the noise there" if f.noise else "without noise"

@@ -84,11 +84,14 @@ def by_format(tensors: Iterable[QTensor]) -> dict[str, tuple[int, int, int]]:
 
 def describe_vocabulary(v: Vocabulary | None) -> dict[str, Any] | None:
     """The tokenizer's sizes and special ids, None where the file has none."""
+    from ..engine.files.sentencepiece import SPACES
+
     if v is None:
         return None
     return {
         "model": v.model,
         "pre": v.pre,
+        "spaces": SPACES[v.spaces].said if v.spaces else None,
         "tokens": len(v.tokens),
         "merges": len(v.merges),
         "bos_id": v.bos_id,
@@ -194,6 +197,7 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
         special = " ".join(f"{i}={token}" for token, i in tokenizer["special"].items())
         lines = [
             ("model", f"{tokenizer['model']}, pre-tokenizer {tokenizer['pre']}"),
+            *([("puts a space", tokenizer["spaces"])] if tokenizer["spaces"] else []),
             ("sizes", f"{tokenizer['tokens']:,} tokens, {tokenizer['merges']:,} merges"),
             ("begins with", " ".join(map(str, tokenizer["prefix"])) or "nothing"),
             ("ends with", " ".join(map(str, tokenizer["suffix"])) or "nothing"),

@@ -182,7 +182,7 @@ def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
 
 def texts(ids: Sequence[int], spelling: Tokens | None) -> list[str]:
     """Each token's text; its id where nothing spells it."""
-    return [str(i) if spelling is None else spelling.decode([i]) for i in ids]
+    return [str(i) if spelling is None else spelling.text_of(i) for i in ids]
 
 
 def open_tokenizer(checkpoint: Checkpoint, tools: bool = False) -> tuple[Tokenizer, str | None]:

@@ -114,7 +114,7 @@ def best(logits_V: NDArray[np.floating], tokenizer: Tokens | None, count: int = 
     """The likeliest next tokens; equal logits in order of id."""
     order = np.argsort(-logits_V, kind="stable")[:count]
     return [
-        {"id": int(i), "text": tokenizer.decode([int(i)]) if tokenizer else None, "logit": float(logits_V[i])}
+        {"id": int(i), "text": tokenizer.text_of(int(i)) if tokenizer else None, "logit": float(logits_V[i])}
         for i in order
     ]
 

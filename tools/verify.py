@@ -129,7 +129,7 @@ def difference(wanted: list[int], held: Sequence[int] | None, spelling: Tokens |
     def spelled(ids: Sequence[int], at: int) -> str:
         if at >= len(ids):
             return "nothing"
-        return f"{ids[at]}" + ("" if spelling is None else f" {spelling.decode([ids[at]])!r}")
+        return f"{ids[at]}" + ("" if spelling is None else f" {spelling.text_of(ids[at])!r}")
 
     at = next((i for i, (a, b) in enumerate(zip(wanted, held, strict=False)) if a != b), min(len(wanted), len(held)))
     if at == len(wanted):

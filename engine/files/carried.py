@@ -7,8 +7,8 @@ from dataclasses import replace
 from ..config import Config
 from ..models import meant_by_gguf
 from ..rope_gguf import Said, to_keys
-from . import Checkpoint
-from .end_of_generation import by_text, told, with_control
+from . import Checkpoint, sentencepiece
+from .end_of_generation import by_text, stops, told, with_control
 from .pre_tokenizers import PRE_TOKENIZERS, taken_whole
 from .tokenizer_json import last_used, spell
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Vocabulary
@@ -22,12 +22,16 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
     if kind == "gguf" and source.container.startswith("GGUF"):
         return v, []  # its keys are copied as they are
     lost = list(v.notes)
-    if kind != "safetensors" and v.pre in PRE_TOKENIZERS and taken_whole(v.pre) != v.whole:
+    if v.spaces and (why := _no_place(source, kind)):
+        return None, [f"the tokenizer, SentencePiece's BPE: {why}"]
+    if v.spaces and kind == "gguf":
+        v = _in_scores(v, lost)
+    elif kind != "safetensors" and v.pre in PRE_TOKENIZERS and taken_whole(v.pre) != v.whole:
         lost.append(f"that pieces are {'' if v.whole else 'not '}taken whole (ignore_merges): {kind} has no key for it")
         v = replace(v, whole=not v.whole)
     if v.other_templates:
         lost.append(f"chat templates besides the default: {', '.join(v.other_templates)}")
-    if kind == "safetensors" and v.pre not in PRE_TOKENIZERS:
+    if kind == "safetensors" and v.pre not in PRE_TOKENIZERS and not v.spaces:
         return None, [f"the tokenizer: of pre-tokenizer {v.pre:.80}, which nobody writes here"]
     if kind == "safetensors":
         return _for_safetensors(v, lost), lost
@@ -44,7 +48,7 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
             lost.append(f"ids {', '.join(map(str, ids))} {where} a prompt: {kind} can say {name} ({one}), or nothing")
     whole = (prefix, suffix) == (v.prefix, v.suffix)
     v = replace(v, bos_id=bos, prefix=prefix, suffix=suffix)
-    types = with_control(v.types, by_text(v.tokens), v.merges)
+    types = with_control(v.types, by_text(v.tokens), () if v.spaces else v.merges)
     if types != v.types:
         changed = [v.tokens[i] for i, t in enumerate(types) if t != v.types[i]]
         lost.append(f"that {', '.join(changed)} is ordinary text: readers of {kind} take it for a control token")
@@ -63,13 +67,54 @@ def carried(source: Checkpoint, kind: str) -> tuple[Vocabulary | None, list[str]
     return replace(v, eos_ids=tuple(i for i in v.eos_ids if i not in over)), lost
 
 
+def _no_place(source: Checkpoint, kind: str) -> str | None:
+    """Why a container of that kind, of such a model, has no place for SentencePiece's BPE."""
+    if kind == "apr":
+        return "apr has only byte-level ones"
+    if kind == "safetensors" and source.config.model_type not in ("llama", "mistral"):
+        return f"Transformers reads none for {source.config.architecture.title}"
+    return None
+
+
+def _in_scores(v: Vocabulary, lost: list[str]) -> Vocabulary:
+    """As GGUF has SentencePiece's BPE: a score for each token, and one way with spaces."""
+    row, (merges, same) = sentencepiece.SPACES[v.spaces], sentencepiece.in_scores(v.tokens, v.merges, v.types)
+    spaces, strip = row.gguf, row.gguf == "prepend"
+    if not same:
+        lost.append("the order of merges: gguf has a score for each token, and so one for all ways to make it")
+    elif merges != v.merges:
+        lost.append("the order of merges among the ways to make one token: gguf has a score for each token")
+    if v.whole:
+        lost.append("that pieces are taken whole (ignore_merges): gguf has no key for it")
+    if not row.same:
+        what = row.pre_tokenizer[0]["prepend_scheme"]
+        told = "llama.cpp puts one before every text, also where one is, and behind every control token"
+        lost.append(f"how a space is put before text (Metaspace, {what}): {told}")
+    if v.strip != strip:
+        ways = ("kept", "left out")
+        lost.append(f"that the first space of decoded text is {ways[v.strip]}: in gguf it is {ways[strip]}")
+    said = replace(v, spaces=spaces, strip=strip, merges=merges, whole=False)
+    return said if said == v else replace(said, tokenizer_json=None)
+
+
 def _for_safetensors(v: Vocabulary, lost: list[str]) -> Vocabulary:
-    """tokenizer.json knows added tokens, special or not, and ordinary ones."""
+    """tokenizer.json knows added tokens, special or not, and ordinary ones; tokenizer_config.json's are special."""
     used = last_used(v) + 1
-    if v.types[:used].count(BYTE):
-        lost.append(f"{v.types.count(BYTE)} tokens stand for single bytes in GGUF alone, and become ordinary text")
-    kinds = {UNKNOWN: CONTROL, BYTE: NORMAL, UNUSED: NORMAL}
-    return replace(v, types=[kinds.get(t, t) for t in v.types[:used]] + v.types[used:])
+    types = [{UNKNOWN: CONTROL, UNUSED: NORMAL}.get(t, t) for t in v.types[:used]]
+    named = {i for i in (*v.prefix, *stops(v)[:1], v.pad_id) if i is not None and i < used and types[i] != CONTROL}
+    if named:
+        texts = ", ".join(v.tokens[i] for i in sorted(named))
+        lost.append(f"that {texts} is ordinary text: what tokenizer_config.json names is a control token")
+        types = [CONTROL if i in named else t for i, t in enumerate(types)]
+    if v.spaces:
+        as_bytes = sentencepiece.with_bytes(v.tokens[:used], types)
+        if as_bytes != types:
+            lost.append("that <0x00> to <0xFF> are texts: in a tokenizer.json they are bytes")
+        types = as_bytes
+    elif count := types.count(BYTE):
+        lost.append(f"{count} tokens stand for single bytes in GGUF alone, and become ordinary text")
+        types = [NORMAL if t == BYTE else t for t in types]
+    return replace(v, types=types + v.types[used:])
 
 
 def held(source: Checkpoint, kind: str) -> Config:

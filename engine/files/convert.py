@@ -28,6 +28,9 @@ from .writing import Planned, Progress
 
 # Each has HOLDS, the formats that it has a code for, and write(place, source, vocabulary, tensors, recoded, show).
 WRITERS: dict[str, ModuleType] = {"gguf": gguf_writer, "apr": apr_writer, "safetensors": safetensors_writer}
+FIELDS = (
+    "tokens", "merges", "types", "spaces", "strip", "chat_template", "prefix", "suffix", "flags", "eos_ids",
+)  # fmt: skip
 STEP = 1 << 22  # bytes at a time
 
 # For rows that are no whole number of 256, as llama.cpp's quantizer has it.
@@ -234,7 +237,7 @@ def compare(
     if written.config != c:
         raise BadInput(f"{written.path}: read back, the configuration differs: {written.config} is not {c}")
     again = written.vocabulary()
-    for field in ("tokens", "merges", "types", "chat_template", "prefix", "suffix", "flags", "eos_ids"):
+    for field in FIELDS:
         a, b = (getattr(x, field, None) for x in (again, v))
         if field == "eos_ids" and again and v:
             a, b = set(again.eos_ids), set(v.eos_ids)

@@ -17,7 +17,7 @@ from ...quant.tensor import QTensor
 from ..config import from_gguf
 from ..config_keys import brief
 from ..rope_gguf import DIVISORS
-from . import Checkpoint
+from . import Checkpoint, sentencepiece
 from .end_of_generation import FILL_IN, by_text, ends, with_control
 from .foreign import gguf_kind
 from .gguf_header import Header, Metadata, read_header
@@ -31,6 +31,7 @@ PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 LAST_TYPE = 6  # llama_token_type: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 NAMED_TEMPLATE = "tokenizer.chat_template."
+USUAL = {"bos": 1, "eos": 2}  # llama.cpp's for SentencePiece's BPE, where a file does not say
 NO_ID = (-1, 0xFFFFFFFF)  # LLAMA_TOKEN_NULL, and the same as a u32
 
 
@@ -133,7 +134,8 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
 
     They rule, as for llama.cpp: tokenizer.huggingface.json, which llama.cpp does not read, only adds what they have no
     field for, and only where it describes the same tokenizer. A prompt begins with BOS and ends with EOS where
-    add_bos_token and add_eos_token say so, and not where they are absent (llama-vocab.cpp, for byte-level BPE).
+    add_bos_token and add_eos_token say so; where they are absent, with BOS as is usual with the algorithm and the
+    pre-tokenizer (llama-vocab.cpp).
     Raises BadInput that names the key.
     """
 
@@ -146,8 +148,10 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
     model = get("ggml.model", "str") or "no_vocab"
     if model in ("no_vocab", "none"):
         return None
-    if model != "gpt2":
-        raise metadata.bad("tokenizer.ggml.model", f"is {brief(model)}; only gpt2, byte-level BPE, is supported")
+    spm = model == sentencepiece.MODEL
+    if model != "gpt2" and not spm:
+        known = "only gpt2, byte-level BPE, and llama, SentencePiece's, are supported"
+        raise metadata.bad("tokenizer.ggml.model", f"is {brief(model)}; {known}")
 
     def need(name: str, kind: str) -> Any:
         value = get(name, kind)
@@ -172,26 +176,40 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         key = f"tokenizer.ggml.{name}_token_id"
         value = metadata.get(key)
         if value is None or (type(value) is int and value in NO_ID):
-            return None
+            usual = USUAL.get(name, len(tokens)) if spm else len(tokens)
+            return usual if usual < len(tokens) else None
         if type(value) is not int or not 0 <= value < len(tokens):
             raise metadata.bad(key, f"is {brief(value)}; the file has tokens 0 to {len(tokens) - 1}")
         return value
 
-    pre = need("ggml.pre", "str")
+    pre = sentencepiece.PRE if spm else need("ggml.pre", "str")
     row = PRE_TOKENIZERS.get(pre)
+    bos_first = spm or (row is not None and row.bos)
 
     def asked(option: str, name: str) -> tuple[int, ...]:
         told = get(f"ggml.{option}", "bool")
-        usual = row is not None and row.bos and name == "bos" and token_id(name) is not None
+        usual = bos_first and name == "bos" and token_id(name) is not None
         if not (usual if told is None else told):
             return ()
         if (i := token_id(name)) is None:
             raise metadata.bad(f"tokenizer.ggml.{option}", f"is true, but there is no tokenizer.ggml.{name}_token_id")
         return (i,)
 
-    # Of a merge that stands twice, llama.cpp takes the first.
-    merges = list(dict.fromkeys(need("ggml.merges", "[str]")))
     found = by_text(tokens)
+    spaces, notes = "", tuple[str, ...]()
+    if spm:
+        types = np.asarray(with_control(types.tolist(), found, ()), np.int32)
+        scores = need("ggml.scores", "[f32]")
+        if wrong := sentencepiece.bad_scores(tokens, scores.tolist(), types.tolist()):
+            raise metadata.bad("tokenizer.ggml.scores", wrong)
+        merges = sentencepiece.merges_of(tokens, scores.tolist(), types.tolist())
+        if tied := sentencepiece.tied(tokens, scores.tolist(), merges):
+            told = f"{len(tied)} tokens have the score of another ({', '.join(map(repr, tied[:3]))}, ...)"
+            notes = (f"tokenizer.ggml.scores: {told}: which of them llama.cpp merges first depends on the text",)
+        spaces = "plain" if get("ggml.add_space_prefix", "bool") is False else "prepend"
+    else:
+        # Of a merge that stands twice, llama.cpp takes the first.
+        merges = list(dict.fromkeys(need("ggml.merges", "[str]")))
     named = [(f"{name}_token_id", i) for name in ("eos", "eot", "eom") if (i := token_id(name)) is not None]
     end = ends(named, found, {key: i for key in FILL_IN if (i := token_id(key)) is not None})
     v = Vocabulary(
@@ -205,6 +223,9 @@ def vocabulary(metadata: Metadata, rows: int) -> Vocabulary | None:
         eos_from=tuple(end.values()),
         pad_id=token_id("padding"),
         whole=taken_whole(pre),
+        spaces=spaces,
+        strip=spaces == "prepend",
+        notes=notes,
         prefix=asked("add_bos_token", "bos"),
         suffix=asked("add_eos_token", "eos"),
         chat_template=get("chat_template", "str"),
@@ -224,14 +245,21 @@ def _with_json(v: Vocabulary, text: str) -> Vocabulary:
     try:
         said = parse(text, key)
     except BadInput as error:
-        return replace(v, notes=(f"{error}; the other keys are used",))
+        return replace(v, notes=(*v.notes, f"{error}; the other keys are used"))
     used, row = last_used(v) + 1, PRE_TOKENIZERS.get(v.pre)
     for field, a, b in (
         ("tokens", said.tokens, v.tokens[:used]),
         ("merges", (said.merges, said.whole), (v.merges, v.whole)),
+        ("spaces", (said.spaces, said.strip), (v.spaces, v.strip)),
         ("pre-tokenizer", said.pre, row.names[0] if row else v.pre),
         ("post-processor", (said.prefix, said.suffix), (v.prefix, v.suffix)),
     ):
         if a != b:
-            return replace(v, notes=(f"{key} has other {field} than the tokenizer.ggml keys; those are used",))
+            return replace(
+                v,
+                notes=(
+                    *v.notes,
+                    f"{key} has other {field} than the tokenizer.ggml keys; those are used",
+                ),
+            )
     return replace(v, flags=said.flags, tokenizer_json=text)

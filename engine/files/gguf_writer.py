@@ -18,7 +18,7 @@ from ...errors import BadInput
 from ...quant.ggml import NUMBERS as TYPES
 from ..config_keys import GGUF_KEYS
 from ..rope import UNSCALED
-from . import Checkpoint
+from . import Checkpoint, sentencepiece
 from .carried import held, rope_in_gguf
 from .end_of_generation import told
 from .gguf_header import KINDS, MAX_NAME, NUMBERS
@@ -94,12 +94,18 @@ def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], r
     if v is None:
         return pairs
     v = padded(v, c.vocab_size)
+    order: list[Pair] = [("tokenizer.ggml.merges", "[str]", v.merges)]
+    if v.model == sentencepiece.MODEL:
+        order = [
+            ("tokenizer.ggml.scores", "[f32]", sentencepiece.scores_of(v.tokens, v.merges, v.types)),
+            ("tokenizer.ggml.add_space_prefix", "bool", v.spaces == "prepend"),
+        ]
     pairs += [
         ("tokenizer.ggml.model", "str", v.model),
         ("tokenizer.ggml.pre", "str", v.pre),
         ("tokenizer.ggml.tokens", "[str]", v.tokens),
         ("tokenizer.ggml.token_type", "[i32]", v.types),
-        ("tokenizer.ggml.merges", "[str]", v.merges),
+        *order,
         ("tokenizer.ggml.add_bos_token", "bool", bool(v.prefix)),
         ("tokenizer.ggml.add_eos_token", "bool", bool(v.suffix)),
     ]

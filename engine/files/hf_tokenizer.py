@@ -9,17 +9,23 @@ from typing import Any
 
 from ...errors import BadInput
 from ..models import meant
+from ..models.architecture import Architecture
+from . import sentencepiece_model
 from .end_of_generation import by_text, ends
 from .fields import Fields, one
 from .mapped import read_head
 from .pre_tokenizers import PRE_TOKENIZERS
 from .strict_json import parse_object
 from .tokenizer_json import Added, Parts, added_token, assemble, parse, with_added
-from .vocabulary import CONTROL, Vocabulary
+from .vocabulary import BYTE, CONTROL, NORMAL, Vocabulary
 
 MAX_BYTES = 100_000_000  # Qwen's tokenizer.json has 7 to 11 million
-TOKENIZER, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+TOKENIZER, VOCAB, MERGES, SENTENCEPIECE = "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model"
+LLAMAS = ("LlamaTokenizer", "LlamaTokenizerFast")  # Transformers' classes, as files name them
+AS_IT_STANDS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 SETTINGS, GENERATION, TEMPLATE = "tokenizer_config.json", "generation_config.json", "chat_template.jinja"
+QWEN2_DEFAULTS = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+LLAMA_DEFAULTS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -44,12 +50,25 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     settings = Fields(read_object(folder / SETTINGS), str(folder / SETTINGS))
     a = meant(config.get("model_type"))
     qwen2 = a is None or a.tokenizer_class == "Qwen2Tokenizer"  # which has its own way, whatever the files say
-    named = _named(folder, settings, qwen2)
-    own, text = None, _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
-    if text is not None:
-        own = parse(text, str(folder / TOKENIZER))
-        _check_pre_tokenizer(own, qwen2, str(folder / TOKENIZER))
+    text = _text(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
+    own = None if text is None else parse(text, str(folder / TOKENIZER))
+    llama = own is not None and bool(own.spaces) and _is_llamas(a, settings, config, str(folder / TOKENIZER))
+    model = None
+    if text is None and not (folder / VOCAB).exists() and (folder / SENTENCEPIECE).exists():
+        where = str(folder / SENTENCEPIECE)
+        llama = _is_llamas(a, settings, config, where)
+        model = sentencepiece_model.read(_read(folder / SENTENCEPIECE), where, rows)
+    defaults = QWEN2_DEFAULTS if qwen2 else LLAMA_DEFAULTS if llama else model.named if model else {}
+    named = _named(folder, settings, defaults)
+    if model is not None:
+        parts = model.parts(llama, settings.flag("legacy") is not False, where)
+        parts = with_added(_with_spaces(parts, settings) if llama else parts, _decoder(settings), settings.where)
+    elif own is not None:
         parts = with_added(own, _decoder(settings), settings.where)
+        if llama:
+            parts = _as_llamas(parts, settings)
+        elif not own.spaces:
+            _check_pre_tokenizer(own, qwen2, str(folder / TOKENIZER))
     elif (folder / VOCAB).exists() and (folder / MERGES).exists():
         if a is not None and not qwen2:
             why = f"which pre-tokenizer a {a.title} model has, only tokenizer.json says"
@@ -58,9 +77,9 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
     else:
         return None
     for option in ("add_prefix_space", "split_special_tokens"):
-        if settings.flag(option):
+        if settings.flag(option) and not (option == "add_prefix_space" and parts.spaces):
             raise BadInput(f"{settings.where}: {option} is true, which is not supported")
-    parts, tokenizer_ids = _with_special(parts, named)
+    parts, tokenizer_ids = _with_special(parts, named, qwen2)
     c = Fields(config, str(folder / "config.json"))
     generation = Fields(read_generation_config(folder), str(folder / GENERATION))
 
@@ -90,9 +109,11 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         tokens=parts.tokens,
         merges=parts.merges,
         types=parts.types,
-        model="gpt2",
+        model=parts.model,
         pre=parts.pre,
         whole=parts.whole,
+        spaces=parts.spaces,
+        strip=parts.strip,
         bos_id=token_id("bos"),
         eos_ids=tuple(end),
         eos_from=tuple(end.values()),
@@ -104,6 +125,41 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], rows: int) -> Vocab
         other_templates=templates,
         tokenizer_json=text if parts == own else None,
     )
+
+
+def _is_llamas(a: Architecture | None, settings: Fields, config: Mapping[str, Any], where: str) -> bool:
+    """Whether Transformers 5 reads a SentencePiece tokenizer by its LlamaTokenizer, and not as it stands.
+
+    A Mistral's is read as it stands, whatever class it names. Raises BadInput where neither would do it.
+    """
+    if a is None or a.model_type not in ("llama", "mistral"):
+        told = (
+            "SentencePiece's BPE is not supported with this model; give token ids, as --tokens 1,2,3, instead of text"
+        )
+        raise BadInput(f"{where}: {told}")
+    kind = settings.text("tokenizer_class") or Fields(config, "config.json").text("tokenizer_class")
+    if kind not in (None, *AS_IT_STANDS, *LLAMAS):
+        raise BadInput(f"{where}: tokenizer_class {kind!r:.60} is not supported with it, only LlamaTokenizer is")
+    return a.model_type == "llama" and kind in LLAMAS
+
+
+def _with_spaces(parts: Parts, settings: Fields) -> Parts:
+    """Where LlamaTokenizer puts spaces."""
+    before, legacy = settings.flag("add_prefix_space"), settings.flag("legacy")
+    strip = before is None or before
+    return replace(parts, spaces="never" if not strip else "always" if legacy else "first", strip=strip, whole=False)
+
+
+def _as_llamas(parts: Parts, settings: Fields) -> Parts:
+    """As LlamaTokenizer of Transformers 5 has it: tokens, merges and what is put round a prompt are the file's, and
+    where spaces are put says tokenizer_config.json. Of a token that its added_tokens_decoder leaves out, it knows
+    nothing more than that it is in the vocabulary."""
+    parts = _with_spaces(parts, settings)
+    added = _decoder(settings)
+    if not added:
+        return parts
+    types = [t if i in added or t == BYTE else NORMAL for i, t in enumerate(parts.types)]
+    return replace(parts, types=types, flags={i: said for i, said in parts.flags.items() if i in added})
 
 
 def _check_pre_tokenizer(parts: Parts, qwen2: bool, where: str) -> None:
@@ -129,7 +185,7 @@ def _asked(settings: Fields, option: str, i: int | None) -> tuple[int, ...]:
     return (i,) if settings.flag(option) and i is not None else ()
 
 
-def _named(folder: Path, settings: Fields, qwen2: bool) -> dict[str, str]:
+def _named(folder: Path, settings: Fields, defaults: Mapping[str, str]) -> dict[str, str]:
     """What the special tokens are spelled as, by the names of their fields, those in lists too.
 
     special_tokens_map.json is read where tokenizer_config.json has no added_tokens_decoder, as Transformers does.
@@ -147,9 +203,9 @@ def _named(folder: Path, settings: Fields, qwen2: bool) -> dict[str, str]:
             value = source.values.get(name)
             listed = list(value.values()) if isinstance(value, dict) else source.array(name) or []
             found |= {f"{name}[{n}]": _special(v, f"{source.where}: {name}[{n}]") for n, v in enumerate(listed)}
-    for name in ("eos_token", "pad_token", "unk_token") if qwen2 else ():  # Qwen2Tokenizer's defaults
+    for name, token in defaults.items():
         if name not in settings.values:
-            found.setdefault(name, "<|endoftext|>")
+            found.setdefault(name, token)
     return found
 
 
@@ -170,17 +226,17 @@ def _decoder(settings: Fields) -> dict[int, Added]:
     return found
 
 
-def _with_special(parts: Parts, named: Mapping[str, str]) -> tuple[Parts, dict[str, int]]:
+def _with_special(parts: Parts, named: Mapping[str, str], qwen2: bool) -> tuple[Parts, dict[str, int]]:
     """The named tokens that are in the vocabulary become control tokens; their ids by the names of their fields.
 
-    Transformers adds them once more at the end, as plain ones, whatever else says of the space round them.
+    Qwen2Tokenizer adds them once more at the end, as plain ones, whatever else says of the space round them.
     """
     wanted = set(named.values())
     where = {token: i for i, token in enumerate(parts.tokens) if token in wanted}
     types = list(parts.types)
     for i in where.values():
         types[i] = CONTROL
-    flags = {i: said for i, said in parts.flags.items() if parts.tokens[i] not in wanted}
+    flags = {i: said for i, said in parts.flags.items() if not (qwen2 and parts.tokens[i] in wanted)}
     return replace(parts, types=types, flags=flags), {n: where[token] for n, token in named.items() if token in where}
 
 

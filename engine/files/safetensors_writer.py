@@ -60,7 +60,7 @@ def write(
             "tokenizer_class": a.tokenizer_class,
             "add_bos_token": bool(v.prefix),
             "add_eos_token": bool(v.suffix),
-            "add_prefix_space": False,
+            "add_prefix_space": None if v.spaces else False,
             "bos_token": spelled(v.bos_id) if v.prefix else None,
             "eos_token": spelled(eos[0]) if eos else None,
             "pad_token": spelled(v.pad_id),

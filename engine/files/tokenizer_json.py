@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import BadInput
+from . import sentencepiece
 from .end_of_generation import CONTROL_TEXTS
 from .fields import Fields
 from .pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer, recognised
 from .strict_json import parse_object
-from .vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from .vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
@@ -42,7 +43,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A byte-level BPE; the fields are those of Vocabulary. nfc: the file brings the text to NFC."""
+    """A BPE; the fields are those of Vocabulary. nfc: the file brings the text to NFC."""
 
     tokens: list[str]
     merges: list[str]
@@ -53,6 +54,9 @@ class Parts:
     pre: str = "qwen2"
     whole: bool = False
     nfc: bool = False
+    model: str = "gpt2"
+    spaces: str = ""
+    strip: bool = False
 
 
 def parse(text: str, where: str) -> Parts:
@@ -63,15 +67,18 @@ def parse(text: str, where: str) -> Parts:
         raise BadInput(f"{where}: not a tokenizer: it has no model")
     kind = model.text("type") or "BPE"
     if kind != "BPE":
-        raise BadInput(f"{where}: model {kind!r:.80} is not supported, only byte-level BPE is")
-    # unk_token, fuse_unk and byte_fallback are for bytes without a token, of which there are none here.
+        raise BadInput(f"{where}: model {kind!r:.80} is not supported, only byte-level and SentencePiece's BPE are")
+    # unk_token and fuse_unk are for bytes without a token, of which there are none here.
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.values.get(option):
             raise BadInput(f"{where}: model.{option} = {model.values[option]!r:.80} is not supported")
-    pre = _pre_tokenizer(file)
-    nfc = _normalizes(file.object("normalizer"))
-    if nfc and not PRE_TOKENIZERS[pre].nfc:
-        raise BadInput(f"{where}: normalizer 'NFC' before the pre-tokenizer of {pre} is not supported, only none")
+    cut = _steps(file.object("pre_tokenizer"), "pretokenizers")
+    if model.flag("byte_fallback") and not any(step.get("type") == "ByteLevel" for step in cut):
+        pre, nfc, (spaces, strip) = sentencepiece.PRE, False, _spaces(file)
+    else:
+        pre, nfc, (spaces, strip) = _pre_tokenizer(file), _normalizes(file.object("normalizer")), ("", False)
+        if nfc and not PRE_TOKENIZERS[pre].nfc:
+            raise BadInput(f"{where}: normalizer 'NFC' before the pre-tokenizer of {pre} is not supported, only none")
     vocab, merges = model.object("vocab"), model.array("merges")
     if vocab is None or merges is None:
         raise BadInput(f"{where}: model.{'vocab' if vocab is None else 'merges'} is missing")
@@ -86,7 +93,10 @@ def parse(text: str, where: str) -> Parts:
         if i >= len(parts.tokens):
             raise BadInput(f"{where}: post_processor adds id {i}; ids are 0 to {len(parts.tokens) - 1}")
     whole = bool(model.flag("ignore_merges"))
-    return replace(parts, prefix=prefix, suffix=suffix, pre=pre, whole=whole, nfc=nfc)
+    parts = replace(parts, prefix=prefix, suffix=suffix, pre=pre, whole=whole, nfc=nfc, spaces=spaces, strip=strip)
+    if not spaces:
+        return parts
+    return replace(parts, model=sentencepiece.MODEL, types=sentencepiece.with_bytes(parts.tokens, parts.types))
 
 
 def read_id(f: Fields) -> int:
@@ -168,6 +178,30 @@ def _pre_tokenizer(file: Fields) -> str:
     return name
 
 
+def _steps(said: Fields | None, inner: str) -> list[dict[str, Any]]:
+    """A normalizer's, pre-tokenizer's or decoder's steps, those of sequences in their places."""
+    if said is None:
+        return []
+    if said.text("type") != "Sequence":
+        return [dict(said.values)]
+    return [step for one in said.objects(inner) for step in _steps(one, inner)]
+
+
+def _spaces(file: Fields) -> tuple[str, bool]:
+    """Vocabulary's spaces and strip. Raises BadInput for a file with byte_fallback that does anything else to text."""
+    normalizer, pre = file.object("normalizer"), file.object("pre_tokenizer")
+    spaces = sentencepiece.recognised(_steps(normalizer, "normalizers"), _steps(pre, "pretokenizers"))
+    if spaces is None:
+        said = [f.values for f in (normalizer, pre) if f is not None]
+        ways = "Prepend and Replace, or Metaspace with prepend_scheme and without split"
+        raise BadInput(f"{file.where}: of what byte_fallback comes with only {ways} are supported: {said!r:.160}")
+    strip = sentencepiece.strips(_steps(file.object("decoder"), "decoders"))
+    if strip is None:
+        ways = "Replace, ByteFallback, Fuse, and Strip of one space"
+        raise BadInput(f"{file.where}: decoder: only {ways} are supported: {file.values.get('decoder')!r:.160}")
+    return spaces, strip
+
+
 def _normalizes(normalizer: Fields | None) -> bool:
     """Whether it is NFC. Raises BadInput for another one than that or none."""
     if normalizer is None:
@@ -239,13 +273,30 @@ def last_used(v: Vocabulary) -> int:
 
 
 def spell(v: Vocabulary) -> str:
-    """A tokenizer.json for a byte-level BPE: the model's own, or one made from its parts."""
+    """A tokenizer.json: the model's own, or one made from its parts."""
     if v.tokenizer_json is not None:
         return v.tokenizer_json
     used = last_used(v) + 1
-    row = PRE_TOKENIZERS[v.pre]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    added = [i for i in range(used) if v.types[i] not in (NORMAL, UNUSED)]
+    added = [i for i in range(used) if v.types[i] not in (NORMAL, UNUSED, BYTE)]
+    plain: Iterable[int]
+    steps: dict[str, Any]
+    if v.model == sentencepiece.MODEL:  # whose added tokens have ids among those of the model
+        plain = range(used)
+        steps = {
+            "normalizer": sentencepiece.normalizer(v.spaces),
+            "pre_tokenizer": sentencepiece.pre_tokenizer(v.spaces),
+            "post_processor": _post_processor(v),
+            "decoder": sentencepiece.decoder(v.strip),
+        }
+    else:
+        plain = [i for i in range(used) if v.types[i] in (NORMAL, UNUSED)]
+        steps = {
+            "normalizer": {"type": "NFC"} if PRE_TOKENIZERS[v.pre].nfc else None,
+            "pre_tokenizer": pre_tokenizer(PRE_TOKENIZERS[v.pre]),
+            "post_processor": _post_processor(v, byte_level),
+            "decoder": byte_level,
+        }
     return json.dumps(
         {
             "version": "1.0",
@@ -257,20 +308,17 @@ def spell(v: Vocabulary) -> str:
                 | {"special": v.types[i] != USER_DEFINED}
                 for i in added
             ],
-            "normalizer": {"type": "NFC"} if row.nfc else None,
-            "pre_tokenizer": pre_tokenizer(row),
-            "post_processor": _post_processor(v, byte_level),
-            "decoder": byte_level,
+            **steps,
             "model": {
                 "type": "BPE",
                 "dropout": None,
                 "unk_token": None,
                 "continuing_subword_prefix": "",
                 "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
+                "fuse_unk": v.model == sentencepiece.MODEL,
+                "byte_fallback": v.model == sentencepiece.MODEL,
                 "ignore_merges": v.whole,
-                "vocab": {v.tokens[i]: i for i in range(used) if v.types[i] in (NORMAL, UNUSED)},
+                "vocab": {v.tokens[i]: i for i in plain},
                 "merges": v.merges,
             },
         },
@@ -278,10 +326,10 @@ def spell(v: Vocabulary) -> str:
     )
 
 
-def _post_processor(v: Vocabulary, byte_level: Mapping[str, Any]) -> dict[str, Any]:
+def _post_processor(v: Vocabulary, byte_level: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
     """ByteLevel, as Qwen2 has it, and behind it what adds prefix and suffix."""
     if not v.prefix and not v.suffix:
-        return dict(byte_level)
+        return None if byte_level is None else dict(byte_level)
 
     def pieces(ids: Iterable[int], type_id: int) -> list[dict[str, Any]]:
         return [{"SpecialToken": {"id": v.tokens[i], "type_id": type_id}} for i in ids]
@@ -298,4 +346,4 @@ def _post_processor(v: Vocabulary, byte_level: Mapping[str, Any]) -> dict[str, A
             v.tokens[i]: {"id": v.tokens[i], "ids": [i], "tokens": [v.tokens[i]]} for i in (*v.prefix, *v.suffix)
         },
     }
-    return {"type": "Sequence", "processors": [dict(byte_level), template]}
+    return template if byte_level is None else {"type": "Sequence", "processors": [dict(byte_level), template]}

@@ -10,11 +10,13 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a file says about text: a byte-level BPE.
+    """What a file says about text: a byte-level BPE, or SentencePiece's.
 
-    tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"); merges: "left right", best first, none twice;
-    types: ggml's token types by id, as above;
-    model, pre: ggml's names of the algorithm ("gpt2") and of the pre-tokenizer ("qwen2", pre_tokenizers.py);
+    tokens: by id, spelled in GPT-2's byte alphabet ("Ġthe"), or SentencePiece's way ("▁the", "<0x0A>");
+    merges: "left right", best first, none twice; types: ggml's token types by id, as above;
+    model, pre: ggml's names of the algorithm ("gpt2", "llama") and of the pre-tokenizer ("qwen2", pre_tokenizers.py);
+    spaces: of SentencePiece, where a space is put before text (a key of sentencepiece.py's SPACES), else "";
+    strip: of SentencePiece, whether decoded text loses its first space;
     whole: a piece that is a token is taken as it stands, without merging it (Hugging Face's ignore_merges);
     eos_ids: every id that ends an answer, the tokenizer's own first; eos_from: how each came;
     prefix, suffix: the ids that a raw prompt has before and behind those of its text;
@@ -33,6 +35,8 @@ class Vocabulary:
     pad_id: int | None
     chat_template: str | None
     whole: bool = False
+    spaces: str = ""
+    strip: bool = False
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     eos_from: tuple[str, ...] = ()

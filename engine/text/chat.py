@@ -155,9 +155,9 @@ def chat_ids(tokenizer: Tokenizer, template: str | None, chat: Chat, renderer: R
     for start, end in own:
         if text[start:end] not in tokenizer.control:
             raise BadInput(STRANGE)
-        made += [*tokenizer.encode(text[done:start]), tokenizer.control[text[start:end]]]
+        made += [*tokenizer.encode(text[done:start], start=done == 0), tokenizer.control[text[start:end]]]
         done = end
-    return made + tokenizer.encode(text[done:])
+    return made + tokenizer.encode(text[done:], start=done == 0)
 
 
 def prompt_ids(

@@ -1,4 +1,4 @@
-"""Text <-> ids: byte-level BPE. The `tokenizers` library merges; the checks are here.
+"""Text <-> ids: byte-level BPE, and SentencePiece's. The `tokenizers` library merges; the checks are here.
 
 Control tokens (<|im_start|>) in a text are text unless the caller says otherwise. Which tokens are found in a text
 before anything else, and what of the space round them they take, is the library's work too (AddedToken).
@@ -11,9 +11,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ...errors import BadInput
+from ..files import sentencepiece
 from ..files.pre_tokenizers import PRE_TOKENIZERS, pre_tokenizer
 from ..files.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
@@ -30,12 +32,28 @@ _SPELLED_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 class Tokens:
     """Ids -> text: all that an answer needs.
 
-    vocab_size: ids that decode, padding rows included; eos_ids: those that end an answer.
+    vocab_size: ids that decode, padding rows included; eos_ids: those that end an answer; spaces, strip: Vocabulary's;
+    led: the ids of tokens that are spelled with a space before them.
     """
 
-    def __init__(self, tokens: list[str], types: list[int], vocab_size: int, eos_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        tokens: list[str],
+        types: list[int],
+        vocab_size: int,
+        eos_ids: tuple[int, ...],
+        spaces: str = "",
+        strip: bool = False,
+        led: frozenset[int] = frozenset(),
+    ) -> None:
         self.vocab_size, self.eos_ids = vocab_size, eos_ids
         self._tokens, self._types = tokens, types
+        self._spaces, self._strip, self._led = spaces, strip, led
+
+    @classmethod
+    def of(cls, v: Vocabulary, vocab_size: int) -> Tokens:
+        """Those of a vocabulary."""
+        return Tokens(v.tokens, v.types, vocab_size, v.eos_ids, v.spaces, v.strip, _led(v))
 
     @property
     def spells(self) -> bool:
@@ -43,8 +61,16 @@ class Tokens:
         return bool(self._tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, control tokens spelled out, padding empty; bytes that are not UTF-8 become U+FFFD."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        """The text of ids, control tokens spelled out, padding empty; bytes that are not UTF-8 become U+FFFD.
+
+        The space that SentencePiece has before a text is no part of it.
+        """
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._strip else text
+
+    def text_of(self, id: int) -> str:
+        """The text that one id adds to what is before it."""
+        return self.token_bytes(id).decode("utf-8", errors="replace")
 
     def stream(self) -> Callable[[int | None], str]:
         """A decoder for ids that come one by one; it holds back a character until it is whole.
@@ -52,7 +78,16 @@ class Tokens:
         None ends the text, and returns what was held back. All pieces, joined, are `decode` of all ids.
         """
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda id: utf8.decode(b"", final=True) if id is None else utf8.decode(self.token_bytes(id))
+        at_start = self._strip
+
+        def piece(id: int | None) -> str:
+            nonlocal at_start
+            text = utf8.decode(b"", final=True) if id is None else utf8.decode(self.token_bytes(id))
+            if at_start and text:
+                at_start, text = False, text.removeprefix(" ")
+            return text
+
+        return piece
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that an id stands for; none for a padding row. Raises BadInput for an id out of range."""
@@ -63,6 +98,8 @@ class Tokens:
         token = self._tokens[id]
         if self._types[id] == BYTE and _SPELLED_BYTE.fullmatch(token):
             return bytes.fromhex(token[3:5])
+        if self._spaces:
+            return (" " * (id in self._led) + token.replace(sentencepiece.SPACE, " ")).encode()
         if self._types[id] == NORMAL:
             try:
                 return bytes([_BYTE[c] for c in token])
@@ -83,13 +120,15 @@ class Tokenizer(Tokens):
     """
 
     def __init__(self, v: Vocabulary, vocab_size: int):
-        super().__init__(v.tokens, v.types, vocab_size, v.eos_ids)
+        super().__init__(v.tokens, v.types, vocab_size, v.eos_ids, v.spaces, v.strip, _led(v))
         self.bos_id, self.pad_id, self.prefix, self.suffix = v.bos_id, v.pad_id, v.prefix, v.suffix
         self._ids = {token: id for id, token in enumerate(v.tokens)}
         _check(v, self._ids, vocab_size)
         self.control = {v.tokens[id]: id for id, type_ in enumerate(v.types) if type_ in (UNKNOWN, CONTROL)}
         self._bpe = _library_tokenizer(v, self._ids)
-        self._splitter = _library_splitter(v)
+        inner = sentencepiece.SPACES[v.spaces].inner if v.spaces else None
+        self._inner = _library_tokenizer(replace(v, spaces=inner), self._ids) if inner else None
+        self._splitter, self._added = _library_splitter(v), [token.content for token in _added(v)]
 
     @classmethod
     def from_vocabulary(cls, v: Vocabulary, vocab_size: int | None = None) -> Tokenizer:
@@ -100,23 +139,27 @@ class Tokenizer(Tokens):
         the file says, GGUF has no field for it.
         Raises BadInput, naming what is wrong: another algorithm or pre-tokenizer, ids and merges that do not fit.
         """
-        if v.model != "gpt2":
-            raise BadInput(f"tokenizer: model {v.model!r:.80} is not supported, only byte-level BPE ('gpt2') is")
-        if v.pre not in PRE_TOKENIZERS:
+        if v.model not in ("gpt2", sentencepiece.MODEL) or bool(v.spaces) != (v.model == sentencepiece.MODEL):
+            raise BadInput(
+                f"tokenizer: model {v.model!r:.80} is not supported, only byte-level and SentencePiece's BPE are"
+            )
+        if v.pre not in PRE_TOKENIZERS and not v.spaces:
             raise BadInput(f"tokenizer: pre-tokenizer {v.pre!r:.80} is not supported, only {', '.join(PRE_TOKENIZERS)}")
         return cls(v, len(v.tokens) if vocab_size is None else vocab_size)
 
     def spelling(self) -> Tokens:
         """What spells its ids out, without the memory that encoding takes."""
-        return Tokens(self._tokens, self._types, self.vocab_size, self.eos_ids)
+        return Tokens(self._tokens, self._types, self.vocab_size, self.eos_ids, self._spaces, self._strip, self._led)
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = False, start: bool = True) -> list[int]:
         """Ids of a text. special: control tokens in it count as such (what Hugging Face does unless told otherwise).
 
         User-defined tokens (<tool_call>) always do, as in Hugging Face and llama.cpp. Adds nothing round the text.
+        start: it is a text's beginning, and not what follows a control token.
         """
-        self._bpe.encode_special_tokens = not special
-        return self._run(self._bpe, text).ids
+        bpe = self._bpe if start or self._inner is None else self._inner
+        bpe.encode_special_tokens = not special
+        return self._run(bpe, text).ids
 
     def prompt_ids(self, text: str) -> list[int]:
         """Ids of a raw prompt, as of `tokenizer(text)`: prefix and suffix round it; control tokens count."""
@@ -127,7 +170,7 @@ class Tokenizer(Tokens):
         found = self._run(self._splitter, text)
         at = 0
         for own, (start, end) in zip(found.ids, found.offsets, strict=True):
-            if (id := self.control.get(self._splitter.id_to_token(own))) is not None:
+            if (id := self.control.get(self._added[own])) is not None:
                 if at < start:
                     yield text[at:start]
                 yield id
@@ -149,17 +192,28 @@ def _library_tokenizer(v: Vocabulary, ids: dict[str, int]) -> Any:
     from tokenizers import Tokenizer as Library
     from tokenizers import models
 
-    row = PRE_TOKENIZERS[v.pre]
     try:
         merges = [(a, b) for a, b in (m.split(" ") for m in v.merges)]
-        bpe = Library(models.BPE(vocab=ids, merges=merges, ignore_merges=v.whole))
+        bpe = Library(models.BPE(vocab=ids, merges=merges, ignore_merges=v.whole, byte_fallback=bool(v.spaces)))
     except Exception:  # the library says "Token `x` out of vocabulary", or less
         raise BadInput(f"tokenizer: {_bad_merge(v.merges, ids)}") from None
-    plain = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    settings = Library.from_str(json.dumps(plain | {"pre_tokenizer": pre_tokenizer(row)}))
-    bpe.normalizer, bpe.pre_tokenizer = _normalizer(v), settings.pre_tokenizer
+    settings = _settings(v)
+    bpe.normalizer, bpe.pre_tokenizer = settings.normalizer, settings.pre_tokenizer
     bpe.add_tokens(_added(v))
     return bpe
+
+
+def _settings(v: Vocabulary) -> Any:
+    """A tokenizer without tokens that has the normalizer and the pre-tokenizer."""
+    from tokenizers import Tokenizer as Library
+
+    if v.spaces:
+        steps = sentencepiece.normalizer(v.spaces), sentencepiece.pre_tokenizer(v.spaces)
+    else:
+        row = PRE_TOKENIZERS[v.pre]
+        steps = {"type": "NFC"} if row.nfc else {"type": "Sequence", "normalizers": []}, pre_tokenizer(row)
+    plain = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    return Library.from_str(json.dumps(plain | dict(zip(("normalizer", "pre_tokenizer"), steps, strict=True))))
 
 
 def _library_splitter(v: Vocabulary) -> Any:
@@ -168,15 +222,14 @@ def _library_splitter(v: Vocabulary) -> Any:
     from tokenizers import models
 
     found = Library(models.BPE())
-    found.normalizer = _normalizer(v)
+    found.normalizer = _settings(v).normalizer
     found.add_tokens(_added(v))
     return found
 
 
-def _normalizer(v: Vocabulary) -> Any:
-    from tokenizers import normalizers
-
-    return normalizers.NFC() if PRE_TOKENIZERS[v.pre].nfc else normalizers.Sequence([])
+def _led(v: Vocabulary) -> frozenset[int]:
+    """Added tokens that the library looks for in normalized text, and so spells as the normalizer does."""
+    return frozenset(i for i, said in v.flags.items() if v.spaces == "prepend" and "normalized" in said)
 
 
 def _added(v: Vocabulary) -> list[Any]:
@@ -205,7 +258,8 @@ def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
     for id, type_ in enumerate(v.types):
         if not NORMAL <= type_ <= BYTE or (type_ == BYTE and not _SPELLED_BYTE.fullmatch(v.tokens[id])):
             raise BadInput(f"tokenizer: token {id} {v.tokens[id]!r:.80} can not be of type {type_}")
-    if lost := [b for c, b in _BYTE.items() if c not in ids]:  # the library would drop such bytes without a word
+    byte = {token: b for b, token in enumerate(sentencepiece.BYTES)} if v.spaces else _BYTE
+    if lost := [b for c, b in byte.items() if c not in ids]:  # the library would drop such bytes without a word
         raise BadInput(f"tokenizer: no token for {len(lost)} of the 256 bytes, the first 0x{min(lost):02X}")
     for field, special in [("bos", v.bos_id), ("pad", v.pad_id), *(("eos", id) for id in v.eos_ids)]:
         if special is not None and not 0 <= special < vocab_size:

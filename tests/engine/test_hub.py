@@ -112,6 +112,12 @@ def test_only_what_is_needed_is_fetched(hub: SmallHub, folder: Path, cache: Path
     assert hub.asked == asked
 
 
+@pytest.mark.parametrize("with_json", [True, False])
+def test_tokenizer_model_where_there_is_no_tokenizer_json(with_json: bool) -> None:
+    names = ["config.json", "model.safetensors", "tokenizer.model", *(["tokenizer.json"] if with_json else [])]
+    assert ("tokenizer.model" in model_files(names, HubId("Org/Name"))) is not with_json
+
+
 def test_shards_are_those_of_the_index(hub: SmallHub, folder: Path) -> None:
     found = resolve(SHARDS)
     assert {n for n in hub.fetched if n.endswith(".safetensors")} == {"model-00001-of-00001.safetensors"}

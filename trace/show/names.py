@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ class Spelling(Protocol):
 
     vocab_size: int
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def text_of(self, id: int) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Names:
     def text(self, token: int) -> str | None:
         """A token's text as it is, None where nothing spells it."""
         known = self.spelling is not None and 0 <= token < self.spelling.vocab_size
-        return self.spelling.decode([token]) if known and self.spelling is not None else None
+        return self.spelling.text_of(token) if known and self.spelling is not None else None
 
     def spelled(self, token: int) -> str:
         """A token's text in quotes, "" where nothing spells it."""

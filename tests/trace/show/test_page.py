@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -31,8 +30,8 @@ TEXTS = ["<b>", "</svg><script>alert(1)</script>", '"', "&amp;", "\u202e", "'", 
 class Spelled:
     vocab_size = len(TEXTS)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(TEXTS[i] for i in ids)
+    def text_of(self, id: int) -> str:
+        return TEXTS[id]
 
 
 NAMES = Names(list(range(len(TEXTS))), Spelled())  # type: ignore[arg-type]
