@@ -581,14 +581,16 @@ def outcome(c: Case) -> tuple[str, str]:
     said = sentence(v)
     if not c.stages:
         words = f"{said} {engine_words(v)}"
-        how = (
-            MISSED if v.status else NAMED if _has(words, c.said) else DESCRIBED if _has(words, c.described) else LOCATED
-        )
-        return how, words
+        return MISSED if v.status else how_well(c, words), words
     found = {f.stage for f in v.findings if f.verdict == UNEXPLAINED}
     if not found or found - set(c.stages):
         return MISSED, said
-    return NAMED if _has(said, c.said) else DESCRIBED if _has(said, c.described) else LOCATED, said
+    return how_well(c, said), said
+
+
+def how_well(c: Case, said: str) -> str:
+    """What a case that is judged where it is wrong is called by these words."""
+    return NAMED if _has(said, c.said) else DESCRIBED if _has(said, c.described) else LOCATED
 
 
 def _has(text: str, words: tuple[str, ...]) -> bool:

@@ -6,6 +6,7 @@ An engine's arithmetic and its mistake are cases.py's; here is only how they arr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from qwenref.trace.verify.finding import UNEXPLAINED
 from qwenref.trace.verify.report.text import engine_words, sentence
 from qwenref.trace.verify.verify import verify
 
-from .cases import CASES, Case
+from .cases import CASES, DESCRIBED, LOCATED, MISSED, NAMED, OUTSIDE, Case, how_well
 from .handovers import WAYS, arrived
 
 STOPPED: Mapping[int, str] = MappingProxyType(
@@ -41,19 +42,21 @@ def shown_by(stages: tuple[str, ...], held: set[str]) -> set[str]:
     return found
 
 
-def verdict(c: Case, folder: Path) -> tuple[bool, str]:
-    """Whether a case is judged where its mistake is, when it is handed over as its engine would; what is said of it, or
-    why it is not."""
+def verdict(c: Case, folder: Path) -> tuple[str, str]:
+    """How well verify serves a case that is handed over as its engine would (cases.py): what is said of it, or why it
+    is not reached. Missed: it is not judged where its mistake is, or elsewhere too."""
     if c.make is None:
-        return False, c.reason
+        return OUTSIDE, c.reason
     dump, w = c.make()
     read = arrived(WAYS[STOPPED[c.number]], folder, dump, w)
     v = verify(read, w)
     said = sentence(v)
     wrong = {f.stage for f in v.findings if f.verdict == UNEXPLAINED}
     if not c.stages:
-        return v.status == 0, f"{said} {engine_words(v)}"
-    return bool(wrong) and wrong <= shown_by(c.stages, {e.stage.name for e in read.entries}), said
+        said = f"{said} {engine_words(v)}"
+        return MISSED if v.status else how_well(c, said), said
+    shown = shown_by(c.stages, {e.stage.name for e in read.entries})
+    return how_well(c, said) if wrong and wrong <= shown else MISSED, said
 
 
 def numbered(number: int) -> Case:
@@ -62,20 +65,20 @@ def numbered(number: int) -> Case:
 
 def table() -> list[str]:
     """The part of docs/cases.md on these."""
-    rows, reached = [], 0
+    rows, count = [], Counter[str]()
     for number, name in sorted(STOPPED.items()):
         c = numbered(number)
         with TemporaryDirectory() as folder:
-            is_reached, said = verdict(c, Path(folder))
-        reached += is_reached
-        yes = "yes" if is_reached else "no"
-        rows.append(f"| {number} | {c.thread} | {WAYS[name].leaves} | {yes} | {said.replace('|', '/')} |")
+            how, said = verdict(c, Path(folder))
+        count[how] += 1
+        rows.append(f"| {number} | {c.thread} | {WAYS[name].leaves} | {how} | {said.replace('|', '/')} |")
     return [
         "## Handed over as their engines leave them", "",
         f"{len(STOPPED)} of these could not be handed over, when single `.npy` files were all that was read. Each is",
         "now written as its engine writes (tests/handovers.py), read, and judged; what an engine fuses is not in its",
-        "dump, and a mistake in it shows in the next stage that is. Reached: judged there and nowhere else, or",
-        f"explained where nothing is wrong: {reached}. That each way brings every value as it was, bit for bit, is",
-        "tested: `tests/trace/sources/test_engines.py`, `test_each_layout_is_the_plain_dump`, a parameter for each.",
-        "", "| # | case | what the engine leaves | reached | what verify says first |", "|---|---|---|---|---|", *rows,
+        "dump, and a mistake in it shows in the next stage that is, and nowhere else. "
+        + ", ".join(f"{how.capitalize()} {count[how]}" for how in (NAMED, DESCRIBED, LOCATED, MISSED, OUTSIDE)) + ".",
+        "That each way brings every value as it was, bit for bit, is tested: `tests/trace/sources/test_engines.py`,",
+        "`test_each_layout_is_the_plain_dump`, a parameter for each.",
+        "", "| # | case | what the engine leaves | | what verify says first |", "|---|---|---|---|---|", *rows,
     ]  # fmt: skip

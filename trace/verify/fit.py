@@ -123,3 +123,8 @@ def _outside(x: Array, mid: Array, lo: Array, hi: Array) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
         inside = (x >= lo) & (x <= hi) & np.isfinite(lo) & np.isfinite(hi)
         return ~(inside | (x == mid) | (~np.isfinite(mid) & ~np.isfinite(x)))
+
+
+def spread(n: int, few: int) -> NDArray[np.intp]:
+    """A few of n indices, the first and the last among them; all of them if there are no more."""
+    return np.unique(np.linspace(0, n - 1, min(n, few)).astype(np.intp))

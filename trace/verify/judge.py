@@ -16,7 +16,7 @@ from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, s
 from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
-from .fit import Fit, compare
+from .fit import Fit, compare, spread
 from .formulas import flat, input_of
 from .kept import Kept
 from .leaning import MOST, leaning
@@ -308,11 +308,6 @@ def next_token(got: NDArray[np.float32], exact: Array) -> NextToken:
     second, first = np.sort(exact)[-2:]
     rank = int(np.count_nonzero(exact > exact[mine])) + 1
     return NextToken(mine, best, rank, float(first - second), noise)
-
-
-def spread(n: int, few: int) -> NDArray[np.intp]:
-    """A few of n indices, the first and the last among them; all of them if there are no more."""
-    return np.unique(np.linspace(0, n - 1, min(n, few)).astype(np.intp))
 
 
 def by_parts(site: Site, got: NDArray[np.float32], tried: list[Recipe]) -> tuple[list[tuple[Recipe, str]], Fit] | None:

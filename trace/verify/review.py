@@ -131,14 +131,17 @@ def _adapter(judge: Judge, e: Entry, recipe: Recipe) -> bool:
 
 
 def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) -> dict[Key, Finding]:
-    """Tries the hypotheses; not each of them on each layer where one mistake runs through all, or none explains."""
+    """Tries the hypotheses: those first that explained the same stage in another layer, since one mistake may be in
+    all; the others where these do not, in a few layers."""
     known: dict[str, set[str]] = {}
     tried = Counter[str]()
     done: dict[Key, Finding] = {}
     for f in wrong:
         names = known.setdefault(f.stage, set())
         tried[f.stage] += 1
-        found = _name(judge, entry(judge, f), f, under[f.key], None if tried[f.stage] <= TRIES else names)
+        found = _name(judge, entry(judge, f), f, under[f.key], names)
+        if len(found.hypotheses) == len(f.hypotheses) and tried[f.stage] <= TRIES:
+            found = _name(judge, entry(judge, f), f, under[f.key], None)
         names |= {h.name for h in found.hypotheses}
         if tried[f.stage] > TRIES and not found.hypotheses:
             found = replace(found, notes=(*found.notes, NotAllTried(f.stage, tried[f.stage] - 1)))

@@ -97,7 +97,8 @@ def scores_without_rope(s: Site) -> Several:
 
 def past(s: Site, part: int) -> Span | None:
     """Keys (1) or values (2) before RoPE of all positions, where the dump is a prompt from position 0."""
-    return s.qkv(part) if s.pos == tuple(range(len(s.pos))) else None
+    rows = s.evidence.rows[s.phase]
+    return s.at(s.stage, pos=rows).qkv(part) if rows == tuple(range(len(rows))) and rows[-1] == s.pos[-1] else None
 
 
 @hypothesis("cache-stale", "{}", "attn_scores", "attention")
@@ -118,7 +119,7 @@ def cache_stale(s: Site) -> Several:
         f"the cached {what} are shifted by one position (each reads its successor)",
         with_rows(lambda v: np.roll(v, -1, 0)),
     )
-    old = len(x.mid) - len(s.pos)
+    old = s.evidence.rows[s.phase][0]
     if old > 0:
         last = np.arange(len(x.mid)) >= old
         mask = last[:, None, None]
@@ -254,7 +255,7 @@ def softmax_not_normalised(s: Site) -> Several:
         yield "exp(x)", spread(s, e, np.where(seen, np.abs(scores.mid), 0), scores)
 
 
-@hypothesis("softmax-wrong-axis", "the soft-max runs over {}", "attn_softmax")
+@hypothesis("softmax-wrong-axis", "the soft-max runs over {}", "attn_softmax", by_row=False)
 def softmax_wrong_axis(s: Site) -> Several:
     scores = s.input("attn_scores")
     seen = np.arange(scores.mid.shape[2]) <= s.pos_T[:, None]

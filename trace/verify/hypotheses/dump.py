@@ -114,6 +114,7 @@ def positions_shifted(s: Site) -> Several:
     "q_post_rope",
     "k_post_rope",
     "attention",
+    by_row=False,
 )
 def layout(s: Site) -> Several:
     span = s.compute()

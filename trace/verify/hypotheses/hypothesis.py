@@ -23,12 +23,14 @@ class Hypothesis:
     """name: short, stable, for programs. sentence: for people; {} takes the variant that fitted.
 
     stages: those that it is about. recompute: a site -> its Span under the mistake, several with what varies, or None.
+    by_row: the mistake is the same at some of the positions as at all of them.
     """
 
     name: str
     sentence: str
     stages: tuple[str, ...]
     recompute: Callable[[Site], Variants]
+    by_row: bool = True
 
     def variants(self, site: Site) -> Iterator[tuple[str, Span]]:
         found = self.recompute(site)
@@ -41,9 +43,9 @@ class Hypothesis:
 def entering(table: list[Hypothesis]) -> Callable[..., Callable[[Recompute], Recompute]]:
     """The decorator `hypothesis(name, sentence, *stages)` of a file, which enters a function into that file's table."""
 
-    def hypothesis(name: str, sentence: str, *stages: str) -> Callable[[Recompute], Recompute]:
+    def hypothesis(name: str, sentence: str, *stages: str, by_row: bool = True) -> Callable[[Recompute], Recompute]:
         def enter(f: Recompute) -> Recompute:
-            table.append(Hypothesis(name, sentence, stages, f))
+            table.append(Hypothesis(name, sentence, stages, f, by_row))
             return f
 
         return enter

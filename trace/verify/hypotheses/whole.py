@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..fit import spread
 from ..formulas import WITHIN
 from ..site import Site
 from ..span import Array
@@ -69,7 +70,7 @@ def whole_of(s: Site) -> Whole | None:
     got = np.asarray(s.evidence.values(mine), np.float64)
     if got.shape != q.shape or len(k) > MOST or not all(np.isfinite(x).all() for x in (got, q, k, v)):
         return None
-    some = np.unique(np.linspace(0, len(got) - 1, min(ROWS, len(got))).astype(np.intp))
+    some = spread(len(got), ROWS)
     each = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, each, 1), np.repeat(v, each, 1)
     return Whole(q[some], k, v, got[some], at.pos_T[some], s.evidence.window(s.layer))

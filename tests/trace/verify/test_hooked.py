@@ -1,0 +1,109 @@
+"""What plain hooks leave of attention: Q, K and V, and the result. A mistake inside is found there, in the result, and
+named as it would be where the engine's dump has every stage; nothing else is accused.
+
+The mistakes are those of tests/plants.py. One that turns Q and K alike is planted in both, as one table turns both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwenref.trace.verify.finding import UNEXPLAINED
+from qwenref.trace.verify.verify import verify
+
+from ...engines import ENGINES, Mistake, Run, changed, dot, dump_of, f32, to_bfloat16
+from ...plants import PLANTS, Plant
+from ...thinned import always, thinned
+from .test_hypotheses import TOKENS, weights
+
+A = np.ndarray
+ROPE = ("q_post_rope", "k_post_rope")
+WITHIN = ("attn_scores", "attn_softmax")
+UNSEEN = (*ROPE, *WITHIN, "ffn_silu")
+
+# All positions off by one: attention knows differences alone.
+INVISIBLE = ("rope-position-q_post_rope",)
+# Other roundings than the plant's: of a product that Linear never stored, of heads normalised twice.
+ROUNDED_OTHERWISE = ("rope-before-bias-q_post_rope", "rope-before-norm-q_post_rope")
+# The same result by another name: a step at position 0 is not turned; a permutation of Q and of K; a row of zeros.
+SAME = {
+    "rope-position-restart": {"rope-missing"},
+    "rope-halves-of-permuted": {"rope-adjacent-pairs"},
+    "scores-without-rope": {"rope-missing"},
+    "cache-stale": {"cache-rows"},
+    "scale": {"softmax-temperature"},
+    "softmax-temperature": {"scale"},
+}
+
+
+def in_one_piece(p: A, v: A, pos: A) -> A:
+    """FlashAttention's product, keys in one block: exp(s - largest) in bfloat16, float32 sums, divided at the end."""
+    top = np.abs(p).max(-1, keepdims=True)
+    top = np.where(top > 0, top, f32(1))
+    y = dot(to_bfloat16(p / top), np.repeat(to_bfloat16(v), len(p) // v.shape[1], 1).transpose(1, 2, 0)) * top
+    return np.ascontiguousarray(to_bfloat16(y).swapaxes(0, 1))
+
+
+WIDE = ENGINES["HF float32"]
+FLASH = SimpleNamespace(
+    **{
+        **vars(ENGINES["HF bfloat16"]),
+        "attn_scores": WIDE.attn_scores,
+        "softmax": WIDE.softmax,
+        "attn_mix": in_one_piece,
+    }
+)
+KERNELS: dict[str, Any] = {"HF float32": "HF float32", "HF bfloat16, flash": FLASH}
+
+
+def planted(p: Plant, engine: str) -> Mistake:
+    """The mistake, its scores and probabilities in float32 where the engine stores none; of a step in steps alone."""
+
+    def made(run: Run, x: A) -> A:
+        if p.step and not run.phase:
+            return x
+        if KERNELS[engine] is FLASH and p.stage in WITHIN:
+            run = replace(run, kernels=SimpleNamespace(**{**vars(run.kernels), "mul": WIDE.mul}))
+        return p.make(run, x)
+
+    return made
+
+
+def turns() -> list[tuple[Plant, str, int]]:
+    """Each mistake in each engine, in its layers in turn."""
+    found = []
+    for i, p in enumerate(PLANTS):
+        if p.stage not in ("q_post_rope", *WITHIN, "attention") or p.id in INVISIBLE:
+            continue
+        for j, engine in enumerate(KERNELS):
+            if KERNELS[engine] is not FLASH or p.id not in ROUNDED_OTHERWISE:
+                found.append((p, engine, p.layers[(i + j) % len(p.layers)]))
+    return found
+
+
+PLANTED = thinned(turns(), lambda t: f"{t[0].id}-{t[1]}-{t[2]}", 10)
+
+
+def test_every_engine_and_kind_of_stage_has_turns_that_run_always() -> None:
+    had = always(PLANTED)
+    assert {e for _, e, _ in had} == KERNELS.keys()
+    assert {p.stage for p, _, _ in had} == {"q_post_rope", *WITHIN, "attention"}
+
+
+@pytest.mark.parametrize(("p", "engine", "layer"), PLANTED)
+def test_a_mistake_inside_attention_is_named(p: Plant, engine: str, layer: int) -> None:
+    w = weights(p.formats, p.scaling, p.windows, p.model_type)
+    also = {o.stage: o for o in PLANTS if o.id == p.id.replace(*ROPE) and o is not p}
+    mistakes = {(o.stage, layer): planted(o, engine) for o in (p, *also.values())}
+    dump = dump_of(w, KERNELS[engine], TOKENS, steps=[5] if p.step else [], mistakes=mistakes)
+    dump = changed(dump, lambda e: None if e.stage.name in UNSEEN else e)
+    found = [f for f in verify(dump, w).findings if f.verdict == UNEXPLAINED]
+    assert {(f.layer, f.stage) for f in found} == {(layer, "attention")}
+    for f in found:
+        names = {h.name for h in f.hypotheses}
+        assert names & {p.named, *SAME.get(p.named, ())}, (f.phase, names)
