@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .engine.chunks import chunks
 from .engine.config import Config
 from .engine.forward import forward
 from .engine.generate import greedy_passes
@@ -69,17 +70,25 @@ def passes(model: Loaded, ids: Sequence[int], saved: Plan | None, sink: Sink | N
     steps = (saved or shown or Plan(())).decode_steps
     cache = ops.new_cache(w.config, len(ids) + steps, model.precision)
     summaries: list[Summary] = []
+    heads = w.config.num_attention_heads if ops.ALIKE else 0
 
     def run(tokens: Sequence[int], positions: range, phase: int) -> NDArray[np.floating]:
         tap: Tap = SILENT
+        looking: list[Summary | Recorder] = []
         if shown is not None:
             summaries.append(tap := Summary(shown, ops.to_host, positions, phase))
+            looking.append(tap)
         if saved is not None and sink is not None:
             kept = positions if phase else saved.kept(len(ids))
             recorder = Recorder(saved, ops.to_host, sink, positions, kept, phase)
+            looking.append(recorder)
             tap = recorder if shown is None else Both(tap, recorder)
-        with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show
-            return ops.to_host(forward(np.array(tokens, np.int32), w, cache, ops, tap))
+        for part, tokens_T in chunks(tokens, heads):
+            for one in looking:
+                one.now = positions[part.start : part.stop]
+            with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show
+                logits_V = forward(tokens_T, w, cache, ops, tap)
+        return ops.to_host(logits_V)
 
     generated, logits = greedy_passes(ids, steps, run)
     return Passes(generated, logits, summaries, [])

@@ -7,11 +7,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK = 512  # positions at once: bounds the N T S scores of a long prompt
+CHUNK = 512  # positions at once
+SCORES = 1 << 22  # of a layer, where they are in memory at once: 16 MB of float32
+BLOCK = 32  # positions at least, and whole blocks of them: the keys that a vector holds
 
 
-def chunks(ids: Sequence[int]) -> Iterator[tuple[range, NDArray[np.int32]]]:
-    """(positions, tokens [T]) of each pass over these ids, in order."""
-    for start in range(0, len(ids), CHUNK):
-        tokens_T = np.array(ids[start : start + CHUNK], np.int32)
+def chunks(ids: Sequence[int], heads: int = 0) -> Iterator[tuple[range, NDArray[np.int32]]]:
+    """(positions, tokens [T]) of each pass over these ids, in order.
+
+    heads: N, where a tap looks and no bit depends on the cut (Backend.ALIKE): a pass is then as short as SCORES has it.
+    """
+    start = 0
+    while start < len(ids):
+        count = CHUNK
+        if heads:
+            count = min(CHUNK, max(BLOCK, SCORES // (heads * (start + CHUNK)) // BLOCK * BLOCK))
+        tokens_T = np.array(ids[start : start + count], np.int32)
         yield range(start, start + len(tokens_T)), tokens_T
+        start += count

@@ -60,7 +60,7 @@ def prefill(
 def greedy_passes(
     ids: Sequence[int], steps: int, run: Callable[[Sequence[int], range, int], NDArray[np.floating]]
 ) -> tuple[list[int], list[NDArray[np.floating]]]:
-    """The prompt in one pass, then one pass for each greedy step: (the ids fed to the steps, the logits of each pass).
+    """The prompt, then one pass for each greedy step: (the ids fed to the steps, the logits of the prompt and of each).
 
     run: takes a pass's tokens, their positions and its number (0: the prompt); returns the last position's logits [V].
     """

@@ -23,18 +23,24 @@ from .terminal import json_text
 
 READS = 8  # of all weights, before a round and after it: what the machine reads moves from second to second
 WARM_UP = 8  # tokens that nobody counts
+PROMPT = 256  # tokens, where nobody asked for another number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..engine.drafts import MOST
     from .load import add_model_argument
+    from .run import draft_tokens
 
     parser.description = (
         "Measures prompt and generation speed on the CPU. Each configuration is a process of its own; they take\n"
-        "turns, one round each, so that a slow minute of the machine falls on all of them. Medians, with the spread."
+        "turns, one round each, so that a slow minute of the machine falls on all of them. Medians, with the spread.\n"
+        "With --prompts it answers prompts of yours, with drafts and without, in turns."
     )
-    parser.epilog = "example: engine bench model.gguf -t 1,2 --precision f32,int8 --vs llama.cpp"
+    parser.epilog = """examples:
+  engine bench model.gguf -t 1,2 --precision f32,int8 --vs llama.cpp
+  engine bench model.gguf --prompts prompts.json --chat -n 256"""
     add_model_argument(parser)
-    parser.add_argument("-p", "--prompt", type=int, default=256, metavar="N", help="tokens of prompt (default: 256)")
+    parser.add_argument("-p", "--prompt", type=int, metavar="N", help=f"tokens of prompt (default: {PROMPT})")
     parser.add_argument("-n", "--generate", type=int, default=64, metavar="N", help="tokens to generate (default: 64)")
     parser.add_argument(
         "--depth",
@@ -49,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-r", "--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument("--vs", choices=("llama.cpp",), help="an engine to take turns with (needs llama-cpp-python)")
+    drafts = parser.add_argument_group("drafts")
+    drafts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts to answer with drafts and without: a JSON list of texts, or one a line",
+    )
+    drafts.add_argument("--draft", type=draft_tokens, metavar="N", help=f"tokens of a draft (default: {MOST})")
+    drafts.add_argument("--chat", action="store_true", help="wrap each prompt in the model's own chat template")
     parser.add_argument("--json", action="store_true", help="a list of rows instead of a table")
 
 
@@ -306,25 +320,41 @@ def main(args: argparse.Namespace) -> int:
     from .progress import progress
 
     path = resolve(args.model)
-    checkpoint, _ = open_weights(str(path))  # a bad model is refused here, once
+    opened = open_weights(str(path))  # a bad model is refused here, once
+    checkpoint = opened.checkpoint
     has_text = checkpoint.vocabulary() is not None  # else there is no command that a user could time
     config = checkpoint.config
+    if min(args.generate, args.repeats) < 1 or (args.prompt is not None and args.prompt < 1):
+        raise BadInput("-p, -n and -r must be at least 1")
+    precisions = args.precision.split(",")
+    for precision in precisions:
+        check_precision(backend("cpu"), "cpu", precision)
+    counts = numbers(args.threads, "-t") if args.threads else [cores()]
+    if args.prompts is None:
+        if args.draft is not None or args.chat:
+            raise BadInput(f"{'--chat' if args.chat else '--draft'} is of --prompts; give a file of prompts too")
+    else:
+        from . import bench_drafts
+
+        if given := [f for f, v in (("-p", args.prompt), ("--depth", args.depth), ("--vs", args.vs)) if v]:
+            raise BadInput(
+                f"{given[0]} is not of --prompts, whose prompts are those of the file; leave one of them away"
+            )
+        rows = bench_drafts.measure(args, path, opened, counts)
+        print(json_text(rows) if args.json else bench_drafts.table(rows))
+        return 0
+    args.prompt = args.prompt or PROMPT
     longest = max(args.prompt, args.depth)
     if longest + args.generate + 1 > config.context:
         raise BadInput(f"{longest} + {args.generate} tokens do not fit {config.context} positions")
-    if min(args.prompt, args.generate, args.repeats) < 1:
-        raise BadInput("-p, -n and -r must be at least 1")
     if args.depth < 0:
         raise BadInput(f"--depth {args.depth}: give a number of tokens, or leave it out")
     if args.vs and not find_spec("llama_cpp"):
         raise BadInput("--vs llama.cpp needs llama-cpp-python; get it with: pip install llama-cpp-python")
     if args.vs and not checkpoint.container.startswith("GGUF"):
         raise BadInput(f"--vs llama.cpp: it reads GGUF, and {path} is {checkpoint.container}; see engine convert")
-    precisions = args.precision.split(",")
-    for precision in precisions:
-        check_precision(backend("cpu"), "cpu", precision)
-    rows: list[dict[str, Any]] = []
-    for threads in numbers(args.threads, "-t") if args.threads else [cores()]:
+    rows = []
+    for threads in counts:
         shape = (threads, args.prompt, args.generate, args.depth)
         with ExitStack() as running:
             benches = [running.enter_context(Bench("qwenref", str(path), p, *shape)) for p in precisions]

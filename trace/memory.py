@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import BadInput
 from .dump import Dump, Entry, ordered
 from .stages import Key
-from .store import PROMPT, file_name, stage_of
+from .store import PROMPT, Whole, file_name, stage_of
 
 
 class DumpInMemory:
@@ -24,6 +24,7 @@ class DumpInMemory:
     def __init__(self, name: str, sizes: Mapping[str, int]) -> None:
         self.path, self.sizes, self.entries = Path(name), dict(sizes), list[Entry]()
         self.kept: set[Key] = set()
+        self._growing: dict[Key, tuple[NDArray[np.float32], int]] = {}  # and how many of its rows have come
 
     def put(
         self,
@@ -33,13 +34,29 @@ class DumpInMemory:
         positions: Sequence[int],
         *,
         phase: int = PROMPT,
+        whole: Whole | None = None,
     ) -> None:
         """As DumpWriter.put."""
         s = stage_of(name, layer, values.shape, self.sizes, len(positions))
+        key = (phase, layer, s.name)
         with np.errstate(all="ignore"):  # of float64 that no float32 holds
-            array = np.array(values, np.float32, order="C")
+            if whole is None or whole.shape(s, self.sizes) == values.shape:
+                array = np.array(values, np.float32, order="C")
+            else:
+                array, done = self._growing.get(key) or (np.zeros(whole.shape(s, self.sizes), np.float32), 0)
+                whole.check(s, positions, done)
+                end = done + len(positions)
+                if "S" in s.letters:
+                    array[:, done:end, : values.shape[2]] = values
+                else:
+                    array[done:end] = values
+                self._growing[key] = array, end
+                if end < len(whole.positions):
+                    return
+                del self._growing[key]
+                positions = whole.positions
         array.flags.writeable = False
-        self.kept.add((phase, layer, s.name))
+        self.kept.add(key)
         path = self.path / file_name(s, layer, phase)
         self.entries.append(Entry(path, s, layer, phase, array.shape, tuple(positions), s.capture, array=array))
 

@@ -47,22 +47,35 @@ def statistics(parts: Iterable[NDArray[np.floating]]) -> Statistics:
 
     Means and squared deviations of the parts are merged as Chan, Golub and LeVeque (1983) do: no cancellation.
     """
-    count = n = nan = infinite = zero = 0
-    mean = m2 = 0.0
-    low, high = inf, -inf
-    for part in parts:
-        x = part.astype(np.float64)
-        finite = x[np.isfinite(x)]
-        count, nan, zero = count + x.size, nan + int(np.isnan(x).sum()), zero + int((finite == 0).sum())
-        infinite += x.size - finite.size - int(np.isnan(x).sum())
-        if not finite.size:
-            continue
-        low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-        k, part_mean = finite.size, float(finite.mean())
-        delta = part_mean - mean
-        m2 += float(np.square(finite - part_mean).sum()) + delta * delta * n * k / (n + k)
-        n += k
-        mean += delta * k / n
-    if not n:
-        return Statistics(count, None, None, None, None, nan, infinite, zero)
-    return Statistics(count, mean, sqrt(m2 / n), low, high, nan, infinite, zero)
+    return Counter().add(parts).result()
+
+
+class Counter:
+    """`statistics` of parts that come one after the other: the same figures, however they are called in."""
+
+    def __init__(self) -> None:
+        self.count = self.n = self.nan = self.infinite = self.zero = 0
+        self.mean = self.m2 = 0.0
+        self.low, self.high = inf, -inf
+
+    def add(self, parts: Iterable[NDArray[np.floating]]) -> Counter:
+        for part in parts:
+            x = part.astype(np.float64)
+            finite, nan = x[np.isfinite(x)], int(np.isnan(x).sum())
+            self.count, self.nan, self.zero = self.count + x.size, self.nan + nan, self.zero + int((finite == 0).sum())
+            self.infinite += x.size - finite.size - nan
+            if not finite.size:
+                continue
+            self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
+            k, part_mean = finite.size, float(finite.mean())
+            delta = part_mean - self.mean
+            self.m2 += float(np.square(finite - part_mean).sum()) + delta * delta * self.n * k / (self.n + k)
+            self.n += k
+            self.mean += delta * k / self.n
+        return self
+
+    def result(self) -> Statistics:
+        if not self.n:
+            return Statistics(self.count, None, None, None, None, self.nan, self.infinite, self.zero)
+        std = sqrt(self.m2 / self.n)
+        return Statistics(self.count, self.mean, std, self.low, self.high, self.nan, self.infinite, self.zero)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -25,7 +26,7 @@ from ..beside import Beside
 from ..errors import BadInput
 from . import aprt
 from .plan import spell_ranges
-from .stages import Key, Stage, by_name
+from .stages import Key, Stage, by_name, shape_for
 
 FORMAT, VERSION = "qwenref-trace", 1
 MANIFEST = "manifest.json"
@@ -45,6 +46,22 @@ def file_name(s: Stage, layer: int | None, phase: int = PROMPT) -> str:
     return "/".join([*folders, f"{s.name}.bin"])
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What a stage will be whose rows come in parts: all its positions, ascending, and S behind the last pass."""
+
+    positions: Sequence[int]
+    S: int
+
+    def shape(self, s: Stage, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return shape_for(s, sizes, len(self.positions), self.S)
+
+    def check(self, s: Stage, positions: Sequence[int], done: int) -> None:
+        """Raises ValueError if the part is not the next one."""
+        if list(positions) != list(self.positions[done : done + len(positions)]):
+            raise ValueError(f"{s.name}: a part of the positions {spell_ranges(positions)} is not the next one")
+
+
 class DumpWriter:
     """Writes a dump beside its place and moves it there when all is well.
 
@@ -60,6 +77,7 @@ class DumpWriter:
         self.path, self.run, self.sizes = Path(path), dict(run), dict(sizes)
         self.files: list[dict[str, Any]] = []
         self.kept: set[Key] = set()
+        self._growing: dict[Key, aprt.Growing] = {}
         check_target(self.path)
         try:
             self._beside = Beside(self.path, folder=True)
@@ -75,28 +93,41 @@ class DumpWriter:
         *,
         phase: int = PROMPT,
         capture: Mapping[str, str] | None = None,
+        whole: Whole | None = None,
     ) -> None:
         """Writes one stage. layer: None for the whole model's. values: of the stage's shape, with T = len(positions).
 
         positions: absolute; of a stage without T the one it was computed for. capture: if it is not the stage table's.
+        whole: what the stage will be, if these are its next rows and not all; its file is listed with the last of them.
         Raises BadInput if it cannot be written, ValueError for a shape that is not the stage's.
         """
         s = stage_of(name, layer, values.shape, self.sizes, len(positions))
         inside = file_name(s, layer, phase)
-        target = self._beside.path / inside
+        target, key = self._beside.path / inside, (phase, layer, s.name)
+        shape = values.shape if whole is None else whole.shape(s, self.sizes)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            digest = aprt.write(target, layer, values)
+            if whole is None or shape == values.shape:
+                digest = aprt.write(target, layer, values)
+            else:
+                if key not in self._growing:
+                    self._growing[key] = aprt.Growing(target, layer, shape, s.letters.index("T"))
+                file = self._growing[key]
+                whole.check(s, positions, file.done)
+                file.add(values)
+                if not file.complete:
+                    return
+                digest, positions = self._growing.pop(key).digest(), whole.positions
         except OSError as error:
             raise self._cannot(error) from None
-        self.kept.add((phase, layer, s.name))
+        self.kept.add(key)
         self.files.append(
             {
                 "path": inside,
                 "stage": s.name,
                 "layer": layer,
                 "phase": phase_name(phase),
-                "shape": list(values.shape),
+                "shape": list(shape),
                 "positions": spell_ranges(positions),
                 "capture": dict(s.capture if capture is None else capture),
                 "sha256": digest,
@@ -118,6 +149,8 @@ class DumpWriter:
     def _finish(self) -> None:
         if not self.files:
             raise BadInput(f"{self.path}: nothing was written, so there is no dump")
+        if self._growing:
+            raise ValueError(f"{file_name(by_name(next(iter(self._growing))[2]), None)}: its last rows did not come")
         (self._beside.path / MANIFEST).write_text(spell_manifest(self.run, self.sizes, self.files), "utf-8")
         self._beside.move()
 

@@ -152,9 +152,12 @@ def hidden(pos_T: NDArray[np.int32], S: int, window: int = ALL) -> NDArray[np.bo
 
 
 def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> Array:
-    masked_NTS = np.where(hidden(pos_T, scores_NTS.shape[2], window), -np.inf, scores_NTS)
+    hidden_TS = hidden(pos_T, scores_NTS.shape[2], window)
+    masked_NTS = np.where(hidden_TS, -np.inf, scores_NTS)
     e_NTS = np.exp(masked_NTS - masked_NTS.max(axis=-1, keepdims=True))
-    return e_NTS / e_NTS.sum(axis=-1, keepdims=True)
+    probs_NTS = e_NTS / e_NTS.sum(axis=-1, keepdims=True)
+    probs_NTS[:, hidden_TS] = 0  # also where a score is NaN, and so the divisor
+    return probs_NTS
 
 
 def attn_mix(probs_NTS: Array, v_SKH: Array, pos_T: NDArray[np.int32]) -> Array:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from qwenref.engine.drafts import Drafts
 from qwenref.engine.kernels.cpu.machine.paths import PATH
+from qwenref.errors import BadInput
+from qwenref.tools import bench_drafts
 from qwenref.tools.bench import Bench, numbers, prompt_ids, table, timed
+from qwenref.tools.bench_drafts import Answers, read_prompts
 from qwenref.tools.main import main
 
 from ..tiny import tiny_weights, write_gguf
@@ -92,6 +99,15 @@ def test_prompt_is_inside_the_vocabulary() -> None:
         (["-p", "99999"], "99999 + 64 tokens do not fit 32768 positions"),
         (["--depth", "32768"], "32768 + 64 tokens do not fit 32768 positions"),
         (["-t", "4000"], "4000 threads: this machine has"),
+        (["--draft", "3"], "--draft is of --prompts; give a file of prompts too"),
+        (["--chat"], "--chat is of --prompts"),
+        (["--prompts", "none.txt"], "prompt file none.txt: No such file"),
+        (["--prompts", "none.txt", "-p", "5"], "-p is not of --prompts"),
+        (["--prompts", "none.txt", "--depth", "5"], "--depth is not of --prompts"),
+        (["--prompts", "none.txt", "--vs", "llama.cpp"], "--vs is not of --prompts"),
+        (["--prompts", "none.txt", "--draft", "off"], "drafts are measured against none; give 1 to 63 tokens"),
+        (["--prompts", "none.txt", "--draft", "64"], "give 1 to 63 tokens"),
+        (["--prompts", "none.txt", "-t", "4000"], "4000 threads: this machine has"),
     ],
 )
 def test_bad_input(arguments: list[str], words: str, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,3 +117,64 @@ def test_bad_input(arguments: list[str], words: str, model_path: Path, capsys: p
 
 def test_numbers() -> None:
     assert numbers("1,2", "-t") == [1, 2]
+
+
+def test_prompts_are_a_list_or_lines(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    for text, found in (
+        ("one\n\n  two\n", ["one", "  two"]),
+        ('["a\\nb", "c"]\n', ["a\nb", "c"]),
+        ("{} is no list\n", ["{} is no list"]),
+    ):
+        path.write_text(text)
+        assert read_prompts(str(path)) == found
+    for text, says in (
+        ("\n \n", "no prompt is in it"),
+        ("[]", "no prompt"),
+        ('["a", 3]', "3 is no prompt"),
+        ("[", "JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(BadInput, match=says):
+            read_prompts(str(path))
+
+
+def test_drafts_are_compared_round_by_round() -> None:
+    """6 tokens behind the first, in 2 passes; a slow round slows both, so the ratio of each round counts."""
+    a = Answers("x" * 40, [1, 2], list(range(7)), passes=2, seconds={False: [3.0, 6.0, 1.5], True: [1.0, 3.0, 1.0]})
+    row = a.row()
+    assert (row["prompt_tokens"], row["generated_tokens"], row["rounds"]) == (2, 7, 3)
+    assert row["tokens_per_pass"] == 3.0 and row["ratio"] == 2.0
+    assert row["plain_tokens_per_s"] == 2.0 and row["drafted_tokens_per_s_spread"] == [2.0, 6.0]
+    short = Answers("y", [1], [5], seconds={False: [0.0], True: [0.0]}).row()
+    assert "ratio" not in short
+    lines = bench_drafts.table([r | {"precision": "int8", "threads": 2} for r in (row, short)]).splitlines()
+    assert len({line.count("|") for line in lines}) == 1 and "2.00 x" in lines[1] and f"{'x' * 27}... " in lines[1]
+
+
+def test_an_answer_that_drafts_change_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def generate(ids: list[int], *_: Any, drafts: Drafts) -> Iterator[int]:
+        asked.append(drafts.most)
+        drafts.passes = 1
+        yield from [1, 2, drafts.most if len(asked) > 3 else 0]
+
+    model: Any = SimpleNamespace(weights=None, kernels=None, precision="int8")
+    opened: Any = SimpleNamespace(checkpoint=SimpleNamespace(vocabulary=lambda: None))
+    monkeypatch.setattr(bench_drafts, "generate", generate)
+    monkeypatch.setattr(bench_drafts, "spelling_of", lambda *_: SimpleNamespace(eos_ids=[]))
+    with pytest.raises(AssertionError, match="drafts have changed the answer to 'p'"):
+        bench_drafts.take_turns(model, opened, [Answers("p", [7])], 3, 5, 2)
+    assert asked == [5, 0, 5, 5, 0]  # a warm-up, and turns that begin with either
+
+
+@pytest.mark.model
+def test_prompts_with_and_without_drafts(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p").write_text("a b c a b c a b c a b c a b c\nWhat is 2+2?\n")
+    arguments = ["-m", str(model_path), "--prompts", str(tmp_path / "p"), "-n", "12", "-r", "1", "-t", "1"]
+    assert main(["bench", *arguments, "--precision", "int8", "--draft", "3", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["prompt"][:7] for r in rows] == ["a b c a", "What is"]
+    assert all((r["draft"], r["precision"], r["threads"], r["rounds"]) == (3, "int8", 1, 1) for r in rows)
+    assert rows[0]["tokens_per_pass"] > 1.5 and all(1 <= r["tokens_per_pass"] <= 4 and r["ratio"] > 0 for r in rows)

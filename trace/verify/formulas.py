@@ -189,8 +189,11 @@ def scores_of(s: Inputs) -> Span:
 
 
 def seen_of(s: Inputs, y: Span) -> Span:
-    """Scores, 0 where the query does not see the key."""
-    unseen_TS = reference.hidden(s.pos_T, y.mid.shape[2], s.evidence.window(s.layer))
+    """Scores (which are 0 after the query), 0 where the query does not see the key."""
+    window = s.evidence.window(s.layer)
+    if window > s.pos_T.max(initial=0):
+        return y
+    unseen_TS = reference.hidden(s.pos_T, y.mid.shape[2], window)
     return y.shaped(lambda v: np.where(unseen_TS, 0, v))
 
 

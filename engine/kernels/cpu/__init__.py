@@ -159,6 +159,8 @@ class Cpu:
 
     def advance(self, cache: KVCache, count: int) -> None:
         cache.length += count
+        if count > 1 and not self.jobs.untapped:
+            self.jobs.pool.clear()  # scores of this many keys: the next pass over a prompt has more, and makes its own
 
     def embed(self, tokens_T: NDArray[np.integer[Any]], embed_VD: QTensor) -> Array:
         D = embed_VD.shape[1]

@@ -119,7 +119,8 @@ def _softmax(begin, end, x, positions, T, S, window, y):
             sums = sums + e
         divisor = splat_f32(total(sums))
         for i in range(start, count, LANES):
-            store_f32_first(to + 4 * i, load_f32_first(to + 4 * i, length - i) / divisor, length - i)
+            p = first(load_f32_first(to + 4 * i, length - i) / divisor, count - i, zero)  # the divisor may be NaN
+            store_f32_first(to + 4 * i, first(zero, oldest - i, p), length - i)
         for i in range((count + LANES - 1) // LANES * LANES, length, LANES):
             store_f32_first(to + 4 * i, zero, length - i)
 

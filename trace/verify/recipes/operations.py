@@ -8,6 +8,7 @@ throughout: 16-bit engines compute inside in float32 and round what they store.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from .recipe import Recipe
 from .scaled import ROUNDED, held
 
 U = FLOAT32.u
+PIECE = 1 << 19  # scores at a time: what bounds them takes a dozen arrays of their size
 Positions = NDArray[np.int32]
 
 
@@ -162,23 +164,45 @@ def scores(r: Recipe, q: Span, k: Span, pos_T: Positions, scale: float | None = 
         r = replace(r, cache=None, attention=FLOAT32)
     width = np.sqrt(q.mid.shape[-1])
 
-    def dot(a: Array, b: Array) -> Array:
-        return reference.attn_scores(a, b, pos_T) * width
+    def dot(a: Array, b: Array, of_T: Positions) -> Array:
+        return reference.attn_scores(a, b, of_T) * width
 
     k = kept(r, k)
-    q_TNH, k_SKH = r.attention.round(q.mid), k.mid
-    y = dot(q_TNH, k_SKH)
-    squares = dot(np.square(q_TNH), np.square(k_SKH))
-    radius = summation(H, np.square(y), squares, kept=r.sums) + r.slack * np.abs(y)
-    if not (q.exact and k.exact):
-        dq, dk = q.map(r.attention.round).radius, k.radius
-        radius = radius + dot(np.abs(q_TNH), dk) + dot(dq, np.abs(k_SKH) + dk)
-    dots = Span.around(y, radius)
-    if before is not None:
-        return rounded(r, dots)
-    dots = (dots if r.scale == "inside" else rounded(r, dots)).map(lambda v: v * share)
-    slack = 2 * U * np.abs(dots.mid)
-    return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
+    k_SKH = k.mid
+    squares_SKH = np.square(k_SKH)
+
+    def some(rows: slice) -> Span:
+        x = q.shaped(lambda v: v[rows])
+        q_TNH = r.attention.round(x.mid)
+        y = dot(q_TNH, k_SKH, pos_T[rows])
+        squares = dot(np.square(q_TNH), squares_SKH, pos_T[rows])
+        radius = summation(H, np.square(y), squares, kept=r.sums) + r.slack * np.abs(y)
+        if not (x.exact and k.exact):
+            dq, dk = x.map(r.attention.round).radius, k.radius
+            radius = radius + dot(np.abs(q_TNH), dk, pos_T[rows]) + dot(dq, np.abs(k_SKH) + dk, pos_T[rows])
+        dots = Span.around(y, radius)
+        if before is not None:
+            return rounded(r, dots)
+        dots = (dots if r.scale == "inside" else rounded(r, dots)).map(lambda v: v * share)
+        slack = 2 * U * np.abs(dots.mid)
+        return rounded(r, Span(dots.mid, dots.lo - slack, dots.hi + slack))
+
+    return by_queries((q.mid.shape[1], len(q.mid), len(k_SKH)), some)
+
+
+def by_queries(shape: tuple[int, int, int], some: Callable[[slice], Span]) -> Span:
+    """Scores or probabilities [N, T, S], some queries after the others, so that only the result is as large as they
+    all are."""
+    N, T, S = shape
+    step = max(1, PIECE // max(1, N * S))
+    if step >= T:
+        return some(slice(None))
+    mid, lo, hi = (np.empty(shape) for _ in range(3))
+    for t in range(0, T, step):
+        rows = slice(t, t + step)
+        part = some(rows)
+        mid[:, rows], lo[:, rows], hi[:, rows] = part.mid, part.lo, part.hi
+    return Span(mid, lo, hi)
 
 
 def kept(r: Recipe, x: Span) -> Span:
@@ -201,17 +225,28 @@ def scaled(r: Recipe, x: Span, factor: float) -> Span:
 
 def softmax(r: Recipe, s: Span, pos_T: Positions, window: int = ALL) -> Span:
     """exp(s - max) / sum: the difference rounds by u of its size, exp by 2u, the sum by its S additions."""
-    p = reference.softmax(s.mid, pos_T, window)
-    seen = p > 0
-    below = np.where(seen, s.mid, -np.inf).max(-1, keepdims=True) - s.mid
-    rel = np.where(seen, np.abs(below) * U + r.slack * np.abs(s.mid), 0)
-    if not s.exact:
-        rel = rel + np.where(seen, s.radius, 0)
     S = s.mid.shape[-1]
-    total = np.minimum(S * U, summation(S, np.ones(1), np.square(p).sum(-1, keepdims=True), SIGMAS_ONE_SIGN))
-    rel = rel + (p * rel).sum(-1, keepdims=True) + total + 6 * U
-    radius = np.where(reference.hidden(pos_T, S, window), 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)
-    return rounded(r, Span.around(p, radius).map(lambda v: np.maximum(v, 0)))
+
+    def some(rows: slice) -> Span:
+        x = s.shaped(lambda v: v[:, rows])
+        p = reference.softmax(x.mid, pos_T[rows], window)
+        seen = p > 0
+        below = np.where(seen, x.mid, -np.inf).max(-1, keepdims=True) - x.mid
+        rel = np.where(seen, np.abs(below) * U + r.slack * np.abs(x.mid), 0)
+        if not x.exact:
+            rel = rel + np.where(seen, x.radius, 0)
+        total = np.minimum(S * U, summation(S, np.ones(1), np.square(p).sum(-1, keepdims=True), SIGMAS_ONE_SIGN))
+        rel = rel + (p * rel).sum(-1, keepdims=True) + total + 6 * U
+        hidden_TS = reference.hidden(pos_T[rows], S, window)
+        radius = np.where(hidden_TS, 0, p * np.expm1(np.minimum(rel, 50)) + FLOAT32.least)
+        y = rounded(r, Span.around(p, radius).map(lambda v: np.maximum(v, 0)))
+        lost_NT1 = np.isnan(p).any(-1, keepdims=True)
+        if not lost_NT1.any():
+            return y
+        # Of scores that are NaN some engines make a whole row of it, others leave 0 where nothing is seen.
+        return Span(np.where(lost_NT1 & hidden_TS, np.nan, y.mid), y.lo, y.hi)
+
+    return by_queries(s.mid.shape, some)
 
 
 def mix(r: Recipe, p: Span, v: Span, pos_T: Positions) -> Span:
