@@ -24,8 +24,8 @@ from ..machine.team import run_now
 from .form import Form
 
 FORMATS = (
-    *("Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS"),
     *("F16", "BF16", "F32"),
     *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
     *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in ("F16", "BF16", "F32")),
