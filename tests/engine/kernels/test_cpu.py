@@ -28,7 +28,7 @@ U = 2.0**-24  # unit roundoff of float32
 # Formats without a packed form go through float32: one of a kind is enough.
 ALL = (*(name for name in FORMATS if "/" not in name), "IQ2_S")  # with groups: test_packed_groups.py
 MINIMA = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
-INTEGER = (*MINIMA, "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "IQ4_NL")  # formats with an int8 product
+INTEGER = (*MINIMA, "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "IQ4_NL", "MXFP4")  # formats with an int8 product
 
 
 def gamma(n: int) -> float:
@@ -37,8 +37,8 @@ def gamma(n: int) -> float:
 
 def scale_columns(name: str) -> list[int]:
     """Where in a block the halves are that must not be random bits."""
-    if name in ("Q2_K", "Q3_K", "Q6_K"):
-        return {"Q2_K": [80, 82], "Q3_K": [108], "Q6_K": [208]}[name]
+    if name in ("Q2_K", "Q3_K", "Q6_K", "MXFP4"):
+        return {"Q2_K": [80, 82], "Q3_K": [108], "Q6_K": [208], "MXFP4": []}[name]
     return [0, 2] if name in MINIMA else [0]
 
 
@@ -52,6 +52,8 @@ def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTe
         for at in scale_columns(name):
             d = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float16)
             blocks[:, at : at + 2] = d.view(np.uint8).reshape(-1, 2)
+        if name == "MXFP4":
+            blocks[:, 0] = rng.integers(115, 125, len(blocks))
     return QTensor(name, (rows, K), np.ascontiguousarray(blocks).reshape(-1))
 
 
@@ -306,6 +308,16 @@ def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> Non
         noise = CPU.linear(x_TI, matrices(precision, w)) - exact
         variance = np.repeat((amax / most) ** 2 / 12, block, axis=1) @ np.square(w_OI).T
         assert 0.9 < np.sqrt(np.mean(noise**2) / np.mean(variance)) < 1.1, precision
+
+
+@pytest.mark.parametrize("T", [1, 41])
+def test_every_power_of_mxfp4_is_its_own(T: int) -> None:
+    """All 256, of which two are below a float32's normal numbers, to the bit."""
+    blocks = np.full((256, 17), 0x21, np.uint8)
+    blocks[:, 0] = np.arange(256)
+    w = QTensor("MXFP4", (256, 32), blocks.reshape(-1))
+    unit = np.eye(T, 32, dtype=np.float32)
+    assert CPU.linear(unit, matrices("f32", w)).tobytes() == np.pad(dequantize(w).T, ((0, 9), (0, 0)))[:T].tobytes()
 
 
 def _count(first, last, counts):
