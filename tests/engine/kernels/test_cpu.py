@@ -165,6 +165,7 @@ def test_a_minimum_that_takes_the_codes_away_costs_rounding_alone(name: str, pre
     take_away(w, middle)
     x_TI = random_x(rng, 41, w.shape[1]) + 1
     got = CPU.linear(x_TI, matrices(precision, w))
+    assert CPU.linear(x_TI[:1], matrices(precision, w)).tobytes() == got[:1].tobytes()
     apart_TG, used_TI = sums_apart(name, precision, x_TI), as_activations(name, precision, x_TI)
     least_OG, most_OG = of_one_code(w, 0), of_one_code(w, 255)
     want = used_TI @ dequantize(w).astype(np.float64).T + apart_TG @ least_OG.T
