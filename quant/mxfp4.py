@@ -26,4 +26,14 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     return y
 
 
-FORMAT = Format("MXFP4", BLOCK, STRUCT, decode, scale="e", codes=("qs",), nibbles=("qs", 32), activations="Q8_0")
+FORMAT = Format(
+    "MXFP4",
+    BLOCK,
+    STRUCT,
+    decode,
+    scale="e",
+    codes=("qs",),
+    nibbles=("qs", 32),
+    activations="Q8_0",
+    activations_int16="Q16_0",
+)

@@ -29,5 +29,15 @@ def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 FORMAT = Format(
-    "Q2_K", BLOCK, STRUCT, decode, group=16, scale="d", minimum="dmin", codes=("qs",), levels=4, activations="Q8_K"
+    "Q2_K",
+    BLOCK,
+    STRUCT,
+    decode,
+    group=16,
+    scale="d",
+    minimum="dmin",
+    codes=("qs",),
+    levels=4,
+    activations="Q8_K",
+    activations_int16="Q16_K",
 )

@@ -43,4 +43,5 @@ FORMAT = Format(
     offset=4,
     high="hmask",
     activations="Q8_K",
+    activations_int16="Q16_K",
 )

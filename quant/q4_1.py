@@ -47,4 +47,5 @@ FORMAT = Format(
     levels=16,
     nibbles=("qs", 32),
     activations="Q8_1",
+    activations_int16="Q16_0",
 )

@@ -51,4 +51,5 @@ FORMAT = Format(
     nibbles=("qs", 32),
     high="qh",
     activations="Q8_1",
+    activations_int16="Q16_0",
 )

@@ -20,7 +20,7 @@ from qwenref.engine.kernels import backend, reference
 from qwenref.engine.kernels.adapted import adapting
 from qwenref.engine.weights import Weights
 from qwenref.quant import q8_0, q8_1, q8_k
-from qwenref.quant.tensor import QTensor, dequantize
+from qwenref.quant.tensor import QTensor, dequantize, format_of
 from qwenref.trace.dump import Dump, Entry, ordered
 from qwenref.trace.stages import by_name
 
@@ -121,6 +121,8 @@ OPERAND = {
     "Q5_0": q8_0,
     "Q8_0": q8_0,
     "Q4_1": q8_1,
+    "Q5_1": q8_1,
+    "Q2_K": q8_k,
     "Q4_K": q8_k,
     "Q5_K": q8_k,
     "Q6_K": q8_k,
@@ -143,9 +145,9 @@ def _ggml_product(x: np.ndarray, q: QTensor) -> np.ndarray:
     for b in range(x8.shape[1]):
         y = y + dot(x8[:, b], w[:, b * f.BLOCK : (b + 1) * f.BLOCK])
     if f is q8_1:  # the minimum of a weight block meets the activation block's own sum, a half
-        s = blocks.view(q8_1.STRUCT)[:, 0]
+        s, weights = blocks.view(q8_1.STRUCT)[:, 0], q.data.view(format_of(q.format).struct)
         sums = (s["s"].astype(f32) - s["d"].astype(f32) * s["qs"].sum(1, dtype=f32)).reshape(len(x), -1)
-        y = y + dot(sums, q.data.reshape(len(w), -1, 20)[..., 2:4].copy().view("<f2")[..., 0])
+        y = y + dot(sums, weights["m"].astype(f32).reshape(len(w), -1))
     return y
 
 
@@ -154,7 +156,7 @@ def int16_linear(x: np.ndarray, w: Any) -> np.ndarray:
     y = []
     for q in w.parts:
         f, x16 = OPERAND.get(q.format), x
-        if f in (q8_0, q8_k) and q.format != "Q3_K":
+        if f is not None:
             blocks = x.reshape(-1, f.BLOCK)
             amax = np.abs(blocks).max(1, keepdims=True)
             x16 = (amax / f32(32639) * np.rint(blocks * (f32(32639) / amax))).reshape(x.shape)

@@ -20,14 +20,15 @@ from qwenref.engine.kernels.cpu.machine.team import run_now
 from qwenref.engine.kernels.cpu.matmul.linear import LAYOUTS, Stack, stack
 from qwenref.engine.kernels.cpu.matmul.packed import FORMATS
 from qwenref.engine.kernels.cpu.matmul.product import TILE
-from qwenref.quant import q8_0, q8_k, q16
+from qwenref.quant import q8_0, q8_1, q8_k, q16
 from qwenref.quant.tensor import QTensor, dequantize, format_of
 
 CPU = Cpu()
 U = 2.0**-24  # unit roundoff of float32
 # Formats without a packed form go through float32: one of a kind is enough.
-ALL = (*(name for name in FORMATS if "/" not in name), "Q2_K", "IQ2_S")  # with groups: test_packed_groups.py
-INTEGER = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")  # formats with an int8 product
+ALL = (*(name for name in FORMATS if "/" not in name), "IQ2_S")  # with groups: test_packed_groups.py
+MINIMA = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
+INTEGER = (*MINIMA, "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "IQ4_NL", "MXFP4")  # formats with an int8 product
 
 
 def gamma(n: int) -> float:
@@ -36,7 +37,9 @@ def gamma(n: int) -> float:
 
 def scale_columns(name: str) -> list[int]:
     """Where in a block the halves are that must not be random bits."""
-    return {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108]}.get(name, [0])
+    if name in ("Q2_K", "Q3_K", "Q6_K", "MXFP4"):
+        return {"Q2_K": [80, 82], "Q3_K": [108], "Q6_K": [208], "MXFP4": []}[name]
+    return [0, 2] if name in MINIMA else [0]
 
 
 def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTensor:
@@ -49,6 +52,8 @@ def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTe
         for at in scale_columns(name):
             d = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float16)
             blocks[:, at : at + 2] = d.view(np.uint8).reshape(-1, 2)
+        if name == "MXFP4":
+            blocks[:, 0] = rng.integers(115, 125, len(blocks))
     return QTensor(name, (rows, K), np.ascontiguousarray(blocks).reshape(-1))
 
 
@@ -71,7 +76,7 @@ def as_int16(blocks: np.ndarray) -> np.ndarray:
 
 def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
     """What x is for the product with a weight of that format, in float64: ggml's Q8_0 or Q8_K of it, the same with 16
-    bits, or x itself.
+    bits, or x itself. Q8_1's codes are Q8_0's; its sums: sums_apart.
     """
     block = format_of(name).block
     if precision == "f32" or name not in INTEGER:
@@ -80,6 +85,29 @@ def as_activations(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
         return as_int16(x_TI.reshape(-1, block)).reshape(x_TI.shape)
     rule, form = (q8_0.encode_activations, q8_0) if block == 32 else (q8_k.encode, q8_k)
     return form.decode(rule(x_TI.reshape(-1, block))).reshape(x_TI.shape).astype(np.float64)
+
+
+def sums_apart(name: str, precision: str, x_TI: np.ndarray) -> np.ndarray:
+    """[T, groups]: of each group's activations the sum that minima meet, less that of what as_activations has.
+
+    A sum too large for a half is infinite, as in ggml.
+    """
+    group = format_of(name).group
+    if precision != "int8" or format_of(name).activations != "Q8_1":
+        return np.zeros((len(x_TI), x_TI.shape[1] // group))
+    with np.errstate(over="ignore"):
+        b = q8_1.encode_activations(x_TI.reshape(-1, 32)).view(q8_1.STRUCT)
+    sums = b["s"].astype(np.float64) - b["d"].astype(np.float64) * b["qs"].sum(axis=-1, dtype=np.int64)
+    return sums.reshape(len(x_TI), -1)
+
+
+def of_one_code(w: QTensor, byte: int) -> np.ndarray:
+    """[O, groups] in float64: what the code of all bits 0 or all bits 1 stands for."""
+    f = format_of(w.format)
+    b = w.data.copy().view(f.struct)
+    for field in f.codes:
+        b[field] = byte
+    return dequantize(QTensor(w.format, w.shape, b.view(np.uint8)))[:, :: f.group].astype(np.float64)
 
 
 @pytest.mark.parametrize("precision", CPU.PRECISIONS)
@@ -94,9 +122,65 @@ def test_linear_is_a_dot_product_to_within_rounding(
     w = random_matrix(rng, name, rows, K)
     x_TI = random_x(rng, T, K) * np.exp(random_x(rng, T, 1) * 3)
     got = CPU.linear(x_TI, matrices(precision, w))
+    apart_TG = sums_apart(name, precision, x_TI)
     w_OI, x_TI = dequantize(w).astype(np.float64), as_activations(name, precision, x_TI)
+    want = x_TI @ w_OI.T
+    if apart_TG.any():
+        with np.errstate(invalid="ignore"):
+            want += apart_TG @ of_one_code(w, 0).T
+    there = np.isfinite(want)
+    assert (there == np.isfinite(got)).all() and there.all(1).sum() >= np.isfinite(apart_TG).all(1).sum()
     # Beside the dot product's own K roundings: the weight's in the reference, the rest of a minimum's, and x's sum's.
-    assert (np.abs(got - x_TI @ w_OI.T) <= gamma(K + 4) * (np.abs(x_TI) @ np.abs(w_OI).T)).all()
+    size = np.abs(x_TI) @ np.abs(w_OI).T
+    assert (np.abs(got[there] - want[there]) <= gamma(K + 4) * size[there]).all()
+
+
+def take_away(w: QTensor, code: int) -> None:
+    """Makes minima of what that code stands for, so that weights of it are nearly nothing, and other ones small."""
+    f = format_of(w.format)
+    b = w.data.view(f.struct)
+    if f.block == 32:
+        b["m"] = -code * b["d"]
+    else:
+        b["dmin"] = b["d"] * np.float16(code)
+        if f.name == "Q2_K":
+            b["scales"] = b["scales"] & 15 | b["scales"] << 4
+        else:
+            b["scales"][:, :4] = b["scales"][:, 4:8]
+            b["scales"][:, 8:] = b["scales"][:, 8:] & 15 | b["scales"][:, 8:] << 4
+
+
+@pytest.mark.parametrize("precision", CPU.PRECISIONS)
+@pytest.mark.parametrize("name", MINIMA)
+def test_a_minimum_that_takes_the_codes_away_costs_rounding_alone(name: str, precision: str) -> None:
+    """docs/budgets.md, Products with minima here: a bound of the parts' sizes, which holds however they cancel."""
+    f, rng = format_of(name), np.random.default_rng(7)
+    w = random_matrix(rng, name, 70, 6 * f.block)
+    middle = f.levels // 2
+    b = w.data.view(f.struct)
+    b["qs"] = {4: 0xAA, 16: 0x88, 32: 0x00}[f.levels]  # the middle code for all, but for one byte of a block
+    if f.high:
+        b[f.high] = 0xFF
+    b["qs"][:, 5] = rng.integers(0, 256, len(b))
+    take_away(w, middle)
+    x_TI = random_x(rng, 41, w.shape[1]) + 1
+    got = CPU.linear(x_TI, matrices(precision, w))
+    assert CPU.linear(x_TI[:1], matrices(precision, w)).tobytes() == got[:1].tobytes()
+    apart_TG, used_TI = sums_apart(name, precision, x_TI), as_activations(name, precision, x_TI)
+    least_OG, most_OG = of_one_code(w, 0), of_one_code(w, 255)
+    want = used_TI @ dequantize(w).astype(np.float64).T + apart_TG @ least_OG.T
+
+    groups, blocks = w.shape[1] // f.group, w.shape[1] // f.block
+    roundings = {
+        "f32": 2 * groups + f.group + 2,
+        "int8": 2 * blocks if f.block == 32 else blocks + 3,
+        "int16": 2 * blocks + 2 if f.block == 32 else blocks + 4,
+    }[precision]
+    steps = np.abs(x_TI).max() / 32639 * 256 if precision == "int16" else 0  # both halves may be larger than x
+    size_TG = (np.abs(used_TI) + steps).reshape(len(x_TI), groups, -1).sum(axis=2) + np.abs(apart_TG)
+    size_OG = np.abs(most_OG - least_OG) * f.levels / (f.levels - 1) + np.abs(least_OG)
+    assert (np.abs(got - want) <= gamma(roundings + 3) * (size_TG @ size_OG.T)).all()  # 3: the reference's decoding
+    assert np.abs(want).max() < 0.3 * (size_TG @ size_OG.T).max()  # they do cancel
 
 
 @pytest.mark.parametrize("precision", CPU.PRECISIONS)
@@ -134,7 +218,7 @@ def laid_out(name: str, x_TI: np.ndarray) -> Callable[[int, int, type], np.ndarr
     return part
 
 
-@pytest.mark.parametrize("name", ["Q8_0", "Q8_K"])
+@pytest.mark.parametrize("name", ["Q8_0", "Q8_1", "Q8_K"])
 @settings(max_examples=20, deadline=None)
 @given(
     T=st.integers(1, 9),
@@ -144,7 +228,8 @@ def laid_out(name: str, x_TI: np.ndarray) -> Callable[[int, int, type], np.ndarr
 )
 def test_activations_are_ggmls_to_the_bit(name: str, T: int, blocks: int, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    block = 32 if name == "Q8_0" else 256
+    form = {"Q8_0": q8_0, "Q8_1": q8_1, "Q8_K": q8_k}[name]
+    block = form.BLOCK
     x_TI = rng.standard_normal((T, blocks * block)).astype(np.float32)
     x_TI[rng.random(x_TI.shape) < 0.3] = 0
     if seed % 3 == 0:
@@ -153,15 +238,17 @@ def test_activations_are_ggmls_to_the_bit(name: str, T: int, blocks: int, scale:
         x_TI[0, :block] = 0
     x_TI *= np.float32(scale)
     with np.errstate(over="ignore"):  # a step too large for a half is infinite
-        want = (q8_0.encode_activations if block == 32 else q8_k.encode)(x_TI.reshape(-1, block))
-    want = want.view((q8_0 if block == 32 else q8_k).STRUCT).reshape(T, blocks)
+        want = (form.encode_activations if block == 32 else q8_k.encode)(x_TI.reshape(-1, block))
+    want = want.view(form.STRUCT).reshape(T, blocks)
 
     K, part = x_TI.shape[1], laid_out(name, x_TI)
     codes = np.ascontiguousarray(part(0, K // 4, np.int32)).view(np.int8)
     assert (codes == want["qs"].reshape(T, K)).all()
     assert part(K, blocks, np.float32).tobytes() == want["d"].astype(np.float32).tobytes()
     of_32 = codes.reshape(T, -1, 32).sum(axis=2)
-    if block == 32:
+    if name == "Q8_1":
+        assert part(K + 4 * blocks, K // 32, np.float32).tobytes() == want["s"].astype(np.float32).tobytes()
+    elif block == 32:
         assert (part(K + 4 * blocks, K // 32, np.int32) == of_32).all()
     else:
 
@@ -222,6 +309,16 @@ def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> Non
         noise = CPU.linear(x_TI, matrices(precision, w)) - exact
         variance = np.repeat((amax / most) ** 2 / 12, block, axis=1) @ np.square(w_OI).T
         assert 0.9 < np.sqrt(np.mean(noise**2) / np.mean(variance)) < 1.1, precision
+
+
+@pytest.mark.parametrize("T", [1, 41])
+def test_every_power_of_mxfp4_is_its_own(T: int) -> None:
+    """All 256, of which two are below a float32's normal numbers, to the bit."""
+    blocks = np.full((256, 17), 0x21, np.uint8)
+    blocks[:, 0] = np.arange(256)
+    w = QTensor("MXFP4", (256, 32), blocks.reshape(-1))
+    unit = np.eye(T, 32, dtype=np.float32)
+    assert CPU.linear(unit, matrices("f32", w)).tobytes() == np.pad(dequantize(w).T, ((0, 9), (0, 0)))[:T].tobytes()
 
 
 def _count(first, last, counts):

@@ -25,6 +25,7 @@ from qwenref.engine.forward import EVERY, forward
 from qwenref.engine.kernels.cpu import Cpu
 from qwenref.engine.kernels.cpu.machine import compiled
 from qwenref.engine.kernels.cpu.machine.paths import PATHS, choose_path, features
+from qwenref.engine.kernels.cpu.matmul.packed import FORMATS
 from qwenref.engine.tap import SILENT
 from qwenref.errors import BadInput
 
@@ -83,6 +84,21 @@ def test_every_stage_has_the_same_bits(name: str, results: dict[str, Any]) -> No
 @pytest.mark.parametrize("name", RUNS)
 def test_the_self_test_is_right_everywhere(name: str, results: dict[str, Any]) -> None:
     assert results[name]["self-test"] == selftest.DIGESTS
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", [name for name in FORMATS if "/" not in name])
+def test_products_have_the_same_bits_on_every_path(name: str) -> None:
+    """The kernels of all formats, on all paths, take minutes to compile."""
+    found = {}
+    for path in (path for path in PATHS if has(path)):
+        command = [sys.executable, str(HERE / "cpu_digest.py"), "--products", name]
+        done = subprocess.run(
+            command, env=os.environ | {"QWENREF_SIMD": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{path}: {done.stderr}"
+        found[path] = done.stdout
+    assert len(set(found.values())) == 1 and len(found) > 1, found
 
 
 def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from qwenref.engine.kernels import cpu
-from qwenref.engine.kernels.cpu.formats import fp4, nf4
+from qwenref.engine.kernels.cpu.formats import fp4, mxfp4, nf4
 from qwenref.engine.kernels.cpu.machine.paths import PATHS
 from qwenref.engine.kernels.cpu.matmul import packed
 from qwenref.engine.kernels.cpu.matmul.linear import stack
 from qwenref.engine.kernels.cpu.matmul.packed import FORMATS, form_of, pack
 from qwenref.engine.load import open_weights
 from qwenref.quant import fp4 as fp4_format
+from qwenref.quant import mxfp4 as mxfp4_format
 from qwenref.quant import nf4 as nf4_format
 from qwenref.quant.codes import SCALES
 from qwenref.quant.tensor import QTensor, dequantize, format_of
@@ -160,6 +161,7 @@ def test_every_stage_of_a_model_has_the_bits_of_the_decoded_one(
 def test_levels_are_said_twice_alike() -> None:
     assert np.array_equal(np.float32(nf4.LEVELS), nf4_format.LEVELS)
     assert np.array_equal(np.float32(fp4.LEVELS), fp4_format.LEVELS)
+    assert np.array_equal(np.float32(mxfp4.LEVELS), mxfp4_format.LEVELS)
 
 
 @pytest.mark.matrix

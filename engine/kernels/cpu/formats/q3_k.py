@@ -9,6 +9,7 @@ from ..machine.kernel import helper
 from ..machine.simd import load_f16, load_i32, mask, shift_left, shift_right, signed_byte, splat_i32, to_f32
 from ..machine.tiles import code3_4
 from ..matmul.form import Form
+from ..matmul.integer import blocks_of_256
 from ..matmul.product import coded
 
 SIZE = 64 + 27 * 128
@@ -29,16 +30,35 @@ def codes(w, group, quad):
 
 
 @helper
-def scales(words, four):
+def raised(w, four):
     """Four groups' scales, 32 above what they stand for, a byte each."""
+    words = w + 64
     low = mask(shift_right(load_i32(words + 128 * (24 + (four & 1))), 4 * (four >> 1)), 0x0F0F0F0F)
     return low | shift_left(mask(shift_right(load_i32(words + 128 * 26), 2 * four), 0x03030303), 4)
 
 
 @helper
+def scales(w, four):
+    """The same as signed bytes: 32 less in each, borrowing from the bit that is set before and turned over again."""
+    top = splat_i32(-0x7F7F7F80)  # 0x80 in every byte
+    return ((raised(w, four) | top) - splat_i32(0x20202020)) ^ top
+
+
+@helper
+def factor(w):
+    return load_f16(w)
+
+
+@helper
 def scale(w, group):
     b, j = block_of(w, group), group & 15
-    return load_f16(b) * to_f32(signed_byte(scales(b + 64, j >> 2), j & 3) - splat_i32(32))
+    return factor(b) * to_f32(signed_byte(raised(b, j >> 2), j & 3) - splat_i32(32))
 
 
-FORM = Form(q3_k.FORMAT, half_at=108, words_at=0, f32=coded(__name__, codes, code3_4, scale, rest=None, quads=4))
+FORM = Form(
+    q3_k.FORMAT,
+    half_at=108,
+    words_at=0,
+    f32=coded(__name__, codes, code3_4, scale, rest=None, quads=4),
+    **blocks_of_256(__name__, codes, scales, None, factor, None, quads=4, size=SIZE, bits=3),
+)

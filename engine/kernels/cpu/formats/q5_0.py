@@ -15,12 +15,13 @@ from ..matmul.integer import blocks_of_32
 from ..matmul.product import coded
 
 SIZE = 64 + 5 * 128
+BITS_AT = 64  # Q5_1 has its own in the place of these two
 
 
-def _spread(first, last, w):
+def spread(first, last, w):
     """Blocks first..last of 32 rows: the fifth bits from ggml's order to ours."""
     for i in range(first, last):
-        at = w + i * SIZE + 64
+        at = w + i * SIZE + BITS_AT
         old = load_i32(at)
         new = old ^ old
         for j in range(4):
@@ -49,5 +50,5 @@ FORM = Form(
     words_at=2,
     f32=coded(__name__, codes, code5_16, scale, rest=None, quads=8),
     **blocks_of_32(__name__, codes, dot4_tile, 16, scale, bits=5),
-    rearrange=Kernel(_spread),
+    rearrange=Kernel(spread),
 )

@@ -74,7 +74,7 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
     return write
 
 
-code3_4 = operation(floats, ints, intp)(_code(3, 4))
+code2_2, code3_4 = (operation(floats, ints, intp)(_code(*k)) for k in ((2, 2), (3, 4)))
 code4_8, code5_16 = (operation(floats, ints, intp)(_code(*k)) for k in ((4, 8), (5, 16)))
 code6_32, code8_128 = (operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
 
@@ -356,7 +356,7 @@ def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
 
 
 # How many sums of 2 products of codes and bytes add up in 16 bits: 2 x (2^bits - 1) x 128 each, together below 2^15.
-TOGETHER = {4: 8, 5: 4, 6: 2}
+TOGETHER = {2: 42, 3: 18, 4: 8, 5: 4, 6: 2}
 
 
 def group_tile(quads: int, bits: int) -> Any:

@@ -25,7 +25,7 @@ class Integer(TypedDict):
 class Form:
     """How 32 rows of a format lie side by side, and the products that read them.
 
-    A block has a half at half_at (or none, -1), and 32-bit words from words_at to wherever the half begins. Packed, a
+    A block has a half at half_at (or none, -1), and as many 32-bit words from words_at on as the rest takes. Packed, a
     block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on. rearrange, where there is
     one, goes over the packed blocks. f32, int8, int16: products by what the activations are; a form without integer
     ones takes float32's. takes: whether the products give these blocks' values to the bit, where not all have it;

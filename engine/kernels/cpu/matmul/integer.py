@@ -1,7 +1,8 @@
 """Products of quantised weights with activations from quantize.py: exact integer sums, then float32.
 
 ggml's own arithmetic, up to the order of its float32 additions. Codes are unsigned, `offset` above what they stand
-for, so an integer sum begins at -offset times the sum of the activations. For one token and for many as product.py
+for, so an integer sum begins at -offset times the sum of the activations; where a format has minima, the sum meets
+these instead. For one token and for many as product.py
 says; a tile's parts lie as quantize.py says. `multiply` is dot4_tile, or dot4_wide_tile for codes over 128.
 """
 
@@ -27,6 +28,7 @@ from ..machine.simd import (
 from ..machine.tiles import (
     dot2_tile,
     dot4_tile,
+    fma_tile,
     group_tile,
     multiply_tile,
     scale2_tile,
@@ -36,10 +38,10 @@ from ..machine.tiles import (
     tile_width,
     zeros_like,
 )
-from .form import Integer
+from .form import Integer, Products
 from .product import PIECE, TILE, VECTOR, fetch_ahead, kernels, many
 
-OFFSET = 5  # Q6_K's codes are 2^5 above what they stand for
+GROUPS = PIECE // 32  # of a panel, where blocks are of 32
 
 
 @helper
@@ -57,8 +59,23 @@ def dot_pair(codes, multiply, w, g, quads, x, p, q, here, step):
 
 
 @helper
-def q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero):
-    """A row block of weights in blocks of 32 times one token in Q8_0, or its two halves in Q16_0."""
+def meet_stored(minimum, steps, sums, acc):
+    """acc + a minimum times a block's activations, in Q8_1, which has the step times their sum as a half."""
+    return fma_tile(minimum, sums, acc)
+
+
+@helper
+def meet_counted(minimum, steps, sums, acc):
+    """The same in Q16_0, which has the exact sum."""
+    return scale2_tile(start_tile(sums, 1, acc), minimum, steps, acc)
+
+
+@helper
+def q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero):
+    """A row block of weights in blocks of 32 times one token in Q8_0 or Q8_1, or its two halves in Q16_0.
+
+    minimum(w, group), or None; meet: meet_stored or meet_counted. With minima `offset` is 0.
+    """
     word = 4 * tile_width(zero)
     steps = x + K // 4 * word
     sums = steps + K // 32 * word
@@ -69,13 +86,19 @@ def q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero):
         p, q = start_tile(sums + word * g, -offset, zero), start_tile(sums + word * (g + 1), -offset, zero)
         p, q = dot_pair(codes, multiply, w, g, 8, x, p, q, w + g * group_size, group_size // 4)
         acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
+        if minimum is not None:
+            acc = meet(minimum(w, g), steps + word * g, sums + word * g, acc)
         acc = scale2_tile(q, scale(w, g + 1), steps + word * (g + 1), acc)
+        if minimum is not None:
+            acc = meet(minimum(w, g + 1), steps + word * (g + 1), sums + word * (g + 1), acc)
     if groups % 2:
         g = groups - 1
         p = start_tile(sums + word * g, -offset, zero)
         for quad in range(8):
             p = multiply(codes(w, g, quad), x + (8 * g + quad) * word, p)
         acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
+        if minimum is not None:
+            acc = meet(minimum(w, g), steps + word * g, sums + word * g, acc)
     return acc
 
 
@@ -94,13 +117,13 @@ def store_pairs(bytes_, power, at):
 
 
 @helper
-def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, zero):
+def q8_k_one(codes, scales, minima, factor, min_factor, quads, power, size, w, x, K, zero):
     """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K, or its two
     halves in Q16_K.
 
     Integers to the end of a block, as in ggml: sums of groups times scales, less the minima's share or, without
-    minima, the share of OFFSET. scales(w, four) and minima(w, four) are bytes of four groups; factor(w) and
-    min_factor(w) multiply them; size: bytes of a block.
+    minima, the share of the 2^power that codes are above what they stand for. scales(w, four) and minima(w, four) are
+    bytes of four groups; factor(w) and min_factor(w) multiply them; size: bytes of a block.
     """
     word = 4 * tile_width(zero)
     steps = x + K // 4 * word
@@ -119,9 +142,10 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, ze
                 total = multiply_tile(p, signed_byte(bytes_, i), total)
                 total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
             if minima is None:
-                total = dot_pairs(bytes_, OFFSET, sums16 + 2 * four * word, total)
+                total = dot_pairs(bytes_, power, sums16 + 2 * four * word, total)
             else:
-                least = dot_pairs(minima(w, four), 0, sums32 + 2 * four * word, least)
+                own = sums16 if quads == 4 else sums32
+                least = dot_pairs(minima(w, four), 0, own + 2 * four * word, least)
         part = scale_tile(total, factor(w), zero)
         if minima is not None:
             part = scale_tile(least, min_factor(w), part)
@@ -131,8 +155,9 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, size, w, x, K, ze
 
 
 @helper
-def fill_codes(codes, planes, scale, w, k, width, panel):
-    """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales.
+def fill_codes(codes, planes, scale, minimum, w, k, width, panel):
+    """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales and
+    minima.
 
     planes: 1, or 2 where a group's low nibbles lie before its high ones.
     """
@@ -146,10 +171,12 @@ def fill_codes(codes, planes, scale, w, k, width, panel):
                 store_i32(at, mask(code, 0x0F0F0F0F))
                 store_i32(at + 8 * VECTOR, mask(shift_right(code, 4), 0x0F0F0F0F))
         store_f32(panel + (PIECE + g) * VECTOR, scale(w, first + g))
+        if minimum is not None:
+            store_f32(panel + (PIECE + GROUPS + g) * VECTOR, minimum(w, first + g))
 
 
 @helper
-def fill_block(codes, scales, minima, factor, min_factor, quads, size, w, k, panel):
+def fill_block(codes, scales, minima, factor, min_factor, quads, power, size, w, k, panel):
     """The block of 256 columns from k on: 64 vectors of codes, the groups' scales, then pairs of bytes for dot2, two
     vectors for four groups, and the factors.
     """
@@ -164,7 +191,7 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, size, w, k, pan
                 store_i32(panel + ((4 * four + i) * quads + quad) * VECTOR, codes(w, 4 * four + i, quad))
             store_i32(at + (4 * four + i) * VECTOR, signed_byte(bytes_, i))
         if minima is None:
-            store_pairs(bytes_, OFFSET, pairs + 2 * four * VECTOR)
+            store_pairs(bytes_, power, pairs + 2 * four * VECTOR)
         else:
             store_pairs(minima(w, four), 0, pairs + 2 * four * VECTOR)
     factors = pairs + groups // 2 * VECTOR
@@ -174,8 +201,8 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, size, w, k, pan
 
 
 @helper
-def q8_0_many(group, planes, offset, panel, x, k, width, K, acc):
-    """acc and a panel of fill_codes times a tile in Q8_0. group: of 8 quads."""
+def q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
+    """acc and a panel of fill_codes times a tile in Q8_0 or Q8_1. group: of 8 quads."""
     steps = x + (K + k // 32 * 4) * TILE
     sums = steps + K // 32 * TILE * 4
     x += k * TILE
@@ -185,6 +212,9 @@ def q8_0_many(group, planes, offset, panel, x, k, width, K, acc):
             at = panel + (g * planes + plane) * 8 * VECTOR
             p = group(at, x + g * 32 * TILE, TILE * 4, splat_i32(np.int32(1 << 4 * plane)), p)
         acc = scale2_tile(p, load_f32(panel + (PIECE + g) * VECTOR), steps + g * TILE * 4, acc)
+        if minimum is not None:
+            least = load_f32(panel + (PIECE + GROUPS + g) * VECTOR)
+            acc = meet(least, steps + g * TILE * 4, sums + g * TILE * 4, acc)
     return acc
 
 
@@ -209,31 +239,37 @@ def q8_k_many(group, minima, quads, panel, x, k, K, acc):
     part = scale_tile(total, load_f32(factors), many())
     if minima is not None:
         least = zeros_like(acc)
+        own = sums16 if quads == 4 else sums32
         for i in range(groups // 2):
-            least = dot2_tile(load_i32(pairs + i * VECTOR), sums32 + i * TILE * 4, least)
+            least = dot2_tile(load_i32(pairs + i * VECTOR), own + i * TILE * 4, least)
         part = scale_tile(least, load_f32(factors + VECTOR), part)
     return spread_tile(part, steps, acc)
 
 
-def blocks_of_32(form: str, codes: Any, multiply: Any, offset: int, scale: Any, bits: int, planes: int = 1) -> Integer:
+def blocks_of_32(
+    form: str, codes: Any, multiply: Any, offset: int, scale: Any, bits: int, planes: int = 1, minimum: Any = None
+) -> Integer:
     """The products of a format in blocks of 32 with activations of 8 and of 16 bits. bits: of a code, or of each plane
-    of one.
+    of one. minimum(w, group): where it has minima, and so meets Q8_1 instead of Q8_0.
     """
     group = group_tile(8, bits)
 
-    @helper
-    def one(w, size, x, K, zero):
-        return q8_0_one(codes, multiply, offset, scale, w, size, x, K, zero)
+    def products(precision: str, halves: int, meet: Any) -> Products:
+        @helper
+        def one(w, size, x, K, zero):
+            return q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
 
-    @helper
-    def fill(w, size, k, width, K, panel):
-        fill_codes(codes, planes, scale, w, k, width, panel)
+        @helper
+        def fill(w, size, k, width, K, panel):
+            fill_codes(codes, planes, scale, minimum, w, k, width, panel)
 
-    @helper
-    def many(panel, x, k, width, K, acc):
-        return q8_0_many(group, planes, offset, panel, x, k, width, K, acc)
+        @helper
+        def many(panel, x, k, width, K, acc):
+            return q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc)
 
-    return _both(form, one, fill, many)
+        return kernels(form, precision, one, fill, many, halves)
+
+    return Integer(int8=products("int8", 1, meet_stored), int16=products("int16", 2, meet_counted))
 
 
 def blocks_of_256(
@@ -249,22 +285,18 @@ def blocks_of_256(
 ) -> Integer:
     """The same of a format in blocks of 256 (q8_k_one says what these are). bits: of a code."""
     group = group_tile(quads, bits)
-    block_size = size
+    block_size, power = size, bits - 1
 
     @helper
     def one(w, size, x, K, zero):
-        return q8_k_one(codes, scales, minima, factor, min_factor, quads, block_size, w, x, K, zero)
+        return q8_k_one(codes, scales, minima, factor, min_factor, quads, power, block_size, w, x, K, zero)
 
     @helper
     def fill(w, size, k, width, K, panel):
-        fill_block(codes, scales, minima, factor, min_factor, quads, block_size, w, k, panel)
+        fill_block(codes, scales, minima, factor, min_factor, quads, power, block_size, w, k, panel)
 
     @helper
     def many(panel, x, k, width, K, acc):
         return q8_k_many(group, minima, quads, panel, x, k, K, acc)
 
-    return _both(form, one, fill, many)
-
-
-def _both(form: str, one: Any, fill: Any, many: Any) -> Integer:
     return Integer(int8=kernels(form, "int8", one, fill, many), int16=kernels(form, "int16", one, fill, many, halves=2))

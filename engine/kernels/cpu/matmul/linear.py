@@ -37,21 +37,27 @@ class Stack:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How activations lie for a product: the kernel that writes it, the columns of a block (1: not quantised), which of
-    a form's products take it, and the vectors of a tile that are one token.
+    a form's products take it, the vectors of a tile that are one token, and of how many columns sums lie behind those
+    that are not quantised.
     """
 
     kernel: Kernel
     block: int
     products: str
     halves: int = 1
+    summed: int = product.SUMMED
 
     def tile_size(self, K: int, tile: int) -> int:
-        return quantize.tile_size(K, tile, self.block) if self.block > 1 else product.tile_size(K, tile)
+        if self.block == 1:
+            return product.tile_size(K, tile, self.summed)
+        return quantize.tile_size(K, tile, self.block)
 
 
 LAYOUTS = {
     "F32": Layout(product.lay_out, 1, "f32"),
+    "F32, sums of 16": Layout(product.lay_out_16, 1, "f32", summed=16),
     "Q8_0": Layout(quantize.Q8_0, format_of("Q8_0").block, "int8"),
+    "Q8_1": Layout(quantize.Q8_1, format_of("Q8_1").block, "int8"),
     "Q8_K": Layout(quantize.Q8_K, format_of("Q8_K").block, "int8"),
     "Q16_0": Layout(quantize.Q16_0, q16.BLOCKS["Q16_0"], "int16", 2),
     "Q16_K": Layout(quantize.Q16_K, q16.BLOCKS["Q16_K"], "int16", 2),
@@ -59,10 +65,11 @@ LAYOUTS = {
 
 
 def activations(form: Form, precision: str) -> str:
-    """What a packed form's products take, a name of LAYOUTS: F32 where it has no products of that precision."""
+    """What a packed form's products take, a name of LAYOUTS: float32 where it has no products of that precision."""
     f = form.format
-    name = {"int8": f.activations, "int16": f.activations_int16}.get(precision, "F32")
-    return name if name in LAYOUTS and getattr(form, LAYOUTS[name].products) else "F32"
+    unrounded = "F32, sums of 16" if f.minimum and f.group == 16 else "F32"
+    name = {"int8": f.activations, "int16": f.activations_int16}.get(precision, unrounded)
+    return name if name in LAYOUTS and getattr(form, LAYOUTS[name].products) else unrounded
 
 
 def kernels_for(form: Form, precision: str) -> tuple[Kernel, ...]:

@@ -24,8 +24,8 @@ from ..machine.team import run_now
 from .form import Form
 
 FORMATS = (
-    *("Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "MXFP4"),
     *("F16", "BF16", "F32"),
     *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
     *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in ("F16", "BF16", "F32")),
@@ -129,9 +129,10 @@ def pack(w: QTensor) -> Packed:
     decoded = form is form_named("F32")
     block_bytes = form.format.bytes
     half = form.half_at >= 0
-    words = (block_bytes - 2 * half) // 4
+    words = -(-(block_bytes - 2 * half) // 4)
+    of_row = 2 * half + 4 * words  # of a block's bytes in the file, and of MXFP4's one twice
     blocks = K // form.format.block
-    size = blocks * LANES * block_bytes
+    size = blocks * LANES * of_row
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
     slab = max(LANES, SLAB // (4 * K if decoded else w.data.size // rows) // LANES * LANES)
     for start in range(0, rows, slab):
@@ -146,5 +147,5 @@ def pack(w: QTensor) -> Packed:
     if isinstance(w, Assembled):
         w.forget()
     if form.rearrange:
-        run_now(form.rearrange.job(len(packed.data) // (block_bytes * LANES), 64, packed.data.ctypes.data))
+        run_now(form.rearrange.job(len(packed.data) // (of_row * LANES), 64, packed.data.ctypes.data))
     return packed

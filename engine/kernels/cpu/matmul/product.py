@@ -16,7 +16,7 @@ import numpy as np
 from ..machine.codegen import LANES, floats
 from ..machine.kernel import Kernel, helper, specialise
 from ..machine.paths import SET
-from ..machine.simd import get_f32, load_f32, scratch, set_f32, store_f32, total
+from ..machine.simd import get_f32, load_f32, load_f32_first, scratch, set_f32, store_f32, total
 from ..machine.tiles import add_neighbours, add_tile, fma_tile, load_tile, scale_tile, store_tile, tile_width, zero_tile
 from ..machine.work import fetch
 from .form import Products
@@ -92,9 +92,12 @@ def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves:
 # ---- float32 activations
 
 
-def tile_size(K: int, tile: int) -> int:
-    """Bytes of a tile of float32 activations: x [K, tile], then its sums over 32 columns [K / 32, tile]."""
-    return (K + K // 32) * tile * 4
+SUMMED = 32  # columns of a group, whose sum a minimum meets; for groups of 16 `lay_out_16` puts its own here
+
+
+def tile_size(K: int, tile: int, summed: int) -> int:
+    """Bytes of a tile of float32 activations: x [K, tile], then its sums over `summed` columns [K / summed, tile]."""
+    return (K + K // summed) * tile * 4
 
 
 def _lay_out(first, last, x, stride, T, K, tile, out, out_size):
@@ -104,7 +107,7 @@ def _lay_out(first, last, x, stride, T, K, tile, out, out_size):
             row, to = x + (i * tile + t) * stride, out + i * out_size + 4 * t
             sums = to + K * tile * 4
             if i * tile + t >= T:
-                for k in range(K + K // 32):
+                for k in range(K + K // SUMMED):
                     set_f32(to + 4 * tile * k, np.float32(0))
                 continue
             if tile == 1:
@@ -112,11 +115,12 @@ def _lay_out(first, last, x, stride, T, K, tile, out, out_size):
                     store_f32(to + 4 * k, load_f32(row + 4 * k))
             for k in range(K // LANES * LANES if tile == 1 else 0, K):
                 set_f32(to + 4 * tile * k, get_f32(row + 4 * k))
-            for g in range(K // 32):
-                set_f32(sums + 4 * tile * g, total(load_f32(row + 128 * g)))
+            for g in range(K // SUMMED):
+                set_f32(sums + 4 * tile * g, total(load_f32_first(row + 4 * SUMMED * g, SUMMED)))
 
 
 lay_out = Kernel(_lay_out)
+lay_out_16 = specialise(_lay_out, "lay_out_16", __name__=__name__, SUMMED=16)
 
 
 @helper
@@ -133,9 +137,9 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
 
     For each group of 4 * quads columns that shares a scale a chain of fused multiply-adds sums code * x, both exact;
     one more adds scale * that to the output. Where the format stores w = scale * u - minimum with u from 0, the code
-    is u - 8 or u - 16 here, and `rest`, -minimum + 8 * scale, times the group's sum of x is one more multiply-add: with
-    smaller terms the rounding error stays that of a plain dot product. Two groups at a time: their chains are
-    independent, which hides the latency of the additions.
+    is u - 2, u - 8 or u - 16 here, and `rest`, -minimum + 8 * scale (2, 16), times the group's sum of x is one more
+    multiply-add: with smaller terms the rounding error stays that of a plain dot product. Two groups at a time: their
+    chains are independent, which hides the latency of the additions.
 
     codes(w, group, quad): four columns' codes, a byte each; value(codes, byte); scale(w, group); rest(w, group) or
     None.
@@ -193,7 +197,7 @@ def fill_values(codes, value, scale, rest, quads, w, k, width, panel):
 def values_many(rest, quads, panel, x, k, width, K, acc):
     """acc and a panel of fill_values times a tile of float32: the chains that codes_one has."""
     scales = panel + PIECE * VECTOR
-    sums = x + (K + k // 32) * TILE * 4
+    sums = x + (K + k // (4 * quads)) * TILE * 4
     x += k * TILE * 4
     for g in range(width // (4 * quads)):
         p = many()

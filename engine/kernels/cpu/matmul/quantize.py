@@ -1,8 +1,9 @@
 """Activations for integer products, a tile of tokens in one piece: as ggml makes them, to the bit, Q8_0 for weights in
-blocks of 32, Q8_K for 256 (quant/q8_0.py, quant/q8_k.py); or with 16 bits, Q16_0 and Q16_K (quant/q16.py), where a
-token is two, its codes' high bytes and its low ones:
+blocks of 32, Q8_1 where these have minima, Q8_K for 256 (quant/q8_0.py, q8_1.py, q8_k.py); or with 16 bits, Q16_0 and
+Q16_K (quant/q16.py), where a token is two, its codes' high bytes and its low ones:
 
 Q8_0: x int8 [K / 4, tile, 4], steps float32 [K / 32, tile], sums of 32 x int32 [K / 32, tile]
+Q8_1: as Q8_0, but the sums are ggml's: times the step before that became a half, and halves too (held as float32)
 Q8_K: x, steps [K / 256, tile], less the sums of 16 x, int16 [K / 32, tile, 2], and of 32 x, [K / 64, tile, 2]. Of four
 sums the first and third are a pair, the second and fourth another: dot2's order.
 """
@@ -40,7 +41,7 @@ from ..machine.simd import (
 
 
 def tile_size(K: int, tile: int, block: int) -> int:
-    """Bytes of a tile in Q8_0 (block 32) or Q8_K (256)."""
+    """Bytes of a tile in Q8_0 or Q8_1 (block 32), or Q8_K (256)."""
     numbers = K // 32 + K // 32 if block == 32 else K // 256 + K // 32 + K // 64
     return (K + 4 * numbers) * tile
 
@@ -106,6 +107,23 @@ def write_q8_0(x, there, step, numbers, to, sums, k, K, tile, t):
     extreme = maximum(absolute(v))
     set_f32(step, half_rounded(extreme / np.float32(127)))
     store_32(whole(v * splat_f32(ratio(127, extreme))), to, sums, k, tile, t)
+
+
+@helper
+def signed_half(x):
+    size = half_rounded(abs(x))
+    return -size if x < 0 else size
+
+
+@helper
+def write_q8_1(x, there, step, numbers, to, sums, k, K, tile, t):
+    v = load_f32(x) if there else splat_f32(np.float32(0))
+    extreme = maximum(absolute(v))
+    d = extreme / np.float32(127)
+    set_f32(step, half_rounded(d))
+    n = whole(v * splat_f32(ratio(127, extreme)))
+    store_words_of_bytes(to + k * tile + 4 * t, 4 * tile, n)
+    set_f32(sums + (k // 32 * tile + t) * 4, signed_half(np.float32(total_ints(n)) * d))
 
 
 @helper
@@ -221,5 +239,6 @@ def write_q16_k(x, there, step, numbers, to, sums, k, K, tile, t):
         store_128(low(a), low(b), low(c), low(d), numbers, to, sums, k + h, K, tile, t + 1)
 
 
-Q8_0, Q8_K = layout("q8_0", 32, 1, write_q8_0), layout("q8_k", 256, 1, write_q8_k)
+Q8_0, Q8_1 = layout("q8_0", 32, 1, write_q8_0), layout("q8_1", 32, 1, write_q8_1)
+Q8_K = layout("q8_k", 256, 1, write_q8_k)
 Q16_0, Q16_K = layout("q16_0", 32, 2, write_q16_0), layout("q16_k", 256, 2, write_q16_k)

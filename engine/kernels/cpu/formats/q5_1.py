@@ -1,0 +1,48 @@
+"""Q5_1, packed: 6 words of 32 rows a block of 32: d and m, the fifth bits as in q5_0.py, and 4 of codes
+(quant/q5_1.py).
+"""
+
+from __future__ import annotations
+
+from .....quant import q5_1
+from ..machine.kernel import helper, specialise
+from ..machine.simd import high_half, load_i32, low_half, mask, shift_left, shift_right, splat_f32
+from ..machine.tiles import code5_16, dot4_tile
+from ..matmul.form import Form
+from ..matmul.integer import blocks_of_32
+from ..matmul.product import coded
+from .q5_0 import spread
+
+SIZE = 6 * 128
+
+
+@helper
+def codes(w, group, quad):
+    b, h = w + group * SIZE + 128, quad >> 2
+    low = mask(shift_right(load_i32(b + 128 * (1 + (quad & 3))), 4 * h), 0x0F0F0F0F)
+    return low | shift_left(mask(shift_right(load_i32(b), quad), 0x01010101), 4)
+
+
+@helper
+def scale(w, group):
+    return low_half(load_i32(w + group * SIZE))
+
+
+@helper
+def minimum(w, group):
+    return high_half(load_i32(w + group * SIZE))
+
+
+@helper
+def rest(w, group):
+    return splat_f32(16.0) * scale(w, group) + minimum(w, group)
+
+
+FORM = Form(
+    q5_1.FORMAT,
+    half_at=-1,
+    words_at=0,
+    f32=coded(__name__, codes, code5_16, scale, rest=rest, quads=8),
+    **blocks_of_32(__name__, codes, dot4_tile, 0, scale, bits=5, minimum=minimum),
+    rearrange=specialise(spread, "spread", __name__=__name__, SIZE=SIZE, BITS_AT=128),
+)
