@@ -17,7 +17,7 @@ from qwenref.trace.verify.finding import UNEXPLAINED
 from qwenref.trace.verify.verify import verify
 
 from ...engines import ENGINES, Mistake, Run, changed, dot, dump_of, f32, to_bfloat16
-from ...plants import PLANTS, Plant
+from ...plants import PLANTS, Plant, everywhere, free_softmax
 from ...thinned import always, thinned
 from .test_hypotheses import TOKENS, weights
 
@@ -107,3 +107,25 @@ def test_a_mistake_inside_attention_is_named(p: Plant, engine: str, layer: int) 
     for f in found:
         names = {h.name for h in f.hypotheses}
         assert names & {p.named, *SAME.get(p.named, ())}, (f.phase, names)
+
+
+KEY, POS = np.arange(len(TOKENS)), np.arange(len(TOKENS))[:, None]
+MASKS = {
+    "documents or chunks that do not see each other begin at positions 0, 3, 6": (KEY <= POS) & (KEY >= POS // 3 * 3),
+    "each position sees 2 keys too many: a wrong corner": KEY <= POS + 2,
+    "key 4 is hidden from the positions behind": (KEY <= POS) & ((KEY != 4) | (KEY == POS)),
+}
+
+
+@pytest.mark.parametrize("words", MASKS)
+def test_any_mask_is_read_off_the_result(words: str) -> None:
+    def masked(run: Run, x: A) -> A:
+        run = replace(run, kernels=SimpleNamespace(**{**vars(run.kernels), "mul": WIDE.mul}))
+        return free_softmax(run, everywhere(run)[0], -1, MASKS[words])
+
+    w = weights("Q8_0")
+    dump = dump_of(w, FLASH, TOKENS, mistakes={("attn_softmax", 1): masked})
+    dump = changed(dump, lambda e: None if e.stage.name in UNSEEN else e)
+    (found,) = [f for f in verify(dump, w).findings if f.verdict == UNEXPLAINED]
+    assert (found.layer, found.stage) == (1, "attention")
+    assert words in {h.sentence.removeprefix("the mask is another: ") for h in found.hypotheses}

@@ -81,6 +81,11 @@ def described(seen_TS: Mask, own_TS: Mask, key_S: NDArray[np.integer], pos_T1: N
     if np.array_equal(seen_TS, causal_TS & (key_S >= first_T[:, None])) and (np.diff(first_T) >= 0).all():
         starts = sorted(set(first_T.tolist()))
         return f"documents or chunks that do not see each other begin at positions {listed(starts)}"
+    own = key_S == pos_T1
+    never_S = (own_TS & ~own).any(0) & ~(seen_TS & ~own).any(0)
+    if np.array_equal(seen_TS, own_TS & (~never_S | own)):
+        hidden = np.flatnonzero(never_S).tolist()
+        return f"{keys(hidden)} {'are' if len(hidden) > 1 else 'is'} hidden from the positions behind"
     row = int((seen_TS != own_TS).any(1).argmax())
     return f"position {pos_T1[row, 0]} sees {keys(np.flatnonzero(seen_TS[row]).tolist())}"
 

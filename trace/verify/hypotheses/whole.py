@@ -107,12 +107,31 @@ def masks(s: Site) -> Iterator[Mask]:
     size = int(np.argmin(windows)) + 1
     yield causal_TS & (key_S > site_T1 - size)
     yield np.broadcast_to(key_S >= int(free_S.argmin()), causal_TS.shape)
-    hidden = int(left_TS.sum(0).argmin())
-    yield causal_TS & (key_S >= hidden)
+    own_TS = causal_TS & (key_S > site_T1 - w.window)
+    yield own_TS & (~hidden(w, power)[key_S] | (key_S == site_T1))
     shifts = np.array([d for d in range(-S, S) if d])
     shift = int(shifts[np.argmin([away(own_from_T, pos_T + 1 + d).sum() for d in shifts])])
     yield (key_S <= site_T1 + shift) & (key_S > site_T1 - w.window)
     yield causal_TS & (key_S >= first_of(documents(left_TS, pos_T), s.pos_T)[:, None])
+
+
+def hidden(w: Whole, power_NTS: Array) -> Mask:
+    """[S]: keys that no later position sees: one more as long as it helps."""
+    S = len(w.k_SNH)
+    e_NTS = power_NTS * w.seen_TS
+    lost_NTS = e_NTS * (np.arange(S) != w.pos_T[:, None])
+    gone_S = np.zeros(S, bool)
+    summed, total = np.einsum("nts,snh->nth", e_NTS, w.v_SNH), e_NTS.sum(-1)
+    least = float(w.away(summed[:, :, None], total[..., None]).sum())
+    while gone_S.sum() < MOVES:
+        sums = summed[:, :, None] - lost_NTS[..., None] * w.v_SNH.swapaxes(0, 1)[:, None]
+        away_S = w.away(sums, total[..., None] - lost_NTS).sum(0)
+        key = int(np.where(gone_S, np.inf, away_S).argmin())
+        if not away_S[key] < BETTER * least:
+            break
+        least, gone_S[key], summed = float(away_S[key]), True, sums[:, :, key]
+        total = total - lost_NTS[:, :, key]
+    return gone_S
 
 
 def documents(left_TS: Array, pos_T: NDArray[np.integer]) -> list[int]:
