@@ -21,7 +21,9 @@ from qwenref.tools.dev.golden_config import IDS
 from qwenref.tools.dev.golden_family import MODELS, PASSES, write_family
 from qwenref.tools.dev.golden_stages import key, rms, signed_sums
 
+from ..family import CONTAINERS
 from ..tiny import collect
+from .files.test_quantised import MODELS as QUANTISED
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "family.npz")
 
@@ -32,6 +34,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, folder in found.items():
         write_family(folder, MODELS[name])
     return found
+
+
+def test_the_table_has_every_model_in_every_container_and_no_row_that_is_not_right() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "family.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[2:7]] for line in page.splitlines() if line.startswith("| ")][1:]
+    told = {(name, container) for name, container, *_ in rows}
+    assert told >= {(name, container) for name in ("qwen2", *MODELS) for container in CONTAINERS}
+    assert told >= {(name.removeprefix("model "), "safetensors") for name in QUANTISED}
+    for name, container, ids, stages, judged in rows:
+        assert all(a == b for a, b in (cell.split(" of ") for cell in (ids, judged) if cell)), (name, container)
+        assert float(stages.split()[0]) < (1e-9 if (name, container) == ("llama", "GGUF") else 1e-12), (name, container)
 
 
 def test_every_architecture_has_a_model() -> None:
