@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .engine.all_logits import all_logits
 from .engine.generate import prefill
 from .engine.load import Opened, load, open_weights, spelling_of
 from .errors import BadInput
@@ -20,6 +21,7 @@ from .trace.sources import AS_IT_IS, Asked, open_dump
 from .trace.stages import of_pieces
 from .trace.verify.facts import FromTokens
 from .trace.verify.finding import Verification
+from .trace.verify.likeness import likeness
 from .trace.verify.report.report import Report
 from .trace.verify.verify import verify as judge
 
@@ -93,6 +95,9 @@ def with_truth(found: Verification, dump: Dump, model: Opened) -> Verification:
             exact_V = np.asarray(prefill(ids[reached:end], m.weights, cache, m.kernels), np.float64)
             reached, got_V = end, heads[phase].values().astype(np.float64)
             notes[phase] = from_tokens(got_V, exact_V)
+            if likeness(got_V, exact_V[None]) is not None:  # every position's are computed only where these are not it
+                every = [np.array(rows_TV) for _, rows_TV in all_logits(ids[:end], m.weights, m.kernels, "f64")]
+                notes[phase] = replace(notes[phase], like=likeness(got_V, np.concatenate(every)))
     named = (
         replace(f, notes=(*f.notes, notes[f.phase])) if f.stage == "lm_head" and f.phase in notes else f
         for f in found.findings
