@@ -19,51 +19,18 @@ from .engine.weights import Weights, parts
 from .errors import BadInput
 from .quant.rms import rms
 from .quant.tensor import dequantize
-from .trace.plural import plural
 from .trace.verify.finding import Verification
 from .trace.verify.recipes import operations
 from .trace.verify.recipes.facts.table import FACTS
 from .trace.verify.recipes.matrix import matrix_of
 from .trace.verify.recipes.products import product
 from .trace.verify.recipes.recipe import FLOAT32_RECIPE, Recipe
+from .trace.verify.report.spent import Cost
 from .trace.verify.span import FLOAT32, Array, Span
 
 NUMBERS = ("weights", "quantiser", "requantised", "attention", "cache", "sums", "result")  # facts that change numbers
 # Terms that are summed before a partial sum is rounded, as a tensor core's: the engine's own order is unknown.
 STEP = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What is lost by one fact, or by all. divergence: KL(float64 || with it) in nats, of each position. flips:
-    positions whose likeliest token is another, with float64's gap between the two. perplexity: of the tokens, without
-    and with it; None for a single token.
-    """
-
-    fact: str
-    divergence: tuple[float, ...]
-    flips: tuple[tuple[int, float], ...]
-    perplexity: tuple[float, float] | None
-
-    def sentence(self) -> str:
-        mean, most = float(np.mean(self.divergence)), max(self.divergence)
-        said = f"{self.fact}: KL {mean:.1e} nats on average, {most:.1e} at most"
-        told = [f"position {at}, top-2 gap {gap:.2g}" for at, gap in self.flips[:3]]
-        more = " ..." if len(self.flips) > 3 else ""
-        said += f"; {len(self.flips)} of {plural(len(self.divergence), 'first choice')} flipped"
-        said += f" ({'; '.join(told)}{more})" if told else ""
-        if self.perplexity is None:
-            return said
-        without, there = self.perplexity
-        return f"{said}; perplexity {there:.4g}, {there - without:+.2g} beside {without:.4g}"
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "fact": self.fact, "kl": float(np.mean(self.divergence)), "kl_max": max(self.divergence),
-            "positions": len(self.divergence), "flips": [{"position": at, "gap": gap} for at, gap in self.flips],
-            "perplexity": None if self.perplexity is None else self.perplexity[1],
-            "perplexity_without": None if self.perplexity is None else self.perplexity[0],
-        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +72,6 @@ def costs(
             keys = about_keys(fact, list(layers_of(bound, kernels)))
         done(n + 1)
     return found, keys
-
-
-def cost_lines(found: Sequence[Cost], keys: str | None) -> list[str]:
-    """The costs for a terminal."""
-    if not found:
-        return ["", "Cost: nothing, the engine computes in float32 what float64 tells from it by rounding only."]
-    head = "Cost, of float64's logits from the same tokens:"
-    return ["", head, *(f"    {c.sentence()}" for c in found), *([keys] if keys else [])]
 
 
 def facts_of(r: Recipe) -> Iterator[tuple[str, Recipe]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .cost import costs
+from .engine.all_logits import all_logits
 from .engine.generate import prefill
 from .engine.load import Opened, load, open_weights, spelling_of
 from .errors import BadInput
@@ -20,7 +22,9 @@ from .trace.sources import AS_IT_IS, Asked, open_dump
 from .trace.stages import of_pieces
 from .trace.verify.facts import FromTokens
 from .trace.verify.finding import Verification
+from .trace.verify.likeness import likeness
 from .trace.verify.report.report import Report
+from .trace.verify.report.spent import Spent
 from .trace.verify.verify import verify as judge
 
 AnyModel = Model | str | os.PathLike[str]
@@ -31,19 +35,29 @@ def verify(
     model: AnyModel,
     *,
     against: AnyModel | None = None,
+    cost: bool = False,
     asked: Asked = AS_IT_IS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Recomputes every stage of a dump in float64 from the dump's own inputs, and says what explains it.
 
     dump: opened, or the path of what holds one (docs/dumps.md). model: loaded, or a path or alias: no backend is
-    needed. against: a second model that the engine may have run. asked: which prompt of a batch, and what else is to be
+    needed. against: a second model that the engine may have run. cost: also run the dump's tokens in float64 with each
+    fact of the engine's arithmetic alone, for `report.costs`. asked: which prompt of a batch, and what else is to be
     said of another tool's arrays. progress: told how many stages are judged.
-    Raises BadInput if the dump cannot be one of this model's shape, or is not what its manifest says.
+    Raises BadInput if the dump cannot be one of this model's shape, or is not what its manifest says; with cost, if
+    nothing is known of the engine, nobody knows the tokens, or the model has adapters.
     """
     second = None if against is None else _opened(against)
     opened = _opened(model)
-    return judged(opened_for(dump, opened, asked), opened, second, progress)
+    report = judged(opened_for(dump, opened, asked), opened, second, progress)
+    return with_cost(report, opened) if cost else report
+
+
+def with_cost(report: Report, model: Opened, progress: Callable[[int], None] = lambda done: None) -> Report:
+    """The report, with what the engine's arithmetic costs. progress: told how many facts are run."""
+    found, keys = costs(report, model.weights, progress)
+    return replace(report, spent=Spent(tuple(found), keys))
 
 
 def judged(
@@ -93,6 +107,9 @@ def with_truth(found: Verification, dump: Dump, model: Opened) -> Verification:
             exact_V = np.asarray(prefill(ids[reached:end], m.weights, cache, m.kernels), np.float64)
             reached, got_V = end, heads[phase].values().astype(np.float64)
             notes[phase] = from_tokens(got_V, exact_V)
+            if likeness(got_V, exact_V[None]) is not None:  # every position's are computed only where these are not it
+                every = [np.array(rows_TV) for _, rows_TV in all_logits(ids[:end], m.weights, m.kernels, "f64")]
+                notes[phase] = replace(notes[phase], like=likeness(got_V, np.concatenate(every)))
     named = (
         replace(f, notes=(*f.notes, notes[f.phase])) if f.stage == "lm_head" and f.phase in notes else f
         for f in found.findings

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwenref.cost import about_keys, cost_lines, costs, facts_of
+import qwenref
+from qwenref.cost import about_keys, costs, facts_of
 from qwenref.engine.bind import bind
 from qwenref.engine.files.convert import convert
 from qwenref.engine.weights import Weights
 from qwenref.tools.main import main
 from qwenref.trace.store import DumpWriter
 from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE
+from qwenref.trace.verify.report.spent import Spent
 from qwenref.trace.verify.verify import verify
 
 from .cases import larger
@@ -94,9 +96,9 @@ def test_facts_alone_and_together() -> None:
     exact, mine = (log_probabilities(w, name, TOKENS) for name in ("reference f64", "HF bfloat16"))
     kl = float((np.exp(exact) * (exact - mine)).sum())
     assert kl / 10 < np.median(found[-1].divergence) < kl * 10  # noise, of one size
-    assert "KL" in cost_lines(found, None)[2]
+    assert "KL" in Spent(tuple(found), None).lines()[2]
     assert list(facts_of(FLOAT32_RECIPE)) == []
-    assert "nothing" in cost_lines([], None)[1]
+    assert "nothing" in Spent((), None).lines()[1]
 
 
 def test_the_command_tells_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +115,11 @@ def test_the_command_tells_costs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {c["fact"] for c in told["cost"]} >= {"every result in float16", "all of these"}
     assert all(c["positions"] == 3 and c["kl"] >= 0 for c in told["cost"]) and told["keys"] is None
     assert main(["verify", str(tmp_path / "dump"), str(at), "--cost"]) == 0
-    assert "Cost, of float64's logits from the same tokens:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Cost, of float64's logits from the same tokens:" in printed
+    report = qwenref.verify(tmp_path / "dump", at, cost=True)
+    assert (str(report) + "\n", report.as_json()) == (printed, told)
+    assert report.costs == told["cost"] and qwenref.verify(tmp_path / "dump", at).costs == []
     assert main(["verify", str(tmp_path / "blind"), str(at), "--cost"]) == 2
     assert "give them by --tokens" in capsys.readouterr().err
     alone = tmp_path / "alone"

@@ -6,12 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cost import Cost, cost_lines, costs, facts_of
+from ..cost import facts_of
 from ..engine.files import Checkpoint
 from ..engine.text.chat import Chat, prompt_ids
 from ..engine.text.tokenizer import Tokens
-from ..judging import judged, opened_for
-from ..trace.verify.report.terminal import lines_of
+from ..judging import judged, opened_for, with_cost
 from .beside_answer import check_place, write_page
 from .choice import add_choice_arguments, chosen
 from .load import (
@@ -88,25 +87,20 @@ def main(args: argparse.Namespace) -> int:
     against = open_weights(args.against, rope_asked(args)) if args.against else None
     with progress("verify", len(dump.entries)) as done:
         result = judged(dump, model, against, done)
-    paid: list[Cost] = []
-    keys = None
     if args.cost:
         with progress("cost", len(list(facts_of(result.recipe)))) as done:
-            paid, keys = costs(result, model.weights, done)
+            result = with_cost(result, model, done)
     result = told.of(result)
     if args.html is not None:
         write_page(args.html, result.html())
     apart = None if wanted is None else difference(wanted, result.tokens, open_spelling(model.checkpoint))
     if args.json:
         prompt = {} if wanted is None else {"prompt": {"tokens": wanted, "difference": apart}}
-        spent = {"cost": [c.as_json() for c in paid], "keys": keys} if args.cost else {}
-        print(json_text(result.as_json() | prompt | spent, indent=1))
+        print(json_text(result.as_json() | prompt, indent=1))
     else:
         if wanted is not None:
             print(one_line(apart or f"The ids that were run are those of the prompt, {len(wanted)} of them."))
-        print("\n".join(map(one_line, lines_of(result))))
-        if args.cost:
-            print("\n".join(map(one_line, cost_lines(paid, keys))))
+        print("\n".join(map(one_line, result.lines())))
     if result.status == 2:
         on_stderr(f"engine verify: {args.dump}: nothing could be judged; the report says why")
     return result.status or int(apart is not None)

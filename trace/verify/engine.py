@@ -26,6 +26,7 @@ KINDS = {
     "scores": "scores", "soft-max": "soft-max", "mix": "attention", "activation": "SiLU", "gate": "gates",
     "residual": "residuals",
 }  # fmt: skip
+HEAD = "output head"
 
 
 ODD = "odd-arithmetic"  # the name of what only another arithmetic explains
@@ -190,18 +191,28 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe
     """
     angle = likeliest(judge.votes).get("angle", "product")
     mixed: list[tuple[int, Recipe, set[Group]]] = []
+    found: list[Recipe] = []
     for known in sorted(RECIPES, key=lambda known: -backing(judge, known)):
         engine = replace(known, angle=angle)
         fitting = {g for g, places in groups.items() if all(judge.explains(p.entry, engine) for p in places)}
         lacking = set(groups) - fitting
         if not lacking:
-            return engine, fitting
-        if any(g[0] == "product" and g[1] == "layer" for g in fitting) and all(g[0] == "product" for g in lacking):
+            found.append(engine)
+        elif any(g[0] == "product" and g[1] == "layer" for g in fitting) and all(g[0] == "product" for g in lacking):
             mixed.append((sum(len(groups[g]) for g in fitting), engine, fitting))
+    if found:
+        return (found[0] if certain(found) else composed(judge, groups)), set(groups)
     if mixed:
-        _, engine, fitting = max(mixed, key=lambda m: m[0])
-        return engine, fitting
+        most = max(n for n, *_ in mixed)
+        best = [(engine, fitting) for n, engine, fitting in mixed if n == most]
+        return best[0] if certain([engine for engine, _ in best]) else (composed(judge, groups), set(groups))
     return reloading(judge, groups, angle) or composed(judge, groups), set(groups)
+
+
+def certain(engines: Sequence[Recipe]) -> bool:
+    """Whether engines that explain the same stages hold keys and values alike, and in 16 bits take biases and attention
+    alike: the name of one tells these, and a dump without attention shows nothing of them."""
+    return len({(r.attention, *((r.mix, r.fused) if r.result is not FLOAT32 else ())) for r in engines}) == 1
 
 
 def reloading(judge: Judge, groups: Mapping[Group, Sequence[Place]], angle: str) -> Recipe | None:
@@ -230,12 +241,22 @@ def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:
     if results:
         whole = replace(whole, result=max(results, key=lambda f: results[f]))
     said: dict[str, float] = {}
-    for g, places in groups.items():
-        said |= dict.fromkeys((c for c in clauses(judge, places, judge.good[g][0], whole) if c not in said), 0.0)
-        for clause, more in open_questions(judge, places, judge.good[g][0]):
+    near = [g for g, places in groups.items() if not far(judge, places[0])]
+    for g in near or groups:
+        places = groups[g]
+        own = told(judge, places, judge.good[g][0], whole)
+        said |= dict.fromkeys((c for c in clauses(judge, places, own, whole) if c not in said), 0.0)
+        for clause, more in open_questions(judge, places, own):
             said[clause] = max(said.get(clause, 0.0), more)
     words = [f"{clause}: span {more:.0f} x wider" if more > 1.5 else clause for clause, more in said.items()]
     return replace(whole, name="; ".join([whole.result.name, *words]))
+
+
+def far(judge: Judge, p: Place) -> bool:
+    """Whether a whole block, from a norm to its residual, is missing on the way to a stage: its span is too wide then
+    to tell one arithmetic from another, beside stages that are near to their inputs."""
+    kinds = {stage.kind for _, stage in judge.involved(p.entry)[1:]}
+    return {"norm", "residual"} <= kinds
 
 
 def open_questions(judge: Judge, places: Sequence[Place], recipe: Recipe) -> Iterator[tuple[str, float]]:
@@ -252,18 +273,52 @@ def open_questions(judge: Judge, places: Sequence[Place], recipe: Recipe) -> Ite
 
 
 def words_of(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> str:
-    return "; ".join([recipe.result.name, *clauses(judge, places, recipe, whole)])
+    return "; ".join([recipe.result.name, *clauses(judge, places, told(judge, places, recipe, whole), whole)])
 
 
 def clauses(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> Iterator[str]:
     """What the recipe of some stages says, in an engine that stores most of its results as `whole` does."""
     stages = judge.involved(places[0].entry)
     if recipe.result is not whole.result:
-        yield f"{KINDS[stages[0][1].kind]} in {recipe.result.name}"
+        kind, scope = stages[0][1].kind, stages[0][1].scope
+        yield f"{HEAD if (kind, scope) == ('product', 'whole') else KINDS[kind]} in {recipe.result.name}"
     shown = choices(stages, recipe.result, Counter())
     for fact in FACTS:
         if fact.field in shown and (said := fact.words(getattr(recipe, fact.field), recipe.result)):
             yield said
+
+
+def told(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> Recipe:
+    """The recipe that says least and explains the same stages: what a dump does not show is not said of its engine.
+
+    A row of 16-bit weights is the same in a 32-bit embedding; a layer that is missing leaves room for several engines.
+    A value says less if its words begin the other's.
+    """
+
+    def explained(r: Recipe) -> bool:
+        return all(judge.explains(p.entry, r) for p in places)
+
+    def words(r: Recipe) -> set[str]:
+        return {
+            said for fact in FACTS if fact.field in shown and (said := fact.words(getattr(r, fact.field), r.result))
+        }
+
+    spots = judge.involved(places[0].entry)
+    stored = replace(recipe, result=whole.result)
+    recipe = stored if recipe.result is not whole.result and explained(stored) else recipe
+    shown = choices(spots, recipe.result, Counter())
+    for known in whole_engines(spots, [recipe.result], judge.votes) if words(recipe) else ():
+        recipe = known if words(known) < words(recipe) and explained(known) else recipe
+    for name in sorted(recipe.fused):
+        less = replace(recipe, fused=recipe.fused - {name})
+        recipe = less if "fused" in shown and explained(less) else recipe
+    for fact in FACTS:
+        said = fact.words(getattr(recipe, fact.field), recipe.result)
+        for value in shown.get(fact.field, ()) if said and fact.field != "fused" else ():
+            fewer, less = fact.words(value, recipe.result), replace(recipe, **{fact.field: value})
+            if fewer != said and said.startswith(fewer) and explained(less):
+                recipe, said = less, fewer
+    return recipe
 
 
 def alike(engine: Recipe) -> list[Recipe]:

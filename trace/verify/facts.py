@@ -123,7 +123,8 @@ class FromTokens:
     """The dump's first choice against float64's from the same tokens, through all layers: logits by themselves.
 
     rank, gap, noise: as of NextToken. relative: RMS of the logits' error over theirs. divergence: KL(float64 || dump),
-    in nats, of what the two soft-max distributions say.
+    in nats, of what the two soft-max distributions say. like: what the logits are instead, where they are not those of
+    the last position (likeness.py).
     """
 
     token: int
@@ -133,10 +134,11 @@ class FromTokens:
     noise: float
     relative: float
     divergence: float
+    like: str | None = None
 
     @property
     def agrees(self) -> bool:
-        return self.token == self.best
+        return self.token == self.best and self.like is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,20 @@ def test_healthy(engine: Engine, length: int, score: Score) -> None:
         assert all(any(words in said for said in v.recipe.name.split("; ")) for words in engine.said), v.recipe.name
 
 
+@pytest.mark.parametrize("name", ["vLLM, compiled", "SGLang"])
+def test_what_no_number_shows_is_not_said(name: str) -> None:
+    """A file of bfloat16, whose rows are the same in a 32-bit embedding, and an exponential that every exact one
+    explains: neither is said. The head of SGLang, which is float32, is, and not of all products."""
+    w = tiny_weights(layers=2, hidden=256, head_dim=32, heads=8, mlp=384, formats="BF16")
+    engine = next(e for e in FIELD if e.name == name)
+    said = verify(engine.dump(w, prompt(12)), w).recipe.name.split("; ")
+    assert not any("embedding" in words or "fast" in words or "weights" in words for words in said), said
+    assert "flash attention with probabilities in bfloat16" in said
+    assert [words for words in said if "float32" in words and "RoPE" not in words] == (
+        ["output head in float32"] if "lm_head" in engine.instead else []
+    )
+
+
 # Each: where, and what is made of the right value.
 Wrong = Callable[[Run, A], A]
 

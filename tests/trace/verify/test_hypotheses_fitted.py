@@ -82,6 +82,10 @@ def unscaled_keys(run: Run, y: A) -> A:
     return tail(run, y / scale)
 
 
+def log_softmax(run: Run, y: A) -> A:
+    return y - y.max() - np.log(np.exp(y - y.max()).sum())
+
+
 # name -> stage, mistake, what the sentence holds. One that is only described is not named after a cause.
 FITTED: dict[str, tuple[str, Wrong, str]] = {
     "mask-other": ("attn_softmax", partial(windowed, size=4), "a window of 4 positions, where this layer has none"),
@@ -95,6 +99,8 @@ FITTED: dict[str, tuple[str, Wrong, str]] = {
     "part-factor": ("attention", head_quieter, "a factor of 0.5 in head 3"),
     "rope-rows": ("k_post_rope", one_row_turned, "position 8 by 40"),
     "head-unset": ("lm_head", unset_head, "unset"),
+    "head-softmax": ("lm_head", log_softmax, "log-probabilities"),
+    "head-order": ("lm_head", lambda run, y: y[np.random.default_rng(4).permutation(len(y))], "another order"),
     "soft-cap": ("attn_scores", capped, "5 tanh(x / 5)"),
     "clamp": ("ffn_gate", clamped, "-1.5 to 1.5"),
     "log-n": ("attn_scores", by_log, "log(512)"),
@@ -116,6 +122,14 @@ def test_planted(name: str, engine: str = "HF bfloat16") -> None:
     assert name in told, told
     assert words in told[name]
     assert ("factor" in told) == (name == "cache-scale"), "a factor of all values is not what is wrong"
+
+
+@pytest.mark.parametrize("engine", ["HF bfloat16", "HF float32", "ggml, 16-bit KV"])
+@pytest.mark.parametrize("name", ["head-softmax", "head-order"])
+def test_logits_in_another_form_are_named_first(name: str, engine: str) -> None:
+    made = {"head-order": FITTED[name][1], "head-softmax": lambda run, y: np.exp(log_softmax(run, y))}[name]
+    v = verify(dump_of(weights(), engine, TOKENS, mistakes={("lm_head", None): made}), weights())
+    assert [f.hypotheses[0].name for f in v.findings if f.verdict == UNEXPLAINED] == [name]
 
 
 def test_masks_in_words() -> None:

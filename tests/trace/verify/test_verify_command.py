@@ -103,6 +103,31 @@ def test_only_logits_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert out.startswith("Nothing could be judged: lm_head: ")
     assert "computes with" not in out
+    assert "give the ids that were run (--tokens)" in out
+
+
+def other_logits() -> dict[str, tuple[np.ndarray, str]]:
+    """Logits by themselves that are not those of the last position, and what must be said of them."""
+    w = weights()
+    heads = [dump_of(w, "HF bfloat16", ids).get("lm_head", None) for ids in (TOKENS, TOKENS[:-1], TOKENS[::-1])]
+    last, before, other = (e.values() for e in heads if e is not None)
+    p = np.exp(last - last.max()) / np.exp(last - last.max()).sum()
+    return {
+        "before": (before, "the logits of position 3, not of 4"),
+        "softmax": (p, "these are probabilities"),
+        "log": (np.log(p), "these are log-probabilities"),
+        "order": (last[::-1], "another order of the vocabulary"),
+        "other": (other, "no position's of these tokens"),
+        "last": (last, "as float64 has it from the same tokens"),
+    }
+
+
+def test_logits_alone_are_told_for_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (values, said) in other_logits().items():
+        with DumpWriter(tmp_path / name, {"tokens": TOKENS}, weights().config.sizes) as writer:
+            writer.put("lm_head", None, values, [len(TOKENS) - 1])
+        assert main(["verify", str(tmp_path / name), "-m", "tiny.gguf"]) == int(name != "last")
+        assert said in capsys.readouterr().out.splitlines()[0], name
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:

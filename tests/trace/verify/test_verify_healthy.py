@@ -10,9 +10,10 @@ import pytest
 
 from qwenref.engine.weights import Weights
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
+from qwenref.trace.verify.report.text import engine_words
 from qwenref.trace.verify.verify import verify
 
-from ...engines import ENGINES, dump_of
+from ...engines import ENGINES, changed, dump_of
 from ...scored import Score, healthy
 from ...tiny import tiny_weights
 
@@ -87,3 +88,17 @@ def test_an_engine_that_mixes_recipes_by_weight_format() -> None:
     assert by_stage["qkv_matmul"] == "ggml int8, 32-bit KV for Q4_K, float32 for Q6_K"
     assert by_stage["ffn_out"] == "float32"
     assert by_stage["ffn_up"] == "ggml int8, 32-bit KV"
+
+
+@pytest.mark.parametrize("held", ["16-bit", "32-bit"])
+@pytest.mark.parametrize("stages", [("final_norm", "lm_head"), ("ffn_norm", "ffn_gate", "ffn_up"), ("embedding",)])
+def test_a_dump_without_attention_says_nothing_of_a_cache(held: str, stages: tuple[str, ...]) -> None:
+    """Its products show 8-bit activations, of which ggml has an engine with either cache."""
+    w = tiny_weights(layers=2, hidden=256, head_dim=32, heads=8, mlp=256, formats="Q8_0")
+    whole = dump_of(w, f"ggml, {held} KV", [3, 99, 200, 17, 45])
+    v = verify(changed(whole, lambda e: e if e.stage.name in stages else None), w)
+    assert v.status == 0
+    said = engine_words(v)
+    assert not any(word in said for word in ("KV", "keys", "flash")), said
+    assert ("8 bits" in said) == (len(stages) > 1)
+    assert f"{held} KV" in engine_words(verify(whole, w))

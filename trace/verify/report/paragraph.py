@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...plural import plural
 from ...stages import layer_name
-from ..facts import FirstNotFinite, FromTokens, NotFinite, OtherModel, OtherTokens
+from ..facts import FirstNotFinite, FromTokens, IdsUnknown, NotFinite, OtherModel, OtherTokens
 from ..finding import BUDGET, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .text import by_size, engine_words, mistakes, named, runs, sentence
 
@@ -90,6 +90,10 @@ def next_step(v: Verification) -> str:
 def _when_right(v: Verification) -> str:
     chosen = [n for f in v.findings for n in f.notes if isinstance(n, FromTokens)]
     if not any(f.explained for f in v.findings):
+        if any(isinstance(r, IdsUnknown) for r in v.remarks) and any(f.stage == "lm_head" for f in v.findings):
+            return (
+                "give the ids that were run (--tokens): float64's logits are held against them then; or dump the stages"
+            )
         return "dump the stages too: they tell where" if chosen else "dump a stage together with its inputs"
     if missing := next((f for f in v.findings if f.verdict == UNJUDGED), None):
         return f"dump what {named(missing)} lacks ({plural(_unjudged(v), 'stage')} could not be judged)"

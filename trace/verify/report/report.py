@@ -9,7 +9,8 @@ from typing import Any
 from ..finding import Verification
 from .html import page
 from .plain import as_json, row
-from .terminal import text
+from .spent import Spent
+from .terminal import lines_of
 from .text import sentence
 
 
@@ -17,12 +18,14 @@ from .text import sentence
 class Report(Verification):
     """A Verification, with the names of the dump and of the model for whoever reads it.
 
-    texts: what each of its tokens is as text, where the model spells them.
+    texts: what each of its tokens is as text, where the model spells them. spent: what the engine's arithmetic costs,
+    where that was asked for.
     """
 
     dump: str
     model: str
     texts: tuple[str, ...] | None = None
+    spent: Spent | None = None
 
     @classmethod
     def of(cls, v: Verification, dump: str, model: str, texts: tuple[str, ...] | None = None) -> Report:
@@ -42,9 +45,18 @@ class Report(Verification):
         """
         return [row(f) for f in self.findings]
 
+    @property
+    def costs(self) -> list[dict[str, Any]]:
+        """A dictionary of plain values for each fact whose cost was asked for, and for all of them; [] if none was."""
+        return [] if self.spent is None else [c.as_json() for c in self.spent.costs]
+
     def as_json(self) -> dict[str, Any]:
         """What `engine verify --json` prints; numbers that JSON does not know are None."""
-        return as_json(self)
+        return as_json(self) | ({} if self.spent is None else self.spent.as_json())
+
+    def lines(self) -> list[str]:
+        """The report for a terminal, names as they are: whoever prints them makes them safe."""
+        return lines_of(self) + ([] if self.spent is None else self.spent.lines())
 
     def html(self) -> str:
         """The page that `engine verify --html` writes: a file of its own; its one script only sorts and unfolds."""
@@ -57,7 +69,9 @@ class Report(Verification):
 
     def __str__(self) -> str:
         """The report for a terminal. What a name holds of control characters is left out."""
-        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text(self))
+        return "".join(
+            c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in "\n".join(self.lines())
+        )
 
     def __repr__(self) -> str:
         return f"<Report: {self.sentence}>"

@@ -101,6 +101,8 @@ def _few(files: Sequence[str]) -> str:
 def _from_tokens(n: FromTokens) -> str:
     gap = f"{n.gap:.3g}, " + (f"{n.gap / n.noise:.2g} times the RMS error of the logits" if n.noise else "no error")
     size = f"relative error {n.relative:.1e}, KL {n.divergence:.1e} nats"
+    if n.like is not None:
+        return n.like
     if n.agrees:
         return f"token {n.token}, as float64 has it from the same tokens (gap to the second: {gap}; {size})"
     return (
