@@ -340,7 +340,7 @@ def main(args: argparse.Namespace) -> int:
             raise BadInput(
                 f"{given[0]} is not of --prompts, whose prompts are those of the file; leave one of them away"
             )
-        rows = bench_drafts.measure(args, path, opened, counts)
+        rows = bench_drafts.measure(args, path, opened, counts, WARM_UP)
         print(json_text(rows) if args.json else bench_drafts.table(rows))
         return 0
     args.prompt = args.prompt or PROMPT

@@ -15,7 +15,6 @@ from ..engine.generate import check_prompt, generate
 from ..engine.load import Loaded, Opened, blaming, check_threads, load, spelling_of, threads
 from ..engine.text.chat import Chat, prompt_ids
 from ..errors import BadInput
-from .bench import WARM_UP
 from .load import open_tokenizer, show_compiling
 from .progress import progress
 from .prompt import text_of_file
@@ -67,8 +66,10 @@ def read_prompts(name: str) -> list[str]:
     return list(found)
 
 
-def measure(args: argparse.Namespace, path: Path, opened: Opened, counts: list[int]) -> list[dict[str, Any]]:
-    """A row for each number of threads, precision and prompt."""
+def measure(
+    args: argparse.Namespace, path: Path, opened: Opened, counts: list[int], warm_up: int
+) -> list[dict[str, Any]]:
+    """A row for each number of threads, precision and prompt. warm_up: tokens that nobody counts."""
     most = MOST if args.draft is None else args.draft
     if not 1 <= most <= LIMIT:
         raise BadInput(f"--draft {most}: drafts are measured against none; give 1 to {LIMIT} tokens")
@@ -86,13 +87,15 @@ def measure(args: argparse.Namespace, path: Path, opened: Opened, counts: list[i
             facts = {"model": path.name, "precision": precision, "threads": count, "draft": most}
             answers = [Answers(text, i) for text, i in zip(texts, ids, strict=True)]
             with threads(count):
-                take_turns(model, opened, answers, args.generate, most, args.repeats)
+                take_turns(model, opened, answers, args.generate, most, args.repeats, warm_up)
             rows += [facts | a.row() for a in answers]
         del model  # one precision's weights at a time
     return rows
 
 
-def take_turns(model: Loaded, opened: Opened, answers: list[Answers], new: int, most: int, rounds: int) -> None:
+def take_turns(
+    model: Loaded, opened: Opened, answers: list[Answers], new: int, most: int, rounds: int, warm_up: int
+) -> None:
     """Each prompt with and without drafts, one after the other, in each round: the slow minutes fall on both."""
     ends = spelling_of(opened.checkpoint, opened.checkpoint.vocabulary()).eos_ids
 
@@ -103,7 +106,7 @@ def take_turns(model: Loaded, opened: Opened, answers: list[Answers], new: int, 
         made += tokens
         return made, time.perf_counter() - started
 
-    answer(answers[0], min(new, WARM_UP), Drafts(most))
+    answer(answers[0], min(new, warm_up), Drafts(most))
     with progress(f"{model.precision}", rounds * len(answers)) as done:
         for i in range(rounds):
             for n, a in enumerate(answers):

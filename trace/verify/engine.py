@@ -36,10 +36,12 @@ LOOSER = 16.0  # the same, of what leaves open how the whole engine does it
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How many places of a group a recipe explains, how likely its format is, and what it allows there."""
+    """How many places of a group a recipe explains, how many to the bit, how likely its format is, and what it allows
+    there."""
 
     recipe: Recipe
     count: int
+    exact: int
     likely: int
     allowed: float
 
@@ -108,14 +110,22 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
     like_it = [r for r in known if all(getattr(r, f) == getattr(first, f) for f in fields)]
     together = replace(first, fused=first.fused.union(*(r.fused for r in like_it)))  # each stage has its own neighbours
     found: list[Agreement] = []
+    whole: Agreement | None = None
     for recipe in dict.fromkeys((*known, together, *others)):
         fits = [fit for e in explained if (fit := judge.explains(e, recipe)) is not None]
         allowed = float(np.median([fit.allowed for fit in fits])) if fits else np.inf
-        found.append(Agreement(recipe, len(fits), judge.votes["result", recipe.result.name], allowed))
-        if len(fits) == len(explained) and len(found) == 1 and not wide(judge.involved(places[0].entry), recipe):
-            break
+        exact = sum(fit.exact for fit in fits)
+        found.append(Agreement(recipe, len(fits), exact, judge.votes["result", recipe.result.name], allowed))
+        if len(found) == 1 and len(fits) == len(explained) and not wide(judge.involved(places[0].entry), recipe):
+            if recipe.result is FLOAT32 or allowed <= WIDER * recipe.result.u:
+                break
+            whole = found[0]
     best = known[0]
-    if explained:
+    if whole is not None:
+        # In 16 bits no other arithmetic has every bit of half of the places by chance.
+        sharpest = max(found, key=lambda a: a.exact)
+        best = (sharpest if 2 * whole.exact < len(explained) <= 2 * sharpest.exact else whole).recipe
+    elif explained:
         most = [a for a in found if 2 * a.count >= len(explained)] or found
         tight = min((a.allowed for a in most if a.count), default=np.inf)
         best = max(
