@@ -165,7 +165,7 @@ def test_an_answer_that_drafts_change_is_no_result(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench_drafts, "generate", generate)
     monkeypatch.setattr(bench_drafts, "spelling_of", lambda *_: SimpleNamespace(eos_ids=[]))
     with pytest.raises(AssertionError, match="drafts have changed the answer to 'p'"):
-        bench_drafts.take_turns(model, opened, [Answers("p", [7])], 3, 5, 2)
+        bench_drafts.take_turns(model, opened, [Answers("p", [7])], 3, 5, 2, warm_up=1)
     assert asked == [5, 0, 5, 5, 0]  # a warm-up, and turns that begin with either
 
 
