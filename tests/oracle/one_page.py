@@ -101,7 +101,7 @@ def hooked(attention: str, dtype: str) -> Callable[[Path], Path]:
         at.mkdir()
         given = {"input_ids": torch.tensor([IDS]), "do_sample": False}
         with contextlib.chdir(at):
-            exec(lines("generate("), {"model": transformers(folder, attention, dtype), "inputs": given})
+            exec(lines("model.generate("), {"model": transformers(folder, attention, dtype), "inputs": given})
         return at / "dump.safetensors"
 
     return dump
