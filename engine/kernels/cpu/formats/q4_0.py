@@ -14,9 +14,14 @@ SIZE = 64 + 4 * 128
 
 
 @helper
+def codes_at(b, quad):
+    """b: where the codes begin; Q4_1 has them elsewhere."""
+    return mask(shift_right(load_i32(b + 128 * (quad & 3)), quad & 4), 0x0F0F0F0F)
+
+
+@helper
 def codes(w, group, quad):
-    words = load_i32(w + group * SIZE + 64 + 128 * (quad & 3))
-    return mask(shift_right(words, quad & 4), 0x0F0F0F0F)
+    return codes_at(w + group * SIZE + 64, quad)
 
 
 @helper

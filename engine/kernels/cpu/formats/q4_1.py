@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from .....quant import q4_1
 from ..machine.kernel import helper
-from ..machine.simd import high_half, load_i32, low_half, mask, shift_right, splat_f32
+from ..machine.simd import high_half, load_i32, low_half, splat_f32
 from ..machine.tiles import code4_8, dot4_tile
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_32
 from ..matmul.product import coded
+from .q4_0 import codes_at
 
 SIZE = 5 * 128
 
 
 @helper
 def codes(w, group, quad):
-    words = load_i32(w + group * SIZE + 128 * (1 + (quad & 3)))
-    return mask(shift_right(words, quad & 4), 0x0F0F0F0F)
+    return codes_at(w + group * SIZE + 128, quad)
 
 
 @helper

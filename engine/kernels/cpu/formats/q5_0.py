@@ -33,10 +33,15 @@ def spread(first, last, w):
 
 
 @helper
-def codes(w, group, quad):
-    b, h = w + group * SIZE + 64, quad >> 2
-    low = mask(shift_right(load_i32(b + 128 * (1 + (quad & 3))), 4 * h), 0x0F0F0F0F)
+def codes_at(b, quad):
+    """b: where the fifth bits begin; Q5_1 has them elsewhere."""
+    low = mask(shift_right(load_i32(b + 128 * (1 + (quad & 3))), 4 * (quad >> 2)), 0x0F0F0F0F)
     return low | shift_left(mask(shift_right(load_i32(b), quad), 0x01010101), 4)
+
+
+@helper
+def codes(w, group, quad):
+    return codes_at(w + group * SIZE + BITS_AT, quad)
 
 
 @helper

@@ -6,21 +6,19 @@ from __future__ import annotations
 
 from .....quant import q5_1
 from ..machine.kernel import helper, specialise
-from ..machine.simd import high_half, load_i32, low_half, mask, shift_left, shift_right, splat_f32
+from ..machine.simd import high_half, load_i32, low_half, splat_f32
 from ..machine.tiles import code5_16, dot4_tile
 from ..matmul.form import Form
 from ..matmul.integer import blocks_of_32
 from ..matmul.product import coded
-from .q5_0 import spread
+from .q5_0 import codes_at, spread
 
-SIZE = 6 * 128
+SIZE, BITS_AT = 6 * 128, 128
 
 
 @helper
 def codes(w, group, quad):
-    b, h = w + group * SIZE + 128, quad >> 2
-    low = mask(shift_right(load_i32(b + 128 * (1 + (quad & 3))), 4 * h), 0x0F0F0F0F)
-    return low | shift_left(mask(shift_right(load_i32(b), quad), 0x01010101), 4)
+    return codes_at(w + group * SIZE + BITS_AT, quad)
 
 
 @helper
@@ -44,5 +42,5 @@ FORM = Form(
     words_at=0,
     f32=coded(__name__, codes, code5_16, scale, rest=rest, quads=8),
     **blocks_of_32(__name__, codes, dot4_tile, 0, scale, bits=5, minimum=minimum),
-    rearrange=specialise(spread, "spread", __name__=__name__, SIZE=SIZE, BITS_AT=128),
+    rearrange=specialise(spread, "spread", __name__=__name__, SIZE=SIZE, BITS_AT=BITS_AT),
 )
