@@ -292,10 +292,13 @@ def clauses(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe
     if recipe.result is not whole.result:
         kind, scope = stages[0][1].kind, stages[0][1].scope
         yield f"{HEAD if (kind, scope) == ('product', 'whole') else KINDS[kind]} in {recipe.result.name}"
-    shown = choices(stages, recipe.result, Counter())
-    for fact in FACTS:
-        if fact.field in shown and (said := fact.words(getattr(recipe, fact.field), recipe.result)):
-            yield said
+    yield from words_in(recipe, choices(stages, recipe.result, Counter()))
+
+
+def words_in(recipe: Recipe, shown: Collection[str]) -> list[str]:
+    """The words of a recipe's facts, of those that are shown and say something."""
+    said = [f.words(getattr(recipe, f.field), recipe.result) for f in FACTS if f.field in shown]
+    return [words for words in said if words]
 
 
 def told(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> Recipe:
@@ -308,17 +311,13 @@ def told(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -
     def explained(r: Recipe) -> bool:
         return all(judge.explains(p.entry, r) for p in places)
 
-    def words(r: Recipe) -> set[str]:
-        return {
-            said for fact in FACTS if fact.field in shown and (said := fact.words(getattr(r, fact.field), r.result))
-        }
-
     spots = judge.involved(places[0].entry)
     stored = replace(recipe, result=whole.result)
     recipe = stored if recipe.result is not whole.result and explained(stored) else recipe
     shown = choices(spots, recipe.result, Counter())
-    for known in whole_engines(spots, [recipe.result], judge.votes) if words(recipe) else ():
-        recipe = known if words(known) < words(recipe) and explained(known) else recipe
+    for known in whole_engines(spots, [recipe.result], judge.votes) if words_in(recipe, shown) else ():
+        part = set(words_in(known, shown)) < set(words_in(recipe, shown))
+        recipe = known if part and explained(known) else recipe
     for name in sorted(recipe.fused):
         less = replace(recipe, fused=recipe.fused - {name})
         recipe = less if "fused" in shown and explained(less) else recipe

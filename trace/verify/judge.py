@@ -183,13 +183,8 @@ class Judge:
 
     def at_few(self, e: Entry, recipe: Recipe, got: NDArray[np.float32], few: int) -> tuple[NDArray[np.float32], Span]:
         """The dump and the stage at a few of its positions, the last among them."""
-        site = self.site(e, recipe)
-        T = e.stage.letters.index("T") if "T" in e.stage.letters else None
-        if T is not None and len(site.pos) > few and got.shape[T] == len(site.pos):
-            rows = spread(len(site.pos), few)
-            site = replace(site, pos=tuple(site.pos[row] for row in rows))
-            got = np.take(got, rows, T)
-        return got, shown(got, site.compute(), e)
+        site, some = self.site(e, recipe).at_few(got, few)
+        return some, shown(some, site.compute(), e)
 
     def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
         """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told."""

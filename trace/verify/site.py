@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,13 @@ from ...engine.config import Config
 from ..stages import BEFORE
 from .evidence import Evidence
 from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
+from .fit import spread
 from .formulas import ROPE, as_heads, formula
 from .recipes.matrix import Matrix
 from .recipes.recipe import Recipe
 from .span import FLOAT32, Array, Span, joined
 
+Values = NDArray[np.floating[Any]]
 LAYERS = 1  # that may be missing as a whole on the way to a stage: the error bound grows with each
 
 
@@ -178,6 +180,16 @@ class Site:
             last = own - 1 if own > reached else S - 1
             raise Unjudgeable(PositionsMissing(what, stage, reached, last))
         return joined(rows, 0)
+
+    def at_few(self, got: Values, few: int) -> tuple[Site, Values]:
+        """The stage and what the dump holds of it, at a few of its positions, the last among them; at all of them if
+        there are no more, or if the dump has others."""
+        letters = self.evidence.stage(self.stage).letters
+        T = letters.index("T") if "T" in letters else None
+        if T is None or len(self.pos) <= few or got.shape[T] != len(self.pos):
+            return self, got
+        rows = spread(len(self.pos), few)
+        return replace(self, pos=tuple(self.pos[t] for t in rows), used={}, recomputed={}), np.take(got, rows, T)
 
     def matrices(self) -> list[Matrix]:
         return self.evidence.matrices(self.layer, self.stage)

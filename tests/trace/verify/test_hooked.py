@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwenref.trace.verify.finding import UNEXPLAINED
+from qwenref.engine.weights import Weights
+from qwenref.trace.dump import Dump
+from qwenref.trace.verify.finding import UNEXPLAINED, Finding
 from qwenref.trace.verify.verify import verify
 
 from ...engines import ENGINES, Mistake, Run, changed, dot, dump_of, f32, to_bfloat16
@@ -74,6 +76,12 @@ def planted(p: Plant, engine: str) -> Mistake:
     return made
 
 
+def unexplained(dump: Dump, w: Weights) -> list[Finding]:
+    """Of what hooks leave of the dump."""
+    hooked = changed(dump, lambda e: None if e.stage.name in UNSEEN else e)
+    return [f for f in verify(hooked, w).findings if f.verdict == UNEXPLAINED]
+
+
 def turns() -> list[tuple[Plant, str, int]]:
     """Each mistake in each engine, in its layers in turn."""
     found = []
@@ -101,8 +109,7 @@ def test_a_mistake_inside_attention_is_named(p: Plant, engine: str, layer: int, 
     also = {o.stage: o for o in PLANTS if o.id == p.id.replace(*ROPE) and o is not p}
     mistakes = {(o.stage, layer): planted(o, engine) for o in (p, *also.values())}
     dump = dump_of(w, KERNELS[engine], TOKENS, steps=[5] if p.step else [], mistakes=mistakes)
-    dump = changed(dump, lambda e: None if e.stage.name in UNSEEN else e)
-    found = [f for f in verify(dump, w).findings if f.verdict == UNEXPLAINED]
+    found = unexplained(dump, w)
     assert {(f.layer, f.stage) for f in found} == {(layer, "attention")}
     for f in found:
         names = {h.name for h in f.hypotheses}
@@ -125,7 +132,6 @@ def test_any_mask_is_read_off_the_result(words: str) -> None:
 
     w = weights("Q8_0")
     dump = dump_of(w, FLASH, TOKENS, mistakes={("attn_softmax", 1): masked})
-    dump = changed(dump, lambda e: None if e.stage.name in UNSEEN else e)
-    (found,) = [f for f in verify(dump, w).findings if f.verdict == UNEXPLAINED]
+    (found,) = unexplained(dump, w)
     assert (found.layer, found.stage) == (1, "attention")
     assert words in {h.sentence.removeprefix("the mask is another: ") for h in found.hypotheses}

@@ -217,7 +217,7 @@ def mask_off(s: Site) -> Several:
 def window(s: Site) -> Several:
     """A key too many or too few, the window of other layers, or none. What our own window hides of the scores the dump
     need not hold: it is computed anew, to the roundings of a dot product."""
-    full, key_S, pos_T1 = unmasked(s)
+    full, key_S, _ = unmasked(s)
     own = s.evidence.window(s.layer)
     others = {w: f"is {plural(w, 'position')}" for w in {*s.config.windows} - {0, own}}
     if own != ALL:
@@ -227,7 +227,7 @@ def window(s: Site) -> Several:
         }
         others[ALL] = "is not applied"
     for size, words in others.items():
-        seen_TS = (key_S <= pos_T1) & (key_S > pos_T1 - size)
+        seen_TS = ~reference.hidden(s.pos_T, len(key_S), size)
         span = softmax_of(s, full, seen_TS)
         extra = span.mid * operations.U * 64 * np.abs(full.mid).max()
         there = "layers that have none" if own == ALL else f"one of {own} is right"
@@ -291,6 +291,12 @@ def mixed(s: Site, p: Span | None = None, v: Span | None = None) -> Span:
     v = v or s.so_far(s.evidence.valued)
     S = len(v.mid)
     return mix(s, p.shaped(lambda a: a[:, :, :S]), v)
+
+
+def attended(s: Site, k: Span, v: Span) -> Span:
+    """The sum under the probabilities that other keys make, of these values: all that is between is made anew."""
+    p = s.at("attn_softmax").having(attn_scores=scored(s.at("attn_scores"), k=k)).compute()
+    return mixed(s, p=p, v=v)
 
 
 @hypothesis("values-before-bias", "the values are taken before their bias is added", "attention")

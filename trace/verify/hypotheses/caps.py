@@ -10,7 +10,7 @@ from ..recipes import operations
 from ..recipes.scaled import FP8, INT8
 from ..site import Site
 from ..span import E4M3, FLOAT32, Array, Span
-from .attention import mixed, scored
+from .attention import attended
 from .hypothesis import Hypothesis, Several, entering
 from .masks import dumped
 from .whole import whole_of
@@ -77,9 +77,7 @@ def cache_scale(s: Site) -> Several:
             of_keys = scale_of(keys, top)
             for divided in (np.divide, by_reciprocal) if of_keys else ():
                 k, v = (Span.point(nearest(divided(x, size))) for x, size in ((keys, of_keys), (x, own)))
-                scores = scored(s.at("attn_scores"), k=k)
-                p = s.at("attn_softmax").having(attn_scores=scores).compute()
-                yield f"{of_keys:.3g} for keys and {own:.3g} for values", mixed(s, p=p, v=v)
+                yield f"{of_keys:.3g} for keys and {own:.3g} for values", attended(s, k, v)
 
 
 def scale_of(x: Array, top: float) -> float:

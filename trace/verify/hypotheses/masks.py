@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.kernels import reference
 from ...plural import plural
 from ..recipes import operations
 from ..site import Site
@@ -27,7 +28,7 @@ def mask_other(s: Site) -> Several:
     full, key_S, pos_T1 = unmasked(s)
     if got is not None and got.shape != full.mid.shape:
         return
-    own_TS = (key_S <= pos_T1) & (key_S > pos_T1 - s.evidence.window(s.layer))
+    own_TS = ~reference.hidden(s.pos_T, len(key_S), s.evidence.window(s.layer))
     for seen_TS in masks(s) if got is None else [np.asarray((got > 0).any(0))]:
         words = described(seen_TS, own_TS, key_S, pos_T1)
         if words and seen_TS.any(1).all():

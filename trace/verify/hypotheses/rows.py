@@ -11,7 +11,7 @@ from ..facts import Unjudgeable
 from ..recipes import operations
 from ..site import Site
 from ..span import Array, Span
-from .attention import mixed, scored
+from .attention import attended, mixed, scored
 from .hypothesis import Hypothesis, Several, entering
 from .masks import dumped, listed
 from .whole import BLOCKS, MOST, STARTS, ZERO, Order, orders
@@ -31,14 +31,11 @@ def cache_rows(s: Site) -> Several:
     for order in of_scores(s, got) if keys else of_values(s, got, x.mid):
         if (order != np.arange(len(order))).any() and order.tobytes() not in tried:
             tried.add(order.tobytes())
-
             there = standing(x, order)
             yield words(order), scored(s, k=there) if keys else mixed(s, v=there)
-    for keys_alone in (False, True) if not keys else ():
-        for order in orders(s, keys_alone):
-            k = standing(s.so_far("k_post_rope"), order)
-            p = s.at("attn_softmax").having(attn_scores=scored(s.at("attn_scores"), k=k)).compute()
-            yield words(order), mixed(s, p=p, v=x if keys_alone else standing(x, order))
+    for order, keys_alone in orders(s) if not keys else ():
+        k = standing(s.so_far("k_post_rope"), order)
+        yield words(order), attended(s, k, x if keys_alone else standing(x, order))
 
 
 def standing(x: Span, order: Order) -> Span:

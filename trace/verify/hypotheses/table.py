@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ....errors import BadInput
 from ..facts import Unjudgeable
 from ..finding import Named
-from ..fit import Fit, compare, spread
+from ..fit import Fit, compare
+from ..judge import FEW
 from ..recipes.scaled import WHOLE
-from ..site import Site
+from ..site import Site, Values
 from ..span import FLOAT32, Span
 from . import adapters, attention, caps, dump, head, masks, norms, products, rope, rows, shards, vectors
 from .hypothesis import Hypothesis
@@ -22,8 +18,6 @@ from .ways import Way, in_itself, ways
 
 FILES = (adapters, attention, masks, rows, caps, dump, shards, products, head, rope, norms, vectors)
 ALIKE = 2 * FLOAT32.u  # of the error that is left: less tells no mistake from another, and the earlier stage's is told
-FEW = 16  # positions that show most mistakes not to be the one
-Values = NDArray[np.floating[Any]]
 TABLE: tuple[Hypothesis, ...] = tuple(h for file in FILES for h in file.TABLE)
 
 
@@ -39,7 +33,9 @@ def explain(
     only: the names of those to try; None for all. fits: how well a span explains the stage.
     """
     named: list[tuple[bool, Named]] = []
-    few = at_few(site, got)
+    # A few positions show most mistakes not to be the one; not where they share a scale with the others.
+    apart = len(site.pos) > 2 * FEW and site.recipe.quantiser not in WHOLE
+    few = site.at_few(got, FEW) if apart else (site, got)
     for at, way in ways(site):
         for h in TABLE:
             if (at in h.stages or not h.stages) and (only is None or h.name in only):
@@ -51,32 +47,19 @@ def explain(
     return [known for _, known in sorted(named, key=lambda n: (n[0], max(n[1].left, ALIKE)))]
 
 
-def at_few(site: Site, got: Values) -> tuple[Site, Values] | None:
-    """The stage at a few of its positions, which show most mistakes not to be the one; None where there are no more, or
-    where they share a scale with the others."""
-    letters = site.evidence.stage(site.stage).letters
-    if "T" not in letters or len(site.pos) <= 2 * FEW or site.recipe.quantiser in WHOLE:
-        return None
-    T = letters.index("T")
-    if got.shape[T] != len(site.pos):
-        return None
-    some = spread(len(site.pos), FEW)
-    return replace(site, pos=tuple(site.pos[t] for t in some.tolist()), used={}, recomputed={}), np.take(got, some, T)
-
-
 def _best(
     way: Way,
     h: Hypothesis,
     site: Site,
     got: Values,
-    few: tuple[Site, Values] | None,
+    few: tuple[Site, Values],
     fits: Callable[[Values, Span], Fit],
 ) -> tuple[str, Fit] | None:
     """The variant of a mistake that explains the stage best, if one does, and how well."""
     best: tuple[str, Fit] | None = None
     try:
         wanted = None
-        if few is not None and h.by_row and h.stages and way is not in_itself:
+        if few[0] is not site and h.by_row and h.stages and way is not in_itself:
             wanted = {name for name, span in way(h, few[0], None) if compare(few[1], span).good}
             if not wanted:
                 return None

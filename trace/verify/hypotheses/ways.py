@@ -57,16 +57,12 @@ def turned(h: Hypothesis, site: Site, wanted: Collection[Name] | None) -> Varian
     earlier = [dict(_numbered(h, at, wanted)) for at in before]
     keys = dict(_numbered(h, own, wanted))
     for name, q in _numbered(h, site.at(Q), wanted):
-        if name not in keys:
-            continue
-        k = _placed(right, own, keys[name])
-        yield name, site.having(**{Q: q, f"all {K}": k}).compute()
-        for first in range(min(2, len(before))):
-            if all(name in each for each in earlier[first:]):
+        for first in (len(before), *range(min(2, len(before)))):  # the phase that it begins with
+            if name in keys and all(name in each for each in earlier[first:]):
+                k = _placed(right, own, keys[name])
                 for at, each in zip(before[first:], earlier[first:], strict=True):
                     k = _placed(k, at, each[name])
                 yield name, site.having(**{Q: q, f"all {K}": k}).compute()
-                k = _placed(right, own, keys[name])
 
 
 def _keys(site: Site, phase: int) -> Site:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.kernels import reference
 from ..fit import spread
 from ..formulas import WITHIN
 from ..site import Site
@@ -40,13 +41,12 @@ class Whole:
     k_SNH: Array
     v_SNH: Array
     got_TNH: Array
-    pos_T: NDArray[np.integer]
+    pos_T: NDArray[np.int32]
     window: int
 
     @property
     def seen_TS(self) -> Mask:  # noqa: N802
-        key_S, pos_T1 = np.arange(len(self.k_SNH)), self.pos_T[:, None].astype(np.int64)
-        return (key_S <= pos_T1) & (key_S > pos_T1 - self.window)
+        return ~reference.hidden(self.pos_T, len(self.k_SNH), self.window)
 
     def powers(self, k_SNH: Array) -> Array:
         """exp(q k) [N, T, S], each row relative to its largest."""
@@ -105,10 +105,9 @@ def masks(s: Site) -> Iterator[Mask]:
 
     windows = [left_TS[T, np.maximum(0, pos_T - size + 1)].sum() for size in range(1, S + 1)]
     size = int(np.argmin(windows)) + 1
-    yield causal_TS & (key_S > site_T1 - size)
+    yield ~reference.hidden(s.pos_T, S, size)
     yield np.broadcast_to(key_S >= int(free_S.argmin()), causal_TS.shape)
-    own_TS = causal_TS & (key_S > site_T1 - w.window)
-    yield own_TS & (~hidden(w, power)[key_S] | (key_S == site_T1))
+    yield ~reference.hidden(s.pos_T, S, w.window) & (~hidden(w, power) | (key_S == site_T1))
     shifts = np.array([d for d in range(-S, S) if d])
     shift = int(shifts[np.argmin([away(own_from_T, pos_T + 1 + d).sum() for d in shifts])])
     yield (key_S <= site_T1 + shift) & (key_S > site_T1 - w.window)
@@ -143,7 +142,7 @@ def documents(left_TS: Array, pos_T: NDArray[np.integer]) -> list[int]:
         best, d = min(tried, default=(np.inf, 0))
         if best >= BETTER * least:
             break
-        least, starts = best, sorted([*starts, d])
+        least, starts = best, [*starts, d]
     return starts
 
 
@@ -156,9 +155,9 @@ def first_of(starts: list[int], pos_T: NDArray[np.integer]) -> NDArray[np.intp]:
 # -- rows of the cache ------------------------------------------------------------------------------------------------
 
 
-def orders(s: Site, keys_alone: bool) -> Iterator[Order]:
-    """Which position's rows may stand at each place of the cache: of keys and values, or of keys alone. Of each size of
-    block one guess, block after block as long as that helps."""
+def orders(s: Site) -> Iterator[tuple[Order, bool]]:
+    """Which position's rows may stand at each place of the cache, and whether of keys alone or of values too. Of each
+    size of block one guess, block after block as long as that helps."""
     w = whole_of(s)
     if w is None:
         return
@@ -166,15 +165,16 @@ def orders(s: Site, keys_alone: bool) -> Iterator[Order]:
     # Places are seen, rows stand at them; the last row is zeros.
     power = w.powers(np.concatenate([w.k_SNH, np.zeros_like(w.k_SNH[:1])]))
     v_SNH = np.concatenate([w.v_SNH, np.zeros_like(w.v_SNH[:1])])
-    least = np.inf
-    for size in reversed(BLOCKS):
-        if size < S and -(-S // size) <= STARTS:
-            order, away = moved(w, power, v_SNH, size, keys_alone)
-            # Which of several rows that a query sees stands where does not show; the larger block says less of it.
-            if away < BETTER * least:
-                least = away
-                if (order != np.arange(S)).any():
-                    yield order
+    for keys_alone in (False, True):
+        least = np.inf
+        for size in reversed(BLOCKS):
+            if size < S and -(-S // size) <= STARTS:
+                order, away = moved(w, power, v_SNH, size, keys_alone)
+                # Which of several rows that a query sees stands where does not show; the larger block says less of it.
+                if away < BETTER * least:
+                    least = away
+                    if (order != np.arange(S)).any():
+                        yield order, keys_alone
 
 
 def moved(w: Whole, power_NTS: Array, v_SNH: Array, size: int, keys_alone: bool) -> tuple[Order, float]:
@@ -225,15 +225,14 @@ def shifts(s: Site, turn_Ph: Array, shift_P: NDArray[np.integer]) -> Iterator[in
     h = w.q_TNH.shape[2] // 2
     q, k = (x[..., :h] + 1j * x[..., h:] for x in (w.q_TNH, w.k_SNH))
     pairs_NTSh = np.einsum("tnh,snh->ntsh", q, np.conj(k))
+    right_NTS = pairs_NTSh.real.sum(-1)
     old_S = np.arange(len(k)) < s.evidence.rows[s.phase][0]
-    for turned_S in (np.ones_like(old_S), old_S):
-        away = [
-            _turned(w, np.where(turned_S, (pairs_NTSh @ np.exp(1j * turn_h)).real, pairs_NTSh.real.sum(-1)))
-            for turn_h in turn_Ph
-        ]
-        yield int(shift_P[int(np.argmin(away))])
-        if not old_S.any():
-            return
+    which = (np.ones_like(old_S), old_S) if old_S.any() else (np.ones_like(old_S),)
+    away = []
+    for turn_h in turn_Ph:
+        wrong_NTS = (pairs_NTSh @ np.exp(1j * turn_h)).real
+        away.append([_turned(w, np.where(turned_S, wrong_NTS, right_NTS)) for turned_S in which])
+    yield from shift_P[np.argmin(away, 0)].tolist()
 
 
 def _turned(w: Whole, scores_NTS: Array) -> float:
