@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from ..engine.aliases import resolve
-from ..engine.files.diff_weights import LAYER, Row, compare, exchanged, layers_moved
+from ..engine.files.diff_weights import LAYER, Row, exchanged, layers_moved, tensor_rows
 from ..errors import BadInput
 from .load import open_model
 from .terminal import json_text, one_line
@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     rows = []
     with progress("comparing", total, "bytes") as show:
         done = 0
-        for row, size in compare(one, two):
+        for row, size in tensor_rows(one, two):
             rows.append(row)
             done += size
             show(done)

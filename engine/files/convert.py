@@ -222,7 +222,7 @@ def write(
     try:
         with Beside(destination, folder=kind == "safetensors") as beside:
             WRITERS[kind].write(beside.path, source, v, tensors, recoded, told)
-            compare(open_checkpoint(beside.path), held(source, kind), v, tensors, crc, told)
+            check_written(open_checkpoint(beside.path), held(source, kind), v, tensors, crc, told)
             source.check_unchanged()
             beside.move()
     except OSError as error:
@@ -230,7 +230,7 @@ def write(
         raise BadInput(f"{destination}: cannot be written: {error.strerror or error}") from None
 
 
-def compare(
+def check_written(
     written: Checkpoint, c: Config, v: Vocabulary | None, tensors: list[Planned], crc: Mapping[str, int], told: Progress
 ) -> None:
     """Raises BadInput unless the file, read back, has the same configuration, vocabulary and bytes."""

@@ -34,7 +34,7 @@ class Row:
     holds: str | None = None  # the tensor of A that B's is
 
 
-def compare(one: Checkpoint, two: Checkpoint) -> Iterator[tuple[Row, int]]:
+def tensor_rows(one: Checkpoint, two: Checkpoint) -> Iterator[tuple[Row, int]]:
     """A row for each tensor of either file, matched by its role, with the bytes of A that it took."""
     a, b = by_role(one), by_role(two)
     others = Others(a)

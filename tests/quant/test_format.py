@@ -16,7 +16,7 @@ from qwenref.errors import BadInput
 from qwenref.quant import aprq4
 from qwenref.quant.tensor import dequantize, format_of, quantize
 from qwenref.trace.verify.hypotheses.products import wrong_decoders
-from qwenref.trace.verify.recipes.matrix import Matrix
+from qwenref.trace.verify.recipes.matrix import FileMatrix
 from qwenref.trace.verify.recipes.products import operand, product
 from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, RECIPES
 from qwenref.trace.verify.span import Span
@@ -170,7 +170,7 @@ def test_a_format_with_a_group_size_of_its_own(group: int, affine: None) -> None
     np.testing.assert_array_equal(dequantize(w, 2, 4), want[2:4])
     assert np.abs(want - values).max() < 0.3
 
-    m = Matrix(w)
+    m = FileMatrix(w)
     assert (m.facts.group, m.facts.levels) == (group, 16)
     np.testing.assert_array_equal(m.constants(1, 5), np.repeat(bias[1:5, :, 0], group, axis=1))
     np.testing.assert_array_equal(m.minima(1, 5), bias[1:5, :, 0])

@@ -74,7 +74,7 @@ def depth(layers: Sequence[View]) -> str:
     return chart("RMS (line) and largest magnitude (dashes) by layer, logarithmic.", parts)
 
 
-def spread(v: View) -> str:
+def sizes(v: View) -> str:
     """The histogram."""
     h = histogram(v.computed())
     if h is None:

@@ -8,7 +8,7 @@ from html import escape
 from ..store import phase_name
 from ..verify.report.frame import framed, table
 from .attention import attention
-from .curves import channels, depth, spread
+from .curves import channels, depth, sizes
 from .figures import LayerFigures, layer_figures, row_figures
 from .guess import Guess
 from .names import Names
@@ -30,7 +30,7 @@ def stage_page(source: str, v: View, layers: Sequence[View], names: Names) -> st
     if "S" in v.entry.stage.letters:
         parts.append(attention(v, names))
     else:
-        parts += ['<div class="charts">', channels(v), depth(layers), spread(v), "</div>"]
+        parts += ['<div class="charts">', channels(v), depth(layers), sizes(v), "</div>"]
     return page(source, v, [*parts, row_table(v, names)])
 
 

@@ -21,7 +21,7 @@ from ...quant.rms import ratio, rms
 from .finding import Budget
 from .formulas import ATTENTION, PRODUCTS, flat, input_of
 from .leaning import MOST, leaning
-from .recipes.matrix import Matrix, group_sums
+from .recipes.matrix import FileMatrix, group_sums
 from .site import Site
 from .span import BFLOAT16, FLOAT16, Array
 
@@ -123,7 +123,7 @@ def product_sources(site: Site, mid: Array) -> Iterator[Noise]:
         yield Noise("other weights than this model's, within half a step", other_TO, weights=True)
 
 
-def both_sums(m: Matrix, activations: list[Array], square_TI: Array) -> tuple[list[Array], Array]:
+def both_sums(m: FileMatrix, activations: list[Array], square_TI: Array) -> tuple[list[Array], Array]:
     """sum_i v_i w_i^2 for each variance v of activations; sum_i x_i^2 step_i^2 / 12 for steps of the weights."""
     sums: list[list[Array]] = [[] for _ in activations]
     weights = []

@@ -47,7 +47,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Judged:
     """spoilt: an input of it is wrong, so that it says nothing of how it was computed."""
 
     finding: Finding
@@ -84,18 +84,18 @@ def settled(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], R
     return list(seen.values()), recipe
 
 
-def groups_of(judge: Judge, findings: Iterable[Finding], wrong: Collection[Key]) -> dict[Group, list[Place]]:
+def groups_of(judge: Judge, findings: Iterable[Finding], wrong: Collection[Key]) -> dict[Group, list[Judged]]:
     """What was judged, but for what is explained part by part."""
-    groups: dict[Group, list[Place]] = {}
+    groups: dict[Group, list[Judged]] = {}
     for f in findings:
         e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
         if e is not None and f.verdict in (EXACT, REPRODUCED, UNEXPLAINED) and f.key not in judge.parts:
             spoilt = any((f.phase, f.layer, name) in wrong for name in judge.evidence.stage(f.stage).inputs)
-            groups.setdefault(judge.group(e), []).append(Place(f, e, spoilt))
+            groups.setdefault(judge.group(e), []).append(Judged(f, e, spoilt))
     return groups
 
 
-def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
+def agreed(judge: Judge, group: Group, places: Sequence[Judged]) -> Recipe:
     """The arithmetic that explains most of a group; it is put first of those that explain some. One that allows much
     more than another, which explains half of the group or more, might explain anything.
 
@@ -135,14 +135,14 @@ def agreed(judge: Judge, group: Group, places: Sequence[Place]) -> Recipe:
     return best
 
 
-def fair(judge: Judge, p: Place, a: Agreement, tight: float, places: int) -> bool:
+def fair(judge: Judge, p: Judged, a: Agreement, tight: float, places: int) -> bool:
     """Whether a recipe allows no more than it may beside the tightest: something, or what an open question of a whole
     engine (in what blocks its attention takes the keys) leaves open, if it explains every place."""
     wider = LOOSER if a.count == places and wide(judge.involved(p.entry), a.recipe) else WIDER
     return a.allowed <= wider * max(tight, a.recipe.result.u)
 
 
-def under(judge: Judge, p: Place, best: Recipe) -> Finding:
+def under(judge: Judge, p: Judged, best: Recipe) -> Finding:
     """The finding under the arithmetic of its group."""
     f, fit = p.finding, judge.explains(p.entry, best)
     if f.hypotheses:
@@ -158,7 +158,7 @@ def under(judge: Judge, p: Place, best: Recipe) -> Finding:
     return odd(judge, p)
 
 
-def loosened(judge: Judge, p: Place, best: Recipe) -> Fit | None:
+def loosened(judge: Judge, p: Judged, best: Recipe) -> Fit | None:
     """How well the same arithmetic explains a place if what a whole engine leaves open (in what blocks its attention
     takes the keys) is left open."""
     for r in judge.good[judge.group(p.entry)]:
@@ -169,7 +169,7 @@ def loosened(judge: Judge, p: Place, best: Recipe) -> Fit | None:
     return None
 
 
-def odd(judge: Judge, p: Place) -> Finding:
+def odd(judge: Judge, p: Judged) -> Finding:
     """The finding of a place that is computed as no other of its kind."""
     f = p.finding
     others = [r for r in judge.good[judge.group(p.entry)] if judge.explains(p.entry, r)]
@@ -179,7 +179,7 @@ def odd(judge: Judge, p: Place) -> Finding:
     return replace(f, verdict=UNEXPLAINED, hypotheses=(named,))
 
 
-def unlike(judge: Judge, group: Group, groups: Mapping[Group, Sequence[Place]]) -> bool:
+def unlike(judge: Judge, group: Group, groups: Mapping[Group, Sequence[Judged]]) -> bool:
     """Whether a product of the whole model, which has no like, takes operands or sums as no product of a layer does:
     engines leave their output head as it is in the file, or treat it as the rest."""
     if group[:2] != ("product", "whole"):
@@ -195,7 +195,7 @@ def unlike(judge: Judge, group: Group, groups: Mapping[Group, Sequence[Place]]) 
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def named(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> tuple[Recipe, set[Group]]:
+def named(judge: Judge, groups: Mapping[Group, Sequence[Judged]]) -> tuple[Recipe, set[Group]]:
     """The engine's recipe, called by a known engine's name if that explains all, or all but products by weights of some
     formats; else by its facts. And the groups that it explains.
     """
@@ -225,7 +225,7 @@ def certain(engines: Sequence[Recipe]) -> bool:
     return len({(r.attention, *((r.mix, r.fused) if r.result is not FLOAT32 else ())) for r in engines}) == 1
 
 
-def reloading(judge: Judge, groups: Mapping[Group, Sequence[Place]], angle: str) -> Recipe | None:
+def reloading(judge: Judge, groups: Mapping[Group, Sequence[Judged]], angle: str) -> Recipe | None:
     """A known engine of 16 bits that explains all, but that it makes other matrices when it loads the file."""
     how = likeliest(judge.votes).get("requantised")
     for known in RECIPES if how is not None else ():
@@ -240,7 +240,7 @@ def backing(judge: Judge, known: Recipe) -> int:
     return sum(n for (field, value), n in judge.votes.items() if field != "result" and getattr(known, field) == value)
 
 
-def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:
+def composed(judge: Judge, groups: Mapping[Group, Sequence[Judged]]) -> Recipe:
     """The facts of all groups together."""
     results = Counter({f: 0 for g in groups for f in [judge.good[g][0].result]})
     for g, places in groups.items():
@@ -262,14 +262,14 @@ def composed(judge: Judge, groups: Mapping[Group, Sequence[Place]]) -> Recipe:
     return replace(whole, name="; ".join([whole.result.name, *words]))
 
 
-def far(judge: Judge, p: Place) -> bool:
+def far(judge: Judge, p: Judged) -> bool:
     """Whether a whole block, from a norm to its residual, is missing on the way to a stage: its span is too wide then
     to tell one arithmetic from another, beside stages that are near to their inputs."""
     kinds = {stage.kind for _, stage in judge.involved(p.entry)[1:]}
     return {"norm", "residual"} <= kinds
 
 
-def open_questions(judge: Judge, places: Sequence[Place], recipe: Recipe) -> Iterator[tuple[str, float]]:
+def open_questions(judge: Judge, places: Sequence[Judged], recipe: Recipe) -> Iterator[tuple[str, float]]:
     """What a recipe leaves open of some stages, in words, and how many times more that allows."""
     shown = choices(judge.involved(places[0].entry), recipe.result, Counter())
     for fact in FACTS:
@@ -282,11 +282,11 @@ def open_questions(judge: Judge, places: Sequence[Place], recipe: Recipe) -> Ite
             yield fact.words(value, recipe.result), float(np.median(ratios))
 
 
-def words_of(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> str:
+def words_of(judge: Judge, places: Sequence[Judged], recipe: Recipe, whole: Recipe) -> str:
     return "; ".join([recipe.result.name, *clauses(judge, places, told(judge, places, recipe, whole), whole)])
 
 
-def clauses(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> Iterator[str]:
+def clauses(judge: Judge, places: Sequence[Judged], recipe: Recipe, whole: Recipe) -> Iterator[str]:
     """What the recipe of some stages says, in an engine that stores most of its results as `whole` does."""
     stages = judge.involved(places[0].entry)
     if recipe.result is not whole.result:
@@ -301,7 +301,7 @@ def words_in(recipe: Recipe, shown: Collection[str]) -> list[str]:
     return [words for words in said if words]
 
 
-def told(judge: Judge, places: Sequence[Place], recipe: Recipe, whole: Recipe) -> Recipe:
+def told(judge: Judge, places: Sequence[Judged], recipe: Recipe, whole: Recipe) -> Recipe:
     """The recipe that says least and explains the same stages: what a dump does not show is not said of its engine.
 
     A row of 16-bit weights is the same in a 32-bit embedding; a layer that is missing leaves room for several engines.
@@ -335,7 +335,7 @@ def alike(engine: Recipe) -> list[Recipe]:
     return [engine, *sorted(RECIPES, key=lambda known: known.attention is not engine.attention)]
 
 
-def alone(judge: Judge, places: Sequence[Place], own: Recipe, engine: Recipe) -> str:
+def alone(judge: Judge, places: Sequence[Judged], own: Recipe, engine: Recipe) -> str:
     """The name for some stages of an engine that has another one."""
     for known in alike(engine):
         if all(judge.explains(p.entry, replace(known, angle=own.angle)) for p in places):

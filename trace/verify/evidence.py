@@ -17,7 +17,7 @@ from ...quant.tensor import dequantize
 from ..dump import Dump, Entry
 from ..stages import Stage, of_pieces
 from .facts import Key
-from .recipes.matrix import Matrix, matrix_of
+from .recipes.matrix import FileMatrix, matrix_of
 from .recipes.rope import Rotation, rotations
 from .span import BFLOAT16, FLOAT16, FLOAT32, Array, Float
 
@@ -124,7 +124,7 @@ class Evidence:
         leaf = getattr(self.weights if layer is None else self.weights.layers[layer], name)
         return np.concatenate([dequantize(p) for p in parts(leaf)]).astype(np.float64)
 
-    def matrices(self, layer: int | None, name: str) -> list[Matrix]:
+    def matrices(self, layer: int | None, name: str) -> list[FileMatrix]:
         """The matrices of a product stage, in the order of its columns."""
         stage = self.stage(name)
         tensors = parts(getattr(self.weights if layer is None else self.weights.layers[layer], stage.weight or ""))

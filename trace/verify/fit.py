@@ -47,7 +47,7 @@ class Fit:
         return self.equal == self.size
 
 
-def compare(got: NDArray[np.floating[Any]], span: Span) -> Fit:
+def fit_of(got: NDArray[np.floating[Any]], span: Span) -> Fit:
     """Every element is judged: it must lie in its span. Where the span is not finite (its input was not), the dump
     must not be."""
     ends = (got, span.mid) if span.exact else (got, span.mid, span.lo, span.hi)
@@ -125,6 +125,6 @@ def _outside(x: Array, mid: Array, lo: Array, hi: Array) -> NDArray[np.bool_]:
         return ~(inside | (x == mid) | (~np.isfinite(mid) & ~np.isfinite(x)))
 
 
-def spread(n: int, few: int) -> NDArray[np.intp]:
+def few_of(n: int, few: int) -> NDArray[np.intp]:
     """A few of n indices, the first and the last among them; all of them if there are no more."""
     return np.unique(np.linspace(0, n - 1, min(n, few)).astype(np.intp))

@@ -16,7 +16,7 @@ from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
 from .recipes import flash, ggml_flash, operations
 from .recipes.facts.mixing import GGML
-from .recipes.matrix import Matrix
+from .recipes.matrix import FileMatrix
 from .recipes.products import added, operand, product, summation
 from .recipes.recipe import Recipe
 from .recipes.scaled import WHOLE
@@ -65,7 +65,7 @@ class Inputs(Protocol):
     def so_far(self, stage: str) -> Span:
         """Keys (k_post_rope) or values (Evidence.valued) of every position so far: [S, K, H]."""
 
-    def matrices(self) -> list[Matrix]: ...
+    def matrices(self) -> list[FileMatrix]: ...
     def gain(self, name: str) -> Array: ...
 
 
@@ -81,7 +81,7 @@ def as_heads(c: Config, x: Span, part: int) -> Span:
     return x if x.mid.ndim == 3 else heads_of(c, x, part)
 
 
-def linear(s: Inputs, x: Span, matrices: list[Matrix] | None = None, rows: slice = slice(None)) -> Span:
+def linear(s: Inputs, x: Span, matrices: list[FileMatrix] | None = None, rows: slice = slice(None)) -> Span:
     """The stage's product of x [T, I], or of some of its rows, its parts side by side, rounded as the recipe has it."""
     parts = [product(s.recipe, x, m, rows) for m in (matrices or s.matrices())]
     return operations.rounded(s.recipe, joined(parts, 1))

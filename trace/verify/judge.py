@@ -16,11 +16,11 @@ from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, s
 from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
-from .fit import Fit, compare, spread
+from .fit import Fit, few_of, fit_of
 from .formulas import flat, input_of
 from .kept import Kept
 from .leaning import MOST, leaning
-from .recipes.matrix import Matrix
+from .recipes.matrix import FileMatrix
 from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
 from .recipes.scaled import KINDS, WHOLE
@@ -165,14 +165,14 @@ class Judge:
             (m, *_), x = site.matrices(), flat(site.input_of_all() if recipe.quantiser in WHOLE else input_of(site))
             if e.stage.positions == "all" and len(got) != len(x.mid):
                 return None
-            rows = spread(len(x.mid), FEW) if e.stage.positions == "all" else np.array([len(x.mid) - 1])
+            rows = few_of(len(x.mid), FEW) if e.stage.positions == "all" else np.array([len(x.mid) - 1])
             y = product(recipe, x, m.head(COLUMNS, self.top(e, m, recipe)), rows.tolist()).map(recipe.result.round)
-            return compare((got[rows] if got.ndim > 1 else got[None])[:, : y.mid.shape[1]], y)
+            return fit_of((got[rows] if got.ndim > 1 else got[None])[:, : y.mid.shape[1]], y)
         if "T" not in e.stage.letters or recipe.quantiser in WHOLE or len(self.evidence.positions(e)) <= FEW:
             return None
-        return compare(*self.at_few(e, recipe, got, FEW))
+        return fit_of(*self.at_few(e, recipe, got, FEW))
 
-    def top(self, e: Entry, m: Matrix, recipe: Recipe) -> float | None:
+    def top(self, e: Entry, m: FileMatrix, recipe: Recipe) -> float | None:
         """The largest weight of a stage's first matrix, if the recipe asks for it: looked for once."""
         if recipe.requantised not in KINDS or KINDS[recipe.requantised].over != "all":
             return None
@@ -189,7 +189,7 @@ class Judge:
     def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
         """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told."""
         got, span = self.at_few(e, FLOAT32_RECIPE, got, ROWS)
-        return span, compare(got, span)
+        return span, fit_of(got, span)
 
     def overflow(self, e: Entry, got: NDArray[np.float32], recipe: Recipe) -> str | None:
         """What a stage of finite inputs that is not finite would be, in float32; None for another reason.
@@ -264,7 +264,7 @@ class Judge:
 
     def compared(self, e: Entry, site: Site, got: NDArray[np.floating[Any]], span: Span) -> Fit:
         """How well a span explains the stage. Where it leaves much open, the error may have no side either."""
-        fit, spots = compare(got, span), self.involved(e)
+        fit, spots = fit_of(got, span), self.involved(e)
         if not fit.good or not wide(spots, site.how):
             return fit
         width = got.shape[-1]
@@ -316,12 +316,12 @@ def by_parts(site: Site, got: NDArray[np.float32], tried: list[Recipe]) -> tuple
         part = slice(at, at := at + m.shape[0])
         for recipe in tried:
             few = product(recipe, x, m.head(COLUMNS)).map(recipe.result.round)
-            if compare(got[:, part][:, : few.mid.shape[1]], few).good:
+            if fit_of(got[:, part][:, : few.mid.shape[1]], few).good:
                 piece = product(recipe, x, m).map(recipe.result.round)
-                if compare(got[:, part], piece).good:
+                if fit_of(got[:, part], piece).good:
                     parts.append((recipe, m.format))
                     spans.append(piece)
                     break
         else:
             return None
-    return parts, compare(got, joined(spans, 1))
+    return parts, fit_of(got, joined(spans, 1))

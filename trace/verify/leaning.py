@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .formulas import flat, input_of
-from .recipes.matrix import Matrix, group_sums
+from .recipes.matrix import FileMatrix, group_sums
 from .site import Site
 from .span import Array
 
@@ -44,7 +44,7 @@ def leaning(product: Site, error_TO: Array, got_TO: NDArray[np.floating[Any]]) -
     return most
 
 
-def directions(x_TI: Array, matrices: list[Matrix]) -> Iterator[Array]:
+def directions(x_TI: Array, matrices: list[FileMatrix]) -> Iterator[Array]:
     """What constants in the weights make of a product: the same for all of them, or a step of each group's codes."""
     yield x_TI.sum(1, keepdims=True)
     made = []

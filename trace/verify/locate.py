@@ -19,7 +19,7 @@ from ..stages import by_name
 from .finding import Axis, Picture, Where, WrongNumber, WrongRow
 from .fit import outside
 from .formulas import PRODUCTS, flat, input_of
-from .recipes.matrix import Matrix
+from .recipes.matrix import FileMatrix
 from .recipes.products import operand
 from .samples import sampled
 from .site import Site
@@ -101,7 +101,7 @@ def wrong_rows(site: Site, got: NDArray[np.float32], span: Span, bad: NDArray[np
     return tuple(named)
 
 
-def located(error_T: Array, x_TI: Array, m: Matrix, row: int, allowed_T: Array) -> WrongRow:
+def located(error_T: Array, x_TI: Array, m: FileMatrix, row: int, allowed_T: Array) -> WrongRow:
     """What of a row is wrong: one number of one block, or else the likeliest block."""
     size = max(32, m.facts.block)
     number = one_number(error_T, x_TI, m, row, size, allowed_T)
@@ -113,7 +113,7 @@ def located(error_T: Array, x_TI: Array, m: Matrix, row: int, allowed_T: Array) 
     return WrongRow(row, m.tensor.name, m.format, size, block, confidence, likely, number)
 
 
-def one_number(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allowed_T: Array) -> WrongNumber | None:
+def one_number(error_T: Array, x_TI: Array, m: FileMatrix, row: int, size: int, allowed_T: Array) -> WrongNumber | None:
     """The one number of the row (a block's scale, a group's, a minimum, a weight) that makes the error of each position
     if it is wrong; None for none or several."""
     T = len(error_T)
@@ -134,7 +134,7 @@ def one_number(error_T: Array, x_TI: Array, m: Matrix, row: int, size: int, allo
     return None
 
 
-def shares(x_TI: Array, m: Matrix, row: int, size: int) -> Iterator[tuple[str, int, Array]]:
+def shares(x_TI: Array, m: FileMatrix, row: int, size: int) -> Iterator[tuple[str, int, Array]]:
     """(what, columns of each, [T, P]): what each part of a row adds to its sum, by the number that it hangs on; the
     fewest numbers first."""
 

@@ -18,9 +18,9 @@ from ...engine.config import Config
 from ..stages import BEFORE
 from .evidence import Evidence
 from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
-from .fit import spread
+from .fit import few_of
 from .formulas import ROPE, as_heads, formula
-from .recipes.matrix import Matrix
+from .recipes.matrix import FileMatrix
 from .recipes.recipe import Recipe
 from .span import FLOAT32, Array, Span, joined
 
@@ -188,10 +188,10 @@ class Site:
         T = letters.index("T") if "T" in letters else None
         if T is None or len(self.pos) <= few or got.shape[T] != len(self.pos):
             return self, got
-        rows = spread(len(self.pos), few)
+        rows = few_of(len(self.pos), few)
         return replace(self, pos=tuple(self.pos[t] for t in rows), used={}, recomputed={}), np.take(got, rows, T)
 
-    def matrices(self) -> list[Matrix]:
+    def matrices(self) -> list[FileMatrix]:
         return self.evidence.matrices(self.layer, self.stage)
 
     def gain(self, name: str) -> Array:

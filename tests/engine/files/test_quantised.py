@@ -29,7 +29,7 @@ from qwenref.quant.codes import SCALES
 from qwenref.quant.tensor import QTensor, dequantize, format_of, take
 from qwenref.tools.main import main
 from qwenref.trace.verify.hypotheses.products import wrong_decoders
-from qwenref.trace.verify.recipes.matrix import Matrix
+from qwenref.trace.verify.recipes.matrix import FileMatrix
 
 from ...mutations import in_json
 from ...tiny import collect, relative
@@ -83,7 +83,7 @@ def test_values_are_the_librarys(case: str) -> None:
 @pytest.mark.parametrize("case", ["gptq-4", "ct-int8-asym", "bnb-nf4", "mlx-3", "ct-fp8-channel", "bnb-int8"])
 def test_the_judge_can_take_its_formats_apart(case: str) -> None:
     """Decoded with another constant or in another order, a matrix holds other values; and is put together the same."""
-    m = Matrix(assembled(*parts_of(case))[0]["m.weight"])
+    m = FileMatrix(assembled(*parts_of(case))[0]["m.weight"])
     right = m.rows(0, 4)
     np.testing.assert_array_equal(m.rebuilt(lambda b: b).rows(0, 4), right)
     wrong = {what: one.rows(0, 4) for what, one in wrong_decoders(m)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwenref.engine.config import ALL
-from qwenref.trace.verify.fit import compare
+from qwenref.trace.verify.fit import fit_of
 from qwenref.trace.verify.recipes import operations
 from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, Recipe
 from qwenref.trace.verify.span import FLOAT16, Span
@@ -75,6 +75,6 @@ def test_behind_a_query_whose_scores_are_nan_stands_0_or_nan() -> None:
     got[1, 2, :3] = np.nan
     for fill, outside in ((0.0, 0), (np.nan, 0), (0.5, 3)):
         got[1, 2, 3:] = fill
-        assert compare(got.astype(np.float32), y).outside == outside
+        assert fit_of(got.astype(np.float32), y).outside == outside
     got[1, 2, 0] = got[0, 2, 4] = 0.25
-    assert compare(got.astype(np.float32), y).outside == 3 + 2
+    assert fit_of(got.astype(np.float32), y).outside == 3 + 2

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from qwenref.engine.kernels import reference
 from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor
-from qwenref.trace.verify.fit import compare
+from qwenref.trace.verify.fit import fit_of
 from qwenref.trace.verify.recipes import operations as stages
-from qwenref.trace.verify.recipes.matrix import Matrix
+from qwenref.trace.verify.recipes.matrix import FileMatrix
 from qwenref.trace.verify.recipes.products import SIGMAS, operand, product, summation
 from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, RECIPES, Recipe
 from qwenref.trace.verify.recipes.rope import Exact, Product, Repeated, fitted, rotations
@@ -86,14 +86,14 @@ def test_comparison_judges_every_element() -> None:
     mid = np.ones(1000)
     span = Span.around(mid, np.full(1000, 1e-6))
     got = mid.copy()
-    assert compare(got, span).exact
+    assert fit_of(got, span).exact
     got[3] += 5e-7
-    fit = compare(got, span)
+    fit = fit_of(got, span)
     assert fit.good
     assert not fit.exact
     assert fit.worst == pytest.approx(0.5)
     got[700] += 2e-6
-    fit = compare(got, span)
+    fit = fit_of(got, span)
     assert (fit.good, fit.outside) == (False, 1)
     assert fit.left < 1e-7  # an average would not have seen it
 
@@ -101,13 +101,13 @@ def test_comparison_judges_every_element() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_fits_only_what_is_not_finite(value: float) -> None:
     span = Span.around(np.ones(4), np.full(4, 0.1))
-    assert compare(np.array([1, 1, value, 1]), span).outside == 1
-    assert compare(np.array([1.0, 1, 1, 1]), Span.point(np.array([1, 1, value, 1]))).outside == 1
-    assert compare(np.array([1, 1, value, 1]), Span.point(np.array([1, 1, value, 1]))).good
+    assert fit_of(np.array([1, 1, value, 1]), span).outside == 1
+    assert fit_of(np.array([1.0, 1, 1, 1]), Span.point(np.array([1, 1, value, 1]))).outside == 1
+    assert fit_of(np.array([1, 1, value, 1]), Span.point(np.array([1, 1, value, 1]))).good
 
 
 def test_a_bound_that_overflowed_allows_nothing() -> None:
-    assert compare(np.array([2.0]), Span(np.ones(1), np.full(1, -np.inf), np.full(1, np.inf))).outside == 1
+    assert fit_of(np.array([2.0]), Span(np.ones(1), np.full(1, -np.inf), np.full(1, np.inf))).outside == 1
 
 
 # -- sums -------------------------------------------------------------------------------------------------------------
@@ -154,12 +154,12 @@ def test_a_product_in_float32_lies_in_its_span(seed: int, fmt: str) -> None:
     rng = RNG(seed)
     q = tiny_tensor("w", fmt, (40, 96), std=0.1, mean=0.0, rng=rng)
     x = rng.standard_normal((5, 96)).astype(f32)
-    y = x @ Matrix(q).rows(0, 40).T
-    span = product(FLOAT32_RECIPE, Span.point(x), Matrix(q)).map(FLOAT32.round)
-    assert compare(y, span).good
+    y = x @ FileMatrix(q).rows(0, 40).T
+    span = product(FLOAT32_RECIPE, Span.point(x), FileMatrix(q)).map(FLOAT32.round)
+    assert fit_of(y, span).good
     wrong = y.copy()
     wrong[2, 17] += f32(1e-4)
-    assert compare(wrong, span).outside == 1
+    assert fit_of(wrong, span).outside == 1
 
 
 def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +167,9 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     q = tiny_tensor("w", "Q8_0", (50, 64), std=1.0, mean=0.0, rng=RNG(0))
     x = Span.point(RNG(1).standard_normal((3, 64)))
-    whole = product(FLOAT32_RECIPE, x, Matrix(q))
+    whole = product(FLOAT32_RECIPE, x, FileMatrix(q))
     monkeypatch.setattr(matrix, "SLAB", 64 * 7)
-    sliced = product(FLOAT32_RECIPE, x, Matrix(q))
+    sliced = product(FLOAT32_RECIPE, x, FileMatrix(q))
     np.testing.assert_allclose(whole.mid, sliced.mid, rtol=1e-14)
     np.testing.assert_allclose(whole.radius, sliced.radius, rtol=1e-5)
 
@@ -190,7 +190,7 @@ def test_norms_of_float32_engines_lie_in_their_spans(seed: int, D: int) -> None:
         mean += np.square(x[:, k : k + 1])
     scale = f32(1) / np.sqrt(mean / f32(D) + f32(1e-6))
     for y in (g * (x * scale), reference.rms_norm(x, g, 1e-6), (x * g) * scale):
-        assert compare(y, span).good
+        assert fit_of(y, span).good
 
 
 @settings(max_examples=25)
@@ -205,7 +205,7 @@ def test_softmax_of_float32_lies_in_its_span(seed: int, size: float) -> None:
     total = np.zeros((2, 5, 1), f32)
     for k in range(12):
         total += e[..., k : k + 1]
-    assert compare(e / total, span).good
+    assert fit_of(e / total, span).good
     assert not span.mid[..., -1][:, 0].any()
 
 
@@ -214,9 +214,9 @@ def test_silu_of_float32_lies_in_its_span(value: float) -> None:
     x = np.array([value], f32)
     with np.errstate(over="ignore"):
         y = x / (f32(1) + np.exp(-x))
-    assert not compare(y, stages.silu(FLOAT32_RECIPE, Span.point(x))).outside  # a value that underflows may be anything
+    assert not fit_of(y, stages.silu(FLOAT32_RECIPE, Span.point(x))).outside  # a value that underflows may be anything
     wrong = np.array([y[0] * 1.001 + 1e-30])
-    assert compare(wrong, stages.silu(FLOAT32_RECIPE, Span.point(x))).outside or abs(y[0]) < 1e-27
+    assert fit_of(wrong, stages.silu(FLOAT32_RECIPE, Span.point(x))).outside or abs(y[0]) < 1e-27
 
 
 @given(st.integers(0, 2**31))
@@ -229,7 +229,7 @@ def test_operands_held_wider_than_the_dump_has_them_stay_inside(seed: int) -> No
         (stages.softmax, reference.softmax, np.array([39], np.int32)),
     ):
         span = formula(FLOAT32_RECIPE, Span.point(x.astype(f32)), *pos)
-        assert compare(exact(x, *pos).astype(f32), span).good, formula.__name__
+        assert fit_of(exact(x, *pos).astype(f32), span).good, formula.__name__
 
 
 @settings(max_examples=25)
@@ -242,9 +242,9 @@ def test_rope_of_float32_lies_in_its_span(seed: int, position: int) -> None:
     cos, sin = np.cos(angle.astype(f32))[:, None], np.sin(angle.astype(f32))[:, None]
     a, b = np.split(x, 2, -1)
     y = np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-    assert compare(y, stages.rope(FLOAT32_RECIPE, Span.point(x), angle)).good
+    assert fit_of(y, stages.rope(FLOAT32_RECIPE, Span.point(x), angle)).good
     off = stages.rope(FLOAT32_RECIPE, Span.point(x), Product(inv_freq).angle(pos + 1))
-    assert compare(y, off).outside > 0
+    assert fit_of(y, off).outside > 0
 
 
 # -- RoPE's angles ----------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_q8_1_meets_minima_with_its_own_sums() -> None:
     values, extra = operand(recipe("reference"), x, "Q4_1")
     assert extra is not None
     assert extra.shape == (2, 2)
-    w = Matrix(q)
+    w = FileMatrix(q)
     want = values @ w.rows(0, 8).astype(np.float64).T + extra @ w.minima(0, 8).T
     got = product(recipe("reference"), Span.point(x), w).mid
     np.testing.assert_allclose(got, want, rtol=1e-13)
@@ -350,7 +350,7 @@ def test_q8_1_meets_minima_with_its_own_sums() -> None:
 @pytest.mark.parametrize("fmt", ["Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K"])
 def test_codes_and_minima_that_are_added_up_apart_lie_in_the_span(fmt: str) -> None:
     """Kernels that never form the weights: where the two sums cancel, each one's rounding is still there."""
-    w = Matrix(tiny_tensor("w", fmt, (300, 512), std=1.0, mean=0.0, rng=RNG(4)))
+    w = FileMatrix(tiny_tensor("w", fmt, (300, 512), std=1.0, mean=0.0, rng=RNG(4)))
     x = (1 + 0.01 * RNG(5).standard_normal((4, 512))).astype(f32)  # of one sign: both sums are large
     m = w.minima(0, 300)
     assert m is not None
@@ -362,7 +362,7 @@ def test_codes_and_minima_that_are_added_up_apart_lie_in_the_span(fmt: str) -> N
         one += x[:, k : k + 1] * codes[:, k]
         other += x[:, k : k + 1] * constants[:, k]
     span = product(FLOAT32_RECIPE, Span.point(x), w).map(FLOAT32.round)
-    assert compare(one + other, span).good
+    assert fit_of(one + other, span).good
 
 
 def test_an_uncertain_operand_widens_the_span_by_a_whole_step_near_a_tie() -> None:
@@ -370,7 +370,7 @@ def test_an_uncertain_operand_widens_the_span_by_a_whole_step_near_a_tie() -> No
     x[0, 0] = 127.0
     x[0, 1] = 10.5
     q = QTensor("Q8_0", (1, 32), q8_0.encode(np.ones((1, 32), f32)).reshape(-1))
-    sure = product(recipe("reference"), Span.point(x), Matrix(q))
-    unsure = product(recipe("reference"), Span.around(x, np.where(x == 10.5, 1e-4, 0)), Matrix(q))
+    sure = product(recipe("reference"), Span.point(x), FileMatrix(q))
+    unsure = product(recipe("reference"), Span.around(x, np.where(x == 10.5, 1e-4, 0)), FileMatrix(q))
     assert sure.radius[0, 0] < 1e-3
     assert unsure.radius[0, 0] > 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from ....engine.weights import Adapter
 from ..formulas import PRODUCTS, flat, input_of
-from ..recipes.matrix import Matrix
+from ..recipes.matrix import FileMatrix
 from ..recipes.operations import rounded
 from ..recipes.products import adapted, plain_product
 from ..site import Site
@@ -54,7 +54,7 @@ class Parts:
         return y.shaped(lambda v: v[0]) if self.site.stage == "lm_head" else y
 
 
-def module(m: Matrix) -> str:
+def module(m: FileMatrix) -> str:
     """q_proj ..., by the name of its adapter's tensor."""
     return str(m.adapters[0].down.name).partition(".lora_")[0].rpartition(".")[2]
 
@@ -109,7 +109,7 @@ def times(adapters: Adapters, factor: float) -> Adapters:
     return tuple(replace(a, scale=a.scale * factor) for a in adapters)
 
 
-def meaning(c: float, off: float, matrices: list[Matrix]) -> str:
+def meaning(c: float, off: float, matrices: list[FileMatrix]) -> str:
     """What a factor is that may be so far off, if it is a known one."""
     a = next(a for m in matrices for a in m.adapters)
     r = a.down.shape[0]

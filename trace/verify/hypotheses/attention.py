@@ -153,10 +153,10 @@ def softmax_of(s: Site, scores: Span, seen_TS: Mask | None = None, axis: int = -
         below = masked - np.where(np.isfinite(top), top, 0)
         e = np.exp(below)
         p = np.divide(e, e.sum(axis, keepdims=True), out=np.zeros_like(e), where=e.sum(axis, keepdims=True) > 0)
-    return spread(s, p, np.where(np.isfinite(below), np.abs(below), 0), scores)
+    return to_rounding(s, p, np.where(np.isfinite(below), np.abs(below), 0), scores)
 
 
-def spread(s: Site, p: Array, size: Array, scores: Span) -> Span:
+def to_rounding(s: Site, p: Array, size: Array, scores: Span) -> Span:
     """p to float32's rounding, if its exponent was of that size, and to what the scores are sure to."""
     U, n = operations.U, p.shape[-1]
     rel = (2 * size.max(-1, keepdims=True) + n + 16) * U
@@ -210,7 +210,7 @@ def mask_off(s: Site) -> Several:
                 mid = span.mid.copy()
                 rows = np.full(len(key_S), fill) if fill else (key_S[None] == pos_T1[lonely]).astype(float)
                 mid[:, lonely] = rows
-                yield name, spread(s, mid, np.abs(full.mid), full)
+                yield name, to_rounding(s, mid, np.abs(full.mid), full)
 
 
 @hypothesis("window", "the attention window {}", "attn_softmax")
@@ -248,11 +248,11 @@ def softmax_not_normalised(s: Site) -> Several:
     seen = np.arange(scores.mid.shape[2]) <= s.pos_T[:, None]
     masked = np.where(seen, scores.mid, -np.inf)
     below = masked - masked.max(-1, keepdims=True)
-    yield "exp(x - max)", spread(s, np.exp(below), np.where(seen, -below, 0), scores)
+    yield "exp(x - max)", to_rounding(s, np.exp(below), np.where(seen, -below, 0), scores)
     with np.errstate(over="ignore"):
         e = np.exp(masked)
     if np.isfinite(e).all():
-        yield "exp(x)", spread(s, e, np.where(seen, np.abs(scores.mid), 0), scores)
+        yield "exp(x)", to_rounding(s, e, np.where(seen, np.abs(scores.mid), 0), scores)
 
 
 @hypothesis("softmax-wrong-axis", "the soft-max runs over {}", "attn_softmax", by_row=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..fit import compare
+from ..fit import fit_of
 from ..site import Site
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Span
 from .hypothesis import Hypothesis, Several, Variants, entering
@@ -29,7 +29,7 @@ def head_unset(s: Site) -> Several:
     found = [correlation(a, b) for a, b in pieces]
     if got.std() > 0 and all(abs(r) < ROUGH / np.sqrt(len(a)) for r, (a, _) in zip(found, pieces, strict=True)):
         ordered = head_order(s)
-        if isinstance(ordered, Span) and compare(got, ordered).good:
+        if isinstance(ordered, Span) and fit_of(got, ordered).good:
             return
         yield f"{found[0]:+.2f}", Span.point(got)
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ....engine.config import Config
 from ....quant.q4_k import pack_scales, unpack_scales
-from ..fit import compare
+from ..fit import fit_of
 from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
 from ..recipes import operations
-from ..recipes.matrix import Blocks, Matrix, cleared
+from ..recipes.matrix import Blocks, FileMatrix, cleared
 from ..recipes.products import product
 from ..recipes.scaled import WHOLE
 from ..site import Site
@@ -31,7 +31,7 @@ COLUMNS = 64  # that show whether a product may be the dump's
 MOST = 1 << 28  # weights of a matrix that is held whole, 1 GiB
 
 
-def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None) -> Span:
+def through(s: Site, x: Span | None = None, matrices: list[FileMatrix] | None = None) -> Span:
     """The stage's product with another input or other weights, in the stage's shape; NOTHING where its first columns
     are not the dump's."""
     x = flat(input_of(s)) if x is None else x
@@ -42,7 +42,7 @@ def through(s: Site, x: Span | None = None, matrices: list[Matrix] | None = None
     return y.shaped(lambda v: v[0]) if s.stage == "lm_head" else y
 
 
-def glimpsed(s: Site, x: Span, m: Matrix) -> bool | None:
+def glimpsed(s: Site, x: Span, m: FileMatrix) -> bool | None:
     """Whether a product makes the dump's first columns, so that the rest is worth its time; None: who knows.
     A recipe that looks at a whole matrix or at all positions is not tried on a part."""
     mine = s.evidence.dump.get(s.stage, s.layer, s.phase)
@@ -52,7 +52,7 @@ def glimpsed(s: Site, x: Span, m: Matrix) -> bool | None:
     got = np.atleast_2d(s.evidence.values(mine))
     few = operations.rounded(s.recipe, product(s.recipe, x, m.head(COLUMNS)))
     got = got[:, : few.mid.shape[1]]
-    return compare(got, few).good if got.shape == few.mid.shape else None
+    return fit_of(got, few).good if got.shape == few.mid.shape else None
 
 
 @hypothesis("weight-other-layer", "the weights are those of layer {}", *IN_LAYER)
@@ -71,14 +71,14 @@ def weight_transposed(s: Site) -> Several:
             yield "[in, out] in memory, read as [out, in]", through(s, matrices=[turned(m) for m in matrices])
 
 
-def reread(m: Matrix) -> Matrix:
+def reread(m: FileMatrix) -> FileMatrix:
     """The same numbers in the same order, taken for [I, O]."""
     O, I = m.shape
     values = m.rows(0, O).reshape(I, O).T
     return replace(m, change=lambda start, w: values[start : start + len(w)])
 
 
-def turned(m: Matrix) -> Matrix:
+def turned(m: FileMatrix) -> FileMatrix:
     """The transposed matrix's numbers in their order, taken for [O, I]."""
     O, I = m.shape
     values = m.rows(0, O).T.reshape(O, I)
@@ -113,7 +113,7 @@ def group_orders(c: Config) -> Iterator[tuple[str, NDArray[np.intp]]]:
 
 @hypothesis("head-embedding", "the output head is the embedding (tied), not its own matrix", "lm_head")
 def head_embedding(s: Site) -> Variants:
-    return None if s.config.tie_word_embeddings else through(s, matrices=[Matrix(s.evidence.weights.embed)])
+    return None if s.config.tie_word_embeddings else through(s, matrices=[FileMatrix(s.evidence.weights.embed)])
 
 
 @hypothesis("head-position", "the logits are those of position {}", "lm_head")
@@ -165,13 +165,13 @@ def operands_rounded(s: Site) -> Several:
 # -- decoders ---------------------------------------------------------------------------------------------------------
 
 
-def constant_times(m: Matrix, factor: float) -> Matrix:
+def constant_times(m: FileMatrix, factor: float) -> FileMatrix:
     """The matrix whose groups' constants count `factor` times."""
     more = np.float32(factor - 1)
     return replace(m, change=lambda start, w: w + more * m.constants(start, start + len(w)))
 
 
-def zero_points_off(m: Matrix) -> Iterator[tuple[str, Matrix]]:
+def zero_points_off(m: FileMatrix) -> Iterator[tuple[str, FileMatrix]]:
     """The zero point counts one step more or less."""
 
     def moved(n: int, start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -197,7 +197,7 @@ def swapped_fields(b: Blocks, one: str, other: str) -> Blocks:
     return b
 
 
-def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
+def wrong_decoders(m: FileMatrix) -> Iterator[tuple[str, FileMatrix]]:
     """Each way to decode the matrix's format wrongly that is known: name, matrix."""
     f = m.facts
     if f.block == 1:
@@ -222,7 +222,7 @@ def wrong_decoders(m: Matrix) -> Iterator[tuple[str, Matrix]]:
     yield "blocks are read one too early", m.rebuilt(lambda b: np.roll(b, 1))
 
 
-def wrong_six_bits(m: Matrix, field: str) -> Iterator[tuple[str, Matrix]]:
+def wrong_six_bits(m: FileMatrix, field: str) -> Iterator[tuple[str, FileMatrix]]:
     """Of scales and minima that a field packs as Q4_K does, under the halves of scale and minimum."""
     scale, minimum = m.facts.scale, m.facts.minimum
     assert scale is not None and minimum is not None
@@ -245,7 +245,7 @@ def wrong_six_bits(m: Matrix, field: str) -> Iterator[tuple[str, Matrix]]:
 @hypothesis("decoder", "the {}", *PRODUCTS)
 def decoder(s: Site) -> Several:
     matrices = s.matrices()
-    ways: dict[str, list[Matrix]] = {}
+    ways: dict[str, list[FileMatrix]] = {}
     for i, m in enumerate(matrices):
         if m.shape[0] * m.shape[1] > MOST:
             return

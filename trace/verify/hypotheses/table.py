@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from ....errors import BadInput
 from ..facts import Unjudgeable
 from ..finding import Named
-from ..fit import Fit, compare
+from ..fit import Fit, fit_of
 from ..judge import FEW
 from ..recipes.scaled import WHOLE
 from ..site import Site, Values
@@ -25,7 +25,7 @@ def explain(
     site: Site,
     got: Values,
     only: Collection[str] | None = None,
-    fits: Callable[[Values, Span], Fit] = compare,
+    fits: Callable[[Values, Span], Fit] = fit_of,
 ) -> list[Named]:
     """Every known mistake that reproduces the stage: in its own formula, or in that of an input which the dump lacks.
 
@@ -60,7 +60,7 @@ def _best(
     try:
         wanted = None
         if few[0] is not site and h.by_row and h.stages and way is not in_itself:
-            wanted = {name for name, span in way(h, few[0], None) if compare(few[1], span).good}
+            wanted = {name for name, span in way(h, few[0], None) if fit_of(few[1], span).good}
             if not wanted:
                 return None
         for name, whole in way(h, site, wanted):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....engine.kernels import reference
-from ..fit import spread
+from ..fit import few_of
 from ..formulas import WITHIN
 from ..site import Site
 from ..span import Array
@@ -70,7 +70,7 @@ def whole_of(s: Site) -> Whole | None:
     got = np.asarray(s.evidence.values(mine), np.float64)
     if got.shape != q.shape or len(k) > MOST or not all(np.isfinite(x).all() for x in (got, q, k, v)):
         return None
-    some = spread(len(got), ROWS)
+    some = few_of(len(got), ROWS)
     each = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, each, 1), np.repeat(v, each, 1)
     return Whole(q[some], k, v, got[some], at.pos_T[some], s.evidence.window(s.layer))

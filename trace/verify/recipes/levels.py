@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..span import BFLOAT16
-from .matrix import Blocks, Matrix
+from .matrix import Blocks, FileMatrix
 
 KIND = "levels in bfloat16"
 FORMATS = ("NF4", "FP4")
@@ -21,7 +21,7 @@ def known(weight_format: str) -> bool:
     return weight_format.split("/", maxsplit=1)[0] in FORMATS
 
 
-def rows(w: Matrix, start: int, stop: int) -> NDArray[np.float32]:
+def rows(w: FileMatrix, start: int, stop: int) -> NDArray[np.float32]:
     """Rows of the matrix as the product has them."""
     sizes: list[NDArray[np.float64]] = []
 

@@ -1,4 +1,4 @@
-"""Matrix: a weight matrix that is decoded a slab of rows at a time, so that memory stays bounded."""
+"""FileMatrix: a weight matrix that is decoded a slab of rows at a time, so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cleared(b: Blocks, *fields: str) -> Blocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class FileMatrix:
     """A matrix of shape (O, I), in its file's format.
 
     change: what to do to each decoded slab [rows, I] (first row given): a hypothesis about the decoder, or nothing.
@@ -60,7 +60,7 @@ class Matrix:
         w = dequantize(self.tensor, start, stop)
         return w if self.change is None else self.change(start, w)
 
-    def head(self, rows: int, largest: float | None = None) -> Matrix:
+    def head(self, rows: int, largest: float | None = None) -> FileMatrix:
         """Its first rows."""
         rows = min(rows, self.shape[0])
         few = tuple(replace(a, up=take(a.up, np.arange(rows))) for a in self.adapters)
@@ -81,11 +81,11 @@ class Matrix:
         step = max(1, SLAB // I)
         return [(start, min(start + step, O)) for start in range(0, O, step)]
 
-    def rebuilt(self, f: Callable[[Blocks], Blocks], start: int = 0, stop: int | None = None) -> Matrix:
+    def rebuilt(self, f: Callable[[Blocks], Blocks], start: int = 0, stop: int | None = None) -> FileMatrix:
         """Rows start..stop in other bytes: f takes a copy of their blocks and gives as many."""
         blocks = self.tensor.data.reshape(self.shape[0], -1, self.facts.bytes)[start:stop].copy()
         data = np.ascontiguousarray(f(blocks.view(self.facts.struct)[..., 0])).reshape(-1).view(np.uint8)
-        return Matrix(
+        return FileMatrix(
             replace(self.tensor, shape=(len(blocks), self.shape[1]), data=data),
             adapters=self.adapters if len(blocks) == self.shape[0] else (),
         )
@@ -119,6 +119,6 @@ class Matrix:
         return self.constants(start, stop)[:, :: self.facts.group].astype(np.float64)
 
 
-def matrix_of(part: QTensor | Adapted) -> Matrix:
+def matrix_of(part: QTensor | Adapted) -> FileMatrix:
     """A matrix of a model, with its adapters if it has any."""
-    return Matrix(part.base, adapters=part.adapters) if isinstance(part, Adapted) else Matrix(part)
+    return FileMatrix(part.base, adapters=part.adapters) if isinstance(part, Adapted) else FileMatrix(part)

@@ -24,7 +24,7 @@ from ....quant.tensor import format_of
 from ..parallel import each
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus
 from . import cuda_blocks, levels
-from .matrix import Matrix, group_sums
+from .matrix import FileMatrix, group_sums
 from .recipe import FLOAT32_RECIPE, Recipe
 from .scaled import KINDS, held
 
@@ -37,7 +37,7 @@ def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIG
     return sigmas * kept.u * np.sqrt(K / 3) * np.sqrt(size + squares)
 
 
-def product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
+def product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice = slice(None)) -> Span:
     """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it. With what its adapters add."""
     return adapted(r, plain_product(r, x, w, rows), x.shaped(lambda v: v[rows]) if w.adapters else x, w.adapters)
 
@@ -61,12 +61,12 @@ def added(r: Recipe, x: Span, a: Adapter) -> Span:
 
 
 def _steps(r: Recipe, x: Span, a: Adapter) -> Span:
-    y = plain_product(r, x, Matrix(a.down)).map(r.result.round)
-    y = plain_product(r, y, Matrix(a.up)).map(r.result.round)
+    y = plain_product(r, x, FileMatrix(a.down)).map(r.result.round)
+    y = plain_product(r, y, FileMatrix(a.up)).map(r.result.round)
     return y.map(lambda v: r.result.round(v * a.scale))
 
 
-def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = slice(None)) -> Span:
+def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice = slice(None)) -> Span:
     """The product with the matrix alone.
 
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
@@ -130,7 +130,7 @@ def plain_product(r: Recipe, x: Span, w: Matrix, rows: Sequence[int] | slice = s
     return span.map(BFLOAT16.round) if apart else span
 
 
-def reloaded(r: Recipe, w: Matrix) -> Callable[[NDArray[np.float32]], Span] | None:
+def reloaded(r: Recipe, w: FileMatrix) -> Callable[[NDArray[np.float32]], Span] | None:
     """What an engine makes of rows of a matrix that it rounds to 8 bits when it loads them; None if it does not."""
     if r.requantised in (None, levels.KIND):
         return None

@@ -12,6 +12,7 @@ decoded once for the 64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -73,46 +74,53 @@ def axpy8(w, a, b, total):
 
 
 @device
-def put4(to, at, step, four, scale, minimum):
-    """Four decoded weights, `step` apart; ggml rounds the product before it takes the minimum away."""
-    store(to, at, mul_rn(scale, four[0]) - minimum)
-    store(to, at + step, mul_rn(scale, four[1]) - minimum)
-    store(to, at + 2 * step, mul_rn(scale, four[2]) - minimum)
-    store(to, at + 3 * step, mul_rn(scale, four[3]) - minimum)
+def decoded4(four, scale, minimum):
+    """Four weights from their codes; ggml rounds the product before it takes the minimum away."""
+    return (
+        mul_rn(scale, four[0]) - minimum,
+        mul_rn(scale, four[1]) - minimum,
+        mul_rn(scale, four[2]) - minimum,
+        mul_rn(scale, four[3]) - minimum,
+    )
 
 
 @device
-def put_first(count, to, at, four, scale, minimum):
-    """The first `count` of four decoded weights, side by side: a row's end may come before its last group's."""
-    if count > 0:
-        store(to, at, mul_rn(scale, four[0]) - minimum)
-    if count > 1:
-        store(to, at + 1, mul_rn(scale, four[1]) - minimum)
-    if count > 2:
-        store(to, at + 2, mul_rn(scale, four[2]) - minimum)
-    if count > 3:
-        store(to, at + 3, mul_rn(scale, four[3]) - minimum)
+def put4(to, at, step, four):
+    """Four values, `step` apart."""
+    store(to, at, four[0])
+    store(to, at + step, four[1])
+    store(to, at + 2 * step, four[2])
+    store(to, at + 3 * step, four[3])
 
 
-@device
-def store8(y, at, step, left, total):
-    """A thread's 8 results of one row: tokens 0 to 3 and 32 to 35 from `at` on, of which `left` are there."""
-    if left > 0:
-        store(y, at, total[0])
-    if left > 1:
-        store(y, at + step, total[1])
-    if left > 2:
-        store(y, at + 2 * step, total[2])
-    if left > 3:
-        store(y, at + 3 * step, total[3])
-    if left > 32:
-        store(y, at + 32 * step, total[4])
-    if left > 33:
-        store(y, at + 33 * step, total[5])
-    if left > 34:
-        store(y, at + 34 * step, total[6])
-    if left > 35:
-        store(y, at + 35 * step, total[7])
+def stored_at(places: Sequence[int]) -> Any:
+    """The device function (y, at, step, left, values): values[n] goes places[n] steps beyond `at`, if places[n] < left.
+
+    Each step calls the one before it: only a constant index leaves a tuple in registers.
+    """
+
+    @device
+    def none(y, at, step, left, values):
+        pass
+
+    store_first = none
+    for n, place in enumerate(places):
+        store_first = _and_then(store_first, n, place)
+    return store_first
+
+
+def _and_then(store_first: Any, n: int, place: int) -> Any:
+    @device
+    def store_next(y, at, step, left, values):
+        store_first(y, at, step, left, values)
+        if left > place:
+            store(y, at + place * step, values[n])
+
+    return store_next
+
+
+store4 = stored_at(range(4))
+store8 = stored_at((0, 1, 2, 3, 32, 33, 34, 35))  # a thread's tokens
 
 
 class Decoder(NamedTuple):
@@ -272,14 +280,14 @@ def products(form: ModuleType) -> Products:
         for group in range(G):
             i = row + group
             w, s = values(codes, extra, i), scales(packed, halves, i)
-            put4(w_tile, me, 128, w[0], s[0], s[2])
-            put4(w_tile, me + 512, 128, w[1], s[0], s[2])
-            put4(w_tile, me + 1024, 128, w[2], s[0], s[2])
-            put4(w_tile, me + 1536, 128, w[3], s[0], s[2])
-            put4(w_tile, me + 2048, 128, w[4], s[1], s[2])
-            put4(w_tile, me + 2560, 128, w[5], s[1], s[2])
-            put4(w_tile, me + 3072, 128, w[6], s[1], s[2])
-            put4(w_tile, me + 3584, 128, w[7], s[1], s[2])
+            put4(w_tile, me, 128, decoded4(w[0], s[0], s[2]))
+            put4(w_tile, me + 512, 128, decoded4(w[1], s[0], s[2]))
+            put4(w_tile, me + 1024, 128, decoded4(w[2], s[0], s[2]))
+            put4(w_tile, me + 1536, 128, decoded4(w[3], s[0], s[2]))
+            put4(w_tile, me + 2048, 128, decoded4(w[4], s[1], s[2]))
+            put4(w_tile, me + 2560, 128, decoded4(w[5], s[1], s[2]))
+            put4(w_tile, me + 3072, 128, decoded4(w[6], s[1], s[2]))
+            put4(w_tile, me + 3584, 128, decoded4(w[7], s[1], s[2]))
             for n in range(4):
                 column = group * 32 + n
                 l = m = p = q = zero
@@ -326,14 +334,14 @@ def products(form: ModuleType) -> Products:
             i = load(tokens, t) * G + group
             v, s = values(codes, extra, i), scales(packed, halves, i)
             at, left = t * D + group * 32, D - group * 32
-            put_first(left, y, at, v[0], s[0], s[2])
-            put_first(left - 4, y, at + 4, v[1], s[0], s[2])
-            put_first(left - 8, y, at + 8, v[2], s[0], s[2])
-            put_first(left - 12, y, at + 12, v[3], s[0], s[2])
-            put_first(left - 16, y, at + 16, v[4], s[1], s[2])
-            put_first(left - 20, y, at + 20, v[5], s[1], s[2])
-            put_first(left - 24, y, at + 24, v[6], s[1], s[2])
-            put_first(left - 28, y, at + 28, v[7], s[1], s[2])
+            store4(y, at, 1, left, decoded4(v[0], s[0], s[2]))
+            store4(y, at + 4, 1, left - 4, decoded4(v[1], s[0], s[2]))
+            store4(y, at + 8, 1, left - 8, decoded4(v[2], s[0], s[2]))
+            store4(y, at + 12, 1, left - 12, decoded4(v[3], s[0], s[2]))
+            store4(y, at + 16, 1, left - 16, decoded4(v[4], s[1], s[2]))
+            store4(y, at + 20, 1, left - 20, decoded4(v[5], s[1], s[2]))
+            store4(y, at + 24, 1, left - 24, decoded4(v[6], s[1], s[2]))
+            store4(y, at + 28, 1, left - 28, decoded4(v[7], s[1], s[2]))
 
     blocks = 2 if form.FORMAT.name == "F32" else 4  # a group of weights takes 32 registers itself
     return Products(vector_kernel(floats, dot, blocks), matrix, embed)

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from numba import cuda, float32, int32, uint32
 
 from ..machine.ptx import ALIGNED, bits_of, bounded, device, dp4a, load, load2, load4, mul_rn, shared4, store, to_half
-from .product import vector_kernel
+from .product import put4, stored_at, vector_kernel
 
 WHOLE = float32(12582912.0)  # 1.5 x 2^23: a float of this size has no room for a fraction, so adding it rounds to even
 BYTE, B8, B16, B24 = uint32(255), uint32(8), uint32(16), uint32(24)
 BLOCK = 256
 MATRIX_THREADS = (32, 8)
+store8 = stored_at(range(8))
 
 
 @cuda.jit
@@ -119,15 +120,6 @@ def bytes8(x, steps, sums, tile, lane):
     return load4(x, at), load4(x, at + 16), load(steps, n), both[0], both[1]
 
 
-@device
-def put4(to, at, step, a, b, c, d):
-    """Four words, `step` apart."""
-    store(to, at, a)
-    store(to, at + step, b)
-    store(to, at + 2 * step, c)
-    store(to, at + 3 * step, d)
-
-
 class Products8(NamedTuple):
     vector: Any
     matrix: Any
@@ -197,8 +189,8 @@ def products8(form: ModuleType) -> Products8:
             if me < 128:
                 i = row + group
                 w, s = codes_of(codes, extra, i), scales_of(packed, halves, i)
-                put4(w_tile, me, 128, w[0], w[1], w[2], w[3])
-                put4(w_tile, me + 512, 128, w[4], w[5], w[6], w[7])
+                put4(w_tile, me, 128, (w[0], w[1], w[2], w[3]))
+                put4(w_tile, me + 512, 128, (w[4], w[5], w[6], w[7]))
                 store(w_first, me, s[0])
                 store(w_last, me, s[1])
                 store(w_least, me, s[2])
@@ -206,7 +198,7 @@ def products8(form: ModuleType) -> Products8:
                 token, h = (me - 128) & 63, (me - 128) >> 6
                 n = min(t + token, T - 1) * tiles + (group >> 4)
                 w = load4(x, (n * 2 + h) * 16 + (group & 15))
-                put4(x_tile, h * 256 + token, 64, w[0], w[1], w[2], w[3])
+                put4(x_tile, h * 256 + token, 64, (w[0], w[1], w[2], w[3]))
                 n = n * 16 + (group & 15)
                 if h == 0:
                     store(x_step, token, load(steps, n))
@@ -252,24 +244,3 @@ def products8(form: ModuleType) -> Products8:
             store8(y, at + 3, y_row, left, d)
 
     return Products8(vector_kernel(bytes8, dot), matrix)
-
-
-@device
-def store8(y, at, step, left, total):
-    """A thread's 8 results of one row: tokens 0 to 7 from `at` on, of which `left` are there."""
-    if left > 0:
-        store(y, at, total[0])
-    if left > 1:
-        store(y, at + step, total[1])
-    if left > 2:
-        store(y, at + 2 * step, total[2])
-    if left > 3:
-        store(y, at + 3 * step, total[3])
-    if left > 4:
-        store(y, at + 4 * step, total[4])
-    if left > 5:
-        store(y, at + 5 * step, total[5])
-    if left > 6:
-        store(y, at + 6 * step, total[6])
-    if left > 7:
-        store(y, at + 7 * step, total[7])
