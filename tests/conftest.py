@@ -34,11 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The rest of the matrices is asked for by name: -m matrix (make matrix)."""
-    if "matrix" not in config.option.markexpr:
-        rest = [item for item in items if item.get_closest_marker("matrix")]
-        config.hook.pytest_deselected(items=rest)
-        items[:] = [item for item in items if not item.get_closest_marker("matrix")]
+    """What is slow is asked for by name: the rest of the matrices (make matrix), the other engines (make oracle)."""
+    for name in ("matrix", "oracle"):
+        if name not in config.option.markexpr:
+            rest = [item for item in items if item.get_closest_marker(name)]
+            config.hook.pytest_deselected(items=rest)
+            items[:] = [item for item in items if not item.get_closest_marker(name)]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -62,6 +63,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The tables of what tests gave to `score`; and that there is more, which pytest-xdist does not count."""
     if "matrix" not in config.option.markexpr:
         terminalreporter.line("Of matrices of tests a part ran, if any (tests/thinned.py); the rest: make matrix.")
+    if "oracle" not in config.option.markexpr:
+        terminalreporter.line("Nothing was compared with engines that have to be installed: make oracle.")
     tables: dict[str, dict[str, Counter[str]]] = {}
     for report in (r for state in ("passed", "failed") for r in terminalreporter.getreports(state)):
         for table, row, counts in (

@@ -33,6 +33,7 @@ from qwenref.quant import q8_0, q8_k
 from qwenref.quant.tensor import QTensor
 from qwenref.tests import cuda_lanes
 from qwenref.tests.cuda_judge import CUDA, REFERENCE, Judge, Pair
+from qwenref.tests.thinned import thinned
 from qwenref.tests.tiny import TYPES, collect, relative, scaled, tiny_tensor, tiny_weights, with_adapters, write_gguf
 from qwenref.tools.main import main
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
@@ -80,9 +81,10 @@ def judged(tensors: tuple[QTensor, ...], x: np.ndarray, precision: str) -> np.nd
 # ---- matrix products
 
 
-@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
-@pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("T", [1, 5])
+PRODUCTS = [(fmt, T, precision) for fmt in FORMATS for T in (1, 5) for precision in CUDA.PRECISIONS]
+
+
+@pytest.mark.parametrize(("fmt", "T", "precision"), thinned(PRODUCTS, lambda p: "-".join(map(str, p)), 3))
 def test_product(fmt: str, T: int, precision: str) -> None:
     """A matrix that is not square, read the right way round, one token (vector) and a few (matrix)."""
     O, I = 37, 512 if BLOCK.get(fmt) == 256 else 96
@@ -90,8 +92,10 @@ def test_product(fmt: str, T: int, precision: str) -> None:
     judged((matrix(fmt, O, I),), x, precision)
 
 
-@pytest.mark.parametrize(("O", "I"), [(1, 1), (3, 33), (130, 5), (19, 2080)])
-@pytest.mark.parametrize("T", [1, 3, 4, 6, 65])
+ODD = [(O, I, T) for O, I in ((1, 1), (3, 33), (130, 5), (19, 2080)) for T in (1, 3, 4, 6, 65)]
+
+
+@pytest.mark.parametrize(("O", "I", "T"), thinned(ODD, lambda p: "-".join(map(str, p)), 3))
 def test_odd_sizes(O: int, I: int, T: int) -> None:
     if T > 6:
         O, I = min(O, 3), min(I, 80)
@@ -223,8 +227,14 @@ def model(name: str) -> Weights:
     return tiny_weights(**MODELS[name])
 
 
-@pytest.mark.parametrize("precision", CUDA.PRECISIONS)
-@pytest.mark.parametrize("name", MODELS)
+STAGED = [("plain", "f32"), ("odd", "f32"), ("0.5B", "f32"), ("7B", "int8")]
+STAGED += [(name, precision) for name in MODELS for precision in CUDA.PRECISIONS if (name, precision) not in STAGED]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [pytest.param(*p, marks=[pytest.mark.matrix] if i > 3 else [], id="-".join(p)) for i, p in enumerate(STAGED)],
+)
 def test_every_stage(name: str, precision: str) -> None:
     """A prompt, a second chunk, single tokens: each call of the page within its bound of float64 on its own inputs.
 

@@ -52,18 +52,26 @@ def has(path: str) -> bool:
 # name: the environment that it runs in
 RUNS: dict[str, dict[str, str]] = {
     "1 thread": {"NUMBA_NUM_THREADS": "1"},
-    "7 threads": {"NUMBA_NUM_THREADS": "7"},
     "plain": {"QWENREF_SIMD": "plain"},
+    "7 threads": {"NUMBA_NUM_THREADS": "7"},  # last of those that run always: by then its kernels are in the cache
 }
+ALWAYS = list(RUNS)
+PATH_OF = {"1 thread": choose_path(None, features()), "plain": "plain"}
 if has("avx512"):
     RUNS["CPU without AVX-512"] = without("avx512", "avxvnni")
+    PATH_OF["CPU without AVX-512"] = "avx2"
+    ALWAYS.insert(0, "CPU without AVX-512")
 if has("avxvnni"):
     RUNS["CPU with VNNI of 256 bits"] = without("avx512")
+    PATH_OF["CPU with VNNI of 256 bits"] = "avxvnni"
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, Any]:
-    """What cpu_digest.py prints in each environment, two processes at a time."""
+@pytest.mark.timeout(900)  # three paths' kernels are compiled
+@pytest.mark.parametrize("names", [ALWAYS, pytest.param(list(RUNS), marks=pytest.mark.matrix)], ids=["some", "all"])
+def test_every_stage_has_the_same_bits(names: list[str]) -> None:
+    """What cpu_digest.py prints in each environment, two processes at a time. One test: pytest-xdist's processes would
+    each compile all of it.
+    """
 
     def run(name: str) -> Any:
         command = [sys.executable, str(HERE / "cpu_digest.py")]
@@ -71,19 +79,12 @@ def results() -> dict[str, Any]:
         assert done.returncode == 0, f"{name}: {done.stderr}"
         return json.loads(done.stdout)
 
-    order = sorted(RUNS, key=lambda name: name == "7 threads")  # last: by then its kernels are in the cache
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(order, pool.map(run, order), strict=True))
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_every_stage_has_the_same_bits(name: str, results: dict[str, Any]) -> None:
-    assert results[name]["digests"] == results["1 thread"]["digests"]
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_the_self_test_is_right_everywhere(name: str, results: dict[str, Any]) -> None:
-    assert results[name]["self-test"] == selftest.DIGESTS
+        found = dict(zip(names, pool.map(run, names), strict=True))
+    for name, said in found.items():
+        assert said["digests"] == found["1 thread"]["digests"], name
+        assert said["self-test"] == selftest.DIGESTS, name
+        assert said["path"] == PATH_OF.get(name, said["path"]), name
 
 
 @pytest.mark.matrix
@@ -99,15 +100,6 @@ def test_products_have_the_same_bits_on_every_path(name: str) -> None:
         assert done.returncode == 0, f"{path}: {done.stderr}"
         found[path] = done.stdout
     assert len(set(found.values())) == 1 and len(found) > 1, found
-
-
-def test_the_paths_are_different_ones(results: dict[str, Any]) -> None:
-    assert results["plain"]["path"] == "plain"
-    assert results["1 thread"]["path"] == choose_path(None, features())
-    if "CPU without AVX-512" in RUNS:
-        assert results["CPU without AVX-512"]["path"] == "avx2"
-    if "CPU with VNNI of 256 bits" in RUNS:
-        assert results["CPU with VNNI of 256 bits"]["path"] == "avxvnni"
 
 
 @pytest.mark.skipif(not has("avx512"), reason="what a path does without, this machine has not")

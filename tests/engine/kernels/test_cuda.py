@@ -65,14 +65,20 @@ def looked_at(what: str, name: str, kernel: Any, text: str, cc: tuple[int, int])
     assert used["shared"] <= 48 * 1024
 
 
-@pytest.mark.parametrize("part", ["product", "stage", "not product and not stage"])
-def test_in_the_simulator(part: str) -> None:
+@pytest.mark.parametrize(
+    ("which", "part"),
+    [
+        *(("-k", part) for part in ("product", "stage", "not product and not stage")),
+        pytest.param("-m", "matrix", marks=pytest.mark.matrix),
+    ],
+)
+def test_in_the_simulator(which: str, part: str) -> None:
     """tests/cuda_simulator.py, in a process of its own: the simulator takes numba.cuda's place for good."""
     pytest.importorskip("greenlet", reason="greenlet is not installed (extra dev)")
     root = TESTS.parent
     site = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/cuda_simulator.py", "-k", part],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/cuda_simulator.py", which, part],
         cwd=root,
         env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": site},
         capture_output=True,
