@@ -194,7 +194,8 @@ GGUF = Keys(
     read=frozenset(_names("""
             attention.key_length attention.value_length attention.sliding_window attention.sliding_window_pattern
             rope.dimension_count vocab_size
-            embedding_length_out rope.scaling.type rope.scaling.factor rope.scaling.attn_factor
+            embedding_length_out pooling_type classifier.output_labels
+            rope.scaling.type rope.scaling.factor rope.scaling.attn_factor
             rope.scaling.original_context_length rope.scaling.yarn_ext_factor rope.scaling.yarn_beta_fast
             rope.scaling.yarn_beta_slow rope.scaling.yarn_log_multiplier rope.scale_linear
         """))
@@ -213,7 +214,6 @@ GGUF = Keys(
         "of norms of another kind": (
             "attention.layer_norm_epsilon", "attention.group_norm_epsilon", "attention.group_norm_groups",
         ),
-        "of embeddings of texts": ("pooling_type", "classifier.output_labels"),
         "of encoders": ("decoder_start_token_id",),
     },
     neutral={

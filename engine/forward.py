@@ -1,10 +1,9 @@
 """THE PAGE: one forward pass of Qwen2 and its relatives, for every backend, prompt and decode, run and trace.
 
 Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
-H head size (h half of it), F mlp width, V vocabulary, E = (N + 2K) H, G = 2F; x is what goes from layer to layer, and
-q, k, v are queries, keys and values. `ops` are a backend's functions (kernels/__init__.py); `tap` is an identity that
-may look at a stage on its way (engine/tap.py, trace/stages.py). A piece whose weights an architecture does not have
-(engine/models) is left out.
+H head size (h half of it), F mlp width, V vocabulary, E = (N + 2K) H, G = 2F; x goes from layer to layer, q, k, v are
+queries, keys, values. `ops` are a backend's functions (kernels/__init__.py); `tap` is an identity that may look at a
+stage on its way (engine/tap.py, trace/stages.py). A piece whose weights a model does not have is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ LAST, EVERY = (slice(-1, None), 0), (slice(None), slice(None))  # rows of the la
 
 def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of: tuple[Any, Any] = LAST) -> Any:
     """Logits [V] of the last of the tokens [T] (int32), which follow what the cache holds; the cache grows by T. `of`
-    EVERY: logits [T, V] of all of them."""
+    EVERY: logits [T, V] of all of them. Without a head, rows of the final norm instead: [D], or [T, D]."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
     pos_T, freq_h, size = ops.positions(cache, T), w.frequencies(cache.capacity), w.magnitude
@@ -55,5 +54,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of:
         del scores_NTS, probs_NTS, both_TG, gate_TF, up_TF, gated_TF  # the largest: their memory is the next layer's
 
     ops.advance(cache, T)
-    x_TD = tap.whole("final_norm", ops.rms_norm(x_TD, w.final_norm_D, eps))
-    return tap.whole("lm_head", ops.linear(x_TD[of[0]], w.lm_head)[of[1]])
+    x_TD = tap.whole("final_norm", ops.rms_norm(x_TD, w.final_norm_D, eps))[of[0]]
+    if w.lm_head is not None:
+        return tap.whole("lm_head", ops.linear(x_TD, w.lm_head)[of[1]])
+    return x_TD[of[1]]

@@ -65,6 +65,9 @@ class Kernels(Protocol):
     def silu(self, x_TF: Any) -> Any:
         """x / (1 + exp(-x)) (Elfwing et al. 2017)."""
 
+    def relu(self, x_TD: Any) -> Any:
+        """max(x, 0), exactly; NaN stays. No stage: of heads that score (engine/embed.py), outside of `batch`."""
+
     def rope(self, x_TNH: Any, pos_T: Any, inv_freq_h: Any, magnitude: float = 1.0) -> Any:
         """Rotary embedding (Su et al. 2021) of split halves, as Qwen2 has it: element j pairs with j + H/2.
 

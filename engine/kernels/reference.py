@@ -124,6 +124,10 @@ def silu(x_TF: Array) -> Array:
         return x_TF / (1 + np.exp(-x_TF))
 
 
+def relu(x_TD: Array) -> Array:
+    return np.maximum(x_TD, 0)
+
+
 def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32], magnitude: float = 1.0) -> Array:
     """The angle is the float32 product that Hugging Face takes in every precision; cosine and sine are float64's."""
     angle_Th = (pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)

@@ -216,6 +216,9 @@ class Cpu:
         self.jobs.submit(rows.silu.job(T, share(T), *rows_of(x_TF), F, at(y_TF), rows=T))
         return y_TF
 
+    def relu(self, x_TD: Array) -> Array:
+        return np.maximum(x_TD, np.float32(0))
+
     def rope(self, x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array, magnitude: float = 1.0) -> Array:
         """Angles as in kernels/reference.py, positions ascending."""
         T, N, H = x_TNH.shape

@@ -76,7 +76,7 @@ class Cuda:
     def prepare(self, w: Weights, precision: str) -> Weights:
         """Everything uploaded once. Raises BadInput without a usable card, or if its memory is too small."""
         require_card()
-        tied = _same(w.embed, plain(w.lm_head))
+        tied = w.lm_head is not None and _same(w.embed, plain(w.lm_head))
         matrices = [t for _, t in w.matrices()] + ([] if tied else [w.embed])
         need = sum(packed_bytes(t) for t in matrices)
         require_room(need, "the model", "take a smaller model or format, or --backend cpu")
@@ -157,6 +157,9 @@ class Cuda:
 
     def silu(self, x_TF: Rows) -> Rows:
         return self._by_element(rows.silu, x_TF)
+
+    def relu(self, x_TD: Rows) -> Rows:
+        return self._by_element(rows.relu, x_TD)
 
     def rope(self, x_TNH: Rows, pos_T: Positions, inv_freq_h: Any, magnitude: float = 1.0) -> Rows:
         """Angles as in kernels/reference.py: a float32 product; cosine and sine in float64, then rounded."""
