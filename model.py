@@ -197,9 +197,12 @@ class Model:
         """The scores of a text by a reward model or classifier, [C], in the order of `config.head.labels`; of a list
         of texts [n, C]. Of a head that scores each token [T, C], and one text only. No soft-max, no sigmoid.
 
-        A text is taken as it stands (with `chat`: as a user's message), or given as messages or ids. Raises BadInput,
-        also for a model without such a head.
+        A text is taken as it stands (with `chat`: as a user's message), or given as ids, or as messages, behind whose
+        last the template then puts nothing for an answer to begin with. Raises BadInput, also for a model without such
+        a head.
         """
+        if not isinstance(texts, str | Chat) and len(texts) and all(isinstance(part, dict) for part in texts):
+            texts = Chat(list(texts), add_generation_prompt=False)  # type: ignore[arg-type]  # which checks it
         if KINDS[self.config.head.kind].every and _several(texts):
             raise BadInput("this model scores each token, and texts have numbers of their own; give one at a time")
         return self._of_texts(texts, lambda ids, m: score(ids, m.weights, m.kernels, m.precision), chat)

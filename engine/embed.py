@@ -50,16 +50,22 @@ def embed(ids: Sequence[int], w: Weights, ops: Backend, precision: str, pooling:
     return np.asarray(mean_D, kept)
 
 
+def check_scores(c: Config) -> None:
+    """Raises BadInput for a model that does not end in scores."""
+    if KINDS[c.head.kind].scores is None:
+        what = f"{c.architecture.title}{c.head.kind}"
+        raise BadInput(f"{what} has no head that scores; engine embed gives vectors, engine run text")
+
+
 def score(ids: Sequence[int], w: Weights, ops: Backend, precision: str) -> Floats:
     """The scores of a text, [C] by label, or [T, C] of a head that scores each token: before any soft-max or sigmoid.
 
     A text's last token is its last that is not padding, as Transformers looks for it. w: in the backend's form.
     Raises BadInput if the model has no such head, or a score is not finite.
     """
+    check_scores(w.config)
     head = w.config.head
     every = KINDS[head.kind].every
-    if w.score is None:
-        raise BadInput("this model has no head that scores; engine embed gives vectors, engine run text")
     end = len(ids) if every else max((t + 1 for t, i in enumerate(ids) if i != head.pad), default=1)
     rows = [scores(x_TD, w, ops) for x_TD in _states(ids[:end], w, ops, precision, every)]
     scores_TC = np.concatenate([np.array(ops.to_host(x)) for x in rows])

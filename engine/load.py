@@ -84,7 +84,7 @@ def check_generates(checkpoint: Checkpoint) -> None:
     if kind != LM:
         scored = KINDS[kind].scores is not None
         does = "scores, which engine score gives" if scored else "no output head; engine embed gives its vectors"
-        raise BadInput(f"{checkpoint.path}: {title}{kind}, so no text comes out of it: it has {does}")
+        raise BadInput(f"{checkpoint.path}: {title}{kind}, and no text comes out of that: it has {does}")
 
 
 def load(

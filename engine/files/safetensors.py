@@ -14,7 +14,7 @@ from ...errors import BadInput, blamed_on
 from ...quant.tensor import QTensor
 from ..config import check_hf, from_hf, kind_of
 from ..models import Architecture, decoder
-from ..models.heads import KINDS, SCORES
+from ..models.heads import KINDS, NONE, SCORES
 from . import Checkpoint, same_values
 from .foreign import check_adapter, folder_kind
 from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
@@ -56,7 +56,8 @@ def open(path: Path) -> Checkpoint:
         raise BadInput(
             f"{folder / CONFIG}: no such file; safetensors hold no hyper-parameters, so it must lie beside them"
         )
-    tensors, notes = _plain_names(tensors, path)
+    kind = kind_of(config)
+    tensors, notes = _plain_names(tensors, path, kind)
     if quantised is not None:
         with blamed_on(path):
             tensors, said = quantised.assembled(tensors)
@@ -72,7 +73,7 @@ def open(path: Path) -> Checkpoint:
     pooling, said = read_pooling(folder)
     notes += said
     with blamed_on(folder / CONFIG):
-        score = KINDS[kind_of(config)].scores
+        score = KINDS[kind].scores
         rows = tensors[score.hf].shape[:1] if score is not None and score.hf in tensors else ()
         c, more = from_hf(config, own_head, pooling, *rows)
     if quantised is not None:
@@ -107,10 +108,11 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Quantised | None]:
     return config, quantised
 
 
-def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTensor], list[str]]:
+def _plain_names(tensors: dict[str, QTensor], path: Path, kind: str) -> tuple[dict[str, QTensor], list[str]]:
     """Names as Qwen2ForCausalLM has them, where the file's differ by wrappers or by one prefix; and a note if so.
 
     Transformers reads the names of a bare Qwen2Model, which lack "model."; it makes up weights for the other ones.
+    kind: of models/heads.KINDS; of a bare model such names are its own.
     """
     named = {WRAPPER.sub("", name): name for name in tensors}
     if len(named) != len(tensors):
@@ -129,7 +131,8 @@ def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTe
         return tensors, []
     name, old = next((name, old) for name, old in named.items() if name != old)
     found = {name: replace(tensors[old], name=name) for name, old in named.items()}
-    return found, [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
+    own = kind == NONE and outer == "" and WRAPPER.search(old) is None
+    return found, [] if own else [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
 
 
 def _without_added_biases(tensors: dict[str, QTensor], a: Architecture) -> tuple[dict[str, QTensor], list[str]]:

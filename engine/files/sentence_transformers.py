@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,19 @@ def read_pooling(folder: Path) -> tuple[str, list[str]]:
     prompt = Fields(read_object(folder / PROMPTS), str(folder / PROMPTS)).text("default_prompt_name")
     note = f"{folder / PROMPTS}: a prompt, {prompt!r:.40}, goes before every text there; here texts stand as they are"
     return ", then ".join(ways), [note] if prompt else []
+
+
+def write_pooling(folder: Path, pooling: str, width: int) -> None:
+    """The library's files beside a model whose texts are pooled so, and brought to length 1. width: of a row."""
+    steps = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(steps.items())
+    ]
+    (folder / MODULES).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    (folder / steps["Pooling"]).mkdir()
+    way = {"word_embedding_dimension": width} | {flag: way == pooling for flag, way in FLAGS.items()}
+    (folder / steps["Pooling"] / "config.json").write_text(json.dumps(way, indent=2) + "\n", encoding="utf-8")
 
 
 def _ways(folder: Path, modules: list[Any]) -> Iterator[str]:
