@@ -21,6 +21,7 @@ from .engine.load import (
     Opened,
     blaming,
     check_generates,
+    check_logits,
     open_weights,
     spelling_of,
     threads,
@@ -172,7 +173,7 @@ class Model:
 
     def logits(self, prompt: Prompt, *, chat: bool = False) -> NDArray[np.floating]:
         """Logits [V] after the prompt's last position; float64 in f64, float32 otherwise."""
-        check_generates(self.opened.checkpoint)
+        check_logits(self.opened.checkpoint)
         ids, m = self.prompt_ids(prompt, chat=chat), self._loaded
         check_prompt(ids, self.config)
         with threads(self.threads), np.errstate(all="ignore"):

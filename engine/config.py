@@ -22,6 +22,7 @@ from .rope import LARGEST, SMALLEST, Scaling
 
 ALL = (1 << 31) - 1  # a window that holds every position
 MOST_LABELS = 1 << 16  # of a classifier; bounds what a hostile shape costs
+GGUF_TYPES = {int: "an integer", float: "a float", bool: "true or false"}
 GGUF_POOLINGS = {0: "", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # gguf-py's PoolingType; 0 is none
 
 
@@ -35,6 +36,7 @@ class Config:
     rope_scaling: of RoPE's frequencies (engine/rope.py).
     windows: for each layer, how many positions a query sees, its own among them; 0 is all. Empty where all see all.
     dual_chunk: positions before the second chunk of dual chunk attention, which is not computed; 0 without it.
+    causal: each position sees those up to its own; else every one sees all of the text.
     head: what stands behind the final norm (engine/models/heads.py).
     """
 
@@ -53,6 +55,7 @@ class Config:
     rope_scaling: Scaling = rope.UNSCALED
     windows: tuple[int, ...] = ()
     dual_chunk: int = 0
+    causal: bool = True
     head: Head = GENERATES
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class Config:
             raise BadInput(f"there are {len(self.windows)} attention windows for {self.num_hidden_layers} layers")
         if bad := [w for w in self.windows if type(w) is not int or not 0 <= w < 1 << 31]:
             raise BadInput(f"sliding_window is {brief(bad[0])}; it must be a whole number from 1 to 2^31 - 1")
+        if self.windows and not self.causal:
+            raise BadInput("attention that is not causal stands beside attention windows; that is not supported")
         if len({*self.windows} - {0}) > 1:
             raise BadInput(
                 f"there are several attention windows, {brief(sorted({*self.windows} - {0}))}; one is supported"
@@ -129,6 +134,7 @@ class Config:
             "rope_scaling": scaling,
             "windows": self.windows or None,
             "dual_chunk": self.dual_chunk or None,
+            "causal": None if self.causal else False,
             "head": {k: v for k, v in asdict(self.head).items() if v not in ("", (), None)},
         }
         if self.head == GENERATES:
@@ -169,9 +175,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         if name in GGUF_BY_LAYER and isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
         if type(value) is not kind:
-            raise BadInput(
-                f"key {prefix}{name} is {brief(value)}; it must be {'an integer' if kind is int else 'a float'}"
-            )
+            raise BadInput(f"key {prefix}{name} is {brief(value)}; it must be {GGUF_TYPES[kind]}")
         return _float32(value) if isinstance(value, float) else value
 
     embed = a.whole["embed"].ggml
@@ -196,6 +200,7 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         head_dim=head_dim,
         vocab_size=V,
         tie_word_embeddings=head.kind == LM and not own,
+        causal=need("attention.causal", bool) if "attention.causal" in said else True,
         head=head,
         **found,
     )
@@ -317,11 +322,20 @@ def from_hf(data: Mapping[str, Any], own_head: bool, pooling: str = "", labels: 
         rope_scaling=scaling,
         windows=windows,
         dual_chunk=limit,
+        causal=_causal(data),
         head=head,
     )
     if all(w == 0 or w >= c.context for w in windows):  # which no session leaves
         c = replace(c, windows=())
     return c, notes
+
+
+def _causal(data: Mapping[str, Any]) -> bool:
+    """Whether attention is causal, as Transformers 5.2 and later have it: null is not."""
+    said = data.get("is_causal", True)
+    if said is not None and type(said) is not bool:
+        _refuse("is_causal", f"is {brief(said)}; it must be true or false")
+    return bool(said)
 
 
 def _head(data: Mapping[str, Any], own: bool, tied: bool, pooling: str, rows: int) -> Head:

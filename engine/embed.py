@@ -37,17 +37,14 @@ def embed(ids: Sequence[int], w: Weights, ops: Backend, precision: str, pooling:
 
     Mean and length are taken in float64 and rounded once. Raises BadInput if a value is not finite.
     """
-    cut = ids[:1] if pooling == "cls" else ids  # no position sees a later one
-    total_D: Any = 0.0
-    for rows_TD in hidden(cut, w, ops, precision, every=pooling == "mean"):
-        kept = rows_TD.dtype
-        total_D = total_D + rows_TD.sum(axis=0, dtype=np.float64)
-    mean_D = total_D / (len(ids) if pooling == "mean" else 1)
+    at = {"last": len(ids) - 1, "cls": 0, "mean": None}[pooling]
+    rows = [np.array(ops.to_host(x_TD)) for x_TD in rows_at(ids, at, w, ops, precision)]
+    mean_D = np.sum([x_TD.sum(axis=0, dtype=np.float64) for x_TD in rows], axis=0) / sum(map(len, rows))
     if not np.isfinite(mean_D).all():
         raise BadInput("the vector is not finite; engine trace --payload shows where that begins")
     if normalize:
         mean_D = mean_D / max(float(np.sqrt(np.sum(np.square(mean_D)))), SMALLEST)
-    return np.asarray(mean_D, kept)
+    return np.asarray(mean_D, rows[0].dtype)
 
 
 def check_scores(c: Config) -> None:
@@ -66,9 +63,9 @@ def score(ids: Sequence[int], w: Weights, ops: Backend, precision: str) -> Float
     check_scores(w.config)
     head = w.config.head
     every = KINDS[head.kind].every
-    end = len(ids) if every else max((t + 1 for t, i in enumerate(ids) if i != head.pad), default=1)
-    rows = [scores(x_TD, w, ops) for x_TD in _states(ids[:end], w, ops, precision, every)]
-    scores_TC = np.concatenate([np.array(ops.to_host(x)) for x in rows])
+    at = None if every else max((t for t, i in enumerate(ids) if i != head.pad), default=0)
+    rows = [np.array(ops.to_host(scores(x_TD, w, ops))) for x_TD in rows_at(ids, at, w, ops, precision)]
+    scores_TC = np.concatenate(rows)
     if not np.isfinite(scores_TC).all():
         raise BadInput("the scores are not finite; engine trace --payload shows where that begins")
     return scores_TC if every else scores_TC[0]
@@ -82,16 +79,14 @@ def scores(x_TD: Any, w: Weights, ops: Kernels) -> Any:
     return y_TC if w.score_bias_C is None else ops.add(y_TC, w.score_bias_C)
 
 
-def hidden(ids: Sequence[int], w: Weights, ops: Backend, precision: str, every: bool) -> Iterator[Floats]:
-    """Rows of the final norm [T, D], of every position or of the last alone, pass by pass."""
-    return (np.array(ops.to_host(x_TD)) for x_TD in _states(ids, w, ops, precision, every))
-
-
-def _states(ids: Sequence[int], w: Weights, ops: Backend, precision: str, every: bool) -> Iterator[Any]:
-    """The same, in the backend's form."""
-    body, cache = replace(w, lm_head=None), ops.new_cache(w.config, len(ids), precision)
-    of = EVERY if every else (LAST[0], EVERY[1])
-    for positions, tokens_T in chunks(ids):
+def rows_at(ids: Sequence[int], at: int | None, w: Weights, ops: Backend, precision: str) -> Iterator[Any]:
+    """Rows of the final norm [T, D], in the backend's form: of one position, or, for None, of all, pass by pass."""
+    body, causal = replace(w, lm_head=None), w.config.causal
+    fed = ids if at is None or not causal else ids[: at + 1]  # no position sees a later one
+    cache, of = ops.new_cache(w.config, len(fed), precision), EVERY if at is None or not causal else (LAST[0], EVERY[1])
+    for positions, tokens_T in chunks(fed, causal=causal):
         x_TD = ops.batch(partial(forward, tokens_T, body, cache, tap=SILENT, of=of))
-        if every or positions.stop == len(ids):
+        if at is None:
             yield x_TD
+        elif positions.stop == len(fed):
+            yield x_TD if causal else x_TD[at : at + 1]

@@ -22,7 +22,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of:
     EVERY: logits [T, V] of all of them. Without a head, rows of the final norm instead: [D], or [T, D]."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
-    pos_T, freq_h, size = ops.positions(cache, T), w.frequencies(cache.capacity), w.magnitude
+    (pos_T, see_T), freq_h, size = ops.positions(cache, T, c.causal), w.frequencies(cache.capacity), w.magnitude
 
     x_TD = tap.layer(0)("embedding", ops.embed(tokens_T, w.embed))
     for i, layer in enumerate(w.layers):
@@ -39,9 +39,9 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of:
         q_TNH = at("q_post_rope", ops.rope(q_TNH, pos_T, freq_h, size))
         k_TKH = at("k_post_rope", ops.rope(k_TKH, pos_T, freq_h, size))
         k_SKH, v_SKH = ops.append(cache, i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
-        scores_NTS = at("attn_scores", ops.attn_scores(q_TNH, k_SKH, pos_T))
-        probs_NTS = at("attn_softmax", ops.softmax(scores_NTS, pos_T, c.window(i)))
-        mix_TNH = at("attention", ops.attn_mix(probs_NTS, v_SKH, pos_T))
+        scores_NTS = at("attn_scores", ops.attn_scores(q_TNH, k_SKH, see_T))
+        probs_NTS = at("attn_softmax", ops.softmax(scores_NTS, see_T, c.window(i)))
+        mix_TNH = at("attention", ops.attn_mix(probs_NTS, v_SKH, see_T))
         x_TD = at(
             "post_attn_residual", ops.add(x_TD, at("attn_out", ops.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))
         )

@@ -79,6 +79,14 @@ def bound(checkpoint: Checkpoint) -> Opened:
 
 
 def check_generates(checkpoint: Checkpoint) -> None:
+    """Raises BadInput for a model that makes no text: it has no logits, or attention sees the tokens to come."""
+    check_logits(checkpoint)
+    if not checkpoint.config.causal:
+        why = "attention is not causal, so no text comes out of it token by token"
+        raise BadInput(f"{checkpoint.path}: {why}; engine embed gives its vectors")
+
+
+def check_logits(checkpoint: Checkpoint) -> None:
     """Raises BadInput for a model that has no logits of a next token, with what it has instead."""
     kind, title = checkpoint.config.head.kind, checkpoint.config.architecture.title
     if kind != LM:

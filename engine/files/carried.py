@@ -142,6 +142,8 @@ def check_head(source: Checkpoint, kind: str) -> None:
     """Raises BadInput if such a container has no place for what stands behind the final norm."""
     head, a = source.config.head, source.config.architecture
     scores = KINDS[head.kind].scores is not None and not (kind == "gguf" and source.container.startswith("GGUF"))
+    if kind == "apr" and not source.config.causal:
+        raise BadInput("apr has no place for attention that is not causal; convert to a .gguf file or a folder")
     if head.kind != LM and (kind == "apr" or (kind == "gguf" and scores)):
         what = "scores" if scores else "no output head"
         ways = "" if scores else "a .gguf file or "

@@ -89,6 +89,8 @@ def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], r
         slides = [w > 0 for w in c.windows]
         pairs.append((f"{name}.attention.sliding_window", "u32", max(c.windows)))
         pairs.append((f"{name}.attention.sliding_window_pattern", "[bool]", slides))
+    if not c.causal:
+        pairs.append((f"{name}.attention.causal", "bool", False))
     if c.head.pooling:
         pairs.append((f"{name}.pooling_type", "u32", next(n for n, p in GGUF_POOLINGS.items() if p == c.head.pooling)))
     if c.head_dim * c.num_attention_heads != c.hidden_size:

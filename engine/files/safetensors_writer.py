@@ -41,7 +41,7 @@ def write(
     config |= {"architectures": [f"{a.title}{c.head.kind}"], "dtype": DTYPES[most_common_format(tensors)]}
     config |= c.spelled() | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | c.rope_scaling.spelled()}
-    for own in ("windows", "dual_chunk", "head"):
+    for own in ("windows", "dual_chunk", "causal", "head"):
         config.pop(own, None)
     config |= {"hidden_act": "silu", **a.hf_full, **c.sliding}
     if v is not None:
@@ -74,6 +74,8 @@ def write(
         if v.chat_template is not None:
             settings["chat_template"] = v.chat_template
         _save(folder / "tokenizer_config.json", settings)
+    if not c.causal:
+        config["is_causal"] = False
     if c.head.labels:
         config.pop("num_labels", None)
         config |= {"id2label": dict(enumerate(c.head.labels)), "pad_token_id": c.head.pad}

@@ -128,7 +128,7 @@ class Architecture:
     def renamed(self, name: str, to: Spelling) -> str | None:
         """A tensor's name in the other spelling, or the same one, from either; None if it has no role here."""
         pattern, layer = self._pattern(name)
-        for t in (*(t for t, _ in self.tensors_of(layers=1)), *self.scores):
+        for t, _ in self.tensors_of(layers=1):
             if pattern in (t.hf, t.ggml):
                 return str(getattr(t, to)).format(layer)
-        return None
+        return next((str(getattr(t, to)) for t in self.scores if name in (t.hf, t.ggml)), None)
