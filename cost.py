@@ -50,12 +50,15 @@ def costs(
     """What each fact of the engine's arithmetic costs, and all of them; and what is to be said of its keys. bound: the
     model's weights as `bind` gives them. done: told how many facts are run.
 
-    Raises BadInput where nothing is known of the engine, nobody knows the tokens, or the model has adapters.
+    Raises BadInput where nothing is known of the engine, nobody knows the tokens, or the model has adapters or no
+    output head.
     """
     if not any(f.explained for f in v.findings):
         raise BadInput(
             "--cost: no stage is explained, so nothing is known of the engine's arithmetic; leave --cost away"
         )
+    if bound.lm_head is None:
+        raise BadInput("--cost is told in logits, and this model has no output head; leave --cost away")
     if v.tokens is None:
         raise BadInput("--cost runs the tokens again, and the dump does not say which they are; give them by --tokens")
     if bound.adapted:

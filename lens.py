@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .engine.load import Opened, load
+from .engine.load import Opened, check_logits, load
 from .errors import BadInput
 from .trace.show.guess import Guess, guess
 from .trace.show.view import View
@@ -26,6 +26,7 @@ def lens(views: Sequence[View], model: Opened, top: int) -> Iterator[list[Guess]
     for v in views:
         if v.values.shape != whole or v.positions != views[0].positions:
             raise BadInput(f"{v.entry.path}: {v.values.shape}, where {whole} is needed at the first layer's positions")
+    check_logits(model.checkpoint)
     m = load(model, "reference", "f64")
     w, k = m.weights, m.kernels
     x_LTD = np.stack([v.by_head[0] for v in views]).astype(np.float64)

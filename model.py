@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine.config import Config
+from .engine.embed import embed, pooling_of, score
 from .engine.files import Vocabulary
 from .engine.generate import check_prompt, drafts_for, generate, new_tokens, prefill
 from .engine.load import (
     Loaded,
     Opened,
     blaming,
+    check_generates,
+    check_logits,
     open_weights,
     spelling_of,
     threads,
@@ -27,12 +30,13 @@ from .engine.load import (
 )
 from .engine.load import load as load_opened
 from .engine.lora import Spec, opened_loras
+from .engine.models.heads import KINDS
 from .engine.sample import Sampling
 from .engine.text.chat import Chat, Message
 from .engine.text.chat import prompt_ids as ids_of
 from .engine.text.generation import Generation
 from .engine.text.tokenizer import Tokenizer, Tokens
-from .errors import BadInput
+from .errors import BadInput, blamed_on
 from .facts import model_facts
 from .trace.dump import Dump
 from .trace.plan import Plan, plan
@@ -149,6 +153,7 @@ class Model:
         are done.
         Raises BadInput at once; while iterated, if the logits are not finite or the file was changed.
         """
+        check_generates(self.opened.checkpoint)
         ids = self.prompt_ids(prompt, chat=chat)
         if max_tokens is not None and max_tokens < 1:
             raise BadInput(f"max_tokens {max_tokens}: ask for at least 1")
@@ -168,6 +173,7 @@ class Model:
 
     def logits(self, prompt: Prompt, *, chat: bool = False) -> NDArray[np.floating]:
         """Logits [V] after the prompt's last position; float64 in f64, float32 otherwise."""
+        check_logits(self.opened.checkpoint)
         ids, m = self.prompt_ids(prompt, chat=chat), self._loaded
         check_prompt(ids, self.config)
         with threads(self.threads), np.errstate(all="ignore"):
@@ -175,6 +181,45 @@ class Model:
             found = np.array(prefill(ids, m.weights, cache, m.kernels))
         self._check()
         return found
+
+    def embed(
+        self, texts: Prompt | Sequence[str], *, pooling: str | None = None, normalize: bool = True
+    ) -> NDArray[np.floating]:
+        """A text's vector [D], or of a list of texts one each, [n, D]: rows of the final norm, pooled. A text may be
+        given as ids; what the tokenizer puts round a text it gets. float64 in f64, float32 otherwise.
+
+        pooling: last, mean or cls (the first); None: as the model's files have it, else the last. normalize: to length
+        1. Each text runs alone, so that there is no padding. Raises BadInput.
+        """
+        way = pooling_of(self.config, pooling)
+        return self._of_texts(texts, lambda ids, m: embed(ids, m.weights, m.kernels, m.precision, way, normalize))
+
+    def score(self, texts: Prompt | Sequence[str], *, chat: bool = False) -> NDArray[np.floating]:
+        """The scores of a text by a reward model or classifier, [C], in the order of `config.head.labels`; of a list
+        of texts [n, C]. Of a head that scores each token [T, C], and one text only. No soft-max, no sigmoid.
+
+        A text is taken as it stands (with `chat`: as a user's message), or given as ids, or as messages, behind whose
+        last the template then puts nothing for an answer to begin with. Raises BadInput, also for a model without such
+        a head.
+        """
+        if not isinstance(texts, str | Chat) and len(texts) and all(isinstance(part, dict) for part in texts):
+            texts = Chat(list(texts), add_generation_prompt=False)  # type: ignore[arg-type]  # which checks it
+        if KINDS[self.config.head.kind].every and _several(texts):
+            raise BadInput("this model scores each token, and texts have numbers of their own; give one at a time")
+        return self._of_texts(texts, lambda ids, m: score(ids, m.weights, m.kernels, m.precision), chat)
+
+    def _of_texts(
+        self, texts: Any, made: Callable[[list[int], Loaded], NDArray[np.floating]], chat: bool = False
+    ) -> NDArray[np.floating]:
+        """What is made of one text, or of each of several."""
+        several = _several(texts)
+        prompts = [self.prompt_ids(text, chat=chat) for text in (texts if several else [texts])]
+        for ids in prompts:
+            check_prompt(ids, self.config)
+        with blamed_on(self.path), threads(self.threads), np.errstate(all="ignore"):
+            found = [made(ids, self._loaded) for ids in prompts]
+        self._check()
+        return np.stack(found) if several else found[0]
 
     def trace(
         self,
@@ -198,6 +243,8 @@ class Model:
         target = None if to is None else Path(to)
         if target is not None:
             check_target(target)
+        if decode_steps:
+            check_generates(self.opened.checkpoint)
         p = p.within(of_pieces(self.opened.weights.pieces))
         p.check(self.config.num_hidden_layers)
         ids = self.prompt_ids(prompt, chat=chat)
@@ -229,6 +276,11 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {str(self.path)!r}: backend {self.backend}, precision {self.precision}>"
+
+
+def _several(texts: Any) -> bool:
+    """Whether these are texts, and not one text, its ids, or the messages of a chat."""
+    return isinstance(texts, list | tuple) and bool(texts) and all(isinstance(text, str) for text in texts)
 
 
 def _ids(prompt: Any) -> list[int] | None:

@@ -76,14 +76,14 @@ def passes(model: Loaded, ids: Sequence[int], saved: Plan | None, sink: Sink | N
         tap: Tap = SILENT
         looking: list[Summary | Recorder] = []
         if shown is not None:
-            summaries.append(tap := Summary(shown, ops.to_host, positions, phase))
+            summaries.append(tap := Summary(shown, ops.to_host, positions, phase, w.config.causal))
             looking.append(tap)
         if saved is not None and sink is not None:
             kept = positions if phase else saved.kept(len(ids))
             recorder = Recorder(saved, ops.to_host, sink, positions, kept, phase)
             looking.append(recorder)
             tap = recorder if shown is None else Both(tap, recorder)
-        for part, tokens_T in chunks(tokens, heads):
+        for part, tokens_T in chunks(tokens, heads, w.config.causal):
             for one in looking:
                 one.now = positions[part.start : part.stop]
             with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show

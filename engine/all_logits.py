@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,26 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunks import chunks
-from .forward import forward
+from .forward import EVERY, forward
 from .kernels import Backend, Kernels
-from .tap import SILENT, At
+from .tap import SILENT
 from .weights import Weights
 
 BLOCK = 64  # positions whose logits are in memory at once: 39 MB of a vocabulary of 151,936
-
-
-class _FinalNorm:
-    """A tap that keeps the last stage before the head."""
-
-    x_TD: Any = None
-
-    def layer(self, index: int) -> At:
-        return SILENT.layer(index)
-
-    def whole(self, stage: str, value: Any) -> Any:
-        if stage == "final_norm":
-            self.x_TD = value
-        return value
 
 
 def all_logits(
@@ -39,17 +26,15 @@ def all_logits(
 
     The same bits as prefill gives for each position's own prefix; the array's memory may be used anew at the next.
     """
-    cache = ops.new_cache(w.config, len(ids), precision)
+    cache, body = ops.new_cache(w.config, len(ids), precision), replace(w, lm_head=None)
 
     def hidden(tokens_T: NDArray[np.int32], ops: Kernels) -> Any:
-        seen = _FinalNorm()
-        forward(tokens_T, w, cache, ops, seen)
-        return seen.x_TD
+        return forward(tokens_T, body, cache, ops, SILENT, EVERY)
 
     def logits(x_TD: Any, ops: Kernels) -> Any:
         return ops.linear(x_TD, w.lm_head)
 
-    for positions, tokens_T in chunks(ids):
+    for positions, tokens_T in chunks(ids, causal=w.config.causal):
         x_TD = ops.batch(partial(hidden, tokens_T))
         for at in range(max(first, positions.start), positions.stop, BLOCK):
             rows = slice(at - positions.start, min(at + BLOCK, positions.stop) - positions.start)

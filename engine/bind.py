@@ -8,6 +8,7 @@ from ..errors import BadInput
 from ..quant.tensor import QTensor, format_of_tensor
 from .config import Config
 from .models.architecture import Tensor
+from .models.heads import KINDS
 from .rope import frequencies
 from .weights import Layer, Weights
 
@@ -18,7 +19,7 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
 
     A tensor that nothing here reads (a query norm, a rotary table, a layer too many) would be a model computed wrong.
     """
-    a, sizes = c.architecture, c.sizes
+    a, sizes = c.architecture, c.sizes | {"C": len(c.head.labels)}
     used: set[str] = set()
 
     def get(t: Tensor, i: int | None = None) -> QTensor:
@@ -39,12 +40,13 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         return Layer(**{field: leaf if len(leaf) > 1 else leaf[0] for field, leaf in leaves.items()})
 
     embed, head = get(a.whole["embed"]), a.whole["lm_head"]
+    ends = KINDS[c.head.kind].tensors
     weights = Weights(
         config=c,
         embed=embed,
         layers=tuple(layer(i) for i in range(c.num_hidden_layers)),
         final_norm_D=get(a.whole["final_norm_D"]),
-        lm_head=embed if c.tie_word_embeddings else get(head),
+        **{field: embed if t is head and c.tie_word_embeddings else get(t) for field, t in ends.items()},
         inv_freq_h=frequencies(c.rope_theta, c.head_dim, c.rope_scaling),
         long_inv_freq_h=(
             frequencies(c.rope_theta, c.head_dim, c.rope_scaling, beyond=True) if c.rope_scaling.switches else None

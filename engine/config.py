@@ -17,9 +17,13 @@ from ..quant.tensor import QTensor
 from . import rope, rope_gguf
 from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, brief
 from .models import Architecture, find, meant_by_gguf
+from .models.heads import GENERATES, KINDS, LM, NONE, Head
 from .rope import LARGEST, SMALLEST, Scaling
 
 ALL = (1 << 31) - 1  # a window that holds every position
+MOST_LABELS = 1 << 16  # of a classifier; bounds what a hostile shape costs
+GGUF_TYPES = {int: "an integer", float: "a float", bool: "true or false"}
+GGUF_POOLINGS = {0: "", 1: "mean", 2: "cls", 3: "last", 4: "rank"}  # gguf-py's PoolingType; 0 is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Config:
     rope_scaling: of RoPE's frequencies (engine/rope.py).
     windows: for each layer, how many positions a query sees, its own among them; 0 is all. Empty where all see all.
     dual_chunk: positions before the second chunk of dual chunk attention, which is not computed; 0 without it.
+    causal: each position sees those up to its own; else every one sees all of the text.
+    head: what stands behind the final norm (engine/models/heads.py).
     """
 
     model_type: str
@@ -49,6 +55,8 @@ class Config:
     rope_scaling: Scaling = rope.UNSCALED
     windows: tuple[int, ...] = ()
     dual_chunk: int = 0
+    causal: bool = True
+    head: Head = GENERATES
 
     def __post_init__(self) -> None:
         find(self.model_type)
@@ -70,6 +78,8 @@ class Config:
             raise BadInput(f"there are {len(self.windows)} attention windows for {self.num_hidden_layers} layers")
         if bad := [w for w in self.windows if type(w) is not int or not 0 <= w < 1 << 31]:
             raise BadInput(f"sliding_window is {brief(bad[0])}; it must be a whole number from 1 to 2^31 - 1")
+        if self.windows and not self.causal:
+            raise BadInput("attention that is not causal stands beside attention windows; that is not supported")
         if len({*self.windows} - {0}) > 1:
             raise BadInput(
                 f"there are several attention windows, {brief(sorted({*self.windows} - {0}))}; one is supported"
@@ -124,7 +134,11 @@ class Config:
             "rope_scaling": scaling,
             "windows": self.windows or None,
             "dual_chunk": self.dual_chunk or None,
+            "causal": None if self.causal else False,
+            "head": {k: v for k, v in asdict(self.head).items() if v not in ("", (), None)},
         }
+        if self.head == GENERATES:
+            del said["head"]
         return {name: value for name, value in said.items() if value is not None}
 
     @property
@@ -161,12 +175,10 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         if name in GGUF_BY_LAYER and isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()
         if type(value) is not kind:
-            raise BadInput(
-                f"key {prefix}{name} is {brief(value)}; it must be {'an integer' if kind is int else 'a float'}"
-            )
+            raise BadInput(f"key {prefix}{name} is {brief(value)}; it must be {GGUF_TYPES[kind]}")
         return _float32(value) if isinstance(value, float) else value
 
-    embed, head = a.whole["embed"].ggml, a.whole["lm_head"].ggml
+    embed = a.whole["embed"].ggml
     if embed not in tensors:
         raise BadInput(f"tensor {embed} is missing")
     found = {field: need(name, kind) for field, (name, kind) in GGUF_KEYS.items()}
@@ -181,11 +193,15 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
     for name, value in (same | {"embedding_length_out": width}).items():
         if name in said and need(name, int) != value:
             raise BadInput(f"key {prefix}{name} is {need(name, int)}; in this model it must be {value}")
+    own = a.whole["lm_head"].ggml in tensors
+    head = _head_of_gguf(said, tensors, own, f"{prefix}pooling_type")
     c = Config(
         model_type=a.model_type,
         head_dim=head_dim,
         vocab_size=V,
-        tie_word_embeddings=head not in tensors,
+        tie_word_embeddings=head.kind == LM and not own,
+        causal=need("attention.causal", bool) if "attention.causal" in said else True,
+        head=head,
         **found,
     )
     scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings, prefix)
@@ -194,6 +210,26 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         windows = _of_pattern(window, said.get("attention.sliding_window_pattern"), prefix)
         c = replace(c, model_type=meant_by_gguf(a.gguf, bool(windows)).model_type, windows=windows)
     return c, notes
+
+
+def _head_of_gguf(said: Mapping[str, Any], tensors: Mapping[str, QTensor], own: bool, where: str) -> Head:
+    """What stands behind the final norm. A file that says how texts are pooled, and has no output matrix, is an
+    embedding model: llama.cpp would take the embedding for its head. own: it has that matrix.
+
+    Of a reranker, llama.cpp's converter keeps two rows of the head, and their labels.
+    """
+    kind = said.get("pooling_type", 0)
+    if type(kind) is not int or kind not in GGUF_POOLINGS:
+        raise BadInput(f"key {where} is {brief(kind)}; gguf-py's PoolingType has {brief([*GGUF_POOLINGS])}")
+    pooling = GGUF_POOLINGS[kind]
+    score = next((t for t in KINDS["ForSequenceClassification"].tensors.values() if t.ggml in tensors), None)
+    if score is not None:
+        rows, labels = tensors[score.ggml].shape[0], said.get("classifier.output_labels")
+        labels = _unnamed(rows) if labels is None else labels
+        if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels) or len(labels) != rows:
+            raise BadInput(f"key {where.replace('pooling_type', 'classifier.output_labels')} is not {rows} texts")
+        return Head("ForSequenceClassification", labels=tuple(labels))
+    return Head(LM if own or not pooling else NONE, pooling)
 
 
 def _of_pattern(window: int, slides: Any, prefix: str) -> tuple[int, ...]:
@@ -217,17 +253,25 @@ def _float32(value: float) -> float:
 def check_hf(data: Mapping[str, Any]) -> tuple[Architecture, list[str]]:
     """Whose config.json it is, and notes on its fields. Raises BadInput for one that asks for what is not computed."""
     a, classes = find(data.get("model_type")), data.get("architectures")
-    if classes and classes not in ([a.hf_class], [f"{a.title}Model"]):
-        _refuse("architectures", f"is {brief(classes)}; only {a.hf_class} is supported")
+    if classes and classes not in ([f"{a.title}{kind}"] for kind in KINDS):
+        _refuse("architectures", f"is {brief(classes)}; {a.title} with one of {', '.join(KINDS)} is supported")
     return a, a.hf_keys.look(data)
 
 
-def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]:
+def kind_of(data: Mapping[str, Any]) -> str:
+    """How the name of Transformers' class ends that a config.json asks for: a row of KINDS. Raises BadInput."""
+    a, _ = check_hf(data)
+    classes = data.get("architectures") or [a.hf_class]
+    return str(classes[0]).removeprefix(a.title)
+
+
+def from_hf(data: Mapping[str, Any], own_head: bool, pooling: str = "", labels: int = 0) -> tuple[Config, list[str]]:
     """From a config.json's content; Transformers 4 and 5 put RoPE's parameters in different places, and both are read.
 
-    own_head: the file has an output matrix that is not the embedding. eps and theta are rounded to float32, as the
-    other containers hold them. Also notes for the user. Raises BadInput that names the field for one that is missing or
-    that asks for what is not computed here.
+    own_head: the file has an output matrix that is not the embedding. pooling: what the files say of it (heads.Head).
+    labels: rows of the matrix that scores, where there is one. eps and theta are rounded to float32, as the other
+    containers hold them. Also notes for the user. Raises BadInput that names the field for one that is missing or that
+    asks for what is not computed here.
     """
     a, notes = check_hf(data)
     width, heads, layers = (_need(data, f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
@@ -256,8 +300,12 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
             "tie_word_embeddings is true, but lm_head.weight is another matrix than the embedding; it is used, as "
             "Transformers 5 does (4 takes the embedding)"
         )
-    if not tied and not own_head:
-        _refuse("tie_word_embeddings", f"is {brief(tied)}, but there is no lm_head.weight: an embedding model has none")
+    head = _head(data, own_head, bool(tied), pooling, labels)
+    if head.kind == NONE and not tied and not pooling and kind_of(data) == LM:
+        notes.append(
+            f"tie_word_embeddings is {brief(tied)}, and there is no lm_head.weight: taken for an embedding model, "
+            "which has no output head"
+        )
     c = Config(
         model_type=a.model_type,
         hidden_size=width,
@@ -270,14 +318,50 @@ def from_hf(data: Mapping[str, Any], own_head: bool) -> tuple[Config, list[str]]
         max_position_embeddings=positions,
         rope_theta=theta,
         rms_norm_eps=_real("rms_norm_eps", _need(data, "rms_norm_eps")),
-        tie_word_embeddings=not own_head,
+        tie_word_embeddings=head.kind == LM and not own_head,
         rope_scaling=scaling,
         windows=windows,
         dual_chunk=limit,
+        causal=_causal(data),
+        head=head,
     )
     if all(w == 0 or w >= c.context for w in windows):  # which no session leaves
         c = replace(c, windows=())
     return c, notes
+
+
+def _causal(data: Mapping[str, Any]) -> bool:
+    """Whether attention is causal, as Transformers 5.2 and later have it: null is not."""
+    said = data.get("is_causal", True)
+    if said is not None and type(said) is not bool:
+        _refuse("is_causal", f"is {brief(said)}; it must be true or false")
+    return bool(said)
+
+
+def _head(data: Mapping[str, Any], own: bool, tied: bool, pooling: str, rows: int) -> Head:
+    """What stands behind the final norm. Without a matrix of its own for the output, a folder that says how texts are
+    pooled is an embedding model; one that says nothing of it has a head where that is tied to the embedding."""
+    kind = kind_of(data)
+    if KINDS[kind].scores is None:
+        return Head(LM if own or (tied and not pooling) else NONE, pooling)
+    names, pad = data.get("id2label"), data.get("pad_token_id")
+    count = len(names) if isinstance(names, dict) else data.get("num_labels") or rows
+    if rows and count != rows:
+        _refuse("id2label" if names else "num_labels", f"has {brief(count)} labels; the head has {rows} rows")
+    said = names if isinstance(names, dict) else {}
+    labels = [said.get(str(i), name) for i, name in enumerate(_unnamed(rows))]
+    if bad := next((x for x in labels if not isinstance(x, str)), None):
+        _refuse("id2label", f"holds {brief(bad)}; labels are texts")
+    if pad is not None and type(pad) is not int:
+        _refuse("pad_token_id", f"is {brief(pad)}; it must be a token id")
+    return Head(kind, pooling, tuple(labels), pad)
+
+
+def _unnamed(rows: int) -> list[str]:
+    """Transformers' names of labels where a file has none."""
+    if rows > MOST_LABELS:
+        raise BadInput(f"the matrix that scores has {rows} rows; {MOST_LABELS} labels are supported")
+    return [f"LABEL_{i}" for i in range(rows)]
 
 
 def with_rope(c: Config, said: Mapping[str, Any]) -> Config:

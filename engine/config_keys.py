@@ -94,7 +94,7 @@ HF = Keys(
             architectures model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
             intermediate_size vocab_size max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta
             rope_parameters rope_scaling partial_rotary_factor original_max_position_embeddings sliding_window
-            layer_types bos_token_id eos_token_id pad_token_id
+            layer_types is_causal bos_token_id eos_token_id pad_token_id
         """)
     ),
     inert={
@@ -137,7 +137,6 @@ HF = Keys(
         "quantization_config": (None,),  # these three are read where weights lie as they say: quantised/
         "compression_config": (None,),
         "quantization": (None,),
-        "is_causal": (True,),  # null is not causal for Transformers 5
         "use_bidirectional_attention": (None, False),
         "hidden_act": (None, "silu", "swish"),
         "hidden_activation": (None, "silu", "swish"),
@@ -193,8 +192,10 @@ GGUF = Keys(
     word="key ",
     read=frozenset(_names("""
             attention.key_length attention.value_length attention.sliding_window attention.sliding_window_pattern
+            attention.causal
             rope.dimension_count vocab_size
-            embedding_length_out rope.scaling.type rope.scaling.factor rope.scaling.attn_factor
+            embedding_length_out pooling_type classifier.output_labels
+            rope.scaling.type rope.scaling.factor rope.scaling.attn_factor
             rope.scaling.original_context_length rope.scaling.yarn_ext_factor rope.scaling.yarn_beta_fast
             rope.scaling.yarn_beta_slow rope.scaling.yarn_log_multiplier rope.scale_linear
         """))
@@ -213,13 +214,11 @@ GGUF = Keys(
         "of norms of another kind": (
             "attention.layer_norm_epsilon", "attention.group_norm_epsilon", "attention.group_norm_groups",
         ),
-        "of embeddings of texts": ("pooling_type", "classifier.output_labels"),
         "of encoders": ("decoder_start_token_id",),
     },
     neutral={
         "rope.scaling.yarn_attn_factor": (1,),
         "rope.scaling.alpha": (0, 1),
-        "attention.causal": (True,),
         "attention.scale": (0,),
         "attention.output_scale": (1, 0),
         "attention.temperature_scale": (0,),

@@ -1,10 +1,9 @@
 """THE PAGE: one forward pass of Qwen2 and its relatives, for every backend, prompt and decode, run and trace.
 
 Shape letters, here and everywhere: T new positions, S positions so far, D hidden, N query heads, K key/value heads,
-H head size (h half of it), F mlp width, V vocabulary, E = (N + 2K) H, G = 2F; x is what goes from layer to layer, and
-q, k, v are queries, keys and values. `ops` are a backend's functions (kernels/__init__.py); `tap` is an identity that
-may look at a stage on its way (engine/tap.py, trace/stages.py). A piece whose weights an architecture does not have
-(engine/models) is left out.
+H head size (h half of it), F mlp width, V vocabulary, E = (N + 2K) H, G = 2F; x goes from layer to layer, q, k, v are
+queries, keys, values. `ops` are a backend's functions (kernels/__init__.py); `tap` is an identity that may look at a
+stage on its way (engine/tap.py, trace/stages.py). A piece whose weights a model does not have is left out.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ LAST, EVERY = (slice(-1, None), 0), (slice(None), slice(None))  # rows of the la
 
 def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of: tuple[Any, Any] = LAST) -> Any:
     """Logits [V] of the last of the tokens [T] (int32), which follow what the cache holds; the cache grows by T. `of`
-    EVERY: logits [T, V] of all of them."""
+    EVERY: logits [T, V] of all of them. Without a head, rows of the final norm instead: [D], or [T, D]."""
     c, eps, T = w.config, w.config.rms_norm_eps, len(tokens_T)
     N, K, H, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.intermediate_size
-    pos_T, freq_h, size = ops.positions(cache, T), w.frequencies(cache.capacity), w.magnitude
+    (pos_T, see_T), freq_h, size = ops.positions(cache, T, c.causal), w.frequencies(cache.capacity), w.magnitude
 
     x_TD = tap.layer(0)("embedding", ops.embed(tokens_T, w.embed))
     for i, layer in enumerate(w.layers):
@@ -40,9 +39,9 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of:
         q_TNH = at("q_post_rope", ops.rope(q_TNH, pos_T, freq_h, size))
         k_TKH = at("k_post_rope", ops.rope(k_TKH, pos_T, freq_h, size))
         k_SKH, v_SKH = ops.append(cache, i, k_TKH, qkv_TE[:, (N + K) * H :].reshape(T, K, H))
-        scores_NTS = at("attn_scores", ops.attn_scores(q_TNH, k_SKH, pos_T))
-        probs_NTS = at("attn_softmax", ops.softmax(scores_NTS, pos_T, c.window(i)))
-        mix_TNH = at("attention", ops.attn_mix(probs_NTS, v_SKH, pos_T))
+        scores_NTS = at("attn_scores", ops.attn_scores(q_TNH, k_SKH, see_T))
+        probs_NTS = at("attn_softmax", ops.softmax(scores_NTS, see_T, c.window(i)))
+        mix_TNH = at("attention", ops.attn_mix(probs_NTS, v_SKH, see_T))
         x_TD = at(
             "post_attn_residual", ops.add(x_TD, at("attn_out", ops.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))
         )
@@ -55,5 +54,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of:
         del scores_NTS, probs_NTS, both_TG, gate_TF, up_TF, gated_TF  # the largest: their memory is the next layer's
 
     ops.advance(cache, T)
-    x_TD = tap.whole("final_norm", ops.rms_norm(x_TD, w.final_norm_D, eps))
-    return tap.whole("lm_head", ops.linear(x_TD[of[0]], w.lm_head)[of[1]])
+    x_TD = tap.whole("final_norm", ops.rms_norm(x_TD, w.final_norm_D, eps))[of[0]]
+    if w.lm_head is not None:
+        return tap.whole("lm_head", ops.linear(x_TD, w.lm_head)[of[1]])
+    return x_TD[of[1]]

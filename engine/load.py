@@ -18,6 +18,7 @@ from .files.lora import Lora
 from .kernels import Backend, backend, check_precision
 from .kernels.adapted import adapting
 from .lora import with_loras
+from .models.heads import KINDS, LM
 from .nonfinite import NotFinite
 from .text.tokenizer import Tokenizer, Tokens
 from .weights import Weights
@@ -75,6 +76,23 @@ def bound(checkpoint: Checkpoint) -> Opened:
     """The tensors of an opened file bound to their roles. Raises BadInput if one is missing, or of another shape."""
     with blamed_on(checkpoint.path):
         return Opened(checkpoint, bind(checkpoint.config, checkpoint.tensors))
+
+
+def check_generates(checkpoint: Checkpoint) -> None:
+    """Raises BadInput for a model that makes no text: it has no logits, or attention sees the tokens to come."""
+    check_logits(checkpoint)
+    if not checkpoint.config.causal:
+        why = "attention is not causal, so no text comes out of it token by token"
+        raise BadInput(f"{checkpoint.path}: {why}; engine embed gives its vectors")
+
+
+def check_logits(checkpoint: Checkpoint) -> None:
+    """Raises BadInput for a model that has no logits of a next token, with what it has instead."""
+    kind, title = checkpoint.config.head.kind, checkpoint.config.architecture.title
+    if kind != LM:
+        scored = KINDS[kind].scores is not None
+        does = "scores, which engine score gives" if scored else "no output head; engine embed gives its vectors"
+        raise BadInput(f"{checkpoint.path}: {title}{kind}, and no text comes out of that: it has {does}")
 
 
 def load(

@@ -83,7 +83,8 @@ def _with_lora(w: Weights, lora: Lora) -> Weights:
         own[layer, field, part] = Adapter(*a)
 
     for module, copy in lora.copies.items():
-        if not same_values(copy, w.embed if module.endswith("embed_tokens") else plain(w.lm_head)):
+        whole = w.embed if module.endswith("embed_tokens") else plain(w.lm_head)
+        if whole is None or not same_values(copy, whole):
             raise BadInput(
                 f"{lora.path}: holds another {module} than this model's, which was trained, has grown or is "
                 "quantised; merge the adapter into the model that it was trained on"

@@ -66,9 +66,10 @@ class Layer:
     ffn_down: Matrix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A whole model. embed and lm_head are [V, D].
+    """A whole model. embed and lm_head are [V, D]. Of what stands behind the final norm (engine/models/heads.py), what
+    the model does not have is None.
 
     inv_freq_h: RoPE's inverse frequencies, float32 [H / 2] (engine/rope.py); long_inv_freq_h: those of sessions beyond
     the original positions, where they are others. magnitude: what cosine and sine are multiplied with.
@@ -78,15 +79,20 @@ class Weights:
     embed: Any
     layers: tuple[Layer, ...]
     final_norm_D: Vector
-    lm_head: Matrix
+    lm_head: Matrix = None
+    score_hidden: Matrix = None
+    score_hidden_bias_D: Vector = None
+    score: Matrix = None
+    score_bias_C: Vector = None
     inv_freq_h: Any
     long_inv_freq_h: Any = None
     magnitude: float = 1.0
 
     @property
     def pieces(self) -> frozenset[str]:
-        """The fields that the layers of this model have."""
-        return frozenset(f.name for f in fields(Layer) if getattr(self.layers[0], f.name) is not None)
+        """The fields that this model, and its layers, have."""
+        nodes: tuple[Layer | Weights, ...] = (self.layers[0], self)
+        return frozenset(f.name for node in nodes for f in fields(node) if getattr(node, f.name) is not None)
 
     def frequencies(self, positions: int) -> Any:
         """RoPE's inverse frequencies in a session of so many positions, prompt and answer."""
@@ -127,8 +133,8 @@ class Weights:
         nodes: tuple[Layer | Weights, ...] = (*self.layers, self)
         for node in nodes:
             for f in fields(node):
-                if f.type == "Matrix":
-                    yield from ((f.name, part) for part in parts(getattr(node, f.name)))
+                if f.type == "Matrix" and (leaf := getattr(node, f.name)) is not None:
+                    yield from ((f.name, part) for part in parts(leaf))
 
 
 def parts(leaf: Any) -> tuple[Any, ...]:

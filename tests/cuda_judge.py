@@ -76,8 +76,8 @@ class Judge:
     def new_cache(self, c: Config, capacity: int, precision: str) -> Cache:
         return CUDA.new_cache(c, capacity, precision)
 
-    def positions(self, cache: Any, count: int) -> Any:
-        return CUDA.positions(cache, count)
+    def positions(self, cache: Any, count: int, causal: bool = True) -> Any:
+        return CUDA.positions(cache, count, causal)
 
     def append(self, cache: Any, layer: int, k_TKH: Any, v_TKH: Any) -> Any:
         return CUDA.append(cache, layer, k_TKH, v_TKH)

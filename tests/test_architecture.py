@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenref.engine.weights import Layer
+from qwenref.engine.weights import Layer, Weights
 from qwenref.tools.dev.docs_map import files, first_sentence, render
 
 ROOT = Path(__file__).parents[1]
@@ -257,9 +257,10 @@ def test_the_page_stays_a_page() -> None:
     assert len(text.splitlines()) <= 60
     assert sum(isinstance(n, ast.FunctionDef) for n in ast.walk(tree)) == 1
     assert not any(isinstance(n, ast.IfExp | ast.ClassDef | ast.Match) for n in ast.walk(tree))
-    optional = {f.name for f in fields(Layer) if f.default is None}
+    optional = {f.name for node in (Layer, Weights) for f in fields(node) if f.default is None}
     asked = [ast.unparse(n.test) for n in ast.walk(tree) if isinstance(n, ast.If)]
-    assert {a.removesuffix(" is not None").removeprefix("layer.") for a in asked} <= optional, "a piece, never a name"
+    pieces = {a.removesuffix(" is not None").removeprefix("layer.").removeprefix("w.") for a in asked}
+    assert pieces <= optional, "a piece, never a name"
     assert not any(n.orelse for n in ast.walk(tree) if isinstance(n, ast.If))
 
 

@@ -316,11 +316,13 @@ def main(args: argparse.Namespace) -> int:
     from ..cores import cores
     from ..engine.aliases import resolve
     from ..engine.kernels import backend, check_precision
+    from ..engine.load import check_generates
     from .load import open_weights
     from .progress import progress
 
     path = resolve(args.model)
     opened = open_weights(str(path))  # a bad model is refused here, once
+    check_generates(opened.checkpoint)
     checkpoint = opened.checkpoint
     has_text = checkpoint.vocabulary() is not None  # else there is no command that a user could time
     config = checkpoint.config

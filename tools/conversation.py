@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt, drafts_for, generate, new_tokens
-from ..engine.load import Loaded, Opened, blaming
+from ..engine.load import Loaded, Opened, blaming, check_generates
 from ..engine.sample import Sampling
 from ..engine.session import Session
 from ..engine.text.chat import Chat, Message, prompt_ids
@@ -30,6 +30,7 @@ def converse(args: argparse.Namespace) -> int:
     if args.json:
         raise BadInput("--json is the answer to one prompt; give it with -p TEXT")
     opened = open_weights(args.model, rope_asked(args), args.lora)
+    check_generates(opened.checkpoint)
     tokenizer, template = open_tokenizer(opened.checkpoint)
     if template is None:
         raise BadInput(f"{opened.checkpoint.path} has no chat template to talk by; give a prompt with -p TEXT")

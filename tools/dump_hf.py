@@ -15,8 +15,10 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.files import open_checkpoint
 from ..engine.models import ARCHITECTURES
-from ..engine.models.decoder import OPTIONAL
+from ..engine.models.decoder import OPTIONAL, WHOLE
+from ..engine.models.heads import NONE
 from ..engine.weights import Layer
 from ..errors import BadInput
 from ..trace.stages import Module, Stage, of_pieces
@@ -108,7 +110,8 @@ def main(args: argparse.Namespace) -> int:
 
 @contextmanager
 def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[None]]) -> Iterator[Forward]:
-    """A forward pass of the model, with its key/value cache from call to call. looking: hands out the stages."""
+    """A forward pass of the model, with its key/value cache from call to call; of one without logits, the final norm's
+    last row. looking: hands out the stages."""
     import torch
     import transformers
 
@@ -116,10 +119,14 @@ def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[No
 
     def forward(tokens: Sequence[int], emit: Emit) -> NDArray[np.floating[Any]]:
         with looking(model, emit):
-            ids = torch.tensor([tokens], device=model.device)
-            output = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-        logits: NDArray[np.floating[Any]] = output.logits[0, -1].float().cpu().numpy()
-        return logits
+            ids = torch.tensor([tokens], device=model.model.device)
+            how = {"past_key_values": past, "use_cache": True}
+            if hasattr(model, "lm_head"):
+                last = model(ids, logits_to_keep=1, **how).logits
+            else:
+                last = model.model(ids, **how).last_hidden_state
+        row: NDArray[np.floating[Any]] = last[0, -1].float().cpu().numpy()
+        return row
 
     yield forward
 
@@ -127,7 +134,8 @@ def running(model: Any, looking: Callable[[Any, Emit], AbstractContextManager[No
 def load(
     path: Path, dtype: str = "float32", device: str = "cpu", attention: str = "eager", as_it_is: bool = False
 ) -> Any:
-    """Transformers' model with its head from a GGUF file or a Hugging Face folder. attention: Transformers' name of it.
+    """Transformers' model from a GGUF file or a Hugging Face folder, with the head that its file has; one without is
+    the `model` of a module that has nothing else. attention: Transformers' name of it.
 
     as_it_is: nothing will be patched, so that quantised weights, which compute in modules of their library, are right.
 
@@ -135,7 +143,8 @@ def load(
     that is not one of ours, and for a device or an attention that this torch does not have.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
 
     # Absolute: Transformers looks for a bare name in the working directory first.
     where = {"gguf_file": str(path.absolute())} if path.is_file() else {}
@@ -155,7 +164,12 @@ def load(
         raise BadInput(f"{path} has quantised weights, whose products can not be taken apart; give --hooks-only")
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
-    auto: Any = AutoModelForCausalLM
+    kind = open_checkpoint(path).config.head.kind
+    auto: Any = getattr(transformers, f"Auto{'' if kind == NONE else 'Model'}{kind}", None)
+    if auto is None:
+        raise BadInput(
+            f"{path}: Transformers has no class of its own that ends in {kind}; engine trace shows its stages"
+        )
     how: dict[str, Any] = {"attn_implementation": attention, "local_files_only": True, "trust_remote_code": False}
     if quantised:
         how["device_map"] = {"": device}  # its library puts the weights where they are to be
@@ -169,7 +183,12 @@ def load(
             f"{path}: Transformers finds no {name} in it and takes random numbers; engine convert writes the names "
             "that it knows"
         )
-    return model.eval() if quantised else cast_weights(model, dtype).eval().to(device)
+    model = model.eval() if quantised else cast_weights(model, dtype).eval().to(device)
+    if kind == NONE:
+        whole: Any = torch.nn.Module()
+        whole.model, whole.config = model, model.config
+        return whole.eval()
+    return model
 
 
 def cast_weights(model: Any, dtype: str) -> Any:
@@ -219,7 +238,7 @@ def stages_of(model: Any) -> Mapping[str, Stage]:
     here = {name.replace(".base_layer", "") for name, _ in model.model.layers[0].named_parameters()}  # PEFT's wrapping
     stacked = {field: t[0].hf.removeprefix("model.layers.{}.") for field, t in OPTIONAL.items()}
     fields = set(Layer.__dataclass_fields__) - {field for field, name in stacked.items() if name not in here}
-    return of_pieces(frozenset(fields))
+    return of_pieces(frozenset(fields | set(WHOLE) - ({"lm_head"} if not hasattr(model, "lm_head") else set())))
 
 
 def _hooked(module: Any, boundary: Module, take: Callable[[Any], None]) -> Callable[[], None]:
@@ -247,7 +266,8 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     from torch.nn import functional
     from transformers.modeling_rope_utils import dynamic_rope_update
 
-    hf, wide, stages = sys.modules[type(model).__module__], model.dtype == torch.float64, stages_of(model)
+    hf, wide = sys.modules[type(model.model).__module__], model.model.dtype == torch.float64
+    stages, causal = stages_of(model), getattr(model.config, "is_causal", True)
 
     def out(layer: int | None, stage: str, x: Any) -> None:
         x = x.detach()[0]  # the batch's only row
@@ -281,7 +301,7 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
         out(i, "q_post_rope", q.transpose(1, 2))
         out(i, "k_post_rope", k[:, :, S - T :].transpose(1, 2))
         scores = torch.matmul(q, hf.repeat_kv(k, groups).transpose(2, 3)) * scaling
-        out(i, "attn_scores", scores.tril(S - T))
+        out(i, "attn_scores", scores.tril(S - T) if causal else scores)
         masked = scores if mask is None else scores + mask
         probs = functional.softmax(masked, dim=-1, dtype=torch.float64 if wide else torch.float32).to(q.dtype)
         out(i, "attn_softmax", probs)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import hooks  # of the front door: the module of that name, imported here, would stand in its place
 from ..engine.generate import check_prompt
+from ..engine.load import check_generates
 from ..errors import BadInput
 from ..trace.stages import Stage, of_pieces
 from .load import open_tokenizer, open_weights
@@ -39,6 +40,7 @@ def dump(
     if not 1 <= len(prompts) <= MOST:
         raise BadInput(f"{args.batch}: {len(prompts):,} prompts, one in each line; --batch takes 1 to {MOST}")
     checkpoint, weights = open_weights(args.model)
+    check_generates(checkpoint)
     tokenizer, template = open_tokenizer(checkpoint)
     rows = [prompt_ids(tokenizer, template, prompt) for prompt in prompts]
     for number, ids in enumerate(rows):

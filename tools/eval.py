@@ -12,7 +12,7 @@ from ..beside import Beside
 from ..engine.evaluate import Figures, Windows, evaluate, windows
 from ..engine.files import Checkpoint
 from ..engine.files.logits_file import LogitsFile, open_logits, scored, write_head
-from ..engine.load import load, tokenizer_of, vocabulary_of
+from ..engine.load import check_generates, load, tokenizer_of, vocabulary_of
 from ..errors import BadInput
 from .beside_answer import check_place
 from .leftovers import written_down
@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> int:
         check_place(args.save_logits)
     kept = None if args.logits is None else open_logits(args.logits)
     opened = open_weights(args.model, rope_asked(args), args.lora)
+    check_generates(opened.checkpoint)
     cut = of_file(kept, args.windows) if kept else of_text(opened.checkpoint, args)
     c = opened.checkpoint.config
     if cut.context > c.context:
@@ -64,6 +65,8 @@ def main(args: argparse.Namespace) -> int:
     if (worst := max(i for ids in cut.ids for i in ids)) >= c.vocab_size:
         raise BadInput(f"token id {worst} is outside the vocabulary of {c.vocab_size}")
     second = open_weights(args.against, rope_asked(args)) if args.against else None
+    if second is not None:
+        check_generates(second.checkpoint)
     model = load_as_asked(args, opened)
     base = kept or (second and load(second, args.backend, args.precision, args.threads, show_compiling))
     v = opened.checkpoint.vocabulary()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt, greedy_passes
+from ..engine.load import check_generates
 from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
 from ..facts import model_facts, run_facts
@@ -80,6 +81,8 @@ def job(args: argparse.Namespace, absent_of: Callable[[Mapping[str, Stage]], Map
     target = Path(args.directory)
     check_target(target)
     checkpoint, weights = open_weights(args.model)
+    if args.decode_steps:
+        check_generates(checkpoint)
     c, stages = checkpoint.config, of_pieces(weights.pieces)
     asked, absent = asked.within(stages), dict(absent_of(stages))
     named = args.stages.strip().lower() != "all"
@@ -129,12 +132,13 @@ def write_dump(j: Job, engine: AbstractContextManager[Forward], facts: Mapping[s
         writer.run.update(run_facts(j.checkpoint, "", "", j.ids, made), model=model_facts(j.checkpoint))
         writer.run.update(facts, versions={**writer.run["versions"], **facts["versions"]})
         writer.run.update(prompt=j.tokenizer.decode(j.ids) if j.tokenizer else None)
-        writer.run.update(next=[best(x, j.tokenizer, 1)[0] for x in logits], absent=dict(j.absent))
+        chosen = [best(x, j.tokenizer) for x in logits] if "lm_head" in j.stages else []
+        writer.run.update(next=[first for first, *_ in chosen], absent=dict(j.absent))
         j.checkpoint.check_unchanged()
     report = {
         "tokens": j.ids,
         "generated": made,
-        "next": [best(x, j.tokenizer) for x in logits],
+        "next": chosen,
         "directory": str(j.target),
         "files": [f | {"bytes": (j.target / f["path"]).stat().st_size} for f in writer.files],
     }

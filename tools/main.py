@@ -33,6 +33,8 @@ COMMANDS = {
     "convert": ("convert", "a model into another container"),
     "trace": ("record", "write or summarise every stage of a forward pass"),
     "show": ("show", "look at a stage: values, statistics, pictures"),
+    "embed": ("embed", "texts as vectors, by an embedding model or any other"),
+    "score": ("score", "what a reward model or a classifier says of texts"),
     "eval": ("eval", "perplexity of a text, and how far from another model"),
     "diff": ("diff", "two dumps, or the weights of two models, side by side"),
     "verify": ("verify", "judge a dump of any engine, stage by stage"),

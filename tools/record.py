@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..engine.aliases import resolve
 from ..engine.files import Checkpoint
 from ..engine.generate import check_prompt
+from ..engine.load import check_generates
 from ..engine.text.chat import Chat, prompt_ids
 from ..engine.text.tokenizer import Tokens
 from ..errors import BadInput
@@ -152,6 +153,8 @@ def main(args: argparse.Namespace) -> int:
         check_target(target)
     opened = open_weights(str(path), rope_asked(args), args.lora)
     checkpoint, c = opened.checkpoint, opened.checkpoint.config
+    if args.decode_steps:
+        check_generates(checkpoint)
     has = of_pieces(opened.weights.pieces)
     saved, shown = (p and p.within(has) for p in (saved, shown))
     for p in (saved, shown):
@@ -180,7 +183,7 @@ def main(args: argparse.Namespace) -> int:
         "precision": args.precision,
         "tokens": ids,
         "generated": made.generated,
-        "next": [best(x, tokenizer) for x in made.logits],
+        "next": [best(x, tokenizer) for x in made.logits] if opened.weights.lm_head is not None else [],
         "not_finite": broken,
     }
     if saved is not None:

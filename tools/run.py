@@ -157,7 +157,7 @@ def answer(
     """size: of the prompt, in characters or ids; tokenizer: its ids and what spells them, asked for once."""
     from ..engine.generate import check_prompt, drafts_for, generate, new_tokens
     from ..engine.kernels import backend
-    from ..engine.load import blaming
+    from ..engine.load import blaming, check_generates
     from ..engine.sample import Sampling
     from ..engine.text.generation import Generation
     from .load import load_as_asked, open_weights, rope_asked
@@ -167,6 +167,7 @@ def answer(
     sampling = Sampling(args.temp, args.top_k, args.top_p, args.seed)
     opened = open_weights(args.model, rope_asked(args), args.lora)
     checkpoint = opened.checkpoint
+    check_generates(checkpoint)
     drafts = drafts_for(backend(args.backend), args.backend, sampling, args.draft)
     context = checkpoint.config.context
     if args.max_tokens is not None and args.max_tokens >= context:

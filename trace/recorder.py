@@ -131,15 +131,18 @@ class Summary(_Looking):
     attention: by layer, the probabilities of the first queries over the first keys, mean of the heads.
     """
 
-    def __init__(self, plan: Plan, to_host: ToHost, positions: Sequence[int], phase: int = PROMPT) -> None:
+    def __init__(
+        self, plan: Plan, to_host: ToHost, positions: Sequence[int], phase: int = PROMPT, causal: bool = True
+    ) -> None:
         super().__init__(plan, to_host, positions)
-        self.phase = phase
+        self.phase, self.causal = phase, causal
         self.rows: list[Row] = []
         self.attention: dict[int, tuple[tuple[float, ...], ...]] = {}
         self._every: dict[tuple[str, int | None], Counter] = {}
 
     def look(self, s: Stage, layer: int | None, values: NDArray[np.floating]) -> None:
-        """Scores and probabilities count up to the query only: what stands after it is a fill, not a result."""
+        """Scores and probabilities count up to the query only: what stands after it is a fill, not a result, where
+        attention is causal."""
         if s.name == "attn_softmax" and layer is not None:
             self._see(layer, values)
         if "T" not in s.letters:
@@ -147,7 +150,7 @@ class Summary(_Looking):
             return
         every = self._every.setdefault((s.name, layer), Counter())
         if "S" in s.letters:
-            every.add(values[:, t, : p + 1] for t, p in enumerate(self.now))
+            every.add(values[:, t, : p + 1 if self.causal else None] for t, p in enumerate(self.now))
             last_row = values[:, -1]
         else:
             every.add(values)

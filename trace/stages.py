@@ -287,13 +287,13 @@ SHOWN = ("hf", "hf_too", "fused", "fused_too", "mlx", "gguf", "meta", "trt", "gr
 
 @lru_cache
 def of_pieces(pieces: frozenset[str]) -> Mapping[str, Stage]:
-    """The stages of a model whose layers have these fields (engine/weights.py), by name, in order of execution.
+    """The stages of a model that has these fields (engine/weights.py), by name, in order of execution.
 
     What a missing stage would have been made of stands for it: what comes after is made of that, and what would have
     shown the missing stage (q_proj of Qwen2 puts out the biased product, of Llama the product) shows that.
     """
     table = {s.name: s for s in STAGES}
-    for name in [s.name for s in STAGES if s.scope == "layer" and s.weight and s.weight not in pieces]:
+    for name in [s.name for s in STAGES if s.weight and s.weight not in pieces]:
         gone = table.pop(name)
         (left,) = gone.inputs
         table = {n: replace(s, inputs=tuple(left if i == name else i for i in s.inputs)) for n, s in table.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...errors import BadInput
 from ..config import Config
 from ..models import meant_by_gguf
+from ..models.heads import KINDS, LM, NONE, POOLINGS
 from ..rope_gguf import Said, to_keys
 from . import Checkpoint, sentencepiece
 from .end_of_generation import by_text, stops, told, with_control
@@ -122,15 +124,37 @@ def held(source: Checkpoint, kind: str) -> Config:
     c = source.config
     if c.dual_chunk and not (kind == source.container == "safetensors"):
         c = replace(c, max_position_embeddings=c.context, dual_chunk=0)
+    c = replace(c, head=replace(c.head, pooling=_pooling_in(c, kind)))
     if kind != "gguf":
         return c
     name = meant_by_gguf(c.architecture.gguf, bool(c.windows)).model_type
     return replace(c, model_type=name, rope_scaling=rope_in_gguf(c).back)
 
 
-def lost_of_positions(source: Checkpoint, kind: str) -> list[str]:
-    """A line on what such a container does not say of the scaling of RoPE and of attention."""
+def _pooling_in(c: Config, kind: str) -> str:
+    """The pooling that such a container says. Of a model without a head, GGUF must say one, or the embedding would be
+    taken for its head: the last row, which stands for none."""
+    said = c.head.pooling if c.head.pooling in POOLINGS and kind != "apr" else ""
+    return said or ("last" if kind == "gguf" and c.head.kind == NONE else "")
+
+
+def check_head(source: Checkpoint, kind: str) -> None:
+    """Raises BadInput if such a container has no place for what stands behind the final norm."""
+    head, a = source.config.head, source.config.architecture
+    scores = KINDS[head.kind].scores is not None and not (kind == "gguf" and source.container.startswith("GGUF"))
+    if kind == "apr" and not source.config.causal:
+        raise BadInput("apr has no place for attention that is not causal; convert to a .gguf file or a folder")
+    if head.kind != LM and (kind == "apr" or (kind == "gguf" and scores)):
+        what = "scores" if scores else "no output head"
+        ways = "" if scores else "a .gguf file or "
+        raise BadInput(f"{kind} has no place for {a.title}{head.kind}, which has {what}; convert to {ways}a folder")
+
+
+def lost_beside_text(source: Checkpoint, kind: str) -> list[str]:
+    """A line on what such a container does not say of pooling, of the scaling of RoPE and of attention."""
     c, lost = source.config, []
+    if c.head.pooling not in ("", held(source, kind).head.pooling):
+        lost.append(f"how a text's rows are pooled: {c.head.pooling}")
     if held(source, kind).dual_chunk != c.dual_chunk:
         lost.append(f"dual_chunk_attention_config: the context ends where its second chunk begins, at {c.dual_chunk}")
     if kind == "gguf":

@@ -21,7 +21,7 @@ from ...quant.tensor import QTensor, dequantize, format_of, quantize, row_slabs
 from ..config import Config
 from ..models.architecture import Spelling
 from . import Checkpoint, apr_writer, gguf_writer, open_checkpoint, safetensors_writer
-from .carried import carried, held, left_out, lost_of_positions
+from .carried import carried, check_head, held, left_out, lost_beside_text
 from .tokenizer_json import last_used
 from .vocabulary import Vocabulary
 from .writing import Planned, Progress
@@ -57,6 +57,7 @@ def convert(
         raise BadInput(f"--raw-ggml-codes is for APR; {destination} becomes {kind}")
     if destination.exists() and destination.samefile(source.path):
         raise BadInput(f"{destination}: is the source itself; give another name")
+    check_head(source, kind)
     holds = WRITERS[kind].HOLDS | (apr_writer.RAW_GGML.keys() if raw else set())
     wanted = quantize.upper() if quantize else None
     if wanted and wanted not in holds:
@@ -67,7 +68,7 @@ def convert(
     total = sum(t.size for t in planned)
     check_space(destination, total)
     v, missing = carried(source, kind)
-    missing += lost_of_positions(source, kind)
+    missing += lost_beside_text(source, kind)
     for line in missing:
         lost(f"not in {destination.name}: {line}")
     write(source, v, destination, kind, planned, lambda done: show(done, 2 * total), wanted)

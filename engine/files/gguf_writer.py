@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import BadInput
 from ...quant.ggml import NUMBERS as TYPES
+from ..config import GGUF_POOLINGS
 from ..config_keys import GGUF_KEYS
 from ..rope import UNSCALED
 from . import Checkpoint, sentencepiece
@@ -88,6 +89,10 @@ def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], r
         slides = [w > 0 for w in c.windows]
         pairs.append((f"{name}.attention.sliding_window", "u32", max(c.windows)))
         pairs.append((f"{name}.attention.sliding_window_pattern", "[bool]", slides))
+    if not c.causal:
+        pairs.append((f"{name}.attention.causal", "bool", False))
+    if c.head.pooling:
+        pairs.append((f"{name}.pooling_type", "u32", next(n for n, p in GGUF_POOLINGS.items() if p == c.head.pooling)))
     if c.head_dim * c.num_attention_heads != c.hidden_size:
         pairs += [(f"{name}.attention.{key}_length", "u32", c.head_dim) for key in ("key", "value")]
     pairs += [file_type, ("general.quantization_version", "u32", 2)]

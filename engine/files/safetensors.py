@@ -12,18 +12,21 @@ from typing import Any
 
 from ...errors import BadInput, blamed_on
 from ...quant.tensor import QTensor
-from ..config import check_hf, from_hf
+from ..config import check_hf, from_hf, kind_of
 from ..models import Architecture, decoder
+from ..models.heads import KINDS, NONE, SCORES
 from . import Checkpoint, same_values
 from .foreign import check_adapter, folder_kind
 from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
 from .mapped import read_head
 from .quantised import FIELDS, Quantised, quantised_by
 from .safetensors_header import read_tensors
+from .sentence_transformers import read_pooling
 
 # What torch.compile, FSDP and activation checkpointing put into a name, wherever the module was that they wrapped.
 WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 EMBED, HEAD = decoder.EMBED.hf, decoder.HEAD.hf
+ENDS = frozenset(t.hf for t in (decoder.HEAD, *SCORES))  # of a model with a head, which has its decoder in "model."
 FLOATS = ("F32", "F16", "BF16")
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
@@ -53,7 +56,8 @@ def open(path: Path) -> Checkpoint:
         raise BadInput(
             f"{folder / CONFIG}: no such file; safetensors hold no hyper-parameters, so it must lie beside them"
         )
-    tensors, notes = _plain_names(tensors, path)
+    kind = kind_of(config)
+    tensors, notes = _plain_names(tensors, path, kind)
     if quantised is not None:
         with blamed_on(path):
             tensors, said = quantised.assembled(tensors)
@@ -66,8 +70,12 @@ def open(path: Path) -> Checkpoint:
     # A tied model may have been saved with a copy of the embedding as its head; it is tied if the copy is one.
     tied = config.get("tie_word_embeddings") is True and EMBED in tensors and HEAD in tensors
     own_head = HEAD in tensors and not (tied and same_values(tensors[HEAD], tensors[EMBED]))
+    pooling, said = read_pooling(folder)
+    notes += said
     with blamed_on(folder / CONFIG):
-        c, more = from_hf(config, own_head)
+        score = KINDS[kind].scores
+        rows = tensors[score.hf].shape[:1] if score is not None and score.hf in tensors else ()
+        c, more = from_hf(config, own_head, pooling, *rows)
     if quantised is not None:
         tensors, said = _without_added_biases(tensors, c.architecture)
         notes += [f"{path}: {note}" for note in said]
@@ -100,10 +108,11 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Quantised | None]:
     return config, quantised
 
 
-def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTensor], list[str]]:
+def _plain_names(tensors: dict[str, QTensor], path: Path, kind: str) -> tuple[dict[str, QTensor], list[str]]:
     """Names as Qwen2ForCausalLM has them, where the file's differ by wrappers or by one prefix; and a note if so.
 
     Transformers reads the names of a bare Qwen2Model, which lack "model."; it makes up weights for the other ones.
+    kind: of models/heads.KINDS; of a bare model such names are its own.
     """
     named = {WRAPPER.sub("", name): name for name in tensors}
     if len(named) != len(tensors):
@@ -115,14 +124,15 @@ def _plain_names(tensors: dict[str, QTensor], path: Path) -> tuple[dict[str, QTe
     anchors = [name for name in named if name == EMBED[6:] or name.endswith("." + EMBED[6:])]
     outer = anchors[0][: -len(EMBED[6:])] if len(anchors) == 1 else "model."
     if outer == "":  # a bare Qwen2Model
-        named = {name if name == HEAD else f"model.{name}": old for name, old in named.items()}
+        named = {name if name in ENDS else f"model.{name}": old for name, old in named.items()}
     elif outer != "model." and outer.endswith("model.") and all(name.startswith(outer[:-6]) for name in named):
         named = {name[len(outer) - 6 :]: old for name, old in named.items()}
     if all(name == old for name, old in named.items()):
         return tensors, []
     name, old = next((name, old) for name, old in named.items() if name != old)
     found = {name: replace(tensors[old], name=name) for name, old in named.items()}
-    return found, [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
+    own = kind == NONE and outer == "" and WRAPPER.search(old) is None
+    return found, [] if own else [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
 
 
 def _without_added_biases(tensors: dict[str, QTensor], a: Architecture) -> tuple[dict[str, QTensor], list[str]]:

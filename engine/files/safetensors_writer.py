@@ -14,6 +14,7 @@ from .carried import held
 from .end_of_generation import stops
 from .fields import Fields
 from .safetensors import BYTES
+from .sentence_transformers import write_pooling
 from .tokenizer_json import spell
 from .vocabulary import Vocabulary
 from .writing import Planned, Progress, most_common_format, padding, shortest, write_tensors
@@ -37,10 +38,10 @@ def write(
         "original_max_position_embeddings",
     ):
         config.pop(said_anew, None)
-    config |= {"architectures": [a.hf_class], "dtype": DTYPES[most_common_format(tensors)]}
+    config |= {"architectures": [f"{a.title}{c.head.kind}"], "dtype": DTYPES[most_common_format(tensors)]}
     config |= c.spelled() | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | c.rope_scaling.spelled()}
-    for own in ("windows", "dual_chunk"):
+    for own in ("windows", "dual_chunk", "causal", "head"):
         config.pop(own, None)
     config |= {"hidden_act": "silu", **a.hf_full, **c.sliding}
     if v is not None:
@@ -73,6 +74,14 @@ def write(
         if v.chat_template is not None:
             settings["chat_template"] = v.chat_template
         _save(folder / "tokenizer_config.json", settings)
+    if not c.causal:
+        config["is_causal"] = False
+    if c.head.labels:
+        config.pop("num_labels", None)
+        config |= {"id2label": dict(enumerate(c.head.labels)), "pad_token_id": c.head.pad}
+        config["label2id"] = {name: i for i, name in enumerate(c.head.labels)}
+    if c.head.pooling:
+        write_pooling(folder, c.head.pooling, c.hidden_size)
     _save(folder / "config.json", config)
     with (folder / "model.safetensors").open("xb") as file:
         write_safetensors(file, {"format": "pt"}, tensors, show)

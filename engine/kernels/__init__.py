@@ -36,8 +36,9 @@ class Cache(Protocol):
 class Kernels(Protocol):
     """The functions of the page. x is in the backend's activation type (float32; float64 on the reference in f64)."""
 
-    def positions(self, cache: Any, count: int) -> Any:
-        """int32 [T]: positions of the next `count` tokens. Raises BadInput if they pass the cache's capacity."""
+    def positions(self, cache: Any, count: int, causal: bool = True) -> tuple[Any, Any]:
+        """int32 [T]: positions of the next `count` tokens; and the last position that each of them sees, which is its
+        own, or, where attention is not causal, the last of all. Raises BadInput if they pass the cache's capacity."""
 
     def append(self, cache: Any, layer: int, k_TKH: Any, v_TKH: Any) -> tuple[Any, Any]:
         """Stores T new positions of a layer; returns keys and values of all S = length + T, [S, K, H] each."""
@@ -65,19 +66,22 @@ class Kernels(Protocol):
     def silu(self, x_TF: Any) -> Any:
         """x / (1 + exp(-x)) (Elfwing et al. 2017)."""
 
+    def relu(self, x_TD: Any) -> Any:
+        """max(x, 0), exactly; NaN stays. No stage: of heads that score (engine/embed.py), outside of `batch`."""
+
     def rope(self, x_TNH: Any, pos_T: Any, inv_freq_h: Any, magnitude: float = 1.0) -> Any:
         """Rotary embedding (Su et al. 2021) of split halves, as Qwen2 has it: element j pairs with j + H/2.
 
         magnitude: cosine and sine are rounded to the activation's type, then multiplied with it, and rounded again.
         """
 
-    def attn_scores(self, q_TNH: Any, k_SKH: Any, pos_T: Any) -> Any:
-        """q.k / sqrt(H), [N, T, S]; query head n reads kv head n // (N / K); 0 where the key comes after the query."""
+    def attn_scores(self, q_TNH: Any, k_SKH: Any, see_T: Any) -> Any:
+        """q.k / sqrt(H), [N, T, S]; query head n reads kv head n // (N / K); 0 where the key comes after see_T."""
 
-    def softmax(self, scores_NTS: Any, pos_T: Any, window: int = ALL) -> Any:
-        """Soft-max over the last `window` keys up to the query, which is one of them; 0 before and after these."""
+    def softmax(self, scores_NTS: Any, see_T: Any, window: int = ALL) -> Any:
+        """Soft-max over the last `window` keys up to see_T, which is one of them; 0 before and after these."""
 
-    def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: Any) -> Any:
+    def attn_mix(self, probs_NTS: Any, v_SKH: Any, see_T: Any) -> Any:
         """Probabilities times values: [T, N, H]."""
 
     def to_host(self, x: Any) -> NDArray[np.floating]:

@@ -73,10 +73,11 @@ class KVCache:
         self.k, self.v, self.length, self.capacity = np.zeros(shape, dtype), np.zeros(shape, dtype), 0, capacity
 
 
-def positions(cache: KVCache, count: int) -> NDArray[np.int32]:
+def positions(cache: KVCache, count: int, causal: bool = True) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     if cache.length + count > cache.capacity:
         raise BadInput(f"{cache.length + count} positions do not fit a cache of {cache.capacity}")
-    return np.arange(cache.length, cache.length + count, dtype=np.int32)
+    pos_T = np.arange(cache.length, cache.length + count, dtype=np.int32)
+    return pos_T, pos_T if causal else np.full_like(pos_T, cache.length + count - 1)
 
 
 def append(cache: KVCache, layer: int, k_TKH: Array, v_TKH: Array) -> tuple[Array, Array]:
@@ -124,6 +125,10 @@ def silu(x_TF: Array) -> Array:
         return x_TF / (1 + np.exp(-x_TF))
 
 
+def relu(x_TD: Array) -> Array:
+    return np.maximum(x_TD, 0)
+
+
 def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32], magnitude: float = 1.0) -> Array:
     """The angle is the float32 product that Hugging Face takes in every precision; cosine and sine are float64's."""
     angle_Th = (pos_T.astype(np.float32)[:, None] * inv_freq_h).astype(np.float64)
@@ -133,26 +138,26 @@ def rope(x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: NDArray[np.float32]
     return np.concatenate((a_TNh * cos_T1h - b_TNh * sin_T1h, b_TNh * cos_T1h + a_TNh * sin_T1h), axis=-1)
 
 
-def _after(pos_T: NDArray[np.int32], S: int) -> NDArray[np.bool_]:
-    """[T, S]: the key stands after the query."""
-    return np.arange(S) > pos_T[:, None]
+def _after(see_T: NDArray[np.int32], S: int) -> NDArray[np.bool_]:
+    """[T, S]: the key stands after the last that the query sees."""
+    return np.arange(S) > see_T[:, None]
 
 
-def attn_scores(q_TNH: Array, k_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
+def attn_scores(q_TNH: Array, k_SKH: Array, see_T: NDArray[np.int32]) -> Array:
     (T, N, H), K = q_TNH.shape, k_SKH.shape[1]
     q_KGTH = q_TNH.astype(np.float64).reshape(T, K, N // K, H).transpose(1, 2, 0, 3)
     scores_NTS = (q_KGTH @ k_SKH.transpose(1, 2, 0)[:, None]).reshape(N, T, -1) / np.sqrt(H)
-    scores_NTS[:, _after(pos_T, len(k_SKH))] = 0
+    scores_NTS[:, _after(see_T, len(k_SKH))] = 0
     return scores_NTS.astype(q_TNH.dtype)
 
 
-def hidden(pos_T: NDArray[np.int32], S: int, window: int = ALL) -> NDArray[np.bool_]:
-    """[T, S]: the query does not see the key, which stands after it, or before the last `window` positions."""
-    return _after(pos_T, S) | (np.arange(S) <= pos_T[:, None].astype(np.int64) - window)
+def hidden(see_T: NDArray[np.int32], S: int, window: int = ALL) -> NDArray[np.bool_]:
+    """[T, S]: the query does not see the key, which stands after see_T, or before the last `window` positions."""
+    return _after(see_T, S) | (np.arange(S) <= see_T[:, None].astype(np.int64) - window)
 
 
-def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> Array:
-    hidden_TS = hidden(pos_T, scores_NTS.shape[2], window)
+def softmax(scores_NTS: Array, see_T: NDArray[np.int32], window: int = ALL) -> Array:
+    hidden_TS = hidden(see_T, scores_NTS.shape[2], window)
     masked_NTS = np.where(hidden_TS, -np.inf, scores_NTS)
     e_NTS = np.exp(masked_NTS - masked_NTS.max(axis=-1, keepdims=True))
     probs_NTS = e_NTS / e_NTS.sum(axis=-1, keepdims=True)
@@ -160,7 +165,7 @@ def softmax(scores_NTS: Array, pos_T: NDArray[np.int32], window: int = ALL) -> A
     return probs_NTS
 
 
-def attn_mix(probs_NTS: Array, v_SKH: Array, pos_T: NDArray[np.int32]) -> Array:
+def attn_mix(probs_NTS: Array, v_SKH: Array, see_T: NDArray[np.int32]) -> Array:
     (N, T, S), (_, K, H) = probs_NTS.shape, v_SKH.shape
     mix_KGTH = probs_NTS.astype(np.float64).reshape(K, N // K, T, S) @ v_SKH.transpose(1, 0, 2)[:, None]
     return mix_KGTH.transpose(2, 0, 1, 3).reshape(T, N, H).astype(probs_NTS.dtype)

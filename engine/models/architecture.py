@@ -39,7 +39,8 @@ class Architecture:
 
     model_type: its name in config.json; gguf: its name in GGUF, which is also the beginning of its keys there;
     title: how the names of Transformers' classes for it begin; models: whose weights are of it, for people.
-    whole: fields of Weights (engine/weights.py) and their tensors. layer: fields of Layer and theirs, in the order in
+    whole: fields of Weights (engine/weights.py) and their tensors; scores: tensors of heads in place of the output's
+    (heads.py). layer: fields of Layer and theirs, in the order in
     which their rows are stacked; a field that is not named is a piece that this architecture does not have.
     stacked: of such a field, the tensor that some writers put in place of its several.
     paired: roles of matrices whose rows stand in another order under ggml's name, in each head those together that RoPE
@@ -65,6 +66,7 @@ class Architecture:
     gguf_keys: Keys
     pre: str
     tokenizer_class: str
+    scores: tuple[Tensor, ...] = ()
     stacked: Mapping[str, Tensor] = field(default_factory=dict)
     paired: frozenset[str] = frozenset()
     llama_cpp_reads: frozenset[str] = frozenset()
@@ -129,4 +131,4 @@ class Architecture:
         for t, _ in self.tensors_of(layers=1):
             if pattern in (t.hf, t.ggml):
                 return str(getattr(t, to)).format(layer)
-        return None
+        return next((str(getattr(t, to)) for t in self.scores if name in (t.hf, t.ggml)), None)

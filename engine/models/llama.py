@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..config_keys import GGUF, HF, Keys
 from .architecture import Architecture
 from .decoder import ATTENTION, ATTENTION_OUT, MLP, STACKED, WHOLE
+from .heads import SCORES
 
 ARCHITECTURE = Architecture(
     model_type="llama",
@@ -16,6 +17,7 @@ ARCHITECTURE = Architecture(
     title="Llama",
     models="Llama 2 and 3, TinyLlama, SmolLM2, DeepSeek-R1-Distill-Llama",
     whole=WHOLE,
+    scores=SCORES,
     layer=ATTENTION | ATTENTION_OUT | MLP,
     stacked={"qkv": STACKED["qkv"]},
     unread=(".rotary_emb.inv_freq",),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..config_keys import GGUF, HF, Keys
 from .architecture import Architecture
 from .decoder import ATTENTION, ATTENTION_OUT, MLP, QKV_BIAS, STACKED, WHOLE
+from .heads import SCORES
 
 ARCHITECTURE = Architecture(
     model_type="qwen2",
@@ -13,6 +14,7 @@ ARCHITECTURE = Architecture(
     title="Qwen2",
     models="Qwen2, Qwen2.5, Qwen2.5-Coder, DeepSeek-R1-Distill-Qwen",
     whole=WHOLE,
+    scores=SCORES,
     layer=ATTENTION | QKV_BIAS | ATTENTION_OUT | MLP,
     stacked=STACKED,
     unread=(".rotary_emb.inv_freq",),  # old conversions carry the table, which follows from rope_theta

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..config_keys import GGUF, HF, Keys
 from .architecture import Architecture
 from .decoder import ATTENTION, ATTENTION_OUT, HEAD_NORMS, MLP, STACKED, WHOLE
+from .heads import SCORES
 
 ARCHITECTURE = Architecture(
     model_type="qwen3",
@@ -13,6 +14,7 @@ ARCHITECTURE = Architecture(
     title="Qwen3",
     models="Qwen3 without experts",
     whole=WHOLE,
+    scores=SCORES,
     layer=ATTENTION | HEAD_NORMS | ATTENTION_OUT | MLP,
     stacked={"qkv": STACKED["qkv"]},
     unread=(".rotary_emb.inv_freq",),

@@ -22,7 +22,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENI
 
 import torch
 import transformers
-from ground import CHAT, ENDS, NFD, SENTENCES, STEPS, TEMPLATE, TEXTS, record, runs, weights
+from ground import CHAT, ENDS, NFD, PROMPTS, SENTENCES, STEPS, TEMPLATE, TEXTS, record, runs, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 VERSION = transformers.__version__
@@ -205,6 +205,23 @@ def judged(folder: Path, borrowed: Any = None) -> dict[str, Any]:
     return facts
 
 
+def rows(folder: Path) -> dict[str, Any]:
+    """What this Transformers makes of a folder without logits of a next token: of each of two prompts the last row of
+    the final norm, or the scores."""
+    classes = transformers.AutoConfig.from_pretrained(folder).architectures
+    scored = classes[0].endswith("ForSequenceClassification")
+    auto = transformers.AutoModelForSequenceClassification if scored else transformers.AutoModel
+    m, t = auto.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in PROMPTS[:2]:
+        with torch.no_grad():
+            out = m(torch.tensor([ids_of(t, text)]))
+        row = out.logits[0] if scored else out.last_hidden_state[0, -1]
+        values = [float(f"{x:.9g}") for x in row.tolist()]
+        found.append({"text": text, "prompt_ids": ids_of(t, text), "values": values})
+    return {"judge": f"{MAKER}, float32", "rows": found}
+
+
 def make(root: Path, r: Recipe) -> None:
     k = Kitchen(root, r.name)
     k.folder.mkdir(parents=True)
@@ -224,7 +241,11 @@ def again(root: Path) -> None:
     for path in sorted(root.glob("*.expected.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
         folder = root / facts["path"]
-        if facts["maker"] == MAKER or not facts["maker"].startswith("Transformers") or "refused" in facts:
+        if (
+            facts["maker"] == MAKER
+            or not facts["maker"].startswith("Transformers")
+            or not facts.keys().isdisjoint({"refused", "rows"})
+        ):
             continue
         mine = judged(folder)
         if any(mine.get(key) != facts.get(key) for key in ("texts", "nfd", "chat", "config", "runs")):

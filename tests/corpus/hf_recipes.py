@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from hf import FIVE, STEPS, VERSION, Kitchen, config, continuation, filled, ids_of, judged, model, recipe
+from hf import FIVE, STEPS, VERSION, Kitchen, config, continuation, filled, ids_of, judged, model, recipe, rows
 from safetensors.torch import load_file, save_file
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -274,17 +274,17 @@ if FIVE:
         save_file({n: w.contiguous() for n, w in compiled.state_dict().items()}, k.folder / "model.safetensors")
         return facts
 
-    @recipe("t5-base-model", "Qwen2Model, without a head", refused=("Qwen2Model|embedding model",))
-    def _(k: Kitchen) -> None:
-        k.save(filled(transformers.Qwen2Model(config())), dtype=BF16)
+    @recipe("t5-base-model", "Qwen2Model, without a head")
+    def _(k: Kitchen) -> dict[str, Any]:
+        return rows(k.save(filled(transformers.Qwen2Model(config())), dtype=BF16))
 
-    @recipe("t5-classifier", "Qwen2ForSequenceClassification", refused=("architectures is .*Qwen2ForSeq",))
-    def _(k: Kitchen) -> None:
+    @recipe("t5-classifier", "Qwen2ForSequenceClassification")
+    def _(k: Kitchen) -> dict[str, Any]:
         m = transformers.Qwen2ForSequenceClassification(config(num_labels=2))
         with torch.no_grad():
             m.score.weight.fill_(0.5)
         m.model = filled(m.model)
-        k.save(m, dtype=BF16)
+        return rows(k.save(m, dtype=BF16))
 
     def peft_model(m: Any, **more: Any) -> Any:
         """A LoRA of rank 4 whose factors are not zero."""

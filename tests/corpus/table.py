@@ -13,7 +13,8 @@ HEAD = """# A corpus of model files that other tools made
 `tests/engine/files/test_corpus.py` unpacks them (`tests/corpus/models.tar.xz`) and holds the engine to what their
 makers said (`tests/corpus/expected.json`). It opens each, finds the maker's token ids of {texts} texts and of a chat,
 answers with the maker's own greedy ids, inspects it with `--check`, finds the maker's configuration, and converts it to
-GGUF, APR, safetensors and GGUF again without a change of any id. Those to refuse end in one line, exit status 2.
+GGUF, APR, safetensors and GGUF again without a change of any id. Of a model that does not end in logits the rows or
+scores are compared instead. Those to refuse end in one line, exit status 2.
 
 Weights are random but seeded, of a size that attention and rotary embedding decide the answer. An id counts only where
 the maker is sure: its two largest logits are at least {gap} apart in float32. The judge of a file is the tool that
@@ -35,6 +36,8 @@ made it.
 def result(m: dict[str, Any]) -> str:
     if "refused" in m:
         return "refused: " + ", ".join(f"`{word}`" for word in m["refused"]).replace("|", "` or `")
+    if "rows" in m:
+        return f"{len(m['rows'])} vectors of {len(m['rows'][0]['values'])} values"
     ids = sum(len(run["ids"]) for run in m["runs"])
     return f"{ids} ids" + (f" in {len(m['runs'])} answers" if len(m["runs"]) > 1 else " in one answer")
 

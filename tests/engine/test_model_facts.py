@@ -130,7 +130,7 @@ def test_windows_by_its_own_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "more", "says"),
     [
-        ({"architectures": ["Qwen2ForCausalLM"]}, {}, "only ToyForCausalLM is supported"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, {}, "Toy with one of ForCausalLM, Model, "),
         ({"toy_factor": 2}, {}, "toy_factor is 2; that is not supported, only 1 is"),
         ({"max_window_layers": 28}, {}, "max_window_layers is 28; it is not known here and sounds"),
         ({"sliding_window": 0}, {}, "sliding_window is 0; it must be a whole number"),

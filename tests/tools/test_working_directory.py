@@ -86,6 +86,8 @@ def lines(path: Path, out: Path) -> Iterator[tuple[list[str], int]]:
     yield ["trace", m, *ids, "--save-tensor", "all", "--save-tensor-dir", str(out / "d")], 0
     (out / "text").write_text("low and behold, the lowest of the low\n")
     yield ["eval", m, "-f", str(out / "text"), "-c", "8"], 0
+    yield ["embed", m, "low", "lower"], 0
+    yield ["score", m, "low"], 2
     yield ["diff", str(out / "d"), str(out / "d")], 0
     yield ["show", str(out / "d"), "--lens", "-m", m], 0
     yield ["verify", str(out / "d"), "-m", m], 0

@@ -147,20 +147,20 @@ def step(x_TI: Array, block: int) -> Array:
 
 
 def attention_sources(site: Site) -> Iterator[Noise]:
-    pos_T = site.pos_T
+    see_T = site.see_T
     if site.stage == "attn_scores":
         a, b = site.input("q_post_rope").mid, site.so_far("k_post_rope").mid
 
         def variance(va: Array, vb: Array) -> Array:
             H = a.shape[-1]
-            both = reference.attn_scores(va, np.square(b), pos_T) + reference.attn_scores(np.square(a), vb, pos_T)
+            both = reference.attn_scores(va, np.square(b), see_T) + reference.attn_scores(np.square(a), vb, see_T)
             return both / np.sqrt(H)
     else:
         a, b = site.input("attn_softmax").mid, site.so_far(site.evidence.valued).mid
         a = a[:, :, : len(b)]
 
         def variance(va: Array, vb: Array) -> Array:
-            return reference.attn_mix(va, np.square(b), pos_T) + reference.attn_mix(np.square(a), vb, pos_T)
+            return reference.attn_mix(va, np.square(b), see_T) + reference.attn_mix(np.square(a), vb, see_T)
 
     for f in (FLOAT16, BFLOAT16):
         yield Noise(

@@ -104,8 +104,14 @@ class Evidence:
         values = e.values()
         if e.stage.kind != "scores":
             return values
-        unseen_TS = hidden(np.array(self.positions(e), np.int32), values.shape[2], self.window(e.layer))
+        unseen_TS = hidden(self.sees(e.phase, self.positions(e)), values.shape[2], self.window(e.layer))
         return np.where(unseen_TS, np.float32(0), values)
+
+    def sees(self, phase: int, positions: tuple[int, ...]) -> NDArray[np.int32]:
+        """[T]: the last position that each of these sees: its own, or, where attention is not causal, its phase's
+        last."""
+        own_T = np.array(positions, np.int32)
+        return own_T if self.config.causal else np.full_like(own_T, self.rows[phase][-1])
 
     def window(self, layer: int | None) -> int:
         return ALL if layer is None else self.config.window(layer)

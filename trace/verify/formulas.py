@@ -50,6 +50,9 @@ class Inputs(Protocol):
     @property
     def pos_T(self) -> NDArray[np.int32]: ...  # noqa: N802
 
+    @property
+    def see_T(self) -> NDArray[np.int32]: ...  # noqa: N802
+
     def input(self, stage: str) -> Span:
         """Another stage of this layer, at these positions; BEFORE for the residual that enters it."""
 
@@ -172,28 +175,28 @@ def mix_of(s: Inputs) -> Span:
     q, k, v = s.input("q_post_rope"), s.so_far("k_post_rope"), s.so_far(s.evidence.valued)
     if s.recipe.mix in GGML:
         tiled = s.recipe.mix == "ggml" and len(s.evidence.rows[s.phase]) >= ggml_flash.TILE
-        return ggml_flash.attention(s.recipe, q, k, v, s.pos_T, tiled, s.evidence.window(s.layer))
-    return flash.attention(s.recipe, q, k, v, s.pos_T, s.evidence.window(s.layer))
+        return ggml_flash.attention(s.recipe, q, k, v, s.see_T, tiled, s.evidence.window(s.layer))
+    return flash.attention(s.recipe, q, k, v, s.see_T, s.evidence.window(s.layer))
 
 
 def mix(s: Inputs, p: Span, v: Span) -> Span:
     """These probabilities times these values, as the recipe has it."""
     if s.recipe.mix == "stored":
-        return operations.mix(s.recipe, p, v, s.pos_T)
-    return flash.weighed(s.recipe, p, v, s.pos_T)
+        return operations.mix(s.recipe, p, v, s.see_T)
+    return flash.weighed(s.recipe, p, v, s.see_T)
 
 
 def scores_of(s: Inputs) -> Span:
     """Scores that a query sees."""
-    return seen_of(s, operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.pos_T))
+    return seen_of(s, operations.scores(s.recipe, s.input("q_post_rope"), s.so_far("k_post_rope"), s.see_T))
 
 
 def seen_of(s: Inputs, y: Span) -> Span:
     """Scores (which are 0 after the query), 0 where the query does not see the key."""
     window = s.evidence.window(s.layer)
-    if window > s.pos_T.max(initial=0):
+    if window > s.see_T.max(initial=0):
         return y
-    unseen_TS = reference.hidden(s.pos_T, y.mid.shape[2], window)
+    unseen_TS = reference.hidden(s.see_T, y.mid.shape[2], window)
     return y.shaped(lambda v: np.where(unseen_TS, 0, v))
 
 
@@ -204,7 +207,7 @@ FORMULAS: dict[Kind, Callable[[Inputs], Span]] = {
     "bias": bias_of,
     "rotation": rotation_of,
     "scores": scores_of,
-    "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.pos_T, s.evidence.window(s.layer)),
+    "soft-max": lambda s: operations.softmax(s.recipe, input_of(s), s.see_T, s.evidence.window(s.layer)),
     "mix": mix_of,
     "activation": lambda s: operations.silu(s.recipe, input_of(s)),
     "gate": lambda s: operations.mul(s.recipe, *inputs_of(s)),

@@ -64,6 +64,11 @@ class Site:
         return np.array(self.pos, np.int32)
 
     @property
+    def see_T(self) -> NDArray[np.int32]:  # noqa: N802
+        """The last position that each sees."""
+        return self.evidence.sees(self.phase, self.pos)
+
+    @property
     def recipe(self) -> Recipe:
         """How this stage is computed: as the judged one, but stored as its own kind is, or not stored at all."""
         if self.stage == self.judged:
@@ -115,9 +120,10 @@ class Site:
 
     def keys(self, held: int) -> int:
         """How many keys the last of these positions has, of those that a file holds: a wider one is filled up."""
-        if held <= max(self.pos):
-            raise Unjudgeable(KeysMissing((self.layer, self.stage), held, max(self.pos)))
-        return max(self.pos) + 1
+        last = int(self.see_T.max())
+        if held <= last:
+            raise Unjudgeable(KeysMissing((self.layer, self.stage), held, last))
+        return last + 1
 
     def input(self, stage: str) -> Span:
         """Another stage of this layer, at these positions; BEFORE for the residual that enters it."""
@@ -160,10 +166,10 @@ class Site:
         return as_heads(self.config, self.input(name), part)
 
     def so_far(self, stage: str) -> Span:
-        """Keys (k_post_rope) or values (Evidence.valued) of every position up to the last of `pos`: [S, K, H]."""
+        """Keys (k_post_rope) or values (Evidence.valued) of every position up to the last that is seen: [S, K, H]."""
         if f"all {stage}" in self.given:
             return self.given[f"all {stage}"]
-        S, rows, reached = max(self.pos) + 1, [], 0
+        S, rows, reached = int(self.see_T.max()) + 1, [], 0
         for phase in (p for p in self.evidence.phases if p <= self.phase):
             pos = tuple(p for p in self.evidence.rows[phase] if reached <= p < S)
             if pos and pos == tuple(range(reached, reached + len(pos))):

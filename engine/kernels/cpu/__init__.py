@@ -125,14 +125,14 @@ class Cpu:
         self.jobs.pool.clear()  # what a prompt needed
         length, cache.length = cache.length, cache.capacity - tokens
         try:
-            made = Recording(self.positions(cache, tokens))
+            made = Recording(self._positions(cache, tokens))
             result = forward(replace(self, jobs=made), np.zeros(tokens, np.int32))
         finally:
             cache.length = length
         program = made.program()
 
         def step(token_T: NDArray[np.int32]) -> Any:
-            made.position[:] = self.positions(cache, tokens)
+            made.position[:] = self._positions(cache, tokens)
             for action in made.before:
                 action(token_T)
             program.run()
@@ -143,7 +143,11 @@ class Cpu:
 
     # ---- the functions of the page
 
-    def positions(self, cache: KVCache, count: int) -> NDArray[np.int32]:
+    def positions(self, cache: KVCache, count: int, causal: bool = True) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        pos_T = self._positions(cache, count)
+        return pos_T, pos_T if causal else self.jobs.keep(np.full_like(pos_T, pos_T[-1]))
+
+    def _positions(self, cache: KVCache, count: int) -> NDArray[np.int32]:
         if isinstance(self.jobs, Recording):
             return self.jobs.position
         if cache.length + count > cache.capacity:
@@ -151,7 +155,7 @@ class Cpu:
         return self.jobs.keep(np.arange(cache.length, cache.length + count, dtype=np.int32))
 
     def append(self, cache: KVCache, layer: int, k_TKH: Array, v_TKH: Array) -> tuple[Any, Any]:
-        pos_T, (T, K, H), k, v = self.positions(cache, len(k_TKH)), k_TKH.shape, cache.k[layer], cache.v[layer]
+        pos_T, (T, K, H), k, v = self._positions(cache, len(k_TKH)), k_TKH.shape, cache.k[layer], cache.v[layer]
         new = (at(k_TKH), k_TKH.strides[0], at(v_TKH), v_TKH.strides[0], at(pos_T), K, H)
         job = attention.append.job(T, share(T), *new, at(k), k.strides[0], at(v), v.strides[0], rows=T)
         self.jobs.submit(job)
@@ -216,6 +220,9 @@ class Cpu:
         self.jobs.submit(rows.silu.job(T, share(T), *rows_of(x_TF), F, at(y_TF), rows=T))
         return y_TF
 
+    def relu(self, x_TD: Array) -> Array:
+        return np.maximum(x_TD, np.float32(0))
+
     def rope(self, x_TNH: Array, pos_T: NDArray[np.int32], inv_freq_h: Array, magnitude: float = 1.0) -> Array:
         """Angles as in kernels/reference.py, positions ascending."""
         T, N, H = x_TNH.shape
@@ -226,61 +233,61 @@ class Cpu:
         self.jobs.submit(rows.rope.job(T, share(T), *where, N, H // 2, at(y_TNH), rows=T))
         return y_TNH
 
-    def attn_scores(self, q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32]) -> Any:
+    def attn_scores(self, q_TNH: Array, k_SKH: Any, see_T: NDArray[np.int32]) -> Any:
         if self.jobs.untapped:
             return Untapped(q_TNH, k_SKH)
-        (T, N, _), S = q_TNH.shape, int(pos_T[-1]) + 1
+        (T, N, _), S = q_TNH.shape, int(see_T[-1]) + 1
         scores_NTS = self.jobs.empty(N, T, S)
-        self._scores(q_TNH, k_SKH, pos_T, scores_NTS)
+        self._scores(q_TNH, k_SKH, see_T, scores_NTS)
         return scores_NTS
 
-    def softmax(self, scores_NTS: Any, pos_T: NDArray[np.int32], window: int = ALL) -> Any:
+    def softmax(self, scores_NTS: Any, see_T: NDArray[np.int32], window: int = ALL) -> Any:
         if isinstance(scores_NTS, Untapped):
             return replace(scores_NTS, window=window)
         probs_NTS = self.jobs.empty(*scores_NTS.shape)
-        self._softmax(scores_NTS, pos_T, window, probs_NTS)
+        self._softmax(scores_NTS, see_T, window, probs_NTS)
         return probs_NTS
 
-    def attn_mix(self, probs_NTS: Any, v_SKH: Any, pos_T: NDArray[np.int32]) -> Array:
+    def attn_mix(self, probs_NTS: Any, v_SKH: Any, see_T: NDArray[np.int32]) -> Array:
         """Of untapped scores only BLOCK bytes exist at a time, and become probabilities where they are."""
         _, H = v_SKH
         if not isinstance(probs_NTS, Untapped):
             N, T, _ = probs_NTS.shape
             mix_TNH = self.jobs.empty(T, N, H)
-            self._mix(probs_NTS, v_SKH, pos_T, mix_TNH)
+            self._mix(probs_NTS, v_SKH, see_T, mix_TNH)
             return mix_TNH
-        (T, N, H), S = probs_NTS.q_TNH.shape, int(pos_T[-1]) + 1
+        (T, N, H), S = probs_NTS.q_TNH.shape, int(see_T[-1]) + 1
         mix_TNH = self.jobs.empty(T, N, H)
         rows = min(T, max(1, BLOCK // (4 * N * S)))
         memory = self.jobs.empty(N * rows * S)
         for t in range(0, T, rows):
             here = slice(t, min(t + rows, T))
-            shape = N, here.stop - t, int(pos_T[here.stop - 1]) + 1
+            shape = N, here.stop - t, int(see_T[here.stop - 1]) + 1
             block_NTS = memory[: prod(shape)].reshape(shape)
-            self._scores(probs_NTS.q_TNH[here], probs_NTS.k_SKH, pos_T[here], block_NTS)
-            self._softmax(block_NTS, pos_T[here], probs_NTS.window, block_NTS)
-            self._mix(block_NTS, v_SKH, pos_T[here], mix_TNH[here])
+            self._scores(probs_NTS.q_TNH[here], probs_NTS.k_SKH, see_T[here], block_NTS)
+            self._softmax(block_NTS, see_T[here], probs_NTS.window, block_NTS)
+            self._mix(block_NTS, v_SKH, see_T[here], mix_TNH[here])
         return mix_TNH
 
-    def _scores(self, q_TNH: Array, k_SKH: Any, pos_T: NDArray[np.int32], scores_NTS: Array) -> None:
+    def _scores(self, q_TNH: Array, k_SKH: Any, see_T: NDArray[np.int32], scores_NTS: Array) -> None:
         (T, N, H), K, S = q_TNH.shape, len(k_SKH), scores_NTS.shape[2]
-        where = (*rows_of(q_TNH), at(k_SKH), k_SKH.strides[0], at(pos_T))
+        where = (*rows_of(q_TNH), at(k_SKH), k_SKH.strides[0], at(see_T))
         self.jobs.submit(
             attention.scores.job(K * attention.SHARES, 1, *where, T, K, N // K, H, bits(np.sqrt(H)), at(scores_NTS), S)
         )
 
-    def _softmax(self, scores_NTS: Array, pos_T: NDArray[np.int32], window: int, probs_NTS: Array) -> None:
+    def _softmax(self, scores_NTS: Array, see_T: NDArray[np.int32], window: int, probs_NTS: Array) -> None:
         """probs_NTS may be scores_NTS."""
         N, T, S = scores_NTS.shape
         self.jobs.submit(
-            attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(pos_T), T, S, window, at(probs_NTS))
+            attention.softmax.job(N * T, share(N * T), at(scores_NTS), at(see_T), T, S, window, at(probs_NTS))
         )
 
-    def _mix(self, probs_NTS: Array, v_SKH: Any, pos_T: NDArray[np.int32], mix_TNH: Array) -> None:
+    def _mix(self, probs_NTS: Array, v_SKH: Any, see_T: NDArray[np.int32], mix_TNH: Array) -> None:
         (N, T, S), (v, H) = probs_NTS.shape, v_SKH
         K, slices = v.shape[:2]
         items = T * K * slices
-        where = (at(probs_NTS), S, at(v), v.strides[0], at(pos_T))
+        where = (at(probs_NTS), S, at(v), v.strides[0], at(see_T))
         self.jobs.submit(attention.mix.job(items, share(items), *where, T, K, N // K, H, at(mix_TNH)))
 
     def to_host(self, x: Array) -> Array:

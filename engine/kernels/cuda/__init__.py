@@ -17,6 +17,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
+from ....errors import BadInput
 from ....quant.tensor import QTensor
 from ...config import ALL, Config
 from ...weights import Weights, plain
@@ -76,7 +77,7 @@ class Cuda:
     def prepare(self, w: Weights, precision: str) -> Weights:
         """Everything uploaded once. Raises BadInput without a usable card, or if its memory is too small."""
         require_card()
-        tied = _same(w.embed, plain(w.lm_head))
+        tied = w.lm_head is not None and _same(w.embed, plain(w.lm_head))
         matrices = [t for _, t in w.matrices()] + ([] if tied else [w.embed])
         need = sum(packed_bytes(t) for t in matrices)
         require_room(need, "the model", "take a smaller model or format, or --backend cpu")
@@ -105,8 +106,11 @@ class Cuda:
 
     # ---- the functions of the page
 
-    def positions(self, cache: KVCache, count: int) -> Positions:
-        return cache.positions(count, self.roomy)
+    def positions(self, cache: KVCache, count: int, causal: bool = True) -> tuple[Positions, Positions]:
+        if not causal:
+            raise BadInput("backend cuda has causal attention only, and this model's is not; take --backend cpu")
+        pos_T = cache.positions(count, self.roomy)
+        return pos_T, pos_T
 
     def append(self, cache: KVCache, layer: int, k_TKH: Rows, v_TKH: Rows) -> tuple[Side, Side]:
         cache.positions(len(k_TKH))
@@ -158,6 +162,9 @@ class Cuda:
     def silu(self, x_TF: Rows) -> Rows:
         return self._by_element(rows.silu, x_TF)
 
+    def relu(self, x_TD: Rows) -> Rows:
+        return self._by_element(rows.relu, x_TD)
+
     def rope(self, x_TNH: Rows, pos_T: Positions, inv_freq_h: Any, magnitude: float = 1.0) -> Rows:
         """Angles as in kernels/reference.py: a float32 product; cosine and sine in float64, then rounded."""
         T, N, H = x_TNH.shape
@@ -168,30 +175,30 @@ class Cuda:
         )
         return y_TNH
 
-    def attn_scores(self, q_TNH: Rows, k_SKH: Side, pos_T: Positions) -> Rows:
-        (T, N, H), (keys, at, K, _), S = q_TNH.shape, k_SKH, pos_T.S
+    def attn_scores(self, q_TNH: Rows, k_SKH: Side, see_T: Positions) -> Rows:
+        (T, N, H), (keys, at, K, _), S = q_TNH.shape, k_SKH, see_T.S
         scores_NTS = self.queue.rows(N, T, S)
         grid = blocks(S, attention.KEYS), blocks(T * (N // K), attention.QUERIES), K
-        sizes = pos_T.start, T, N // K, H, np.float32(np.sqrt(H))
+        sizes = see_T.start, T, N // K, H, np.float32(np.sqrt(H))
         block = attention.KEYS, attention.QUERIES
         self.queue.launch(attention.scores, grid, block, *q_TNH.where, keys, at, *sizes, scores_NTS.data, S)
         return scores_NTS
 
-    def softmax(self, scores_NTS: Rows, pos_T: Positions, window: int = ALL) -> Rows:
+    def softmax(self, scores_NTS: Rows, see_T: Positions, window: int = ALL) -> Rows:
         N, T, S = scores_NTS.shape
         probs_NTS = self.queue.rows(N, T, S)
-        sizes = S, pos_T.start, T, window
+        sizes = S, see_T.start, T, window
         self.queue.launch(attention.softmax, (T, N), attention.SOFTMAX_THREADS, scores_NTS.data, *sizes, probs_NTS.data)
         return probs_NTS
 
-    def attn_mix(self, probs_NTS: Rows, v_SKH: Side, pos_T: Positions) -> Rows:
+    def attn_mix(self, probs_NTS: Rows, v_SKH: Side, see_T: Positions) -> Rows:
         """Spans of positions on their own, then their sum; with room for one span only, there is nothing to add up."""
         (N, T, S), (values, at, K, H) = probs_NTS.shape, v_SKH
         spans, size = blocks(S, attention.SPAN), T * N * H
         parts = self.queue.rows(spans * T, N, H)
         columns = max(d for d in range(1, attention.MIX_COLUMNS + 1) if H % d == 0)
         grid = spans * (H // columns), blocks(T * (N // K), attention.MIX_ROWS), K
-        sizes = pos_T.start, T, N // K, H, attention.SPAN
+        sizes = see_T.start, T, N // K, H, attention.SPAN
         self.queue.launch(
             attention.mix, grid, (columns, attention.SLICES), probs_NTS.data, S, values, at, *sizes, parts.data
         )
@@ -200,7 +207,7 @@ class Cuda:
         mix_TNH = self.queue.rows(T, N, H)
         grid_1 = blocks(size, rows.THREADS)
         self.queue.launch(
-            attention.gather, grid_1, rows.THREADS, parts.data, pos_T.start, T, attention.SPAN, size, mix_TNH.data
+            attention.gather, grid_1, rows.THREADS, parts.data, see_T.start, T, attention.SPAN, size, mix_TNH.data
         )
         return mix_TNH
 

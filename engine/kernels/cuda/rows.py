@@ -66,6 +66,14 @@ def silu(x, x_at, x_row, D, y):
 
 
 @cuda.jit
+def relu(x, x_at, x_row, D, y):
+    i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y
+    if i < D:
+        v = load(x, x_at + t * x_row + i)
+        store(y, t * D + i, float32(0) if v < float32(0) else v)
+
+
+@cuda.jit
 def narrow(x, x_at, x_row, D, brain, y):
     """x rounded to half precision, or to bfloat16 if `brain`, ties to even: ggml's activations for such weights."""
     i, t = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockIdx.y

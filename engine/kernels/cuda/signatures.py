@@ -38,6 +38,7 @@ def others() -> Iterator[Signed]:
     yield "add", rows.add, (*ROWS, *ROWS, I, F)
     yield "mul", rows.mul, (*ROWS, *ROWS, I, F)
     yield "silu", rows.silu, (*ROWS, I, F)
+    yield "relu", rows.relu, (*ROWS, I, F)
     yield "narrow", rows.narrow, (*ROWS, I, I, F)
     yield "rope", rows.rope, (*ROWS, X, F, float32, I, I, F)
     yield "append", attention.append, (*ROWS, *ROWS, X, I, F, F, I)

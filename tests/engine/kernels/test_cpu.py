@@ -362,7 +362,7 @@ def attend(k, c: Config, precision: str, q, keys, values, chunks) -> list:
     cache, out, start = k.new_cache(c, len(q), precision), [], 0
     for T in chunks:
         part = slice(start, start + T)
-        pos_T = k.positions(cache, T)
+        pos_T, _ = k.positions(cache, T)
         k_SKH, v_SKH = k.append(cache, 1, keys[part], values[part])
         scores_NTS = k.attn_scores(q[part], k_SKH, pos_T)
         probs_NTS = k.softmax(scores_NTS, pos_T)

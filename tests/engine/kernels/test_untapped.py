@@ -36,7 +36,7 @@ def test_attention_block_by_block_has_the_bits_of_the_separate_kernels(
     cache = kernels.new_cache(c, S, "f32")
     kernels.append(cache, 0, k_SKH, v_SKH)
     cache.length = before
-    pos_T, k, v = kernels.positions(cache, T), cache.k[0], (cache.v[0], H)
+    (pos_T, _), k, v = kernels.positions(cache, T), cache.k[0], (cache.v[0], H)
 
     def attention(kernels: Kernels) -> Any:
         return kernels.attn_mix(kernels.softmax(kernels.attn_scores(q_TNH, k, pos_T), pos_T, window), v, pos_T)
@@ -53,7 +53,7 @@ def test_a_prompt_whose_stages_nobody_looks_at_holds_no_scores_of_it() -> None:
     kernels = cpu.Cpu()
     cache = kernels.new_cache(c, S, "f32")
     cache.length = S - T
-    pos_T, q_TNH = kernels.positions(cache, T), np.ones((T, N, 16), np.float32)
+    (pos_T, _), q_TNH = kernels.positions(cache, T), np.ones((T, N, 16), np.float32)
 
     def attention(kernels: Kernels) -> Any:
         scores = kernels.attn_scores(q_TNH, cache.k[0], pos_T)

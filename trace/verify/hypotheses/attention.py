@@ -29,7 +29,7 @@ Mask = NDArray[np.bool_]
 
 
 def scored(s: Site, q: Span | None = None, k: Span | None = None, scale: float | None = None) -> Span:
-    y = operations.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.pos_T, scale)
+    y = operations.scores(s.recipe, q or s.input("q_post_rope"), k or s.so_far("k_post_rope"), s.see_T, scale)
     return seen_of(s, y)
 
 
@@ -173,7 +173,7 @@ def unmasked(s: Site) -> tuple[Span, Indices, Indices]:
     stored = s.input("attn_scores").shaped(lambda v: v[:, :, :S])
     full = operations.scores(s.recipe, s.input("q_post_rope"), k, everything)
     key_S, pos_T1 = np.arange(S), s.pos_T[:, None]
-    seen_TS = ~reference.hidden(s.pos_T, S, s.evidence.window(s.layer))
+    seen_TS = ~reference.hidden(s.see_T, S, s.evidence.window(s.layer))
     if stored.exact:  # what is not in the dump is allowed its roundings by the hypotheses themselves
         return Span.point(np.where(seen_TS, stored.mid, full.mid)), key_S, pos_T1
     both = (
@@ -245,7 +245,7 @@ def mask_inverted(s: Site) -> Variants:
 @hypothesis("softmax-not-normalised", "the soft-max is not normalised: {}", "attn_softmax")
 def softmax_not_normalised(s: Site) -> Several:
     scores = s.input("attn_scores")
-    seen = np.arange(scores.mid.shape[2]) <= s.pos_T[:, None]
+    seen = np.arange(scores.mid.shape[2]) <= s.see_T[:, None]
     masked = np.where(seen, scores.mid, -np.inf)
     below = masked - masked.max(-1, keepdims=True)
     yield "exp(x - max)", to_rounding(s, np.exp(below), np.where(seen, -below, 0), scores)

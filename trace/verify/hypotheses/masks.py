@@ -28,7 +28,7 @@ def mask_other(s: Site) -> Several:
     full, key_S, pos_T1 = unmasked(s)
     if got is not None and got.shape != full.mid.shape:
         return
-    own_TS = ~reference.hidden(s.pos_T, len(key_S), s.evidence.window(s.layer))
+    own_TS = ~reference.hidden(s.see_T, len(key_S), s.evidence.window(s.layer))
     for seen_TS in masks(s) if got is None else [np.asarray((got > 0).any(0))]:
         words = described(seen_TS, own_TS, key_S, pos_T1)
         if words and seen_TS.any(1).all():
@@ -66,6 +66,8 @@ def described(seen_TS: Mask, own_TS: Mask, key_S: NDArray[np.integer], pos_T1: N
     if np.array_equal(seen_TS, np.broadcast_to(seen_TS[:1], seen_TS.shape)) and not (seen_TS <= causal_TS).all():
         hidden = np.flatnonzero(~seen_TS[0]).tolist()
         return "the causal mask is missing" + (f", {keys(hidden)} are hidden from all" if hidden else "")
+    if own_TS.all() and np.array_equal(seen_TS, causal_TS):
+        return "it is causal, and this model's attention is not"
     for start in range(1, len(key_S)):
         if np.array_equal(seen_TS, own_TS & (key_S >= start)):
             return f"the first {start} key{'s are' if start > 1 else ' is'} hidden from all"

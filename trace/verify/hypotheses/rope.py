@@ -242,4 +242,4 @@ def scores_magnitude(s: Site) -> Several:
     if own != 1:
         k, q = s.so_far("k_post_rope"), s.input("q_post_rope")
         for words, size in (("", own), (", squared", own * own)):
-            yield words, operations.scores(s.recipe, q, k, s.pos_T, size / root)
+            yield words, operations.scores(s.recipe, q, k, s.see_T, size / root)

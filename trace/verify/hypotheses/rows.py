@@ -53,7 +53,7 @@ def of_scores(s: Site, got: Array) -> Iterator[Order]:
         return
     order = np.arange(S)
     for key in range(S):
-        sees = s.pos_T >= key
+        sees = s.see_T >= key
         if sees.any():
             mine = got[:, sees, key]
             away = np.square(full[:, sees] - mine[..., None]).sum((0, 1))

@@ -34,19 +34,20 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """q, got [T, N, H]: queries and the dump's result. k, v [S, N, H]: the cache, each head its own. pos_T, window: who
-    sees what."""
+    """q, got [T, N, H]: queries and the dump's result. k, v [S, N, H]: the cache, each head its own. pos_T, see_T,
+    window: who sees what."""
 
     q_TNH: Array
     k_SNH: Array
     v_SNH: Array
     got_TNH: Array
     pos_T: NDArray[np.int32]
+    see_T: NDArray[np.int32]
     window: int
 
     @property
     def seen_TS(self) -> Mask:  # noqa: N802
-        return ~reference.hidden(self.pos_T, len(self.k_SNH), self.window)
+        return ~reference.hidden(self.see_T, len(self.k_SNH), self.window)
 
     def powers(self, k_SNH: Array) -> Array:
         """exp(q k) [N, T, S], each row relative to its largest."""
@@ -73,7 +74,7 @@ def whole_of(s: Site) -> Whole | None:
     some = few_of(len(got), ROWS)
     each = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, each, 1), np.repeat(v, each, 1)
-    return Whole(q[some], k, v, got[some], at.pos_T[some], s.evidence.window(s.layer))
+    return Whole(q[some], k, v, got[some], at.pos_T[some], at.see_T[some], s.evidence.window(s.layer))
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def masks(s: Site) -> Iterator[Mask]:
     size = int(np.argmin(windows)) + 1
     yield ~reference.hidden(s.pos_T, S, size)
     yield np.broadcast_to(key_S >= int(free_S.argmin()), causal_TS.shape)
-    yield ~reference.hidden(s.pos_T, S, w.window) & (~hidden(w, power) | (key_S == site_T1))
+    yield ~reference.hidden(s.see_T, S, w.window) & (~hidden(w, power) | (key_S == site_T1))
     shifts = np.array([d for d in range(-S, S) if d])
     shift = int(shifts[np.argmin([away(own_from_T, pos_T + 1 + d).sum() for d in shifts])])
     yield (key_S <= site_T1 + shift) & (key_S > site_T1 - w.window)
@@ -221,7 +222,7 @@ def shifts(s: Site, turn_Ph: Array, shift_P: NDArray[np.integer]) -> Iterator[in
     if w is None:
         return
     few = slice(-max(1, MOST // len(w.k_SNH)), None)  # positions: what they cost is bounded
-    w = Whole(w.q_TNH[few], w.k_SNH, w.v_SNH, w.got_TNH[few], w.pos_T[few], w.window)
+    w = Whole(w.q_TNH[few], w.k_SNH, w.v_SNH, w.got_TNH[few], w.pos_T[few], w.see_T[few], w.window)
     h = w.q_TNH.shape[2] // 2
     q, k = (x[..., :h] + 1j * x[..., h:] for x in (w.q_TNH, w.k_SNH))
     pairs_NTSh = np.einsum("tnh,snh->ntsh", q, np.conj(k))
