@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from ...errors import BadInput
-from ..stages import Stage, by_name, standing_for
+from ..stages import USUAL, Stage, by_name, standing_for
 from .array import Array
 from .engines import FACT_RULES, OWN, engine_of
 from .names import FACTS, PARTS, Rule
@@ -115,7 +115,7 @@ def _place(
         if (before := kept.get(r.targets[0])) is None or len(a.name) < len(before.name):
             kept[r.targets[0]] = a  # the outermost: modules hand it on
         return
-    targets = r.targets if stages is None else [held_by(t, stages) for t in r.targets]
+    targets = [held_by(t, USUAL if stages is None else stages) for t in r.targets]
     if None in targets:
         places.unknown.append(a)
         return
