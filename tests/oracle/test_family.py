@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwenref import hooks
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.carried import rope_in_gguf
 from qwenref.engine.generate import generate
@@ -59,6 +60,25 @@ def test_healthy(folder: Path, tmp_path: Path, dtype: str, words: tuple[str, ...
     assert len(v.findings) > 60
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_healthy_by_hooks(folder: Path, tmp_path: Path, dtype: str, attention: str) -> None:
+    """What qwenref.hooks takes of the model that nothing else touches, by the names of its modules."""
+    torch = need_transformers()
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
+    dump = tmp_path / "dump.safetensors"
+    with torch.no_grad(), hooks(model, dump):
+        model.generate(torch.tensor([IDS]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    w = open_weights(folder).weights
+    c, has = w.config, of_pieces(w.pieces)
+    v = verify(open_dump(dump, c.sizes, layers=c.num_hidden_layers, stages=has), w)
+    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}
+    assert {f.stage for f in v.findings} >= {name for name, s in has.items() if s.kind == "bias"}
+
+
 Plant = Callable[[Any, Any, Any], None]  # torch, a layer, another
 
 
@@ -101,6 +121,28 @@ def large_eps(torch: Any, layer: Any, other: Any) -> None:
     layer.input_layernorm.variance_epsilon = 1e-3
 
 
+def no_output_bias(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.o_proj.bias.zero_()
+
+
+def output_bias_twice(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.o_proj.bias.mul_(2)
+
+
+def bias_of_keys_for_queries(torch: Any, layer: Any, other: Any) -> None:
+    a, groups = layer.self_attn, layer.self_attn.num_key_value_groups
+    bias = a.k_proj.bias.view(-1, a.head_dim)
+    a.q_proj.bias.copy_(bias.repeat_interleave(groups, 0).flatten())
+
+
+def no_bias_of_up(torch: Any, layer: Any, other: Any) -> None:
+    layer.mlp.up_proj.bias = None
+
+
+def bias_of_the_neighbour(torch: Any, layer: Any, other: Any) -> None:
+    layer.mlp.down_proj.bias.copy_(other.mlp.down_proj.bias)
+
+
 # model, stages that must be found, the hypothesis that must be named for each (None: no name is asked for), the mistake
 PLANTED: list[tuple[str, str, str | None, Plant]] = [
     ("qwen3", "q_norm", "norm-eps", eps_of_heads),
@@ -113,6 +155,12 @@ PLANTED: list[tuple[str, str, str | None, Plant]] = [
     ("llama", "ffn_silu", "activation", gelu),
     ("llama", "ffn_out", "weight-other-layer", down_of_the_neighbour),
     ("llama", "attn_norm", "norm-eps", large_eps),
+    ("qwen3, biases", "attn_out_bias", "bias-missing", no_output_bias),
+    ("llama, biases", "attn_out_bias", "bias-doubled", output_bias_twice),
+    ("qwen3, biases", "qkv_bias", "bias-other-piece", bias_of_keys_for_queries),
+    ("llama, biases", "qkv_bias", "bias-other-piece", bias_of_keys_for_queries),
+    ("llama, biases", "ffn_up_bias", "bias-missing", no_bias_of_up),
+    ("llama, biases", "ffn_out_bias", "bias-other-layer", bias_of_the_neighbour),
 ]
 
 
@@ -170,12 +218,19 @@ def by_gguf_py(folder: Path, path: Path) -> Path:
     return path
 
 
+def llama_cpp_reads(name: str) -> None:
+    """llama.cpp refuses what it has no use for: src/models/qwen3.cpp makes no bias of the output projection."""
+    if name == "qwen3, biases":
+        pytest.skip("llama.cpp has no output bias in qwen3")
+
+
 @pytest.mark.parametrize("which", ["reference", "cpu"])
 def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, which: str) -> None:
     """Of GGUF files by gguf-py. They say no window: llama.cpp has none in these architectures."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
     from qwenref.tools import dump_llamacpp
 
+    llama_cpp_reads(name)
     path = by_gguf_py(folder, tmp_path / "model.gguf")
     w, k = open_weights(path).weights, backend(which)
     ours = list(generate(IDS, k.prepare(w, "f32"), k, "f32", 12))
@@ -194,6 +249,7 @@ def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, whi
 def test_llama_cpp_healthy(name: str, folder: Path, tmp_path: Path) -> None:
     """All that llama.cpp shows of a prompt and two steps is explained, with queries and keys in our order."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
+    llama_cpp_reads(name)
     path = by_gguf_py(folder, tmp_path / "model.gguf")
     argv = ["dump-llamacpp", str(path), str(tmp_path / "dump"), "--tokens", ",".join(map(str, IDS)), "--kv", "f32"]
     assert main([*argv, "--decode-steps", "2"]) == 0
