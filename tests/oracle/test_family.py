@@ -13,9 +13,11 @@ import pytest
 from qwenref import hooks
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.carried import rope_in_gguf
+from qwenref.engine.files.convert import convert
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.load import open_weights
+from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize
 from qwenref.tools.dev.golden_config import IDS
 from qwenref.tools.dev.golden_family import MODELS, write_family
@@ -192,7 +194,7 @@ def test_planted(which: str, stage: str, named: str | None, mistake: Plant, tmp_
 
 def by_gguf_py(folder: Path, path: Path) -> Path:
     """The model as llama.cpp's converter would have it, written by gguf-py: names by its table, rows of Llama's queries
-    and keys permuted as conversion's `permute` does."""
+    and keys permuted as conversion's `permute` does; without the output bias, where llama.cpp would refuse it."""
     import gguf
 
     m = open_checkpoint(folder)
@@ -207,6 +209,8 @@ def by_gguf_py(folder: Path, path: Path) -> Path:
         out.add_tensor(divisors, x)
     for name, w in m.tensors.items():
         x, spelled = dequantize(w), names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if arch == gguf.MODEL_ARCH.QWEN3 and name.endswith("o_proj.bias"):
+            continue
         heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(name.split(".")[-2])
         if arch == gguf.MODEL_ARCH.LLAMA and heads:
             x = x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
@@ -218,10 +222,21 @@ def by_gguf_py(folder: Path, path: Path) -> Path:
     return path
 
 
-def llama_cpp_reads(name: str) -> None:
-    """llama.cpp refuses what it has no use for: src/models/qwen3.cpp makes no bias of the output projection."""
-    if name == "qwen3, biases":
-        pytest.skip("llama.cpp has no output bias in qwen3")
+def test_llama_cpp_refuses_an_output_bias_of_qwen3(tmp_path: Path) -> None:
+    """As `engine convert` says."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
+    from qwenref.tools import dump_llamacpp
+
+    write_family(tmp_path, MODELS["qwen3, biases"])
+    lost: list[str] = []
+    convert(open_checkpoint(tmp_path), tmp_path / "m.gguf", lost=lost.append)
+    assert any("for llama.cpp, attention's output bias: it has none in qwen3" in line for line in lost)
+    m = open_checkpoint(tmp_path / "m.gguf")
+    with (
+        pytest.raises(BadInput, match="cannot load it"),
+        dump_llamacpp.running(m, of_pieces(open_weights(m.path).weights.pieces), 4, dump_llamacpp.Run()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("which", ["reference", "cpu"])
@@ -230,7 +245,6 @@ def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, whi
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
     from qwenref.tools import dump_llamacpp
 
-    llama_cpp_reads(name)
     path = by_gguf_py(folder, tmp_path / "model.gguf")
     w, k = open_weights(path).weights, backend(which)
     ours = list(generate(IDS, k.prepare(w, "f32"), k, "f32", 12))
@@ -249,7 +263,6 @@ def test_llama_cpp_has_the_same_ids(name: str, folder: Path, tmp_path: Path, whi
 def test_llama_cpp_healthy(name: str, folder: Path, tmp_path: Path) -> None:
     """All that llama.cpp shows of a prompt and two steps is explained, with queries and keys in our order."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
-    llama_cpp_reads(name)
     path = by_gguf_py(folder, tmp_path / "model.gguf")
     argv = ["dump-llamacpp", str(path), str(tmp_path / "dump"), "--tokens", ",".join(map(str, IDS)), "--kv", "f32"]
     assert main([*argv, "--decode-steps", "2"]) == 0

@@ -90,7 +90,7 @@ def with_bias(stage: str, bias: Callable[[Run], A]) -> tuple[str, Callable[[Run,
 
 
 def keys_for_queries(run: Run) -> A:
-    q, k, v = np.split(of("qkv_bias", run), 3)
+    _, k, v = np.split(of("qkv_bias", run), 3)
     return np.concatenate([k, k, v])
 
 
