@@ -35,8 +35,10 @@ def bind(c: Config, tensors: Mapping[str, QTensor]) -> Weights:
         format_of_tensor(w)
         return a.in_order(w, "hf", sizes)
 
+    pieces = a.layer.keys() | a.found(tensors).keys()
+
     def layer(i: int) -> Layer:
-        leaves = {field: tuple(get(t, i) for t in stacked) for field, stacked in a.layer.items()}
+        leaves = {field: tuple(get(t, i) for t in stacked) for field, stacked in a.pieces.items() if field in pieces}
         return Layer(**{field: leaf if len(leaf) > 1 else leaf[0] for field, leaf in leaves.items()})
 
     embed, head = get(a.whole["embed"]), a.whole["lm_head"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from .kernels import Cache, Kernels
-from .tap import Tap
+from .tap import Tap, biased
 from .weights import Weights
 
 LAST, EVERY = (slice(-1, None), 0), (slice(None), slice(None))  # rows of the last norm, and of their logits
@@ -30,8 +30,7 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of:
 
         normed_TD = at("attn_norm", ops.rms_norm(x_TD, layer.attn_norm_D, eps))
         qkv_TE = at("qkv_matmul", ops.linear(normed_TD, layer.qkv))
-        if layer.qkv_bias_E is not None:
-            qkv_TE = at("qkv_bias", ops.add(qkv_TE, layer.qkv_bias_E))
+        qkv_TE = biased(at, "qkv_bias", ops, qkv_TE, layer.qkv_bias_E)
         q_TNH, k_TKH = qkv_TE[:, : N * H].reshape(T, N, H), qkv_TE[:, N * H : (N + K) * H].reshape(T, K, H)
         if layer.q_norm_H is not None:
             q_TNH = at("q_norm", ops.rms_norm(q_TNH, layer.q_norm_H, eps))
@@ -42,15 +41,16 @@ def forward(tokens_T: Any, w: Weights, cache: Cache, ops: Kernels, tap: Tap, of:
         scores_NTS = at("attn_scores", ops.attn_scores(q_TNH, k_SKH, see_T))
         probs_NTS = at("attn_softmax", ops.softmax(scores_NTS, see_T, c.window(i)))
         mix_TNH = at("attention", ops.attn_mix(probs_NTS, v_SKH, see_T))
-        x_TD = at(
-            "post_attn_residual", ops.add(x_TD, at("attn_out", ops.linear(mix_TNH.reshape(T, N * H), layer.attn_out)))
-        )
+        out_TD = at("attn_out", ops.linear(mix_TNH.reshape(T, N * H), layer.attn_out))
+        x_TD = at("post_attn_residual", ops.add(x_TD, biased(at, "attn_out_bias", ops, out_TD, layer.attn_out_bias_D)))
 
         normed_TD = at("ffn_norm", ops.rms_norm(x_TD, layer.ffn_norm_D, eps))
         both_TG = ops.linear(normed_TD, layer.gate_up)
-        gate_TF, up_TF = at("ffn_gate", both_TG[:, :F]), at("ffn_up", both_TG[:, F:])
+        gate_TF = biased(at, "ffn_gate_bias", ops, at("ffn_gate", both_TG[:, :F]), layer.gate_bias_F)
+        up_TF = biased(at, "ffn_up_bias", ops, at("ffn_up", both_TG[:, F:]), layer.up_bias_F)
         gated_TF = at("ffn_swigl", ops.mul(at("ffn_silu", ops.silu(gate_TF)), up_TF))
-        x_TD = at("post_ffn_residual", ops.add(x_TD, at("ffn_out", ops.linear(gated_TF, layer.ffn_down))))
+        out_TD = at("ffn_out", ops.linear(gated_TF, layer.ffn_down))
+        x_TD = at("post_ffn_residual", ops.add(x_TD, biased(at, "ffn_out_bias", ops, out_TD, layer.ffn_down_bias_D)))
         del scores_NTS, probs_NTS, both_TG, gate_TF, up_TF, gated_TF  # the largest: their memory is the next layer's
 
     ops.advance(cache, T)

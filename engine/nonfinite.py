@@ -134,7 +134,8 @@ def parts_of(place: Place, w: Weights) -> tuple[QTensor, ...]:
     v = w.layers[place.layer]
     of: dict[str, Any] = {
         "attn_norm": v.attn_norm_D, "qkv_matmul": v.qkv, "qkv_bias": v.qkv_bias_E, "q_norm": v.q_norm_H,
-        "k_norm": v.k_norm_H, "attn_out": v.attn_out, "ffn_norm": v.ffn_norm_D, "ffn_gate": v.gate_up[:1],
-        "ffn_up": v.gate_up[1:], "ffn_out": v.ffn_down,
+        "k_norm": v.k_norm_H, "attn_out": v.attn_out, "attn_out_bias": v.attn_out_bias_D, "ffn_norm": v.ffn_norm_D,
+        "ffn_gate": v.gate_up[:1], "ffn_gate_bias": v.gate_bias_F, "ffn_up": v.gate_up[1:], "ffn_up_bias": v.up_bias_F,
+        "ffn_out": v.ffn_down, "ffn_out_bias": v.ffn_down_bias_D,
     }  # fmt: skip
     return tuple(map(plain, parts(of.get(place.stage, ()))))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from .kernels import Kernels
+
 
 class At(Protocol):
     """Takes a stage and its value and returns that value. It may read it now; it must not keep or change it."""
@@ -17,6 +19,11 @@ class Tap(Protocol):
     def layer(self, index: int) -> At: ...
 
     def whole(self, stage: str, value: Any) -> Any: ...
+
+
+def biased(at: At, stage: str, ops: Kernels, x_TD: Any, bias_D: Any) -> Any:
+    """x + bias, which is the stage; x where the model does not have this bias, and then there is no such stage."""
+    return x_TD if bias_D is None else at(stage, ops.add(x_TD, bias_D))
 
 
 def _pass(stage: str, value: Any) -> Any:

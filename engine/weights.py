@@ -61,9 +61,13 @@ class Layer:
     q_norm_H: Vector = None
     k_norm_H: Vector = None
     attn_out: Matrix
+    attn_out_bias_D: Vector = None
     ffn_norm_D: Vector
     gate_up: Matrix
+    gate_bias_F: Vector = None
+    up_bias_F: Vector = None
     ffn_down: Matrix
+    ffn_down_bias_D: Vector = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

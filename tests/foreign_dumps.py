@@ -16,14 +16,19 @@ import numpy as np
 
 from qwenref.engine.config import Config
 from qwenref.trace.dump import Dump
+from qwenref.trace.stages import NAMES
 
 Arrays = dict[str, Any]
 Get = Callable[..., np.ndarray]
 
 
-def getter(dump: Dump, phase: int) -> Get:
+def getter(dump: Dump, phase: int, products: bool = False) -> Get:
+    """products: what the names say; else of a product with a bias the sum, which most engines show under its name."""
+
     def get(name: str, layer: int | None = None) -> np.ndarray:
-        return np.asarray(dump[name, layer, phase])
+        with_bias = f"{name}_bias"
+        held = not products and with_bias in NAMES and dump.get(with_bias, layer, phase) is not None
+        return np.asarray(dump[with_bias if held else name, layer, phase])
 
     return get
 
@@ -81,7 +86,10 @@ def mlx_lm(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) 
 
 def candle_quantized(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
     """QMatMul and RmsNorm by their tensors' names; the bias is added outside of them."""
-    get, found = getter(dump, phase), {"tokens": np.array([ids]), "token_embd": getter(dump, phase)("embedding", 0)}
+    get, found = (
+        getter(dump, phase, True),
+        {"tokens": np.array([ids]), "token_embd": getter(dump, phase)("embedding", 0)},
+    )
     ends = np.cumsum([c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim])
     for i in range(c.num_hidden_layers):
         at = f"blk.{i}"
@@ -178,7 +186,7 @@ def sglang_rank(whole: Arrays, c: Config, rank: int, ranks: int) -> Arrays:
 
 def llama_cpp(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
     """The graph's nodes by the names that callbacks are told; products of attention before their scale."""
-    get = getter(dump, phase)
+    get, of_product = getter(dump, phase), getter(dump, phase, True)
     found: Arrays = {"inp_tokens": np.array(ids, np.int32), "inp_embd": get("embedding", 0)}
     for i in range(c.num_hidden_layers):
         found |= {
@@ -190,12 +198,16 @@ def llama_cpp(dump: Dump, c: Config, phase: int, ids: list[int], positions: rang
             f"kqv_out-{i}": get("attention", i).reshape(len(ids), -1),
             f"ffn_inp-{i}": get("post_attn_residual", i),
             f"ffn_norm-{i}": get("ffn_norm", i),
-            f"ffn_gate-{i}": get("ffn_gate", i),
-            f"ffn_up-{i}": get("ffn_up", i),
+            f"ffn_gate-{i}": of_product("ffn_gate", i),
+            f"ffn_up-{i}": of_product("ffn_up", i),
             f"ffn_swiglu-{i}": get("ffn_swigl", i),
             f"ffn_out-{i}": get("ffn_out", i),
             f"l_out-{i}": get("post_ffn_residual", i),
         }
+        if dump.get("attn_out_bias", i, phase):
+            found[f"attn_out-{i}"] = get("attn_out", i)
+        if dump.get("ffn_gate_bias", i, phase):
+            found |= {f"ffn_{x}_b-{i}": get(f"ffn_{x}", i) for x in ("gate", "up")}
     return found | {"result_norm": get("final_norm"), "result_output": get("lm_head")[None]}
 
 
@@ -218,9 +230,14 @@ def meta(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) ->
     return found | {"norm": get("final_norm"), "output": get("lm_head")[None]}
 
 
+ONNX_BIASED = {
+    "self_attn/o_proj": "attn_out", "mlp/gate_proj": "ffn_gate", "mlp/up_proj": "ffn_up", "mlp/down_proj": "ffn_out",
+}  # fmt: skip
+
+
 def onnx(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) -> Arrays:
     """An ONNX export's values by the names of its nodes: a batch axis, heads before positions."""
-    get, found = getter(dump, phase), {"input_ids": np.array([ids]), "position_ids": np.array([positions])}
+    get, found = getter(dump, phase, True), {"input_ids": np.array([ids]), "position_ids": np.array([positions])}
     ends = np.cumsum([c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim])
 
     def node(path: str, x: np.ndarray) -> None:
@@ -246,6 +263,9 @@ def onnx(dump: Dump, c: Config, phase: int, ids: list[int], positions: range) ->
         node(f"{at}/mlp/Mul", get("ffn_swigl", i))
         node(f"{at}/mlp/down_proj/MatMul", get("ffn_out", i))
         node(f"{at}/Add_1", get("post_ffn_residual", i))
+        for module, stage in ONNX_BIASED.items():
+            if dump.get(f"{stage}_bias", i, phase):
+                node(f"{at}/{module}/Add", get(f"{stage}_bias", i))
     node("norm/Mul_1", get("final_norm"))
     return found | {"logits": get("lm_head")[None, None]}
 

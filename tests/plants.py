@@ -396,6 +396,16 @@ def _(run: Run, y: A) -> A:
     return run.kernels.add(run.get("qkv_matmul"), np.concatenate([q, v, k]))
 
 
+@plant("bias-other-piece", "qkv_bias")
+def _(run: Run, y: A) -> A:
+    """K's for Q's, whose heads it serves."""
+    c = run.config
+    N, K, H = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    bias = np.array(layer(run).qkv_bias_E)
+    bias[: N * H] = bias[N * H : (N + K) * H].reshape(K, H).repeat(N // K, 0).reshape(-1)
+    return run.kernels.add(run.get("qkv_matmul"), bias)
+
+
 @plant("bias-order-megatron", "qkv_bias", named="bias-order")
 def _(run: Run, y: A) -> A:
     return run.kernels.add(run.get("qkv_matmul"), layer(run).qkv_bias_E[by_groups(run)])

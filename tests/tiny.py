@@ -26,7 +26,7 @@ from qwenref.quant import f32
 from qwenref.quant.tensor import QTensor
 
 NORMS = ("attn_norm", "ffn_norm", "final_norm", "q_norm", "k_norm")
-BIASES = ("q_bias", "k_bias", "v_bias")
+BIASES = ("q_bias", "k_bias", "v_bias", "attn_out_bias", "ffn_gate_bias", "ffn_up_bias", "ffn_down_bias")
 
 # Formats that gguf-py cannot write: byte offsets of the block's half-precision scale and of its second scale, and how
 # much larger the second must be for random codes to average to zero (a K-quant's value is d sc q - dmin m).
@@ -129,15 +129,18 @@ def tiny_tensor(
     return QTensor(fmt, shape, blocks.reshape(-1), name)
 
 
-def tiny_weights(*, formats: str | Mapping[str, str] = "F32", seed: int = 0, **sizes: Any) -> Weights:
-    """A model of QTensors, the same for the same arguments. sizes: tiny_config's arguments.
+def tiny_weights(
+    *, formats: str | Mapping[str, str] = "F32", seed: int = 0, asked: Sequence[str] = (), **sizes: Any
+) -> Weights:
+    """A model of QTensors, the same for the same arguments. sizes: tiny_config's arguments. asked: fields of
+    config.json that ask for optional pieces.
 
     formats: one format for every matrix, or role (engine/models/decoder.py) -> format with F32 for the rest. Norms
     and biases are F32 unless a mapping names them. Block formats need widths that are whole blocks (256 for K-quants).
     """
     c = tiny_config(**sizes)
     rng = np.random.default_rng(seed)
-    tensors = list(c.architecture.tensors_of(c.num_hidden_layers))
+    tensors = list(c.architecture.tensors_of(c.num_hidden_layers, asked))
     shapes = {t.role: t.shape(c.sizes) for t, _ in tensors}
     of_role = {r: formats for r in shapes if r not in NORMS + BIASES} if isinstance(formats, str) else formats
 

@@ -28,7 +28,7 @@ from .terminal import on_stderr
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 NOTES = (
-    "qkv_matmul and qkv_bias are a product and then a sum; Transformers fuses them, which rounds once less",
+    "a product and its bias are taken apart, a product and then a sum; Transformers fuses them, which rounds once less",
     "values of 16 bits are widened to float32, exactly; float64 is rounded to float32",
 )
 WIDE = (
@@ -38,7 +38,7 @@ WIDE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Runs a model in Transformers and writes its stages, as engine trace does. Product and bias of Q, K and V are\n"
+        "Runs a model in Transformers and writes its stages, as engine trace does. Products and their biases are\n"
         "taken apart for that, and attention is eager; with --hooks-only, or another --attention, the model computes\n"
         "as its users have it, and stages that it fuses are absent (qwenref.hooks does the same for any torch model).\n"
         "So it does with --batch: several prompts side by side, into one file, for engine verify --row N. A model of\n"
@@ -257,8 +257,8 @@ def _hooked(module: Any, boundary: Module, take: Callable[[Any], None]) -> Calla
 def capture(model: Any, emit: Emit) -> Iterator[None]:
     """While it lasts, each forward pass of the model hands every stage (trace/stages.py, batch 1) to `emit`.
 
-    Values come as float32, or as float64 from a float64 model. Q, K and V are computed as a product and then a sum, so
-    that qkv_matmul exists; Transformers itself fuses them, which rounds once less. All else is the model's own
+    Values come as float32, or as float64 from a float64 model. What has a bias is computed as a product and then a sum,
+    so that both exist; Transformers itself fuses them, which rounds once less. All else is the model's own
     arithmetic, but in float64, where its fixed float32 steps (norms, soft-max, cosine and sine of the float32 angles)
     are done in float64.
     """
@@ -273,7 +273,8 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
         x = x.detach()[0]  # the batch's only row
         emit(layer, stage, (x if wide else x.float()).cpu().numpy().copy())
 
-    def linear_then_bias(i: int, attention: Any) -> Callable[..., None]:
+    def linear_then_bias(i: int, names: tuple[str, ...], count: int) -> Callable[..., None]:
+        """A hook of the modules that make these stages side by side, so many."""
         parts: list[tuple[Any, Any]] = []
 
         def project(module: Any, inputs: Any, fused: Any) -> Any:
@@ -286,10 +287,9 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
                 inner.bias = bias
             parts.append((product, product if bias is None else product + bias))
             result = parts[-1][1]
-            if module is attention.v_proj:
-                for n, name in enumerate(("qkv_matmul", "qkv_bias")):
-                    if name in stages:
-                        out(i, name, torch.cat([part[n] for part in parts], -1))
+            if len(parts) == count:
+                for n, name in enumerate(names):
+                    out(i, name, torch.cat([part[n] for part in parts], -1))
                 parts.clear()
             return result
 
@@ -328,12 +328,15 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
             stack.enter_context(patch.object(type(model.model.norm), "forward", norm64))
             stack.enter_context(patch.object(type(model.model.rotary_emb), "forward", rotary64))
 
-        for i, layer in enumerate(model.model.layers):
-            project = linear_then_bias(i, layer.self_attn)
-            for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-                stack.callback(module.register_forward_hook(project).remove)
+        for i in range(len(model.model.layers)):
+            for stage in stages.values():
+                if stage.kind == "bias" or len(stage.hf) > 1:
+                    names = (*(stage.inputs if stage.kind == "bias" else ()), stage.name)
+                    project = linear_then_bias(i, names, len(stage.hf))
+                    for m in stage.hf:
+                        stack.callback(model.get_submodule(m.name(i)).register_forward_hook(project).remove)
         for stage in stages.values():
-            if len(stage.hf) == 1 and stage.kind != "mix":  # Q, K and V have their hooks, attention its own function
+            if len(stage.hf) == 1 and stage.kind not in ("mix", "bias"):  # attention has its own function
                 layers = {"layer": range(len(model.model.layers)), "first": (0,), "whole": (None,)}[stage.scope]
                 for at in layers:
                     module = model.get_submodule(stage.hf[0].name(at))

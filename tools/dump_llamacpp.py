@@ -31,6 +31,7 @@ from .terminal import on_stderr
 
 FLASH = {s.name: "inside of flash attention" for s in STAGES if s.kind in ("scores", "soft-max")}
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+PAIRED = ("qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope")
 ATTENTION = {"auto": -1, "off": 0, "on": 1}  # llama.h: llama_flash_attn_type
 EMBEDDED = ("GET_ROWS", "token_embd.weight")  # the first node of each graph
 
@@ -306,7 +307,7 @@ class Graph:
 
     def _apart(self, stage: Stage, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Queries and keys whose pairs llama.cpp has side by side (models/architecture.py, paired), as halves."""
-        if not self.config.architecture.paired or stage.name not in ("qkv_matmul", "q_post_rope", "k_post_rope"):
+        if not self.config.architecture.paired or stage.name not in PAIRED:
             return x
         heads = self.config.num_attention_heads + self.config.num_key_value_heads
         turned = x.reshape(len(x), -1, self.head_dim).copy()

@@ -167,6 +167,8 @@ def lost_beside_text(source: Checkpoint, kind: str) -> list[str]:
             lost.append(
                 f"for llama.cpp, YaRN's betas: in {name} it takes --yarn-beta-fast and --yarn-beta-slow for them"
             )
+        if "output bias" not in read and "attn_out_bias_D" in c.architecture.found(source.tensors):
+            lost.append(f"for llama.cpp, attention's output bias: it has none in {name}, and refuses the file")
         if c.windows and "windows" not in read:
             lost.append(f"for llama.cpp, the attention windows: it has none in {name}")
         if meant_by_gguf(name, bool(c.windows)) is not c.architecture:

@@ -77,8 +77,10 @@ def open(path: Path) -> Checkpoint:
         rows = tensors[score.hf].shape[:1] if score is not None and score.hf in tensors else ()
         c, more = from_hf(config, own_head, pooling, *rows)
     if quantised is not None:
-        tensors, said = _without_added_biases(tensors, c.architecture)
+        tensors, said = _without_added_biases(tensors, c.architecture, config)
         notes += [f"{path}: {note}" for note in said]
+    with blamed_on(folder / CONFIG):
+        _check_optional(tensors, c.architecture, config)
     metadata = {
         "config": config,
         "generation_config": read_generation_config(folder),
@@ -135,9 +137,35 @@ def _plain_names(tensors: dict[str, QTensor], path: Path, kind: str) -> tuple[di
     return found, [] if own else [f"{path}: {old!r:.80} is taken for {name}, and so on for names like it"]
 
 
-def _without_added_biases(tensors: dict[str, QTensor], a: Architecture) -> tuple[dict[str, QTensor], list[str]]:
+def _check_optional(tensors: dict[str, QTensor], a: Architecture, config: dict[str, Any]) -> None:
+    """Raises BadInput where config.json asks for other pieces than are there: Transformers goes by config.json, and
+    makes up what is missing."""
+    found = a.found(tensors)
+    for field, pieces in a.optional.items():
+        said = config.get(field)
+        if said is not None and type(said) is not bool:
+            raise BadInput(f"{field} is {said!r:.80}; it must be true or false")
+        for piece, stacked in pieces.items():
+            if said and piece not in found:
+                name = stacked[0].hf.format(0)
+                raise BadInput(f"{field} is true, and there is no tensor {name}; add it, as zeros if it has no effect")
+            if not said and piece in found:
+                raise BadInput(
+                    f"{field} is {'false' if said is False else 'not there'}, so that Transformers leaves out tensor "
+                    f"{found[piece][0]}; make it true, or take the tensor out"
+                )
+
+
+def _without_added_biases(
+    tensors: dict[str, QTensor], a: Architecture, config: dict[str, Any]
+) -> tuple[dict[str, QTensor], list[str]]:
     """The tensors without biases of zeros that have no role: AutoGPTQ gave one to every module. And a note if so."""
-    added = [n for n, w in tensors.items() if n.endswith(".bias") and not a.renamed(n, "hf") and not w.data.any()]
+
+    def is_added(name: str) -> bool:
+        piece = next(iter(a.found([name]).values()), None)
+        return a.renamed(name, "hf") is None or (piece is not None and config.get(piece[1]) is not True)
+
+    added = [n for n, w in tensors.items() if n.endswith(".bias") and is_added(n) and not w.data.any()]
     if not added:
         return tensors, []
     kept = dict(tensors)

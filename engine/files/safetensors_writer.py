@@ -9,6 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
+from ...errors import BadInput
+from ..models import Architecture
 from . import Checkpoint
 from .carried import held
 from .end_of_generation import stops
@@ -41,6 +43,7 @@ def write(
     config |= {"architectures": [f"{a.title}{c.head.kind}"], "dtype": DTYPES[most_common_format(tensors)]}
     config |= c.spelled() | {"rms_norm_eps": shortest(c.rms_norm_eps), "rope_theta": shortest(c.rope_theta)}
     config |= {"rope_parameters": {"rope_theta": shortest(c.rope_theta)} | c.rope_scaling.spelled()}
+    config |= _asked(a, tensors)
     for own in ("windows", "dual_chunk", "causal", "head"):
         config.pop(own, None)
     config |= {"hidden_act": "silu", **a.hf_full, **c.sliding}
@@ -85,6 +88,20 @@ def write(
     _save(folder / "config.json", config)
     with (folder / "model.safetensors").open("xb") as file:
         write_safetensors(file, {"format": "pt"}, tensors, show)
+
+
+def _asked(a: Architecture, tensors: Sequence[Planned]) -> dict[str, bool]:
+    """The fields that say which optional pieces there are. Raises BadInput for some of those that one field is of."""
+    found = a.found(t.name for t in tensors)
+    for field, pieces in a.optional.items():
+        there = [found[piece][0] for piece in pieces if piece in found]
+        lacking = [t.hf.format(0) for piece, stacked in pieces.items() if piece not in found for t in stacked]
+        if there and lacking:
+            raise BadInput(
+                f"{there[0]} is there, and {lacking[0]} is not: config.json's {field} is of both; keep the model as "
+                "GGUF or APR"
+            )
+    return {field: any(piece in found for piece in pieces) for field, pieces in a.optional.items()}
 
 
 def write_safetensors(file: IO[bytes], about: Mapping[str, str], tensors: Sequence[Planned], show: Progress) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
@@ -42,11 +42,13 @@ class Architecture:
     whole: fields of Weights (engine/weights.py) and their tensors; scores: tensors of heads in place of the output's
     (heads.py). layer: fields of Layer and theirs, in the order in
     which their rows are stacked; a field that is not named is a piece that this architecture does not have.
+    optional: the same of pieces that a model may have, as its tensors say; by the field of config.json that asks for
+    them, and has to agree.
     stacked: of such a field, the tensor that some writers put in place of its several.
-    paired: roles of matrices whose rows stand in another order under ggml's name, in each head those together that RoPE
-    turns together: llama.cpp turns adjacent pairs of such models.
-    llama_cpp_reads: of "divisors" of RoPE's frequencies, YaRN's "betas" and attention "windows", what llama.cpp takes
-    from a file of this architecture.
+    paired: roles of matrices and biases whose rows stand in another order under ggml's name, in each head those
+    together that RoPE turns together: llama.cpp turns adjacent pairs of such models.
+    llama_cpp_reads: of "divisors" of RoPE's frequencies, YaRN's "betas", attention "windows" and the "output bias" of
+    attention, what llama.cpp takes from a file of this architecture.
     unread: how the names of tensors end that files hold and nobody needs.
     hf_keys, gguf_keys: what the fields of config.json, and GGUF's keys behind the name, do to the result.
     hf_defaults: what Transformers' configuration takes for a field that is not there; never a value of Config's.
@@ -67,6 +69,7 @@ class Architecture:
     pre: str
     tokenizer_class: str
     scores: tuple[Tensor, ...] = ()
+    optional: Mapping[str, Mapping[str, tuple[Tensor, ...]]] = field(default_factory=dict)
     stacked: Mapping[str, Tensor] = field(default_factory=dict)
     paired: frozenset[str] = frozenset()
     llama_cpp_reads: frozenset[str] = frozenset()
@@ -84,11 +87,36 @@ class Architecture:
         """Transformers' class of the model with its head."""
         return f"{self.title}ForCausalLM"
 
-    def tensors_of(self, layers: int) -> Iterator[tuple[Tensor, int | None]]:
-        """Every tensor of a model of so many layers, with its layer; the whole model's come first."""
+    @property
+    def pieces(self) -> dict[str, tuple[Tensor, ...]]:
+        """What a layer may have: the fields of `layer`, then the optional ones."""
+        return {**self.layer, **{name: t for asked in self.optional.values() for name, t in asked.items()}}
+
+    def tensors_of(self, layers: int, asked: Iterable[str] = ()) -> Iterator[tuple[Tensor, int | None]]:
+        """Every tensor of a model of so many layers, with its layer; the whole model's come first. asked: the fields of
+        config.json that ask for optional pieces."""
         yield from ((t, None) for t in self.whole.values())
+        fields = {**self.layer, **{name: t for field in asked for name, t in self.optional[field].items()}}
         for i in range(layers):
-            yield from ((t, i) for stacked in self.layer.values() for t in stacked)
+            yield from ((t, i) for stacked in fields.values() for t in stacked)
+
+    def of_role(self, pattern: str) -> Tensor | None:
+        """The tensor that is called so in either spelling, with {} for its layer; None if it has no role here."""
+        known = self.tensors_of(1, self.optional)
+        return next((t for t, _ in known if pattern in (t.hf, t.ggml)), None)
+
+    def found(self, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """The optional fields of which there is a tensor among these names: the first one's name, and the field of
+        config.json that asks for the piece."""
+        first: dict[str, str] = {}
+        for name in names:
+            first.setdefault(self._pattern(name)[0], name)
+        return {
+            piece: (first[spelled], field)
+            for field, pieces in self.optional.items()
+            for piece, stacked in pieces.items()
+            if (spelled := next((n for t in stacked for n in (t.hf, t.ggml) if n in first), None)) is not None
+        }
 
     def unstacked(self, tensors: Mapping[str, QTensor], sizes: Mapping[str, int]) -> dict[str, QTensor]:
         """The tensors, with those that hold the rows of several split into views of these. sizes: as Config.sizes."""
@@ -100,7 +128,7 @@ class Architecture:
                 found[name] = w
                 continue
             row, start = w.data.size // w.shape[0], 0
-            for part in self.layer[field]:
+            for part in self.pieces[field]:
                 spelled = (part.hf if pattern == self.stacked[field].hf else part.ggml).format(layer)
                 shape = part.shape(sizes)
                 stop = start + shape[0]
@@ -118,7 +146,7 @@ class Architecture:
         """The tensor with its rows in the order that they have under the other name, from either: whole rows move, and
         no byte of a block changes. sizes: as Config.sizes."""
         pattern, _ = self._pattern(w.name)
-        t = next((t for t, _ in self.tensors_of(layers=1) if pattern in (t.hf, t.ggml)), None)
+        t = self.of_role(pattern)
         if t is None or t.role not in self.paired or pattern == getattr(t, to) or w.shape[0] % sizes["H"]:
             return w
         half = (2, sizes["H"] // 2) if to == "ggml" else (sizes["H"] // 2, 2)
@@ -128,7 +156,6 @@ class Architecture:
     def renamed(self, name: str, to: Spelling) -> str | None:
         """A tensor's name in the other spelling, or the same one, from either; None if it has no role here."""
         pattern, layer = self._pattern(name)
-        for t, _ in self.tensors_of(layers=1):
-            if pattern in (t.hf, t.ggml):
-                return str(getattr(t, to)).format(layer)
+        if (t := self.of_role(pattern)) is not None:
+            return str(getattr(t, to)).format(layer)
         return next((str(getattr(t, to)) for t in self.scores if name in (t.hf, t.ggml)), None)

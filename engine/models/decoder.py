@@ -35,11 +35,18 @@ QKV_BIAS = {
         _layer("v_bias", "self_attn.v_proj.bias", "attn_v.bias", "KH"),
     )
 }
+ATTENTION_OUT_BIAS = {"attn_out_bias_D": (_layer("attn_out_bias", "self_attn.o_proj.bias", "attn_output.bias", "D"),)}
+ATTENTION_BIAS = QKV_BIAS | ATTENTION_OUT_BIAS
+MLP_BIAS = {
+    "gate_bias_F": (_layer("ffn_gate_bias", "mlp.gate_proj.bias", "ffn_gate.bias", "F"),),
+    "up_bias_F": (_layer("ffn_up_bias", "mlp.up_proj.bias", "ffn_up.bias", "F"),),
+    "ffn_down_bias_D": (_layer("ffn_down_bias", "mlp.down_proj.bias", "ffn_down.bias", "D"),),
+}
 HEAD_NORMS = {
     "q_norm_H": (_layer("q_norm", "self_attn.q_norm.weight", "attn_q_norm.weight", "H"),),
     "k_norm_H": (_layer("k_norm", "self_attn.k_norm.weight", "attn_k_norm.weight", "H"),),
 }
-OPTIONAL = QKV_BIAS | HEAD_NORMS  # what an architecture, or a file of it, may have
+OPTIONAL = ATTENTION_BIAS | MLP_BIAS | HEAD_NORMS  # what an architecture, or a file of it, may have
 # What vLLM, and llama.cpp's converter if told to (--fuse-qkv), put in place of three.
 STACKED = {
     "qkv": _layer("qkv", "self_attn.qkv_proj.weight", "attn_qkv.weight", "E D"),

@@ -1,5 +1,6 @@
 """Llama 2 and 3 (Touvron et al. 2023, arXiv:2307.09288; Grattafiori et al. 2024, arXiv:2407.21783) and what is built
-like them: Qwen2 without the bias. Transformers' configuration_llama.py and modeling_llama.py have the rest.
+like them: Qwen2 without the bias, or with one of every product but the head. Transformers' configuration_llama.py and
+modeling_llama.py have the rest.
 
 ggml turns adjacent pairs of such models' heads, so that llama.cpp's converter permutes the rows that make them.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from ..config_keys import GGUF, HF, Keys
 from .architecture import Architecture
-from .decoder import ATTENTION, ATTENTION_OUT, MLP, STACKED, WHOLE
+from .decoder import ATTENTION, ATTENTION_BIAS, ATTENTION_OUT, MLP, MLP_BIAS, STACKED, WHOLE
 from .heads import SCORES
 
 ARCHITECTURE = Architecture(
@@ -19,12 +20,13 @@ ARCHITECTURE = Architecture(
     whole=WHOLE,
     scores=SCORES,
     layer=ATTENTION | ATTENTION_OUT | MLP,
-    stacked={"qkv": STACKED["qkv"]},
+    optional={"attention_bias": ATTENTION_BIAS, "mlp_bias": MLP_BIAS},
+    stacked=STACKED,
     unread=(".rotary_emb.inv_freq",),
     hf_keys=HF | Keys(inert={"Llama reads it in no version of Transformers": ("is_decoder", "is_llama_config")}),
     gguf_keys=GGUF,
-    paired=frozenset({"q", "k"}),
-    llama_cpp_reads=frozenset({"divisors"}),
+    paired=frozenset({"q", "k", "q_bias", "k_bias"}),
+    llama_cpp_reads=frozenset({"divisors", "output bias"}),
     pre="llama-bpe",
     tokenizer_class="PreTrainedTokenizerFast",
 )

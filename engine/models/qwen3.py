@@ -1,11 +1,12 @@
-"""Qwen3, dense (Qwen Team 2025, arXiv:2505.09388): Qwen2 without the bias, and an RMS norm of each head of queries and
-keys before their rotation. Transformers' configuration_qwen3.py and modeling_qwen3.py have the rest."""
+"""Qwen3, dense (Qwen Team 2025, arXiv:2505.09388): Qwen2 without the bias, or with one of every product of attention,
+and an RMS norm of each head of queries and keys before their rotation. Transformers' configuration_qwen3.py and
+modeling_qwen3.py have the rest."""
 
 from __future__ import annotations
 
 from ..config_keys import GGUF, HF, Keys
 from .architecture import Architecture
-from .decoder import ATTENTION, ATTENTION_OUT, HEAD_NORMS, MLP, STACKED, WHOLE
+from .decoder import ATTENTION, ATTENTION_BIAS, ATTENTION_OUT, HEAD_NORMS, MLP, STACKED, WHOLE
 from .heads import SCORES
 
 ARCHITECTURE = Architecture(
@@ -16,7 +17,8 @@ ARCHITECTURE = Architecture(
     whole=WHOLE,
     scores=SCORES,
     layer=ATTENTION | HEAD_NORMS | ATTENTION_OUT | MLP,
-    stacked={"qkv": STACKED["qkv"]},
+    optional={"attention_bias": ATTENTION_BIAS},
+    stacked=STACKED,
     unread=(".rotary_emb.inv_freq",),
     hf_keys=HF
     | Keys(

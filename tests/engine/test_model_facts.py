@@ -153,7 +153,7 @@ def test_names_are_gguf_pys(a: Architecture) -> None:
     """Each of Hugging Face's names becomes the ggml name that llama.cpp's converter gives it, and none is left out."""
     (arch,) = (arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == a.gguf)
     to_ggml = gguf.get_tensor_name_map(arch, 1)
-    for t, _ in a.tensors_of(1):
+    for t, _ in a.tensors_of(1, a.optional):
         assert to_ggml.get_name(t.hf.format(0), try_suffixes=(".weight", ".bias")) == t.ggml.format(0)
     theirs = {gguf.TENSOR_NAMES[t].format(bid="{}") for t in gguf.MODEL_TENSORS[arch]} - {"rope_freqs"}
     theirs = {n for n in theirs if not re.search(r"rot_embd|_exps$|gate_inp", n)}  # tables, and Mixtral's experts
@@ -162,7 +162,7 @@ def test_names_are_gguf_pys(a: Architecture) -> None:
 
 @pytest.mark.parametrize("a", models.ARCHITECTURES, ids=lambda a: a.model_type)
 def test_names_go_both_ways(a: Architecture) -> None:
-    for t, i in a.tensors_of(12):
+    for t, i in a.tensors_of(12, a.optional):
         hf, ggml = t.hf.format(i), t.ggml.format(i)
         assert [a.renamed(name, "hf") for name in (hf, ggml)] == [hf, hf]
         assert [a.renamed(name, "ggml") for name in (hf, ggml)] == [ggml, ggml]

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwenref import hooks
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.carried import rope_in_gguf
+from qwenref.engine.files.convert import convert
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.load import open_weights
+from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize
 from qwenref.tools.dev.golden_config import IDS
 from qwenref.tools.dev.golden_family import MODELS, write_family
@@ -59,6 +62,25 @@ def test_healthy(folder: Path, tmp_path: Path, dtype: str, words: tuple[str, ...
     assert len(v.findings) > 60
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_healthy_by_hooks(folder: Path, tmp_path: Path, dtype: str, attention: str) -> None:
+    """What qwenref.hooks takes of the model that nothing else touches, by the names of its modules."""
+    torch = need_transformers()
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
+    dump = tmp_path / "dump.safetensors"
+    with torch.no_grad(), hooks(model, dump):
+        model.generate(torch.tensor([IDS]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    w = open_weights(folder).weights
+    c, has = w.config, of_pieces(w.pieces)
+    v = verify(open_dump(dump, c.sizes, layers=c.num_hidden_layers, stages=has), w)
+    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}
+    assert {f.stage for f in v.findings} >= {name for name, s in has.items() if s.kind == "bias"}
+
+
 Plant = Callable[[Any, Any, Any], None]  # torch, a layer, another
 
 
@@ -101,6 +123,28 @@ def large_eps(torch: Any, layer: Any, other: Any) -> None:
     layer.input_layernorm.variance_epsilon = 1e-3
 
 
+def no_output_bias(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.o_proj.bias.zero_()
+
+
+def output_bias_twice(torch: Any, layer: Any, other: Any) -> None:
+    layer.self_attn.o_proj.bias.mul_(2)
+
+
+def bias_of_keys_for_queries(torch: Any, layer: Any, other: Any) -> None:
+    a, groups = layer.self_attn, layer.self_attn.num_key_value_groups
+    bias = a.k_proj.bias.view(-1, a.head_dim)
+    a.q_proj.bias.copy_(bias.repeat_interleave(groups, 0).flatten())
+
+
+def no_bias_of_up(torch: Any, layer: Any, other: Any) -> None:
+    layer.mlp.up_proj.bias = None
+
+
+def bias_of_the_neighbour(torch: Any, layer: Any, other: Any) -> None:
+    layer.mlp.down_proj.bias.copy_(other.mlp.down_proj.bias)
+
+
 # model, stages that must be found, the hypothesis that must be named for each (None: no name is asked for), the mistake
 PLANTED: list[tuple[str, str, str | None, Plant]] = [
     ("qwen3", "q_norm", "norm-eps", eps_of_heads),
@@ -113,6 +157,12 @@ PLANTED: list[tuple[str, str, str | None, Plant]] = [
     ("llama", "ffn_silu", "activation", gelu),
     ("llama", "ffn_out", "weight-other-layer", down_of_the_neighbour),
     ("llama", "attn_norm", "norm-eps", large_eps),
+    ("qwen3, biases", "attn_out_bias", "bias-missing", no_output_bias),
+    ("llama, biases", "attn_out_bias", "bias-doubled", output_bias_twice),
+    ("qwen3, biases", "qkv_bias", "bias-other-piece", bias_of_keys_for_queries),
+    ("llama, biases", "qkv_bias", "bias-other-piece", bias_of_keys_for_queries),
+    ("llama, biases", "ffn_up_bias", "bias-missing", no_bias_of_up),
+    ("llama, biases", "ffn_out_bias", "bias-other-layer", bias_of_the_neighbour),
 ]
 
 
@@ -144,7 +194,7 @@ def test_planted(which: str, stage: str, named: str | None, mistake: Plant, tmp_
 
 def by_gguf_py(folder: Path, path: Path) -> Path:
     """The model as llama.cpp's converter would have it, written by gguf-py: names by its table, rows of Llama's queries
-    and keys permuted as conversion's `permute` does."""
+    and keys permuted as conversion's `permute` does; without the output bias, where llama.cpp would refuse it."""
     import gguf
 
     m = open_checkpoint(folder)
@@ -159,6 +209,8 @@ def by_gguf_py(folder: Path, path: Path) -> Path:
         out.add_tensor(divisors, x)
     for name, w in m.tensors.items():
         x, spelled = dequantize(w), names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if arch == gguf.MODEL_ARCH.QWEN3 and name.endswith("o_proj.bias"):
+            continue
         heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(name.split(".")[-2])
         if arch == gguf.MODEL_ARCH.LLAMA and heads:
             x = x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
@@ -168,6 +220,23 @@ def by_gguf_py(folder: Path, path: Path) -> Path:
     out.write_tensors_to_file()
     out.close()
     return path
+
+
+def test_llama_cpp_refuses_an_output_bias_of_qwen3(tmp_path: Path) -> None:
+    """As `engine convert` says."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make oracle)")
+    from qwenref.tools import dump_llamacpp
+
+    write_family(tmp_path, MODELS["qwen3, biases"])
+    lost: list[str] = []
+    convert(open_checkpoint(tmp_path), tmp_path / "m.gguf", lost=lost.append)
+    assert any("for llama.cpp, attention's output bias: it has none in qwen3" in line for line in lost)
+    m = open_checkpoint(tmp_path / "m.gguf")
+    with (
+        pytest.raises(BadInput, match="cannot load it"),
+        dump_llamacpp.running(m, of_pieces(open_weights(m.path).weights.pieces), 4, dump_llamacpp.Run()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("which", ["reference", "cpu"])

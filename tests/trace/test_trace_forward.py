@@ -56,8 +56,9 @@ MODELS = {
     "quantised": {"formats": QUANTISED, "seed": 1},
     "k_quants": WIDE,
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "heads": 3, "kv_heads": 1, "formats": QUANTISED, "seed": 2},
+    "biases": {"model_type": "llama", "asked": ("attention_bias", "mlp_bias"), "formats": QUANTISED, "seed": 3},
 }
-IN_A_LAYER = {"qwen2": 17, "qwen3": 18}
+IN_A_LAYER = {"qwen2": 17, "qwen3": 18, "llama": 21}
 
 # RMS relative to float64. f32: some hundred roundings of 2^-24 a stage, carried through two layers; int8: steps of
 # 1/127 of a block's largest activation, through every product; int16: of 1/32639.

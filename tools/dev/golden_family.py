@@ -42,6 +42,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "llama": LLAMA | {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 16}},
     "llama, tied": LLAMA | {"tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 4},
+    "llama, biases": LLAMA | {"attention_bias": True, "mlp_bias": True},
+    "qwen3, biases": QWEN3 | {"attention_bias": True, "tie_word_embeddings": True},
     "mistral": MISTRAL | {"sliding_window": 5, "head_dim": 16},
     "mistral, no window": MISTRAL | {"sliding_window": None},
 }  # fmt: skip
@@ -52,7 +54,8 @@ def write_family(folder: Path, config: Mapping[str, Any]) -> None:
     """A config.json and a model.safetensors with every tensor of its architecture, the same on every machine."""
     c, _ = from_hf(config, own_head=not config["tie_word_embeddings"])
     found = {}
-    for seed, (t, layer) in enumerate(c.architecture.tensors_of(c.num_hidden_layers)):
+    asked = [field for field in c.architecture.optional if config.get(field)]
+    for seed, (t, layer) in enumerate(c.architecture.tensors_of(c.num_hidden_layers, asked)):
         if t.role != "lm_head" or not c.tie_word_embeddings:
             shape = t.shape(c.sizes)
             x = random_values(prod(shape), seed).reshape(shape) / 4 + np.float32("norm" in t.role)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from ...errors import BadInput
-from ..stages import Stage, by_name, standing_for
+from ..stages import USUAL, Stage, by_name, standing_for
 from .array import Array
 from .engines import FACT_RULES, OWN, engine_of
 from .names import FACTS, PARTS, Rule
@@ -72,7 +72,7 @@ def placed(
     stages: Mapping[str, Stage] | None = None,
 ) -> Places:
     """Every array by its name. rules: a user's map; None for the engine's whose names these are. sizes, layers, stages:
-    the model's; q_proj of a model without bias is the product itself.
+    the model's; q_proj of a model without bias is the product itself; so is o_proj of one that is not known.
 
     Raises BadInput where two arrays are the same stage, and for layers that the model has not.
     """
@@ -80,6 +80,8 @@ def placed(
     engine = None if rules else engine_of([n.inside for n in named.values()])
     known = rules or (*FACT_RULES, *engine.rules, *OWN.rules) if engine else rules or ()  # ours are always understood
     places = Places("a map") if engine is None else Places(engine.name, engine.ordered)
+    if engine not in (None, OWN):
+        stages = stages or USUAL
     deepest = layers or _deepest(named.values(), known)
     for a in arrays:
         _place(places, a, named[a.name], known, sizes, deepest, stages)

@@ -15,7 +15,7 @@ from ...quant import bf16
 from .names import PARTS, letters_of
 
 Values = NDArray[np.float32]
-SUMMED = ("attn_out", "ffn_out")
+SUMMED = ("attn_out", "attn_out_bias", "ffn_out", "ffn_out_bias")
 
 
 def share(target: str) -> str | None:

@@ -72,6 +72,11 @@ class Evidence:
     def stage(self, name: str) -> Stage:
         return self.stages[name]
 
+    @cached_property
+    def biased(self) -> Mapping[str, str]:
+        """The products that a bias is added to, and the stages that hold the sums."""
+        return {s.inputs[0]: s.name for s in self.stages.values() if s.kind == "bias"}
+
     @property
     def valued(self) -> str:
         """The stage that holds the values that attention mixes, beside queries and keys."""
@@ -126,7 +131,7 @@ class Evidence:
         return self.formats[key]
 
     def gain(self, layer: int | None, name: str) -> Array:
-        """A norm's gain or the QKV bias, as the file decodes."""
+        """A norm's gain or a bias, as the file decodes."""
         leaf = getattr(self.weights if layer is None else self.weights.layers[layer], name)
         return np.concatenate([dequantize(p) for p in parts(leaf)]).astype(np.float64)
 

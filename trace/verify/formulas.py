@@ -15,6 +15,7 @@ from ..stages import Kind, of_kind
 from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
 from .recipes import flash, ggml_flash, operations
+from .recipes.facts.fused import PRODUCT
 from .recipes.facts.mixing import GGML
 from .recipes.matrix import FileMatrix
 from .recipes.products import added, operand, product, summation
@@ -144,22 +145,24 @@ def product_of(s: Inputs) -> Span:
 
 
 def bias_of(s: Inputs) -> Span:
-    b = operations.weight(s.recipe, weight_of(s))[None]
+    b, (of,) = operations.weight(s.recipe, weight_of(s))[None], s.evidence.stage(s.stage).inputs
     # Inside the product, the sum may begin at the bias: each of its additions rounds a sum that is larger by as much.
     x = input_of(s)
     more: Array = np.zeros(1)
-    if "qkv_matmul" in s.recipe.fused:
-        more = summation(s.config.hidden_size, 2 * np.square(b), np.zeros(1))
-        if any(m.adapters for m in s.evidence.matrices(s.layer, "qkv_matmul")):
+    if PRODUCT in s.recipe.fused:
+        matrices = s.evidence.matrices(s.layer, of)
+        more = summation(matrices[0].shape[1], 2 * np.square(b), np.zeros(1))
+        if any(m.adapters for m in matrices):
             # Adapters are added to product and bias, which were stored: a rounding more, of what is without them.
-            more = more + s.recipe.result.u * (np.abs(x.mid + b) + np.abs(adapters_of_qkv(s)))
+            more = more + s.recipe.result.u * (np.abs(x.mid + b) + np.abs(adapters_of(s, of)))
     return operations.add(s.recipe, x, Span.point(b), more=more)
 
 
-def adapters_of_qkv(s: Inputs) -> Array:
-    """[T, E]: what adapters add to Q, K and V."""
-    x, parts = flat(s.input("attn_norm")), []
-    for m in s.evidence.matrices(s.layer, "qkv_matmul"):
+def adapters_of(s: Inputs, product_stage: str) -> Array:
+    """[T, O]: what adapters add to another stage of the layer, a product."""
+    (given,), parts = s.evidence.stage(product_stage).inputs, []
+    x = flat(s.input(given))
+    for m in s.evidence.matrices(s.layer, product_stage):
         own = [added(s.recipe, x, a).mid for a in m.adapters]
         parts.append(sum(own, np.zeros((len(x.mid), m.shape[0]))))
     return np.concatenate(parts, 1)

@@ -123,7 +123,8 @@ def _without(
 def _adapter(judge: Judge, e: Entry, recipe: Recipe) -> bool:
     """Whether a mistake with an adapter explains the stage down to rounding: adapters are small, and what is wrong with
     one would often be within a budget of noise."""
-    stages = ("qkv_matmul",) if e.stage.name == "qkv_bias" else (e.stage.name,) if e.stage.kind == "product" else ()
+    own = judge.evidence.stage(e.stage.name)
+    stages = own.inputs if own.kind == "bias" else (own.name,) if own.kind == "product" else ()
     if not any(m.adapters for stage in stages for m in judge.evidence.matrices(e.layer, stage)):
         return False
     site, _, _ = judge.again(e, recipe)

@@ -20,6 +20,7 @@ from .evidence import Evidence
 from .facts import Key, KeysMissing, PositionsMissing, TooMuchMissing, Unjudgeable
 from .fit import few_of
 from .formulas import ROPE, as_heads, formula
+from .recipes.facts.fused import PRODUCT
 from .recipes.matrix import FileMatrix
 from .recipes.recipe import Recipe
 from .span import FLOAT32, Array, Span, joined
@@ -75,7 +76,7 @@ class Site:
             return self.how
         if self.how.mix != "stored" and self.evidence.stage(self.stage).kind in ("scores", "soft-max"):
             return replace(self.how, result=FLOAT32, scale="inside")  # attention in one piece rounds neither
-        kept = FLOAT32 if self.stage in self.how.fused else self.evidence.stored_as(self.stage, self.how.result)
+        kept = FLOAT32 if self.goes_on else self.evidence.stored_as(self.stage, self.how.result)
         return self.how if kept is self.how.result else replace(self.how, result=kept)
 
     def under(self, recipe: Recipe) -> Site:
@@ -149,7 +150,13 @@ class Site:
 
     def taken(self) -> Span:
         """The stage's value as the judged one takes it: as it was stored, or, in one operation with it, as computed."""
-        return self.compute() if self.stage in self.how.fused else self.value()
+        return self.compute() if self.goes_on else self.value()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the stage goes into the judged one as it was computed, not as it was stored."""
+        fused = self.how.fused
+        return self.stage in fused or (PRODUCT in fused and self.stage in self.evidence.biased)
 
     def before(self) -> Span:
         """The residual that enters this layer (or the final norm)."""

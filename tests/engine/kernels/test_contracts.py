@@ -167,8 +167,8 @@ def test_FALSIFY_ATTN_SUB_001_capture_order() -> None:
     block = ["qkv_bias", "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention", "attn_out"]
     at = QWEN2.index("qkv_bias")
     assert list(QWEN2[at : at + 7]) == block
-    for model_type in (a.model_type for a in ARCHITECTURES):
-        w = tiny_weights(layers=1, model_type=model_type)
+    for model_type, asked in ((a.model_type, tuple(a.optional)[:n]) for a in ARCHITECTURES for n in range(3)):
+        w = tiny_weights(layers=1, model_type=model_type, asked=asked)
         (stages,) = collect(w, "reference", "f32", [1, 2])
         told = list(of_pieces(w.pieces))
         assert [name for name, _ in stages] == told, "the page runs in another order than the table says"

@@ -70,6 +70,27 @@ def test_each_layout_is_the_plain_dump(how: str, engine: str, tmp_path: Path) ->
     assert verify(dump, W).status == 0
 
 
+BIASED = {  # of a model with a bias of every product: how many stages of a layer a way has beside those of Qwen2
+    "own": 4, "llama.cpp, callback": 3, "transformers": 0, "sglang": 0, "sglang, ranks": 0, "vllm": 0, "meta": 0,
+    "candle, quantized": 0, "tensorrt-llm": 0, "onnx": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BIASED)
+def test_biases_of_other_products(how: str, tmp_path: Path) -> None:
+    """Modules show what they put out, with its bias, and it is read as that; nodes show both."""
+    w = tiny_weights(model_type="llama", asked=("attention_bias", "mlp_bias"))
+    plain = dump_of(w, "HF float32", IDS)
+    dump = arrived(WAYS[how], tmp_path, plain, w)
+    assert len(dump.entries) == WRITTEN[how][1] + BIASED[how] * 2
+    for e in dump.entries:
+        right = plain.get(e.stage.name, e.layer, e.phase)
+        assert right is not None
+        np.testing.assert_array_equal(e.values().view(np.uint32), np.asarray(right.values()).view(np.uint32), e.label)
+    shown = {e.stage.name for e in dump.entries}
+    assert ("ffn_out_bias" in shown) == (how != "candle, quantized") and verify(dump, w).status == 0
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_a_mistake_is_found_where_it_is(how: str, tmp_path: Path) -> None:
     """Two rows of one layer's output projection are swapped for each other, and the engine goes on with it."""

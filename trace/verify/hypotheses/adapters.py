@@ -97,12 +97,15 @@ def adapter_scaled(s: Site) -> Several:
 
 
 def held(s: Site) -> Array | None:
-    """What the dump has of the stage; of the product of Q, K and V, which many engines do not show, by their bias."""
+    """What the dump has of the stage; of a product that has a bias, and that many engines do not show, by that."""
     mine = s.evidence.stored((s.phase, s.layer, s.stage))
     if mine is not None:
         return np.asarray(s.evidence.values(mine), np.float64)
-    biased = s.evidence.stored((s.phase, s.layer, "qkv_bias")) if s.stage == "qkv_matmul" else None
-    return None if biased is None else s.evidence.values(biased) - s.gain("qkv_bias_E")
+    name = s.evidence.biased.get(s.stage)
+    biased = None if name is None else s.evidence.stored((s.phase, s.layer, name))
+    return (
+        None if biased is None else s.evidence.values(biased) - s.gain(s.evidence.stage(biased.stage.name).weight or "")
+    )
 
 
 def times(adapters: Adapters, factor: float) -> Adapters:

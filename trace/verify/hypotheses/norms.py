@@ -89,7 +89,8 @@ def norm_wrong_input(s: Site) -> Several:
     _, gain = normed(s)
     if s.stage in HEADS:
         return
-    others = {"ffn_norm": ("before", "attn_out"), "final_norm": (), "attn_norm": ()}[s.stage]
+    added = s.evidence.stage("post_attn_residual").inputs[1]
+    others = {"ffn_norm": ("before", added), "final_norm": (), "attn_norm": ()}[s.stage]
     for name in others:
         yield (
             ("the layer's input" if name == "before" else name),

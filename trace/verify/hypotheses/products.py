@@ -134,9 +134,10 @@ def product_wrong_input(s: Site) -> Several:
     elif s.stage in ("ffn_gate", "ffn_up"):
         yield "the residual before the norm", through(s, s.input("post_attn_residual"))
         yield "attn_norm", through(s, s.input("attn_norm"))
-        yield "attn_out", through(s, s.input("attn_out"))
+        added = s.evidence.stage("post_attn_residual").inputs[1]
+        yield added, through(s, s.input(added))
     elif s.stage == "ffn_out":
-        for name in ("ffn_silu", "ffn_up", "ffn_gate"):
+        for name in (*s.evidence.stage("ffn_swigl").inputs, *s.evidence.stage("ffn_silu").inputs):
             yield name, through(s, s.input(name))
     else:
         x = s.input("attention")
@@ -146,11 +147,11 @@ def product_wrong_input(s: Site) -> Several:
         yield "heads laid out [N, T]", through(s, x.shaped(lambda v: v.swapaxes(0, 1).reshape(T, N * H)))
 
 
-@hypothesis("bias-included", "the stage already holds the bias", "qkv_matmul")
+@hypothesis("bias-included", "the stage already holds the bias", *IN_LAYER)
 def bias_included(s: Site) -> Variants:
-    if "qkv_bias" not in s.evidence.stages:
+    if s.stage not in s.evidence.biased:
         return None
-    return bias_of(s.at("qkv_bias").having(qkv_matmul=s.compute()))
+    return bias_of(s.at(s.evidence.biased[s.stage]).having(**{s.stage: s.compute()}))
 
 
 @hypothesis("operands-rounded", "activations and weights are rounded to {} first", *PRODUCTS)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from ...stages import by_name
-from ..formulas import flat, input_of
+from ..formulas import flat, input_of, weight_of
 from ..recipes import operations
 from ..site import Site
-from ..span import Span
+from ..span import Array, Span
 from .attention import Mask
 from .hypothesis import Hypothesis, Several, entering
 from .masks import dumped, listed
 from .products import through
-from .vectors import biased, parts
+from .vectors import BIAS, BIASES, biased, parts
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
@@ -24,20 +26,26 @@ AXES = {"T": "position", "N": "head", "K": "kv head", "H": "channel", "D": "colu
         "V": "token"}  # fmt: skip
 
 
-@hypothesis("bias-rank", "the QKV bias is not split by rank: {}", "qkv_bias")
+@hypothesis("bias-rank", "the {}", *BIASES)
 def bias_rank(s: Site) -> Several:
-    """Of so many ranks, each with its heads of Q, K and V."""
-    own = s.gain("qkv_bias_E")
+    """Of so many ranks, each with its heads of Q, K and V, or its columns; of what they sum, one adds the bias."""
+    own, what = weight_of(s), f"{BIAS[s.stage]} is not split by rank"
     for ranks in RANKS:
-        if s.config.num_key_value_heads % ranks:
-            continue
-        shares = [np.split(own[columns], ranks) for _, columns in parts(s)]
-        for r in range(ranks):
-            told = f"each of {ranks} ranks adds the part of rank {r}"
-            yield told, biased(s, np.concatenate([np.tile(share[r], ranks) for share in shares]))
-            alone = [[p if i == r else 0 * p for i, p in enumerate(share)] for share in shares]
-            yield f"only rank {r} of {ranks} adds its part", biased(s, np.concatenate([p for a in alone for p in a]))
-        yield f"each of {ranks} ranks adds all of it", biased(s, own * ranks)
+        if s.evidence.stage(s.stage).inputs[0] in SUMMED:
+            yield f"{BIAS[s.stage]} is added by each of {ranks} ranks", biased(s, own * ranks)
+        elif not (s.config.num_key_value_heads if s.stage == "qkv_bias" else len(own)) % ranks:
+            for told, bias in _split([own[columns] for _, columns in parts(s)], ranks):
+                yield f"{what}: {told}", biased(s, bias)
+            yield f"{what}: each of {ranks} ranks adds all of it", biased(s, own * ranks)
+
+
+def _split(parts: Sequence[Array], ranks: int) -> Iterator[tuple[str, Array]]:
+    """Biases of parts of which every rank has a share, and what ranks add if they take another's, or none."""
+    shares = [np.split(part, ranks) for part in parts]
+    for r in range(ranks):
+        yield f"each of {ranks} ranks adds the part of rank {r}", np.concatenate([np.tile(p[r], ranks) for p in shares])
+        alone = [[p if i == r else 0 * p for i, p in enumerate(share)] for share in shares]
+        yield f"only rank {r} of {ranks} adds its part", np.concatenate([p for a in alone for p in a])
 
 
 @hypothesis("rank-missing", "of {}", *SUMMED)

@@ -8,7 +8,7 @@ from math import erf
 import numpy as np
 
 from ...stages import of_kind
-from ..formulas import inputs_of
+from ..formulas import input_of, inputs_of, weight_of
 from ..recipes import operations
 from ..site import Site
 from ..span import Array, Span
@@ -19,7 +19,7 @@ TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
 
 
-RESIDUALS = of_kind("residual")
+RESIDUALS, BIASES = of_kind("residual"), of_kind("bias")
 
 
 def near(s: Site, value: Array, u: float = 8) -> Span:
@@ -50,48 +50,78 @@ def tokens_shifted(s: Site) -> Several:
 # -- bias -------------------------------------------------------------------------------------------------------------
 
 
+BIAS = {
+    "qkv_bias": "QKV bias", "attn_out_bias": "bias of the output projection", "ffn_gate_bias": "bias of gate",
+    "ffn_up_bias": "bias of up", "ffn_out_bias": "bias of the down projection",
+}  # fmt: skip
+
+
 def biased(s: Site, bias: Array) -> Span:
-    return operations.add(s.recipe, s.input("qkv_matmul"), point(s, bias[None]))
+    return operations.add(s.recipe, input_of(s), point(s, bias[None]))
 
 
-@hypothesis("bias-missing", "the QKV bias is not added{}", "qkv_bias")
+@hypothesis("bias-missing", "the {}", *BIASES)
 def bias_missing(s: Site) -> Several:
-    yield "", operations.rounded(s.recipe, s.input("qkv_matmul"))
-    for name, columns in parts(s):
-        bias = s.gain("qkv_bias_E")
+    yield f"{BIAS[s.stage]} is not added", operations.rounded(s.recipe, input_of(s))
+    for name, columns in parts(s) if s.stage == "qkv_bias" else ():
+        bias = weight_of(s)
         bias[columns] = 0
-        yield f" to {name}", biased(s, bias)
+        yield f"{BIAS[s.stage]} is not added to {name}", biased(s, bias)
 
 
-@hypothesis("bias-doubled", "the QKV bias is added twice", "qkv_bias")
-def bias_doubled(s: Site) -> Variants:
-    once = biased(s, s.gain("qkv_bias_E"))
-    return operations.add(s.recipe, once, point(s, s.gain("qkv_bias_E")[None]))
+@hypothesis("bias-doubled", "the {} is added twice", *BIASES)
+def bias_doubled(s: Site) -> Several:
+    once = biased(s, weight_of(s))
+    yield BIAS[s.stage], operations.add(s.recipe, once, point(s, weight_of(s)[None]))
 
 
-@hypothesis("bias-subtracted", "the QKV bias is subtracted", "qkv_bias")
-def bias_subtracted(s: Site) -> Variants:
-    return biased(s, -s.gain("qkv_bias_E"))
+@hypothesis("bias-subtracted", "the {} is subtracted", *BIASES)
+def bias_subtracted(s: Site) -> Several:
+    yield BIAS[s.stage], biased(s, -weight_of(s))
 
 
-@hypothesis("bias-other-layer", "the QKV bias is that of layer {}", "qkv_bias")
+@hypothesis("bias-other-layer", "the {}", *BIASES)
 def bias_other_layer(s: Site) -> Several:
     for layer in range(s.config.num_hidden_layers):
         if layer != s.layer:
-            yield str(layer), biased(s, s.evidence.gain(layer, "qkv_bias_E"))
+            other = s.evidence.gain(layer, s.evidence.stage(s.stage).weight or "")
+            yield f"{BIAS[s.stage]} is that of layer {layer}", biased(s, other)
 
 
 @hypothesis("bias-order", "the parts of the QKV bias stand in another order ({})", "qkv_bias")
 def bias_order(s: Site) -> Several:
-    q, k, v = (s.gain("qkv_bias_E")[columns] for _, columns in parts(s))
+    q, k, v = (weight_of(s)[columns] for _, columns in parts(s))
     yield "Q V K", biased(s, np.concatenate([q, v, k]))
     yield "K V Q", biased(s, np.concatenate([k, v, q]))
     for name, rows in group_orders(s.config):
-        yield name, biased(s, s.gain("qkv_bias_E")[rows])
+        yield name, biased(s, weight_of(s)[rows])
+
+
+@hypothesis("bias-other-piece", "the {}", *BIASES)
+def bias_other_piece(s: Site) -> Several:
+    """Of Q, K and V (whose heads are repeated, or the first taken, where there are others), or of another product."""
+    if s.stage != "qkv_bias":
+        for name, what in BIAS.items():
+            other = s.evidence.stages.get(name)
+            if name != s.stage and other is not None and other.letters == s.evidence.stage(s.stage).letters:
+                yield f"{BIAS[s.stage]} is the {what}", biased(s, s.gain(other.weight or ""))
+        return
+    own, H = weight_of(s), s.config.head_dim
+    for name, columns in parts(s):
+        for other_name, taken in parts(s):
+            if name != other_name:
+                other_KH, count = own[taken].reshape(-1, H), own[columns].size // H
+                times = -(-count // len(other_KH))
+                for heads in (np.repeat(other_KH, times, 0), np.tile(other_KH, (times, 1)))[: 1 + (times > 1)]:
+                    bias = own.copy()
+                    bias[columns] = heads[:count].reshape(-1)
+                    yield f"{BIAS[s.stage]} of {name} is that of {other_name}", biased(s, bias)
 
 
 def parts(s: Site) -> list[tuple[str, slice]]:
-    """The columns of Q, K and V."""
+    """The columns of Q, K and V in the product of all three; else all of the stage."""
+    if s.stage != "qkv_bias":
+        return [("", slice(None))]
     N, K, H = s.config.num_attention_heads, s.config.num_key_value_heads, s.config.head_dim
     return [("Q", slice(0, N * H)), ("K", slice(N * H, (N + K) * H)), ("V", slice((N + K) * H, (N + 2 * K) * H))]
 
@@ -129,7 +159,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @hypothesis("activation", "{} stands for SiLU", "ffn_silu")
 def activation(s: Site) -> Several:
-    x = s.input("ffn_gate")
+    x = input_of(s)
     for name, f in ACTIVATIONS.items():
         y = f(x.mid)
         # 1 + erf and 1 + tanh cancel where x is very negative: an absolute error of u |x| there.
@@ -137,27 +167,35 @@ def activation(s: Site) -> Several:
         yield name, operations.rounded(s.recipe, Span.around(y, slack))
 
 
+def gate_and_up(s: Site) -> tuple[Span, Span]:
+    """What SiLU is of, and what its result is multiplied with."""
+    (gate,), (_, up) = s.evidence.stage("ffn_silu").inputs, s.evidence.stage("ffn_swigl").inputs
+    return s.input(gate), s.input(up)
+
+
 @hypothesis("activation-of-up", "SiLU is applied to up, not to gate", "ffn_silu")
 def activation_of_up(s: Site) -> Variants:
-    return operations.silu(s.recipe, s.input("ffn_up"))
+    return operations.silu(s.recipe, gate_and_up(s)[1])
 
 
 @hypothesis("glu-add", "silu(gate) and up are added, not multiplied", "ffn_swigl")
 def glu_add(s: Site) -> Variants:
-    return operations.add(s.recipe, s.input("ffn_silu"), s.input("ffn_up"))
+    return operations.add(s.recipe, *inputs_of(s))
 
 
 @hypothesis("glu-swapped", "gate and up are swapped: silu(up) times gate", "ffn_swigl")
 def glu_swapped(s: Site) -> Variants:
-    return operations.mul(s.recipe, operations.silu(s.recipe, s.input("ffn_up")), s.input("ffn_gate"))
+    gate, up = gate_and_up(s)
+    return operations.mul(s.recipe, operations.silu(s.recipe, up), gate)
 
 
 @hypothesis("glu-half", "{}", "ffn_swigl")
 def glu_half(s: Site) -> Several:
-    yield "gate times up: the activation is skipped", operations.mul(s.recipe, s.input("ffn_gate"), s.input("ffn_up"))
-    yield "silu(gate) alone: up is not multiplied in", operations.rounded(s.recipe, s.input("ffn_silu"))
-    yield "silu(gate) times silu(gate)", operations.mul(s.recipe, s.input("ffn_silu"), s.input("ffn_silu"))
-    both = operations.mul(s.recipe, s.input("ffn_gate"), s.input("ffn_up"))
+    (gate, up), silu = gate_and_up(s), s.input("ffn_silu")
+    both = operations.mul(s.recipe, gate, up)
+    yield "gate times up: the activation is skipped", both
+    yield "silu(gate) alone: up is not multiplied in", operations.rounded(s.recipe, silu)
+    yield "silu(gate) times silu(gate)", operations.mul(s.recipe, silu, silu)
     yield "silu(gate up)", operations.silu(s.recipe, both)
 
 
@@ -211,7 +249,8 @@ def _elsewhere(s: Site) -> Iterator[tuple[str, Span]]:
     else:
         yield "ffn_norm: after the norm", s.input("ffn_norm")
         yield "the layer's input: attention's share is lost", s.before()
-        yield "attn_out", s.input("attn_out")
+        added = s.evidence.stage("post_attn_residual").inputs[1]
+        yield added, s.input(added)
     if s.layer:
         yield "the layer before", s.at("post_attn_residual", layer=s.layer - 1).value()
     yield "the embedding", s.at("embedding", layer=0).value()

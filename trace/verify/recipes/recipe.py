@@ -11,6 +11,7 @@ from typing import Any
 
 from ....quant.tensor import format_of
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Float
+from .facts.fused import PRODUCT
 from .scaled import KINDS
 
 
@@ -71,7 +72,7 @@ def sixteen(name: str, f: Float, **facts: Any) -> Recipe:
     return Recipe(name, result=f, weights=f, attention=f, **facts)
 
 
-FUSED: dict[str, Any] = {"fused": frozenset({"qkv_matmul"})}
+FUSED: dict[str, Any] = {"fused": frozenset({PRODUCT})}
 
 # Engines that have a name.
 RECIPES = (

@@ -9,6 +9,7 @@ from ...plural import plural
 from ...stages import STAGES
 from ..facts import FromTokens, NotFinite
 from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification
+from ..recipes.facts.fused import PRODUCT
 from ..recipes.recipe import RECIPES, Recipe
 from .places import surely, where_words
 from .words import words
@@ -143,7 +144,7 @@ def describe(r: Recipe, operands: Sequence[str]) -> str:
         return r.name
     if r.result.name != "float32":
         inside = "weights and every result rounded, norm and soft-max inside in float32"
-        more = "; bias inside the product" * ("qkv_matmul" in r.fused) + "; flash attention" * (r.mix != "stored")
+        more = "; bias inside the product" * (PRODUCT in r.fused) + "; flash attention" * (r.mix != "stored")
         return f"Hugging Face in {r.result.name}: {inside}{more}" + f"; {apart}" * bool(apart)
     kv = "16-bit KV" if r.attention.name == "float16" else "32-bit KV"
     kv += ", flash attention" * (r.mix != "stored")
