@@ -23,4 +23,5 @@ def borrowed(name: str, block: int, size: int, activations: str) -> Format:
         values: NDArray[np.float32] = dequantize(np.ascontiguousarray(blocks), GGMLQuantizationType[name])
         return values
 
-    return Format(name, block, np.dtype((np.void, size)), decode, activations=activations)
+    wide = "Q16_K" if activations == "Q8_K" else "F32"
+    return Format(name, block, np.dtype((np.void, size)), decode, activations=activations, activations_int16=wide)

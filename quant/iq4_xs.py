@@ -39,4 +39,5 @@ FORMAT = Format(
     levels=16,
     nibbles=("qs", 32),
     activations="Q8_K",
+    activations_int16="Q16_K",
 )

@@ -41,6 +41,9 @@ REFUSED = [name for name, m in MODELS.items() if "refused" in m]
 
 # What the engine gets wrong, by what is wrong. Each is a strict xfail: a model that is cured must leave the list.
 FAULTS: dict[str, str] = {}
+# Whose CPU kernels no other test compiles: that would take a minute. They run on the reference backend, and by `make
+# matrix` on the CPU's.
+SELDOM = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_S", "IQ3_XXS", "TQ1_0"}
 KNOWN_FAILING = {name: fault for fault, names in FAULTS.items() for name in names.split()}
 
 
@@ -61,15 +64,27 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answers(m: Checkpoint, runs: list[dict[str, Any]], ends: tuple[int, ...]) -> Iterator[list[int]]:
+def on_backends(names: list[str]) -> list[Any]:
+    """Names and backends."""
+    found = []
+    for name in names:
+        marks = [pytest.mark.xfail(strict=True, reason=KNOWN_FAILING[name])] if name in KNOWN_FAILING else []
+        if SELDOM & set(MODELS[name].get("formats", ())):
+            found.append(pytest.param(name, "reference", marks=marks))
+            marks = [*marks, pytest.mark.matrix]
+        found.append(pytest.param(name, "cpu", marks=marks))
+    return found
+
+
+def answers(m: Checkpoint, runs: list[dict[str, Any]], ends: tuple[int, ...], backend: str) -> Iterator[list[int]]:
     """Greedy ids after each of the prompts, as `engine run` finds them, in f32; with room for more where it ended."""
-    loaded = load(bound(m))
+    loaded = load(bound(m), backend)
     for run in runs:
         room = len(run["ids"]) + (5 if run.get("ended") else 0)
         yield list(generate(run["prompt_ids"], loaded.weights, loaded.kernels, "f32", room, ends))
 
 
-def check(path: Path, want: dict[str, Any]) -> tuple[Tokenizer | None, str | None]:
+def check(path: Path, want: dict[str, Any], backend: str) -> tuple[Tokenizer | None, str | None]:
     """Tokenizer and answers of a model against its maker's. Returns the tokenizer and the chat template."""
     m = open_checkpoint(path)
     t, template = open_tokenizer(m) if m.vocabulary() else (None, None)
@@ -83,15 +98,15 @@ def check(path: Path, want: dict[str, Any]) -> tuple[Tokenizer | None, str | Non
         for run in want["runs"]:
             assert t.prompt_ids(run["text"]) == run["prompt_ids"]
     ends = t.eos_ids if t is not None else ()
-    assert list(answers(m, want["runs"], ends)) == [run["ids"] for run in want["runs"]]
+    assert list(answers(m, want["runs"], ends, backend)) == [run["ids"] for run in want["runs"]]
     return t, template
 
 
-@pytest.mark.parametrize("name", named(RUN))
-def test_a_model_that_another_tool_made(name: str, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(("name", "backend"), on_backends(RUN))
+def test_a_model_that_another_tool_made(name: str, backend: str, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     want = MODELS[name]
     path = corpus / want["path"]
-    t, template = check(path, want)
+    t, template = check(path, want, backend)
     if t is not None and "chat" in (said := EXPECTED["tokenizers"][want["tokenizer"]]):
         assert chat_ids(t, template, Chat(EXPECTED["chat"])) == said["chat"]
 
@@ -106,7 +121,7 @@ def test_a_model_that_another_tool_made(name: str, corpus: Path, tmp_path: Path,
     source = path
     for target in ("a.gguf", "b.apr", "c", "d.gguf"):
         convert(open_checkpoint(source), tmp_path / target)
-        assert check(tmp_path / target, want)[1] == template
+        assert check(tmp_path / target, want, backend)[1] == template
         source = tmp_path / target
 
 

@@ -18,17 +18,34 @@ from qwenref.engine.kernels.cpu.machine.kernel import Kernel, at, rows_of
 from qwenref.engine.kernels.cpu.machine.simd import get_i32, load_f32, set_i32, store_f32
 from qwenref.engine.kernels.cpu.machine.team import run_now
 from qwenref.engine.kernels.cpu.matmul.linear import LAYOUTS, Stack, stack
-from qwenref.engine.kernels.cpu.matmul.packed import FORMATS
+from qwenref.engine.kernels.cpu.matmul.packed import FORMATS, pack
 from qwenref.engine.kernels.cpu.matmul.product import TILE
 from qwenref.quant import q8_0, q8_1, q8_k, q16
 from qwenref.quant.tensor import QTensor, dequantize, format_of
 
+from ...tiny import SCATTERED, tiny_tensor
+
 CPU = Cpu()
 U = 2.0**-24  # unit roundoff of float32
 # Formats without a packed form go through float32: one of a kind is enough.
-ALL = (*(name for name in FORMATS if "/" not in name), "IQ2_S")  # with groups: test_packed_groups.py
+ALL = (*(name for name in FORMATS if "/" not in name), "APRQ4")  # with groups: test_packed_groups.py
 MINIMA = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
-INTEGER = (*MINIMA, "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "IQ4_NL", "MXFP4")  # formats with an int8 product
+GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_XS", "IQ2_S", "IQ2_XXS", "IQ1_S", "IQ1_M")
+LATER = (*GRIDS, "TQ1_0", "TQ2_0", "NVFP4")
+# Formats with an int8 product.
+INTEGER = (*MINIMA, "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", *GRIDS, "TQ1_0", "TQ2_0")
+
+
+# The kernels of all formats take minutes to compile: of the later ones those of a kind run always.
+ALWAYS = {("IQ3_S", "f32"), ("IQ2_XS", "f32"), ("TQ2_0", "f32"), ("IQ4_XS", "f32"), ("IQ4_XS", "int8")}
+
+
+def in_turn(name: str, *precisions: str) -> tuple[pytest.MarkDecorator, ...]:
+    later = name in LATER or name == "IQ4_XS"
+    return (pytest.mark.matrix,) if later and not {(name, p) for p in precisions} <= ALWAYS else ()
+
+
+PRODUCTS = [pytest.param(name, p, marks=in_turn(name, p)) for name in ALL for p in CPU.PRECISIONS]
 
 
 def gamma(n: int) -> float:
@@ -37,14 +54,17 @@ def gamma(n: int) -> float:
 
 def scale_columns(name: str) -> list[int]:
     """Where in a block the halves are that must not be random bits."""
-    if name in ("Q2_K", "Q3_K", "Q6_K", "MXFP4"):
-        return {"Q2_K": [80, 82], "Q3_K": [108], "Q6_K": [208], "MXFP4": []}[name]
+    places = {"Q2_K": [80, 82], "Q3_K": [108], "Q6_K": [208], "MXFP4": [], "TQ1_0": [52], "TQ2_0": [64]}
+    if name in places:
+        return places[name]
     return [0, 2] if name in MINIMA else [0]
 
 
 def random_matrix(rng: np.random.Generator, name: str, rows: int, K: int) -> QTensor:
     """Random codes under scales of a model's size."""
     f = format_of(name)
+    if name in SCATTERED:
+        return tiny_tensor("w", name, (rows, K), std=0.02, mean=0.0, rng=rng)
     if f.block == 1:
         blocks = f.encode(rng.standard_normal((rows * K, 1)).astype(np.float32))
     else:
@@ -110,8 +130,7 @@ def of_one_code(w: QTensor, byte: int) -> np.ndarray:
     return dequantize(QTensor(w.format, w.shape, b.view(np.uint8)))[:, :: f.group].astype(np.float64)
 
 
-@pytest.mark.parametrize("precision", CPU.PRECISIONS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "precision"), PRODUCTS)
 @settings(max_examples=8)
 @given(rows=st.integers(1, 100), blocks=st.integers(1, 9), T=st.integers(1, 13), seed=st.integers(0, 2**32 - 1))
 def test_linear_is_a_dot_product_to_within_rounding(
@@ -183,8 +202,7 @@ def test_a_minimum_that_takes_the_codes_away_costs_rounding_alone(name: str, pre
     assert np.abs(want).max() < 0.3 * (size_TG @ size_OG.T).max()  # they do cancel
 
 
-@pytest.mark.parametrize("precision", CPU.PRECISIONS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "precision"), PRODUCTS)
 @settings(max_examples=5)
 @given(rows=st.integers(1, 100), T=st.integers(1, 40), cut=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
 def test_linear_gives_equal_bits_however_tokens_are_grouped(
@@ -296,7 +314,7 @@ def test_activations_of_16_bits_are_two_signed_bytes(block: int, T: int, blocks:
         assert (part(K + K // block * 4, K // 32, np.int32) == of_32).all()
 
 
-@pytest.mark.parametrize("name", INTEGER)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_turn(name, "int8", "int16")) for name in INTEGER])
 def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> None:
     """docs/budgets.md: a variance of sum w^2 d^2 / 12 for a step d; int16's steps are 257 times smaller than int8's."""
     rng = np.random.default_rng(5)
@@ -309,6 +327,25 @@ def test_the_noise_of_rounded_activations_is_the_predicted_one(name: str) -> Non
         noise = CPU.linear(x_TI, matrices(precision, w)) - exact
         variance = np.repeat((amax / most) ** 2 / 12, block, axis=1) @ np.square(w_OI).T
         assert 0.9 < np.sqrt(np.mean(noise**2) / np.mean(variance)) < 1.1, precision
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_turn(name, "f32")) for name in LATER])
+def test_every_weight_is_the_formats(name: str) -> None:
+    """A product with the unit matrix is the weights, to the bit but for a zero's sign: of all rows and scales."""
+    w = random_matrix(np.random.default_rng(11), name, 320, 512)
+    packed, unit, want = matrices("f32", w), np.eye(512, dtype=np.float32), dequantize(w)
+    assert packed.parts[0].form.format.name == name and np.isfinite(want).all()
+    np.testing.assert_array_equal(CPU.linear(unit, packed), want.T)
+    for T in (1, 8):
+        np.testing.assert_array_equal(CPU.linear(unit[300 : 300 + T], packed), want.T[300 : 300 + T])
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_memory_is_the_files(name: str) -> None:
+    """To within a word a block: of the signs that a file leaves out, for their number is even."""
+    w = random_matrix(np.random.default_rng(3), name, 64, 512)
+    packed = pack(w)
+    assert packed.data.size == w.data.size + packed.form.extra * 64 * 512 // 256 * 4 < 1.07 * w.data.size
 
 
 @pytest.mark.parametrize("T", [1, 41])

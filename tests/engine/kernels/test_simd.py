@@ -229,6 +229,19 @@ def test_floats_of_8_bits(exponent: int, mantissa: int, finite: int) -> None:
     np.testing.assert_array_equal(got, want.reshape(2, LANES, 4).transpose(0, 2, 1).reshape(8, LANES))
 
 
+def test_words_of_a_table() -> None:
+    words = RNG.integers(0, 2**31, 300)
+    look_up = tiles.table32(words.tolist)
+
+    @njit
+    def kernel(out, numbers):
+        simd.store_i32(out, look_up(simd.load_i32(numbers)))
+
+    numbers = RNG.integers(0, 300, LANES, dtype=np.int32)
+    numbers[:2] = 0, 299
+    assert equal(ints_of(kernel, numbers), words[numbers].astype(np.int32))
+
+
 @pytest.mark.parametrize(("operation", "top"), [(tiles.dot4_tile, 127), (tiles.dot4_wide_tile, 255)])
 def test_integer_dots_are_exact(operation: Any, top: int) -> None:
     @njit
@@ -245,7 +258,7 @@ def test_integer_dots_are_exact(operation: Any, top: int) -> None:
     assert equal(got, (x.astype(np.int64) @ u.T.astype(np.int64) - top * sums[:, None]).astype(np.float32))
 
 
-@pytest.mark.parametrize(("quads", "bits"), [(8, 4), (8, 5), (4, 6), (8, 8)])
+@pytest.mark.parametrize(("quads", "bits"), [(8, 3), (8, 4), (8, 5), (4, 6), (8, 7), (8, 8)])
 def test_groups_are_exact(quads: int, bits: int) -> None:
     """Where as many products add up in 16 bits as a format's codes allow, also with the largest of both signs."""
     group, top = tiles.group_tile(quads, bits), (1 << bits) - 1
@@ -279,7 +292,7 @@ def test_sixteen_bit_dots_and_products_of_ints_are_exact() -> None:
 
     v = RNG.integers(-200, 200, (LANES, 2), dtype=np.int16)
     x = RNG.integers(-200, 200, (N, 2), dtype=np.int16)
-    v[0], x[0] = -128 * 32, -2032  # the largest that the kernels have
+    v[0], x[0] = -32 * 128, -4096  # the largest that the kernels have
     want = x.astype(np.int64) @ v.T.astype(np.int64)
     got = floats_of(kernel, v, x, rows=2 * N).reshape(2, N, LANES)
     assert equal(got[0], want.astype(np.float32))
@@ -289,13 +302,13 @@ def test_sixteen_bit_dots_and_products_of_ints_are_exact() -> None:
 def test_bytes_as_pairs() -> None:
     @njit
     def kernel(out, v):
-        for n in range(6):
+        for n in range(8):
             simd.store_i32(out + 256 * n, simd.even_bytes(simd.load_i32(v), n))
             simd.store_i32(out + 256 * n + 128, simd.odd_bytes(simd.load_i32(v), n))
 
     v = RNG.integers(-128, 128, (LANES, 4), dtype=np.int8)
-    got = floats_of(kernel, v, rows=12).view(np.int16).reshape(6, 2, LANES, 2)
-    for n in range(6):
+    got = floats_of(kernel, v, rows=16).view(np.int16).reshape(8, 2, LANES, 2)
+    for n in range(8):
         assert (got[n, 0] == v[:, ::2].astype(np.int16) << n).all()
         assert (got[n, 1] == v[:, 1::2].astype(np.int16) << n).all()
 

@@ -9,8 +9,11 @@ from ..machine.kernel import helper
 from ..machine.simd import load_i32, low_half, mask, shift_left, shift_right, splat_i32, to_f32
 from ..machine.tiles import code8_128
 from ..matmul.form import Form
+from ..matmul.grid import four_bytes
+from ..matmul.integer import blocks_of_256
 from ..matmul.product import coded
 from .iq4_nl import look_up
+from .q3_k import lowered
 
 SIZE = 34 * 128
 
@@ -35,4 +38,24 @@ def scale(w, group):
     return low_half(first) * to_f32((low | shift_left(high, 4)) - splat_i32(32))
 
 
-FORM = Form(iq4_xs.FORMAT, half_at=-1, words_at=0, f32=coded(__name__, codes, code8_128, scale, rest=None, quads=8))
+@helper
+def scales(w, four):
+    """Four groups' as signed bytes."""
+    high = mask(shift_right(load_i32(w), 16 + 8 * four), 0xFF)
+    high = mask(high | shift_left(high, 12), 0x000F000F)
+    high = mask(high | shift_left(high, 6), 0x03030303)
+    return lowered(four_bytes(load_i32(w + 128), four) | shift_left(high, 4))
+
+
+@helper
+def factor(w):
+    return low_half(load_i32(w))
+
+
+FORM = Form(
+    iq4_xs.FORMAT,
+    half_at=-1,
+    words_at=0,
+    f32=coded(__name__, codes, code8_128, scale, rest=None, quads=8),
+    **blocks_of_256(__name__, codes, scales, None, factor, None, quads=8, size=SIZE, bits=8),
+)

@@ -38,10 +38,15 @@ def raised(w, four):
 
 
 @helper
-def scales(w, four):
-    """The same as signed bytes: 32 less in each, borrowing from the bit that is set before and turned over again."""
+def lowered(bytes_):
+    """32 less in every byte up to 63, signed: borrowing from the bit that is set before and turned over again."""
     top = splat_i32(-0x7F7F7F80)  # 0x80 in every byte
-    return ((raised(w, four) | top) - splat_i32(0x20202020)) ^ top
+    return ((bytes_ | top) - splat_i32(0x20202020)) ^ top
+
+
+@helper
+def scales(w, four):
+    return lowered(raised(w, four))
 
 
 @helper

@@ -16,7 +16,7 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 32
 
-i8, i16, i32, i64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+i1, i8, i16, i32, i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 f16, f32 = ir.HalfType(), ir.FloatType()
 intp = types.intp
 

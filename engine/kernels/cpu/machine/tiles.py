@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .codegen import (
@@ -25,6 +26,7 @@ from .codegen import (
     f32,
     floats,
     fused,
+    i1,
     i8,
     i16,
     i32,
@@ -74,7 +76,7 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
     return write
 
 
-code2_2, code3_4 = (operation(floats, ints, intp)(_code(*k)) for k in ((2, 2), (3, 4)))
+code2_1, code2_2, code3_4 = (operation(floats, ints, intp)(_code(*k)) for k in ((2, 1), (2, 2), (3, 4)))
 code4_8, code5_16 = (operation(floats, ints, intp)(_code(*k)) for k in ((4, 8), (5, 16)))
 code6_32, code8_128 = (operation(floats, ints, intp)(_code(*k)) for k in ((6, 32), (8, 128)))
 
@@ -170,6 +172,32 @@ def table16(values: Sequence[int]) -> Any:
         return in_pieces(b, lanes, shuffle, codes)
 
     write.__name__ = "table16"
+    return operation(ints, ints)(write)
+
+
+def table32(words: Callable[[], Sequence[int]]) -> Any:
+    """An operation: each lane, the number of a word of 32 bits, becomes that word. words: what makes them, asked when
+    a kernel is compiled.
+    """
+
+    def write(b: Any, numbers: Any) -> Any:
+        every = ir.Constant.literal_array([ir.Constant(i32, w) for w in words()])
+        table = cgutils.global_constant(b, "table32", every)
+        if PATH == "avx512":
+            name, kind, base = (
+                "llvm.x86.avx512.mask.gather.dpi.512",
+                vector_type(i32, 16),
+                b.bitcast(table, i8.as_pointer()),
+            )
+            rest = [constant(i1, 1, 16), ir.Constant(i32, 4)]
+            return in_pieces(b, 16, lambda i: call(b, name, kind, [constant(i32, 0, 16), base, i, *rest]), numbers)
+        first = splat_of(b, b.ptrtoint(table, i64))
+        places = b.add(first, b.shl(b.zext(numbers, vector_type(i64)), constant(i64, 2)))
+        pointers = b.inttoptr(places, ir.VectorType(i32.as_pointer(), LANES))
+        rest = [ir.Constant(i32, 4), constant(i1, 1), ZERO[ints]]
+        return call(b, f"llvm.masked.gather.v{LANES}i32.v{LANES}p0", VI, [pointers, *rest])
+
+    write.__name__ = "table32"
     return operation(ints, ints)(write)
 
 

@@ -26,10 +26,10 @@ class Form:
     """How 32 rows of a format lie side by side, and the products that read them.
 
     A block has a half at half_at (or none, -1), and as many 32-bit words from words_at on as the rest takes. Packed, a
-    block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on. rearrange, where there is
-    one, goes over the packed blocks. f32, int8, int16: products by what the activations are; a form without integer
-    ones takes float32's. takes: whether the products give these blocks' values to the bit, where not all have it;
-    a matrix with others is decoded.
+    block of 32 rows is the 32 halves, then 32 rows' first words, second words, and so on, and `extra` words of 0.
+    rearrange, where there is one, goes over the packed blocks. f32, int8, int16: products by what the activations are;
+    a form without integer ones takes float32's. takes: whether the products give these blocks' values to the bit,
+    where not all have it; a matrix with others is decoded.
     """
 
     format: Format
@@ -39,4 +39,5 @@ class Form:
     int8: Products | None = None
     int16: Products | None = None
     rearrange: Kernel | None = None
+    extra: int = 0
     takes: Callable[[NDArray[Any]], bool] | None = None

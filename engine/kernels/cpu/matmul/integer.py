@@ -28,6 +28,7 @@ from ..machine.simd import (
 from ..machine.tiles import (
     dot2_tile,
     dot4_tile,
+    dot4_wide_tile,
     fma_tile,
     group_tile,
     multiply_tile,
@@ -117,7 +118,7 @@ def store_pairs(bytes_, power, at):
 
 
 @helper
-def q8_k_one(codes, scales, minima, factor, min_factor, quads, power, size, w, x, K, zero):
+def q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, size, w, x, K, zero):
     """A row block of weights in blocks of 256, their groups of 4 * quads columns, times one token in Q8_K, or its two
     halves in Q16_K.
 
@@ -138,13 +139,13 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, power, size, w, x
             for i in range(0, 4, 2):
                 g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
                 p, q = zeros_like(zero), zeros_like(zero)
-                p, q = dot_pair(codes, dot4_tile, w, g, quads, x, p, q, here, size // 32)
+                p, q = dot_pair(codes, multiply, w, g, quads, x, p, q, here, size // 32)
                 total = multiply_tile(p, signed_byte(bytes_, i), total)
                 total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
+            own = sums16 if quads == 4 else sums32
             if minima is None:
-                total = dot_pairs(bytes_, power, sums16 + 2 * four * word, total)
+                total = dot_pairs(bytes_, power, own + 2 * four * word, total)
             else:
-                own = sums16 if quads == 4 else sums32
                 least = dot_pairs(minima(w, four), 0, own + 2 * four * word, least)
         part = scale_tile(total, factor(w), zero)
         if minima is not None:
@@ -233,13 +234,13 @@ def q8_k_many(group, minima, quads, panel, x, k, K, acc):
     for g in range(groups):
         at = x + g * quads * 4 * TILE
         total = group(panel + g * quads * VECTOR, at, TILE * 4, load_i32(scales + g * VECTOR), total)
+    own = sums16 if quads == 4 else sums32
     if minima is None:
         for i in range(groups // 2):
-            total = dot2_tile(load_i32(pairs + i * VECTOR), sums16 + i * TILE * 4, total)
+            total = dot2_tile(load_i32(pairs + i * VECTOR), own + i * TILE * 4, total)
     part = scale_tile(total, load_f32(factors), many())
     if minima is not None:
         least = zeros_like(acc)
-        own = sums16 if quads == 4 else sums32
         for i in range(groups // 2):
             least = dot2_tile(load_i32(pairs + i * VECTOR), own + i * TILE * 4, least)
         part = scale_tile(least, load_f32(factors + VECTOR), part)
@@ -285,11 +286,12 @@ def blocks_of_256(
 ) -> Integer:
     """The same of a format in blocks of 256 (q8_k_one says what these are). bits: of a code."""
     group = group_tile(quads, bits)
+    multiply = dot4_wide_tile if bits > 7 else dot4_tile
     block_size, power = size, bits - 1
 
     @helper
     def one(w, size, x, K, zero):
-        return q8_k_one(codes, scales, minima, factor, min_factor, quads, power, block_size, w, x, K, zero)
+        return q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, block_size, w, x, K, zero)
 
     @helper
     def fill(w, size, k, width, K, panel):

@@ -26,6 +26,7 @@ from .form import Form
 FORMATS = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "MXFP4"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "NVFP4"),
     *("F16", "BF16", "F32"),
     *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
     *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in ("F16", "BF16", "F32")),
@@ -58,10 +59,11 @@ def _interleave(
     half_at: int,
     words_at: int,
     words: int,
+    extra: int,
 ) -> None:
-    """Row blocks first..last; rows past the last are zeros."""
+    """Row blocks first..last; rows past the last are zeros, and so are the extra words behind a block's own."""
     halves = LANES * 2 if half_at >= 0 else 0
-    size = halves + words * LANES * 4
+    size = halves + (words + extra) * LANES * 4
     for r in range(first, last):
         for lane in range(LANES):
             row = r * LANES + lane
@@ -78,6 +80,8 @@ def _interleave(
                         set_u16(to + 2 * lane, get_u16(at + half_at))
                     for i in range(words):
                         set_i32(to + halves + (i * LANES + lane) * 4, get_i32(at + words_at + 4 * i))
+                for i in range(words, words + extra):
+                    set_i32(to + halves + (i * LANES + lane) * 4, 0)
                 to += size
                 at += block_bytes
 
@@ -130,7 +134,7 @@ def pack(w: QTensor) -> Packed:
     block_bytes = form.format.bytes
     half = form.half_at >= 0
     words = -(-(block_bytes - 2 * half) // 4)
-    of_row = 2 * half + 4 * words  # of a block's bytes in the file, and of MXFP4's one twice
+    of_row = 2 * half + 4 * (words + form.extra)  # of a block's bytes in the file, and of MXFP4's one twice
     blocks = K // form.format.block
     size = blocks * LANES * of_row
     packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
@@ -141,7 +145,7 @@ def pack(w: QTensor) -> Packed:
         data = np.ascontiguousarray(dequantize(w, start, stop)) if decoded else raw
         out = packed.data[start // LANES * size :].ctypes.data
         items = -(-(stop - start) // LANES)
-        columns = (form.half_at, form.words_at, words)
+        columns = (form.half_at, form.words_at, words, form.extra)
         run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, block_bytes, *columns))
         forget(raw)
     if isinstance(w, Assembled):
