@@ -27,28 +27,47 @@ from ..machine.simd import (
 )
 from ..machine.tiles import (
     dot2_tile,
+    dot4_high_tile,
+    dot4_low_tile,
     dot4_tile,
     fma_tile,
     group_tile,
     multiply_tile,
     scale2_tile,
     scale_tile,
+    scaled_group_tile,
     spread_tile,
     start_tile,
     tile_width,
     zeros_like,
 )
 from .form import Integer, Products
-from .product import PIECE, TILE, VECTOR, fetch_ahead, kernels, many
+from .product import ABREAST, PIECE, TILE, VECTOR, fetch_ahead, kernels, many
 
 GROUPS = PIECE // 32  # of a panel, where blocks are of 32
 
 
 @helper
-def dot_pair(codes, multiply, w, g, quads, x, p, q, here, step):
-    """p and q, and the sums of code * x of the groups g and g + 1, for one token; each quad reads `step` of the bytes
-    from `here` on.
+def dot_group(codes, multiply, w, g, quads, x, p, here, step):
+    """p and the sums of code * x of the group g, for a tile; each quad reads `step` of the bytes from `here` on.
+
+    Where registers are few, of two tokens 16 rows at a time, whose words lie half a vector behind the others'.
     """
+    word = 4 * tile_width(p)
+    x += g * quads * word
+    for quad in range(quads):
+        fetch_ahead(here + quad * step, step)
+        if ABREAST or tile_width(p) == 1:
+            p = multiply(codes(w, g, quad), x + word * quad, p)
+        else:
+            p = dot4_low_tile(codes(w, g, quad), x + word * quad, p)
+            p = dot4_high_tile(codes(w + VECTOR // 2, g, quad), x + word * quad, p)
+    return p
+
+
+@helper
+def dot_pair(codes, multiply, w, g, quads, x, p, q, here, step):
+    """The same of the groups g and g + 1, whose chains are independent."""
     word = 4 * tile_width(p)
     x += g * quads * word
     for quad in range(quads):
@@ -80,9 +99,10 @@ def q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
     steps = x + K // 4 * word
     sums = steps + K // 32 * word
     groups = K // 32
+    paired = groups // 2 * 2 if ABREAST else 0
     group_size = size // groups
     acc = zero
-    for g in range(0, groups - 1, 2):
+    for g in range(0, paired, 2):
         p, q = start_tile(sums + word * g, -offset, zero), start_tile(sums + word * (g + 1), -offset, zero)
         p, q = dot_pair(codes, multiply, w, g, 8, x, p, q, w + g * group_size, group_size // 4)
         acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
@@ -91,11 +111,9 @@ def q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
         acc = scale2_tile(q, scale(w, g + 1), steps + word * (g + 1), acc)
         if minimum is not None:
             acc = meet(minimum(w, g + 1), steps + word * (g + 1), sums + word * (g + 1), acc)
-    if groups % 2:
-        g = groups - 1
+    for g in range(paired, groups):
         p = start_tile(sums + word * g, -offset, zero)
-        for quad in range(8):
-            p = multiply(codes(w, g, quad), x + (8 * g + quad) * word, p)
+        p = dot_group(codes, multiply, w, g, 8, x, p, w + g * group_size, group_size // 8)
         acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
         if minimum is not None:
             acc = meet(minimum(w, g), steps + word * g, sums + word * g, acc)
@@ -135,12 +153,16 @@ def q8_k_one(codes, scales, minima, factor, min_factor, quads, power, size, w, x
         total, least = zeros_like(zero), zeros_like(zero)
         for four in range(fours):
             bytes_ = scales(w, four)
-            for i in range(0, 4, 2):
+            for i in range(0, 4 if ABREAST else 0, 2):
                 g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
                 p, q = zeros_like(zero), zeros_like(zero)
                 p, q = dot_pair(codes, dot4_tile, w, g, quads, x, p, q, here, size // 32)
                 total = multiply_tile(p, signed_byte(bytes_, i), total)
                 total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
+            for i in range(4 if ABREAST else 0, 4):
+                g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
+                p = dot_group(codes, dot4_tile, w, g, quads, x, zeros_like(zero), here, size // 64)
+                total = multiply_tile(p, signed_byte(bytes_, i), total)
             if minima is None:
                 total = dot_pairs(bytes_, power, sums16 + 2 * four * word, total)
             else:
@@ -207,11 +229,14 @@ def q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
     sums = steps + K // 32 * TILE * 4
     x += k * TILE
     for g in range(width // 32):
-        p = start_tile(sums + g * TILE * 4, -offset, acc)
-        for plane in range(planes):
-            at = panel + (g * planes + plane) * 8 * VECTOR
-            p = group(at, x + g * 32 * TILE, TILE * 4, splat_i32(np.int32(1 << 4 * plane)), p)
-        acc = scale2_tile(p, load_f32(panel + (PIECE + g) * VECTOR), steps + g * TILE * 4, acc)
+        at, own, step, scale = panel + g * planes * 8 * VECTOR, sums + g * TILE * 4, steps + g * TILE * 4, PIECE + g
+        if ABREAST:
+            p = start_tile(own, -offset, acc)
+            for plane in range(planes):
+                p = group(at + plane * 8 * VECTOR, x + g * 32 * TILE, splat_i32(np.int32(1 << 4 * plane)), p)
+            acc = scale2_tile(p, load_f32(panel + scale * VECTOR), step, acc)
+        else:
+            acc = scaled_group_tile(at, x + g * 32 * TILE, own, -offset, load_f32(panel + scale * VECTOR), step, acc)
         if minimum is not None:
             least = load_f32(panel + (PIECE + GROUPS + g) * VECTOR)
             acc = meet(least, steps + g * TILE * 4, sums + g * TILE * 4, acc)
@@ -231,8 +256,8 @@ def q8_k_many(group, minima, quads, panel, x, k, K, acc):
     x += k * TILE
     total = zeros_like(acc)
     for g in range(groups):
-        at = x + g * quads * 4 * TILE
-        total = group(panel + g * quads * VECTOR, at, TILE * 4, load_i32(scales + g * VECTOR), total)
+        at = panel + g * quads * VECTOR
+        total = group(at, x + g * quads * 4 * TILE, load_i32(scales + g * VECTOR), total)
     if minima is None:
         for i in range(groups // 2):
             total = dot2_tile(load_i32(pairs + i * VECTOR), sums16 + i * TILE * 4, total)
