@@ -7,7 +7,7 @@ ifneq ($(lastword $(MAKEFILE_LIST)),Makefile)
 $(error this runs what lies in its own folder; from elsewhere say make -C FOLDER)
 endif
 
-.PHONY: run test check lint pull oracle matrix gpu clean
+.PHONY: run test check lint pull oracle matrix gpu arm clean
 
 run: pull            ## ask the model a question
 	$(BIN)/engine run -m $(MODEL) --chat -p "What is 2+2?"
@@ -41,6 +41,9 @@ matrix: .venv/dev pull   ## every combination of engine, mistake and layer, of w
 
 gpu: .venv/cuda   ## parity and throughput on an NVIDIA card (docs/gpu.md)
 	$(BIN)/python -P -m qwenref.tools.dev.gpu
+
+arm: .venv/dev   ## the digests of AArch64 machine code under qemu beside this machine's (Debian or Ubuntu; docs/performance.md)
+	$(BIN)/python -P -m qwenref.tools.dev.arm
 
 .venv/run: pyproject.toml
 	$(PYTHON) -I -m venv .venv

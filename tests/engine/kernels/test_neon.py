@@ -1,41 +1,58 @@
-"""The dot products of ARM's path, as LLVM makes them for two of its processors: their own instruction, and no call."""
+"""The machine code of the CPU backend's kernels on ARM's path, as LLVM makes it for two of its processors: its own dot
+product, nothing kept on the stack in the loops that multiply, and no call from them.
+"""
 
 from __future__ import annotations
 
-import llvmlite.binding as llvm
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
 import pytest
-from llvmlite import ir
 
-from qwenref.engine.kernels.cpu.machine import tiles
-from qwenref.engine.kernels.cpu.machine.codegen import VI, i32, i64, read_from, splat_of, write_to
-from qwenref.engine.kernels.cpu.machine.paths import SETS
+from qwenref.engine.kernels.cpu.machine.paths import choose_path, features
+from qwenref.engine.kernels.cpu.matmul.packed import FORMATS, form_named
+from qwenref.tools.dev.elsewhere import PROCESSORS, assembly
+from qwenref.tools.dev.loops import Loop, loops
 
-TARGETS = {"aarch64-unknown-linux-gnu": "neoverse-n1", "arm64-apple-macosx": "apple-m1"}
-DOTS = {
-    "dot4": (lambda b, *v: tiles._dot4(b, *v, wide=False), {"sdot": 8}),
-    "dot4 wide": (lambda b, *v: tiles._dot4(b, *v, wide=True), {"sdot": 24}),
-    "dot2": (tiles._dot2, {"smull": 16, "addp": 8}),
-}
+PROCESSORS_OF_ARM = ("neoverse-n1", "apple-m1")
+OTHERS = ("attention/scores", "attention/mix", "rows/rms_norm")
+# Of both a few: a kernel takes a second to compile.
+QUICK = {"neoverse-n1": ["Q6_K/int8", "rows/rms_norm"], "apple-m1": ["Q8_0/f32", "attention/scores", "attention/mix"]}
 
 
-@pytest.mark.parametrize("name", DOTS)
-@pytest.mark.parametrize("triple", TARGETS)
-def test_dot_products_are_the_machines_own(triple: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "PATH", "neon")
-    monkeypatch.setattr(tiles, "SET", SETS["neon"])
-    write, wanted = DOTS[name]
-    module = ir.Module()
-    module.triple = triple
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [i64] * 3), "dot")
-    b = ir.IRBuilder(function.append_basic_block())
-    acc, codes, token = function.args
-    value = write(b, read_from(b, acc, VI), read_from(b, codes, VI), splat_of(b, read_from(b, token, i32)))
-    write_to(b, acc, value)
-    b.ret_void()
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=TARGETS[triple], opt=3)
-    lines = [line.split() for line in machine.emit_assembly(llvm.parse_assembly(str(module))).splitlines()]
-    names = [words[0].partition(".")[0].removesuffix("2") for words in lines if words]
-    assert {n: names.count(n) for n in wanted} == wanted
-    assert "bl" not in names and not any("[sp" in word for words in lines for word in words)
+def looked_at(processor: str, names: Sequence[str]) -> None:
+    made = assembly(processor, names)
+    assert made
+    for name, text in made.items():
+        what = f"{name} for {processor}"
+        found = loops(text)
+        assert found, f"{what} multiplies nothing in a loop"
+        integer = "int8" in name or "int16" in name
+        for loop in found:
+            assert not loop.calls, f"{what} calls {loop.calls}"
+            assert len(loop.on_the_stack) <= allowed(name, loop), f"{what} spills {loop.on_the_stack}"
+        if integer:
+            assert max(loop.names.count("sdot") for loop in found) >= 8, f"{what} has no dot product of bytes"
+            assert not any({"mul", "mla"} & set(loop.names) and "sdot" not in loop.names for loop in found), what
+
+
+def allowed(name: str, loop: Loop) -> int:
+    return 0
+
+
+@pytest.mark.parametrize("processor", QUICK)
+def test_machine_code(processor: str) -> None:
+    looked_at(processor, QUICK[processor])
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("processor", PROCESSORS_OF_ARM)
+@pytest.mark.parametrize("form", [*FORMATS, "others"])
+def test_machine_code_of_every_kernel(form: str, processor: str) -> None:
+    if form == "others":
+        return looked_at(processor, OTHERS)
+    precisions = [p for p in ("f32", "int8", "int16") if getattr(form_named(form), p)]
+    looked_at(processor, [f"{form}/{p}" for p in precisions])

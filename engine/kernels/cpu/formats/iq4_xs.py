@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from .....quant import iq4_xs
 from ..machine.kernel import helper
+from ..machine.paths import SET
 from ..machine.simd import load_i32, low_half, mask, shift_left, shift_right, splat_i32, to_f32
 from ..machine.tiles import code8_128
 from ..matmul.form import Form
 from ..matmul.grid import four_bytes
 from ..matmul.integer import blocks_of_256
 from ..matmul.product import coded
-from .iq4_nl import look_up
+from .iq4_nl import look_up, look_up_signed
 from .q3_k import lowered
 
 SIZE = 34 * 128
@@ -24,9 +25,19 @@ def block_of(w, group):
 
 
 @helper
-def codes(w, group, quad):
+def indices(w, group, quad):
     words = load_i32(block_of(w, group) + 128 * (2 + (group & 7) * 4 + (quad & 3)))
-    return look_up(mask(shift_right(words, quad & 4), 0x0F0F0F0F))
+    return mask(shift_right(words, quad & 4), 0x0F0F0F0F)
+
+
+@helper
+def codes(w, group, quad):
+    return look_up(indices(w, group, quad))
+
+
+@helper
+def signed(w, group, quad):
+    return look_up_signed(indices(w, group, quad))
 
 
 @helper
@@ -57,5 +68,5 @@ FORM = Form(
     half_at=-1,
     words_at=0,
     f32=coded(__name__, codes, code8_128, scale, rest=None, quads=8),
-    **blocks_of_256(__name__, codes, scales, None, factor, None, quads=8, size=SIZE, bits=8),
+    **blocks_of_256(__name__, signed if SET.signed else codes, scales, None, factor, None, quads=8, size=SIZE, bits=8),
 )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -24,17 +25,21 @@ config: Any = numba_config
 class InstructionSet:
     """needs: features of the machine, by LLVM's names. tile: tokens of a tile, which is even, for halves of a token lie
     side by side. few: the same where weights are decoded on their way, and take registers, too. heads: that attention
-    takes together. planes: in how many parts 8-bit codes are multiplied: of two products with bytes the sum takes 17
-    bits, of nibbles 13. lacks: how features begin that such a machine has not, and that machine code does without where
-    the path is asked for on a better one. dots: LLVM's names of the dot products of bytes and of 16-bit numbers, and
-    the lanes that they take, where the machine has them.
+    takes together. abreast: whether two groups' chains lie side by side, which hides the latency of one; where a vector
+    of 32 lanes is eight registers its own are enough. planes: in how many parts 8-bit codes are multiplied: of two
+    products with bytes the sum takes 17 bits, of nibbles 13. signed: whether dot products take codes as signed numbers.
+    lacks: how features begin that such a machine has not, and that machine code does without where the path is asked
+    for on a better one. dots: LLVM's names of the dot products of bytes and of 16-bit numbers, and the lanes that they
+    take, where the machine has them.
     """
 
     needs: frozenset[str]
     tile: int = 2
     few: int = 2
     heads: int = 2
+    abreast: bool = True
     planes: int = 1
+    signed: bool = False
     dots: tuple[str, str, int] | None = None
     lacks: tuple[str, ...] = ()
 
@@ -49,23 +54,32 @@ SETS = {  # the best first
         AVX2 | {"avxvnni"}, few=4, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)
     ),
     "avx2": InstructionSet(AVX2, planes=2, lacks=("avx512", "avxvnni")),
-    "neon": InstructionSet(NEON, heads=1, planes=2),
+    "neon": InstructionSet(NEON, heads=1, abreast=False, signed=True),
     "plain": InstructionSet(frozenset(), heads=1),
 }
 PATHS = tuple(SETS)
-UNPROVEN = {"neon"}  # only where asked for: its dot products are exact in an emulator, kernels were not compared
+AT_HWCAP, HWCAP_ASIMDDP = 16, 1 << 20  # linux/auxvec.h, and arm64's asm/hwcap.h
 
 
 def features() -> set[str]:
     """What the machine that Numba compiles for can do: the host, unless NUMBA_CPU_FEATURES says otherwise."""
     if config.CPU_FEATURES is not None:
         return {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
-    return {name for name, there in llvm.get_host_cpu_features().items() if there} | _of_every_apple()
+    return {name for name, there in llvm.get_host_cpu_features().items() if there} | _not_found_by_llvm()
 
 
-def _of_every_apple() -> set[str]:
-    """Apple's own processors all have DotProd, which LLVM does not find out on macOS, but knows by their names."""
-    return set(NEON) if (sys.platform, platform.machine()) == ("darwin", "arm64") else set()
+def _not_found_by_llvm() -> set[str]:
+    """On macOS LLVM finds out nothing, and Apple's own processors all have DotProd. On Linux it does not ask for that,
+    which the kernel tells every process.
+    """
+    match sys.platform, platform.machine():
+        case "darwin", "arm64":
+            return set(NEON)
+        case "linux", "aarch64":
+            ask = ctypes.CDLL(None).getauxval
+            ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
+            return set(NEON) if ask(AT_HWCAP) & HWCAP_ASIMDDP else set()
+    return set()
 
 
 def choose_path(forced: str | None, have: set[str]) -> str:
@@ -74,7 +88,7 @@ def choose_path(forced: str | None, have: set[str]) -> str:
     """
     possible = [path for path, s in SETS.items() if s.needs <= have]
     if not forced:
-        return next(path for path in possible if path not in UNPROVEN)
+        return possible[0]
     if forced not in possible:
         raise BadInput(f"QWENREF_SIMD={forced}: this machine has {', '.join(possible)}")
     return forced
@@ -85,7 +99,7 @@ def why() -> str:
     if os.environ.get("QWENREF_SIMD"):
         return "QWENREF_SIMD says so"
     kin = [p for p in PATHS[: PATHS.index(PATH)] if ("neon" in SETS[p].needs) == ("neon" in features())]
-    lacking = {p: sorted(SETS[p].needs - features()) for p in kin if p not in UNPROVEN}
+    lacking = {p: sorted(SETS[p].needs - features()) for p in kin}
     missing = [f"{p} needs {', '.join(names)}" for p, names in lacking.items()]
     which = "NUMBA_CPU_FEATURES" if config.CPU_FEATURES is not None else "this processor"
     return f"{'; '.join(missing)}, which {which} does not name" if missing else "the best there is"
@@ -98,3 +112,5 @@ if os.environ.get("QWENREF_SIMD") and SET.lacks and config.CPU_FEATURES is None:
         f"{'+' if there and not name.startswith(SET.lacks) else '-'}{name}"
         for name, there in llvm.get_host_cpu_features().items()
     )
+if PATH == "neon" and config.CPU_FEATURES is None:
+    config.CPU_FEATURES = ",".join(f"+{name}" for name in sorted(features()))

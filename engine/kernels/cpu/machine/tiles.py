@@ -6,7 +6,7 @@ Codes of weights are four unsigned bytes a lane. Their values and dot products t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -311,10 +311,45 @@ def _token(b: Any, address: Any, t: int, element: ir.Type, stride: Any = None) -
     return splat_of(b, read_from(b, b.add(address, ahead), element))
 
 
-@_tile_operation
-def fma_tile(b: Any, t: int, v: Any, x: Any, acc: Any) -> Any:
+def _lanes(b: Any, v: Any) -> list[Any]:
+    """Each of a short vector's elements in 4 lanes: one register, for NEON's products take a lane as it lies there."""
+    u = ir.Constant(v.type, ir.Undefined)
+    return [b.shuffle_vector(v, u, constant(i32, t, 4)) for t in range(v.type.count)]
+
+
+def _product_tile(element: ir.Type, part: slice = slice(None)) -> Callable[[Callable[..., Any]], Any]:
+    """An intrinsic (v, x, acc) -> acc[t] + products of v with the element at x[t], from a function that writes one.
+
+    On NEON 4 lanes of v meet all tokens before the next 4: else LLVM keeps all of v for the last token, and spills.
+    part: which of acc's eighths meet v's first.
+    """
+
+    def make(write: Callable[..., Any]) -> Any:
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            v, x, acc = args
+            tokens = range(sig.args[2].n)
+            if PATH != "neon":
+                for t in tokens:
+                    acc = b.insert_value(acc, write(b, v, _token(b, x, t, element), b.extract_value(acc, t)), t)
+                return acc
+            elements = _lanes(b, read_from(b, x, vector_type(element, len(tokens))))
+            parts = [pieces_of(b, b.extract_value(acc, t), 4) for t in tokens]
+            for i, piece in zip(range(LANES // 4)[part], pieces_of(b, v, 4), strict=False):
+                for t in tokens:
+                    parts[t][i] = _here(b, write(b, piece, elements[t], parts[t][i]))
+            for t in tokens:
+                acc = b.insert_value(acc, joined(b, parts[t]), t)
+            return acc
+
+        return make_intrinsic(write, 3, lambda *types_: (types_[-1](*types_), codegen))
+
+    return make
+
+
+@_product_tile(f32)
+def fma_tile(b: Any, v: Any, x: Any, acc: Any) -> Any:
     """acc[t] + v * x[t], x the address of one float32 per token."""
-    return fused(b, v, _token(b, x, t, f32), acc)
+    return call(b, f"llvm.fma.v{v.type.count}f32", v.type, [v, x, acc])
 
 
 @_tile_operation
@@ -357,24 +392,32 @@ def add_tile(b: Any, t: int, p: Any, acc: Any) -> Any:
     return b.fadd(acc, p)
 
 
-@_tile_operation
-def dot4_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+@_product_tile(i32)
+def dot4_tile(b: Any, u: Any, x: Any, acc: Any) -> Any:
     """acc[t] + the sum of 4 products of u with the bytes at x[t], for u up to 127, a signed byte, and x from -127
     (where 16-bit sums cannot overflow).
     """
-    return _dot4(b, acc, u, _token(b, x, t, i32), wide=False)
+    return _dot4(b, acc, u, x, wide=False)
 
 
-@_tile_operation
-def dot4_wide_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+@_product_tile(i32)
+def dot4_wide_tile(b: Any, u: Any, x: Any, acc: Any) -> Any:
     """The same for all u."""
-    return _dot4(b, acc, u, _token(b, x, t, i32), wide=True)
+    return _dot4(b, acc, u, x, wide=True)
 
 
-@_tile_operation
-def dot2_tile(b: Any, t: int, u: Any, x: Any, acc: Any) -> Any:
+def _dot4_signed(b: Any, u: Any, x: Any, acc: Any) -> Any:
+    return _dot4(b, acc, u, x, wide=False)
+
+
+# NEON's alone: the first 16 lanes of u with the first or the last of the tile.
+dot4_low_tile, dot4_high_tile = (_product_tile(i32, half)(_dot4_signed) for half in (slice(4), slice(4, 8)))
+
+
+@_product_tile(i32)
+def dot2_tile(b: Any, u: Any, x: Any, acc: Any) -> Any:
     """acc[t] + the sum of 2 products of the 16-bit numbers of u and at x[t], signed."""
-    return _dot2(b, acc, u, _token(b, x, t, i32))
+    return _dot2(b, acc, u, x)
 
 
 @_tile_operation
@@ -388,29 +431,68 @@ TOGETHER = {2: 42, 3: 18, 4: 8, 5: 4, 6: 2}
 
 
 def group_tile(quads: int, bits: int) -> Any:
-    """An intrinsic (panel, x, step, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
+    """An intrinsic (panel, x, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
 
     panel: the address of `quads` vectors of codes, four of `bits` bits to a lane; x: of their bytes, four to a token,
-    each quad's `step` behind the one before; scale: 16 bits a lane, signed. All exact, so in any order.
+    a quad's tokens behind those of the one before; scale: 16 bits a lane, signed. All exact, so in any order.
     """
 
     in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
-    write = _register_by_register if in_order else _group32
+    write = _piece_by_piece if PATH == "neon" else _register_by_register if in_order else _group32
 
-    def typed(typingctx: Any, panel: Any, x: Any, step: Any, scale: Any, acc: Any) -> Any:
+    def typed(typingctx: Any, panel: Any, x: Any, scale: Any, acc: Any) -> Any:
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-            panel, x, step, scale, acc = args
-            n = sig.args[4].n
-            codes = [b.add(panel, ir.Constant(i64, 4 * LANES * q)) for q in range(quads)]
-            tokens = [b.add(x, b.mul(step, ir.Constant(i64, q))) for q in range(quads)]
+            panel, x, scale, acc = args
+            n = sig.args[3].n
+            codes, tokens = _places(b, quads, n, panel, x)
             totals = write(b, codes, tokens, scale, [b.extract_value(acc, t) for t in range(n)], bits)
             for t, total in enumerate(totals):
                 acc = b.insert_value(acc, total, t)
             return acc
 
-        return acc(panel, x, step, scale, acc), codegen
+        return acc(panel, x, scale, acc), codegen
 
     return intrinsic(typed)
+
+
+def _places(b: Any, quads: int, n: int, panel: Any, x: Any) -> tuple[list[Any], list[Any]]:
+    """The addresses of each quad's codes, and of its n tokens."""
+    return tuple(
+        [b.add(at, ir.Constant(i64, size * q)) for q in range(quads)] for at, size in ((panel, 4 * LANES), (x, 4 * n))
+    )  # type: ignore[return-value]
+
+
+def _scaled_group(quads: int) -> Any:
+    """NEON's alone: an intrinsic (panel, x, sums, factor, scale, steps, acc) -> acc[t] + (factor * sums[t] + the sum of
+    a group's products) * (scale * steps[t]): start_tile, group_tile and scale2_tile in one, for a tile of sums between
+    them would take the registers of acc.
+    """
+
+    def typed(typingctx: Any, panel: Any, x: Any, sums: Any, factor: Any, scale: Any, steps: Any, acc: Any) -> Any:
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            panel, x, sums, factor, scale, steps, acc = args
+            tokens = range(sig.args[6].n)
+            times = splat_of(b, b.trunc(factor, i32), 4)
+            starts = [b.mul(v, times) for v in _lanes(b, read_from(b, sums, vector_type(i32, len(tokens))))]
+            step = _lanes(b, read_from(b, steps, vector_type(f32, len(tokens))))
+            split = [pieces_of(b, b.extract_value(acc, t), 4) for t in tokens]
+            scales = pieces_of(b, scale, 4)
+            for i, found in enumerate(_piece_sums(b, *_places(b, quads, len(tokens), panel, x), starts)):
+                for t, own in enumerate(found):
+                    by = b.fmul(scales[i], step[t])
+                    kind = vector_type(f32, 4)
+                    args = [b.sitofp(own, kind), by, split[t][i]]
+                    split[t][i] = _here(b, call(b, "llvm.fma.v4f32", kind, args))
+            for t in tokens:
+                acc = b.insert_value(acc, joined(b, split[t]), t)
+            return acc
+
+        return acc(panel, x, sums, factor, scale, steps, acc), codegen
+
+    return intrinsic(typed)
+
+
+scaled_group_tile = _scaled_group(8)
 
 
 def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
@@ -423,6 +505,32 @@ def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: li
             p = _dot4(b, p, code, _token(b, x, t, i32), wide=bits > 7)
         found.append(b.add(total, b.mul(p, scale)))
     return found
+
+
+def _piece_sums(b: Any, codes: list[Any], tokens: list[Any], starts: list[Any]) -> Iterator[list[Any]]:
+    """A group's products in NEON's registers of 4 lanes, from `starts`, a token each: all quads of 4 lanes at a time.
+
+    Of 32 registers half hold what becomes of two tokens' sums. The tokens' bytes of two quads are one register, whose
+    lanes the dot product takes as they lie there. LLVM left alone loads all codes first and spills them.
+    """
+    kind, n = vector_type(i32, 4), len(starts)
+    spread = [x for q in range(0, len(tokens), 4 // n) for x in _lanes(b, read_from(b, tokens[q], kind))]
+    for i in range(LANES // 4):
+        sums = starts
+        for q, at in enumerate(codes):
+            own = read_from(b, b.add(at, ir.Constant(i64, 16 * i)), kind)
+            sums = [_sdot(b, sums[t], own, spread[q * n + t]) for t in range(n)]
+        yield sums
+
+
+def _piece_by_piece(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
+    """The same on NEON, a piece's sums times its scale before the next piece."""
+    split = [pieces_of(b, total, 4) for total in totals]
+    scales = pieces_of(b, scale, 4)
+    for i, sums in enumerate(_piece_sums(b, codes, tokens, [constant(i32, 0, 4)] * len(totals))):
+        for t, own in enumerate(sums):
+            split[t][i] = _here(b, b.add(split[t][i], b.mul(own, scales[i])))
+    return [joined(b, total) for total in split]
 
 
 def _register_by_register(
@@ -471,7 +579,8 @@ def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
 
 def _here(b: Any, v: Any) -> Any:
     """v, computed at this place of the program: LLVM would load all codes first, and spill most of them."""
-    return b.asm(ir.FunctionType(v.type, [v.type]), "", "=x,0", [v], True)
+    constraint = "=w,0,~{memory}" if PATH == "neon" else "=x,0"
+    return b.asm(ir.FunctionType(v.type, [v.type]), "", constraint, [v], True)
 
 
 def _zeros_like(like: Any) -> Any:

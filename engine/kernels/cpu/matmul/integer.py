@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..machine.kernel import helper
+from ..machine.paths import SET
 from ..machine.simd import (
     even_bytes,
     load_f32,
@@ -27,6 +28,8 @@ from ..machine.simd import (
 )
 from ..machine.tiles import (
     dot2_tile,
+    dot4_high_tile,
+    dot4_low_tile,
     dot4_tile,
     dot4_wide_tile,
     fma_tile,
@@ -34,22 +37,39 @@ from ..machine.tiles import (
     multiply_tile,
     scale2_tile,
     scale_tile,
+    scaled_group_tile,
     spread_tile,
     start_tile,
     tile_width,
     zeros_like,
 )
 from .form import Integer, Products
-from .product import PIECE, TILE, VECTOR, fetch_ahead, kernels, many
+from .product import ABREAST, PIECE, TILE, VECTOR, fetch_ahead, kernels, many
 
 GROUPS = PIECE // 32  # of a panel, where blocks are of 32
 
 
 @helper
-def dot_pair(codes, multiply, w, g, quads, x, p, q, here, step):
-    """p and q, and the sums of code * x of the groups g and g + 1, for one token; each quad reads `step` of the bytes
-    from `here` on.
+def dot_group(codes, multiply, w, g, quads, x, p, here, step):
+    """p and the sums of code * x of the group g, for a tile; each quad reads `step` of the bytes from `here` on.
+
+    Where registers are few, of two tokens 16 rows at a time, whose words lie half a vector behind the others'.
     """
+    word = 4 * tile_width(p)
+    x += g * quads * word
+    for quad in range(quads):
+        fetch_ahead(here + quad * step, step)
+        if ABREAST or tile_width(p) == 1:
+            p = multiply(codes(w, g, quad), x + word * quad, p)
+        else:
+            p = dot4_low_tile(codes(w, g, quad), x + word * quad, p)
+            p = dot4_high_tile(codes(w + VECTOR // 2, g, quad), x + word * quad, p)
+    return p
+
+
+@helper
+def dot_pair(codes, multiply, w, g, quads, x, p, q, here, step):
+    """The same of the groups g and g + 1, whose chains are independent."""
     word = 4 * tile_width(p)
     x += g * quads * word
     for quad in range(quads):
@@ -81,9 +101,10 @@ def q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
     steps = x + K // 4 * word
     sums = steps + K // 32 * word
     groups = K // 32
+    paired = groups // 2 * 2 if ABREAST else 0
     group_size = size // groups
     acc = zero
-    for g in range(0, groups - 1, 2):
+    for g in range(0, paired, 2):
         p, q = start_tile(sums + word * g, -offset, zero), start_tile(sums + word * (g + 1), -offset, zero)
         p, q = dot_pair(codes, multiply, w, g, 8, x, p, q, w + g * group_size, group_size // 4)
         acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
@@ -92,11 +113,9 @@ def q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
         acc = scale2_tile(q, scale(w, g + 1), steps + word * (g + 1), acc)
         if minimum is not None:
             acc = meet(minimum(w, g + 1), steps + word * (g + 1), sums + word * (g + 1), acc)
-    if groups % 2:
-        g = groups - 1
+    for g in range(paired, groups):
         p = start_tile(sums + word * g, -offset, zero)
-        for quad in range(8):
-            p = multiply(codes(w, g, quad), x + (8 * g + quad) * word, p)
+        p = dot_group(codes, multiply, w, g, 8, x, p, w + g * group_size, group_size // 8)
         acc = scale2_tile(p, scale(w, g), steps + word * g, acc)
         if minimum is not None:
             acc = meet(minimum(w, g), steps + word * g, sums + word * g, acc)
@@ -123,7 +142,7 @@ def q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, 
     halves in Q16_K.
 
     Integers to the end of a block, as in ggml: sums of groups times scales, less the minima's share or, without
-    minima, the share of the 2^power that codes are above what they stand for. scales(w, four) and minima(w, four) are
+    minima, the share of the 2^power that codes are above what they stand for (None: they are no more). scales(w, four) and minima(w, four) are
     bytes of four groups; factor(w) and min_factor(w) multiply them; size: bytes of a block.
     """
     word = 4 * tile_width(zero)
@@ -136,16 +155,20 @@ def q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, 
         total, least = zeros_like(zero), zeros_like(zero)
         for four in range(fours):
             bytes_ = scales(w, four)
-            for i in range(0, 4, 2):
+            for i in range(0, 4 if ABREAST else 0, 2):
                 g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
                 p, q = zeros_like(zero), zeros_like(zero)
                 p, q = dot_pair(codes, multiply, w, g, quads, x, p, q, here, size // 32)
                 total = multiply_tile(p, signed_byte(bytes_, i), total)
                 total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
+            for i in range(4 if ABREAST else 0, 4):
+                g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
+                p = dot_group(codes, multiply, w, g, quads, x, zeros_like(zero), here, size // 64)
+                total = multiply_tile(p, signed_byte(bytes_, i), total)
             own = sums16 if quads == 4 else sums32
-            if minima is None:
+            if minima is None and power is not None:
                 total = dot_pairs(bytes_, power, own + 2 * four * word, total)
-            else:
+            if minima is not None:
                 least = dot_pairs(minima(w, four), 0, own + 2 * four * word, least)
         part = scale_tile(total, factor(w), zero)
         if minima is not None:
@@ -191,9 +214,9 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, power, size, w,
             for quad in range(quads):
                 store_i32(panel + ((4 * four + i) * quads + quad) * VECTOR, codes(w, 4 * four + i, quad))
             store_i32(at + (4 * four + i) * VECTOR, signed_byte(bytes_, i))
-        if minima is None:
+        if minima is None and power is not None:
             store_pairs(bytes_, power, pairs + 2 * four * VECTOR)
-        else:
+        if minima is not None:
             store_pairs(minima(w, four), 0, pairs + 2 * four * VECTOR)
     factors = pairs + groups // 2 * VECTOR
     store_f32(factors, factor(w))
@@ -208,11 +231,14 @@ def q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
     sums = steps + K // 32 * TILE * 4
     x += k * TILE
     for g in range(width // 32):
-        p = start_tile(sums + g * TILE * 4, -offset, acc)
-        for plane in range(planes):
-            at = panel + (g * planes + plane) * 8 * VECTOR
-            p = group(at, x + g * 32 * TILE, TILE * 4, splat_i32(np.int32(1 << 4 * plane)), p)
-        acc = scale2_tile(p, load_f32(panel + (PIECE + g) * VECTOR), steps + g * TILE * 4, acc)
+        at, own, step, scale = panel + g * planes * 8 * VECTOR, sums + g * TILE * 4, steps + g * TILE * 4, PIECE + g
+        if ABREAST:
+            p = start_tile(own, -offset, acc)
+            for plane in range(planes):
+                p = group(at + plane * 8 * VECTOR, x + g * 32 * TILE, splat_i32(np.int32(1 << 4 * plane)), p)
+            acc = scale2_tile(p, load_f32(panel + scale * VECTOR), step, acc)
+        else:
+            acc = scaled_group_tile(at, x + g * 32 * TILE, own, -offset, load_f32(panel + scale * VECTOR), step, acc)
         if minimum is not None:
             least = load_f32(panel + (PIECE + GROUPS + g) * VECTOR)
             acc = meet(least, steps + g * TILE * 4, sums + g * TILE * 4, acc)
@@ -220,7 +246,7 @@ def q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
 
 
 @helper
-def q8_k_many(group, minima, quads, panel, x, k, K, acc):
+def q8_k_many(group, minima, quads, power, panel, x, k, K, acc):
     """acc and a panel of fill_block times a tile in Q8_K. group: of `quads` quads."""
     groups = 64 // quads
     scales = panel + 64 * VECTOR
@@ -232,10 +258,10 @@ def q8_k_many(group, minima, quads, panel, x, k, K, acc):
     x += k * TILE
     total = zeros_like(acc)
     for g in range(groups):
-        at = x + g * quads * 4 * TILE
-        total = group(panel + g * quads * VECTOR, at, TILE * 4, load_i32(scales + g * VECTOR), total)
+        at = panel + g * quads * VECTOR
+        total = group(at, x + g * quads * 4 * TILE, load_i32(scales + g * VECTOR), total)
     own = sums16 if quads == 4 else sums32
-    if minima is None:
+    if minima is None and power is not None:
         for i in range(groups // 2):
             total = dot2_tile(load_i32(pairs + i * VECTOR), own + i * TILE * 4, total)
     part = scale_tile(total, load_f32(factors), many())
@@ -284,10 +310,12 @@ def blocks_of_256(
     size: int,
     bits: int,
 ) -> Integer:
-    """The same of a format in blocks of 256 (q8_k_one says what these are). bits: of a code."""
-    group = group_tile(quads, bits)
-    multiply = dot4_wide_tile if bits > 7 else dot4_tile
-    block_size, power = size, bits - 1
+    """The same of a format in blocks of 256 (q8_k_one says what these are). bits: of a code; one of 8 bits is signed
+    where dot products take it so.
+    """
+    group, signed = group_tile(quads, bits), SET.signed and bits > 7
+    multiply = dot4_wide_tile if bits > 7 and not signed else dot4_tile
+    block_size, power = size, None if signed else bits - 1
 
     @helper
     def one(w, size, x, K, zero):
@@ -299,6 +327,6 @@ def blocks_of_256(
 
     @helper
     def many(panel, x, k, width, K, acc):
-        return q8_k_many(group, minima, quads, panel, x, k, K, acc)
+        return q8_k_many(group, minima, quads, power, panel, x, k, K, acc)
 
     return Integer(int8=kernels(form, "int8", one, fill, many), int16=kernels(form, "int16", one, fill, many, halves=2))

@@ -21,7 +21,7 @@ from ..machine.tiles import add_neighbours, add_tile, fma_tile, load_tile, scale
 from ..machine.work import fetch
 from .form import Products
 
-TILE, FEW = SET.tile, SET.few
+TILE, FEW, ABREAST = SET.tile, SET.few, SET.abreast
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
@@ -138,19 +138,20 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
     For each group of 4 * quads columns that shares a scale a chain of fused multiply-adds sums code * x, both exact;
     one more adds scale * that to the output. Where the format stores w = scale * u - minimum with u from 0, the code
     is u - 2, u - 8 or u - 16 here, and `rest`, -minimum + 8 * scale (2, 16), times the group's sum of x is one more
-    multiply-add: with smaller terms the rounding error stays that of a plain dot product. Two groups at a time: their
-    chains are independent, which hides the latency of the additions.
+    multiply-add: with smaller terms the rounding error stays that of a plain dot product. Two groups at a time, where
+    registers allow: their chains are independent, which hides the latency of the additions.
 
     codes(w, group, quad): four columns' codes, a byte each; value(codes, byte); scale(w, group); rest(w, group) or
     None.
     """
     groups = K // (4 * quads)
+    paired = groups // 2 * 2 if ABREAST else 0
     group_size = size // groups
     step = 2 * group_size // quads
     word = 4 * tile_width(zero)
     sums = x + word * K
     acc = zero
-    for g in range(0, groups - 1, 2):
+    for g in range(0, paired, 2):
         p, q = zero, zero
         at = x + g * quads * 4 * word
         for quad in range(quads):
@@ -165,10 +166,10 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
         acc = scale_tile(q, scale(w, g + 1), acc)
         if rest is not None:
             acc = fma_tile(rest(w, g + 1), sums + word * (g + 1), acc)
-    if groups % 2:
-        g = groups - 1
+    for g in range(paired, groups):
         p = zero
         for quad in range(quads):
+            fetch_ahead(w + g * group_size + quad * (step // 2), step // 2)
             c = codes(w, g, quad)
             for byte in range(4):
                 p = fma_tile(value(c, byte), x + ((g * quads + quad) * 4 + byte) * word, p)
@@ -232,16 +233,18 @@ def columns_one(column, w, size, x, K, zero):
     """The same for weights that are floats, column(w, k): chains of 32 columns, then their sum."""
     word = 4 * tile_width(zero)
     acc = zero
-    for g in range(0, K - 63, 64):
+    paired = K // 64 * 64 if ABREAST else 0
+    for g in range(0, paired, 64):
         p, q = zero, zero
         for k in range(g, g + 32):
             fetch_ahead(w + size // K * (2 * k - g), size // K * 2)
             p = fma_tile(column(w, k), x + word * k, p)
             q = fma_tile(column(w, k + 32), x + word * (k + 32), q)
         acc = add_tile(q, add_tile(p, acc))
-    for g in range(K // 64 * 64, K, 32):
+    for g in range(paired, K, 32):
         p = zero
         for k in range(g, min(g + 32, K)):
+            fetch_ahead(w + size // K * k, size // K)
             p = fma_tile(column(w, k), x + word * k, p)
         acc = add_tile(p, acc)
     return acc

@@ -1,0 +1,168 @@
+"""make arm: the CPU backend in AArch64's machine code under qemu-user, and whether its digests are this machine's.
+
+python -m qwenref.tools.dev.arm [--formats Q4_K,Q6_K] [--tests EXPRESSION]
+
+Debian's or Ubuntu's arm64 Python and qemu are unpacked into build/arm, beside the package index's aarch64 wheels; nothing
+is installed, and no root is needed. Kernels are compiled here for the emulated processor (elsewhere.py) and kept where
+the emulated process finds them; it compiles those itself that are not there, some thirty times as slowly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "build" / "arm"
+PROCESSOR = "neoverse-n1"
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+OURS = ("numpy", "numba", "llvmlite", "safetensors", "gguf", "tokenizers", "pytest", "hypothesis")
+OTHERS = ("jinja2", "rich", "huggingface_hub", "threadpoolctl", "pytest-timeout")
+MANYLINUX = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34)))
+PATHS = ("neon", "plain")
+FORMATS = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")  # the digest's; with their products, each by itself
+
+# What Linux shows on such a processor, from which LLVM knows its name; qemu-user shows the host's.
+CPUINFO = """processor	: 0
+BogoMIPS	: 243.75
+Features	: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs
+CPU implementer	: 0x41
+CPU architecture: 8
+CPU variant	: 0x3
+CPU part	: 0xd0c
+CPU revision	: 1
+
+"""
+
+
+def apt(architecture: str, *packages: str) -> list[Path]:
+    """Debian packages and what they depend on, downloaded: apt with an empty system of its own."""
+    state = HERE / f"apt-{architecture}"
+    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (state / "status").touch()
+    settings = {"Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status"}
+    settings |= {"Dir::Cache": state, "APT::Architecture": architecture, "APT::Architectures": architecture}
+    settings |= {"APT::Sandbox::User": "root"} if os.getuid() == 0 else {}
+    words = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in settings.items())]
+    said = {"stdout": subprocess.DEVNULL, "check": True}
+    subprocess.run([*words, "update"], **said)
+    subprocess.run([*words, "install", "--download-only", "-y", "--no-install-recommends", *packages], **said)
+    return sorted((state / "archives").glob("*.deb"))
+
+
+def unpack(packages: list[Path], to: Path) -> None:
+    for package in packages:
+        subprocess.run(["dpkg", "-x", package, to], check=True)
+
+
+def fetch() -> None:
+    """What is not there yet: qemu, the arm64 Python, the wheels. A folder that is there is whole."""
+    HERE.mkdir(parents=True, exist_ok=True)
+    if not (HERE / "host").exists():
+        own = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout
+        _make("host", lambda to: unpack(apt(own.strip(), "qemu-user-static"), to))
+    if not (HERE / "root").exists():
+        _make("root", lambda to: unpack(apt("arm64", PYTHON, "libstdc++6"), to))
+        (HERE / "root" / "proc").mkdir(exist_ok=True)
+        (HERE / "root" / "proc" / "cpuinfo").write_text(CPUINFO)
+    if not (HERE / "site").exists():
+        wanted = [*(f"{name}=={version(name)}" for name in OURS), *OTHERS]
+        platforms = [word for platform in MANYLINUX for word in ("--platform", platform)]
+        how = ["--only-binary=:all:", "--python-version", PYTHON.removeprefix("python"), *platforms, *wanted]
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--target"]
+        _make("site", lambda to: subprocess.run([*pip, to, *how], check=True))
+    package = HERE / "package"
+    package.mkdir(exist_ok=True)
+    if not (package / "qwenref").exists():
+        (package / "qwenref").symlink_to(ROOT, target_is_directory=True)
+
+
+def _make(name: str, fill: Any) -> None:
+    print(f"fetching {name}", file=sys.stderr)
+    beside = HERE / f"{name}-new"
+    shutil.rmtree(beside, ignore_errors=True)
+    fill(beside)
+    beside.rename(HERE / name)
+
+
+def environment(path: str) -> dict[str, str]:
+    own = {"XDG_CACHE_HOME": str(HERE / "cache"), "NUMBA_NUM_THREADS": "1", "QWENREF_SIMD": path}
+    return {"PATH": os.environ["PATH"], "HOME": str(HERE), **own}
+
+
+def emulated(path: str, *words: str) -> str:
+    """What Python says to these words on the emulated processor, on that path ("": the one that it chooses)."""
+    places = f"{HERE / 'package'}:{HERE / 'site'}"
+    qemu = [HERE / "host" / "usr" / "bin" / "qemu-aarch64-static", "-cpu", PROCESSOR, "-L", HERE / "root"]
+    command = [*qemu, HERE / "root" / "usr" / "bin" / PYTHON, "-P", *words]
+    env = environment(path) | {"PYTHONPATH": places}
+    return subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def native(path: str, *words: str, **others: str) -> str:
+    env = os.environ | environment(path) | others
+    done = subprocess.run([sys.executable, "-P", *words], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def digests(run: Any, path: str, formats: list[str]) -> tuple[str, dict[str, str]]:
+    """The path that ran, and digests by what they are of."""
+    script = str(ROOT / "tests" / "cpu_digest.py")
+    told = json.loads(run(path, script, "--precision", "f32", "int8", "int16"))
+    found = {f"stages, {precision}": digest for precision, digest in told["digests"].items()}
+    for name in formats:
+        products = json.loads(run(path, script, "--products", name))
+        found |= {f"{name}, {precision}": digest for precision, digest in products.items()}
+    return told["path"], found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", default=",".join(FORMATS), help="whose products are compared as well")
+    parser.add_argument(
+        "--paths", default=",".join(PATHS), help="of the emulated processor; the default path is the first"
+    )
+    parser.add_argument(
+        "--tests", metavar="EXPRESSION", help="run these of tests/engine/kernels/test_simd.py there, too"
+    )
+    args = parser.parse_args()
+    formats = [name for name in args.formats.split(",") if name]
+    fetch()
+    path, wanted = digests(native, "", formats)
+    print(f"this machine, {path}")
+    wrong = 0
+    for number, path in enumerate(args.paths.split(",")):
+        chosen = "" if number == 0 else path
+        start = time.monotonic()
+        told = emulated(chosen, "-m", "qwenref.tools.dev.elsewhere", "--describe").strip()
+        native(path if chosen else "", "-m", "qwenref.tools.dev.elsewhere", "keep", told, *FORMATS, *formats, "F32")
+        compiled = time.monotonic() - start
+        ran, found = digests(emulated, chosen, formats)
+        if ran != path:
+            print(f"emulated {PROCESSOR} chose {ran}, not {path}")
+            wrong += 1
+        differ = [name for name in wanted if found.get(name) != wanted[name]]
+        wrong += len(differ)
+        took = time.monotonic() - start
+        same = len(wanted) - len(differ)
+        print(
+            f"emulated {PROCESSOR}, {ran}: {same} of {len(wanted)} digests equal ({took:.0f} s, {compiled:.0f} of them to compile)"
+        )
+        for name in wanted:
+            print(f"  {name:16} {found.get(name, 'missing')[:16]} {'differs' if name in differ else 'equal'}")
+        if args.tests:
+            tests = ["tests/engine/kernels/test_simd.py", "-k", args.tests]
+            print(emulated(chosen, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests).splitlines()[-1])
+    return 1 if wrong or not wanted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
