@@ -12,6 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -68,7 +69,17 @@ def run_to_the_end(module: str, *arguments: str, cwd: str | None = None, **envir
 
 
 def end_with_parent() -> None:
-    """To be called once, when all that is meant has been read from standard input.
+    """To be called once, when all that is meant has been read from standard input."""
+
+    def wait() -> None:
+        if not os.read(0, 1 << 16):
+            raise EOFError
+
+    take_leave_with_parent(wait)
+
+
+def take_leave_with_parent(read: Callable[[], object]) -> None:
+    """Reads from standard input on a thread, again and again; this process ends where that ends, with EOFError.
 
     Linux is asked for it too (when the parent's thread ends that has started us: its main one): a thread cannot end a
     process whose interpreter is inside a long regular expression.
@@ -76,12 +87,14 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    def wait() -> None:
-        while os.read(0, 1 << 16):
-            pass
-        os._exit(1)
+    def listen() -> None:
+        try:
+            while True:
+                read()
+        finally:
+            os._exit(1)
 
-    Thread(target=wait, daemon=True).start()
+    Thread(target=listen, daemon=True).start()
 
 
 if __name__ == "__main__":
