@@ -12,6 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -91,6 +92,10 @@ def take_leave_with_parent(read: Callable[[], object]) -> None:
         try:
             while True:
                 read()
+        except EOFError:
+            pass
+        except BaseException:  # of who has called us: it is told, since nobody can catch it
+            traceback.print_exc()
         finally:
             os._exit(1)
 

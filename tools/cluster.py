@@ -47,7 +47,7 @@ def on_cluster(parts: Sequence[Part], address: str, done: Callable[[int, int, in
         numbers = {task.key: number for number, task in enumerate(tasks)}
         found: dict[int, Outcome] = {}
         try:
-            for task in as_completed(tasks):
+            for task in as_completed(tasks, loop=client.loop):
                 number = numbers[task.key]
                 found[number] = _outcome(task)
                 done(number, 1, 1)
