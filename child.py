@@ -12,6 +12,8 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -68,7 +70,17 @@ def run_to_the_end(module: str, *arguments: str, cwd: str | None = None, **envir
 
 
 def end_with_parent() -> None:
-    """To be called once, when all that is meant has been read from standard input.
+    """To be called once, when all that is meant has been read from standard input."""
+
+    def wait() -> None:
+        if not os.read(0, 1 << 16):
+            raise EOFError
+
+    take_leave_with_parent(wait)
+
+
+def take_leave_with_parent(read: Callable[[], object]) -> None:
+    """Reads from standard input on a thread, again and again; this process ends where that ends, with EOFError.
 
     Linux is asked for it too (when the parent's thread ends that has started us: its main one): a thread cannot end a
     process whose interpreter is inside a long regular expression.
@@ -76,12 +88,18 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    def wait() -> None:
-        while os.read(0, 1 << 16):
+    def listen() -> None:
+        try:
+            while True:
+                read()
+        except EOFError:
             pass
-        os._exit(1)
+        except BaseException:  # of who has called us: it is told, since nobody can catch it
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
-    Thread(target=wait, daemon=True).start()
+    Thread(target=listen, daemon=True).start()
 
 
 if __name__ == "__main__":

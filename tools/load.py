@@ -47,9 +47,13 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """MODEL, or -m/--model MODEL; neither is None, the default alias."""
+def add_model_argument(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """MODEL, or -m/--model MODEL; neither is None, the default alias. several: a list of them."""
     model = parser.add_mutually_exclusive_group()
+    if several:
+        model.add_argument("model", nargs="*", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
+        model.add_argument("-m", "--model", action="append", metavar="MODEL", help="the same; may be given again")
+        return
     model.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
     model.add_argument("-m", "--model", action=Once, metavar="MODEL", help="the same")
 
@@ -100,17 +104,17 @@ def rope_asked(args: argparse.Namespace) -> dict[str, Any] | None:
     return {name: value for name, value in said.items() if value is not None}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, words: bool = False) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, words: bool = False, several: bool = False) -> None:
     """MODEL or -m/--model, --backend, --precision, -t/--threads, and the scaling of RoPE.
 
-    words: instead of MODEL as many words as there are, in args.words (run.py's).
+    words: instead of MODEL as many words as there are, in args.words (run.py's). several: models, as many.
     """
     if words:
         what = "a model, or without -p a prompt of several words, or one after the other"
         parser.add_argument("words", nargs="*", metavar="MODEL|PROMPT", help=what)
         parser.add_argument("-m", "--model", action=Once, metavar="MODEL", help=MODEL_HELP)
     else:
-        add_model_argument(parser)
+        add_model_argument(parser, several)
     add_computing_arguments(parser)
 
 
@@ -129,23 +133,31 @@ def add_computing_arguments(parser: argparse.ArgumentParser) -> None:
     add_rope_arguments(parser)
 
 
-def open_model(path_or_alias: str | None) -> Checkpoint:
-    """The model's file opened; what is odd about it goes to stderr."""
+def note(line: str) -> None:
+    """Says on stderr what is odd."""
+    on_stderr(f"note: {line}")
+
+
+def open_model(path_or_alias: str | None, say: Callable[[str], None] = note) -> Checkpoint:
+    """The model's file opened; what is odd about it is said."""
     checkpoint = open_checkpoint(resolve(path_or_alias))
-    for note in checkpoint.notes[:NOTES]:
-        on_stderr(f"note: {note}")
+    for line in checkpoint.notes[:NOTES]:
+        say(line)
     if (more := len(checkpoint.notes) - NOTES) > 0:
-        print(f"note: and {more} more of these", file=sys.stderr)
+        say(f"and {more} more of these")
     return checkpoint
 
 
 def open_weights(
-    path_or_alias: str | None, rope_scaling: Mapping[str, Any] | None = None, loras: Sequence[str] = ()
+    path_or_alias: str | None,
+    rope_scaling: Mapping[str, Any] | None = None,
+    loras: Sequence[str] = (),
+    say: Callable[[str], None] = note,
 ) -> Opened:
     """The model's file opened and its tensors bound to their roles; nothing is decoded yet. rope_scaling: instead of
-    the file's own (rope_asked). loras: adapters, as --lora has them."""
+    the file's own (rope_asked). loras: adapters, as --lora has them. say: is told what is odd about the file."""
     adapters = opened_loras(loras)  # of the two the smaller
-    return with_adapters(bound(with_scaling(open_model(path_or_alias), rope_scaling)), adapters)
+    return with_adapters(bound(with_scaling(open_model(path_or_alias, say), rope_scaling)), adapters)
 
 
 def load_as_asked(args: argparse.Namespace, opened: Opened, first: Callable[[], object] = lambda: None) -> Loaded:
@@ -170,12 +182,12 @@ def show_compiling(done: int, total: int) -> None:
         print(f"{start}compiling kernels (first run) {done + 1}/{total}", end=end, file=sys.stderr, flush=True)
 
 
-def open_spelling(checkpoint: Checkpoint) -> Tokens | None:
-    """What spells ids out, for a prompt that came as ids; None, with a line on stderr, where nothing can."""
+def open_spelling(checkpoint: Checkpoint, say: Callable[[str], None] = note) -> Tokens | None:
+    """What spells ids out, for a prompt that came as ids; None, and it is said, where nothing can."""
     try:
         v = checkpoint.vocabulary()
     except BadInput as error:
-        on_stderr(f"note: the tokenizer can not be read, ids are not spelled out: {error}")
+        say(f"the tokenizer can not be read, ids are not spelled out: {error}")
         return None
     return None if v is None else spelling_of(checkpoint, v)
 
@@ -185,9 +197,11 @@ def texts(ids: Sequence[int], spelling: Tokens | None) -> list[str]:
     return [str(i) if spelling is None else spelling.text_of(i) for i in ids]
 
 
-def open_tokenizer(checkpoint: Checkpoint, tools: bool = False) -> tuple[Tokenizer, str | None]:
+def open_tokenizer(
+    checkpoint: Checkpoint, tools: bool = False, say: Callable[[str], None] = note
+) -> tuple[Tokenizer, str | None]:
     """The file's own tokenizer and chat template. Raises BadInput if the file has no tokenizer."""
     vocabulary = vocabulary_of(checkpoint)
-    for note in vocabulary.notes:
-        on_stderr(f"note: {checkpoint.path}: {note}")
+    for line in vocabulary.notes:
+        say(f"{checkpoint.path}: {line}")
     return tokenizer_of(checkpoint, vocabulary), vocabulary.template(tools)

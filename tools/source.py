@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from ..trace.dump import Dump
 from ..trace.plan import parse_ranges
 from ..trace.sources import Asked
 from ..trace.sources.names import read_map
+from .load import note
 from .prompt import parse_tokens
-from .terminal import on_stderr
 
 KINDS = """A dump is one of:
   - a folder of APRT stage files: engine trace, dump-hf, dump-llamacpp, aprender
@@ -44,7 +45,7 @@ def asked(args: argparse.Namespace) -> Asked:
     )
 
 
-def say_notes(*dumps: Dump) -> None:
+def say_notes(*dumps: Dump, say: Callable[[str], None] = note) -> None:
     for d in dumps:
-        for note in d.notes:
-            on_stderr(f"note: {note}")
+        for line in d.notes:
+            say(line)

@@ -46,6 +46,10 @@ COMMANDS = {
     "run": ("engine.generate:sample", "run -m {}/tiny.gguf --backend reference -p x -n 9"),
     "inspect": ("tools.inspect_model:check", "inspect {}/tiny.gguf --check"),
     "eval": (MOVE, "eval {}/tiny.gguf --backend reference -f {}/text -c 8 --save-logits DIR/l.dat"),
+    "eval --workers": (
+        "tools.workers:Worker.take",
+        "eval {}/tiny.gguf --backend reference -f {}/text -f {}/text -c 8 --workers 2",
+    ),
     "diff": ("tools.diff_weights:compare", "diff --weights {}/tiny.gguf {}/tiny.gguf"),
     "verify": ("judging:judge", "verify {}/dump {}/tiny.gguf"),
     "verify --html": (MOVE, "verify {}/dump {}/tiny.gguf --html DIR/report.html"),

@@ -38,6 +38,16 @@ def sentence(v: Verification) -> str:
     return " ".join([*map(words, v.first), _verdict(v)])
 
 
+def in_short(v: Verification) -> str:
+    """What there is to say where there is little room: the worst stage and its likeliest cause; of a dump that is
+    explained, what the engine computes with."""
+    if v.first:
+        return words(v.first[0])
+    if bad := by_size(v.findings):
+        return f"{named(bad[0])}{_guess(bad[0], told=True)}"
+    return engine_words(v) if any(f.explained for f in v.findings) else _verdict(v)
+
+
 def _verdict(v: Verification) -> str:
     count = Counter(f.verdict for f in v.findings)
     bad, unjudged = count[UNEXPLAINED], count[UNJUDGED]

@@ -142,8 +142,9 @@ def q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, 
     halves in Q16_K.
 
     Integers to the end of a block, as in ggml: sums of groups times scales, less the minima's share or, without
-    minima, the share of the 2^power that codes are above what they stand for (None: they are no more). scales(w, four) and minima(w, four) are
-    bytes of four groups; factor(w) and min_factor(w) multiply them; size: bytes of a block.
+    minima, the share of the 2^power that codes are above what they stand for (None: signed codes, which are not).
+    scales(w, four) and minima(w, four) are bytes of four groups; factor(w) and min_factor(w) multiply them; size: bytes
+    of a block.
     """
     word = 4 * tile_width(zero)
     steps = x + K // 4 * word
