@@ -17,6 +17,7 @@ from ..engine.aliases import MODELS, directory
 from ..engine.kernels import numba_settings
 from ..errors import BadInput
 from . import memory
+from .columns import hanging
 from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.
@@ -199,9 +200,11 @@ def homeless(value: Any) -> Any:
 
 
 def text(report: dict[str, Section]) -> str:
-    lines = []
+    lines: list[str] = []
     for title, section in report.items():
-        lines += [title, *(f"  {name:20s} {'not installed' if v is None else v}" for name, v in section.items())]
+        lines.append(title)
+        for name, value in section.items():
+            lines += hanging(f"  {name:20s} ", "not installed" if value is None else str(value))
     return "\n".join(one_line(line) for line in lines)
 
 
