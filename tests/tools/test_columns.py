@@ -37,7 +37,8 @@ TABLES = {
     "lens": ["show", "one", "--lens", "--rows", ":", "-m", f"{LONG}.gguf"],
     "eval": ["eval", f"{LONG}.gguf", "--against", f"{LONG}.gguf", "-f", "text", "--context", "4", *TOKENS[2:]],
 }  # fmt: skip
-SENTENCE = re.compile(r"(tokens: |next after |\d+ files?, |\d+ stages compared|(decode step \d+, )?lm_head: )|[A-Z][^|]*\.$")
+SAID = r"tokens: |next after |\d+ files?, |\d+ stages compared|(decode step \d+, )?lm_head: "
+SENTENCE = re.compile(rf"{SAID}|[A-Z][^|]*\.$")
 
 
 @pytest.fixture(scope="module")
