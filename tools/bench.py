@@ -290,26 +290,33 @@ def numbers(text: str, flag: str) -> list[int]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Speeds with their spread and, where there is a peer, the ratio to it."""
-    line = "{:10s} {:8s} {:9s} {:>7s} | {:>8s} {:>12s} {:>8s} | {:>8s} {:>12s} {:>8s} | {:>9s} | {:>7s} | {:>7s}"
-    titles = ("prompt/s", "spread", "ratio", "tokens/s", "spread", "ratio", "of memory", "first s", "peak GB")
-    lines = [line.format("engine", "path", "precision", "threads", *titles)]
+    """Speeds with their spread and, where there is a peer, the ratio to it: of the prompt, then of the tokens made."""
+    line = "{:9s} {:8s} {:9s} {:>7s} {:>8s} {:>11s} {:>7s} {:>7s} {:>6s}"
+    titles = ("engine", "path", "precision", "threads")
+    lines = [line.format(*titles, "prompt/s", "spread", "ratio", "first s", "").rstrip()]
     for r in rows:
-        cells: list[str] = []
-        for key in ("prompt_tokens_per_s", "generated_tokens_per_s"):
-            low, high = r[f"{key}_spread"]
-            cells += [
-                f"{r[key]:.1f}",
-                f"{low:.0f}-{high:.0f}",
-                f"{r[f'{key}_ratio']:.2f} x" if f"{key}_ratio" in r else "",
-            ]
-        cells += [f"{r[key]:.2f}" if key in r else "" for key in ("bandwidth_share", "first_token_s")]
-        lines.append(
-            line.format(
-                r["engine"], r["path"] or "", r["precision"], str(r["threads"]), *cells, f"{r['peak_bytes'] / 1e9:.2f}"
-            )
-        )
+        lines.append(line.format(*run_of(r), *speed(r, "prompt"), fixed(r, "first_token_s"), "").rstrip())
+    lines += ["", line.format(*titles, "tokens/s", "spread", "ratio", "of mem", "GB")]
+    for r in rows:
+        share, most = fixed(r, "bandwidth_share"), f"{r['peak_bytes'] / 1e9:.2f}"
+        lines.append(line.format(*run_of(r), *speed(r, "generated"), share, most))
     return "\n".join(lines)
+
+
+def run_of(r: dict[str, Any]) -> tuple[str, str, str, str]:
+    return r["engine"], r["path"] or "", r["precision"], str(r["threads"])
+
+
+def speed(r: dict[str, Any], what: str) -> tuple[str, str, str]:
+    """Tokens a second, from which to which, and the ratio to the peer's."""
+    key = f"{what}_tokens_per_s"
+    low, high = r[f"{key}_spread"]
+    ratio = f"{r[f'{key}_ratio']:.2f} x" if f"{key}_ratio" in r else ""
+    return f"{r[key]:.1f}", f"{low:.0f}-{high:.0f}", ratio
+
+
+def fixed(r: dict[str, Any], key: str) -> str:
+    return f"{r[key]:.2f}" if key in r else ""
 
 
 def main(args: argparse.Namespace) -> int:

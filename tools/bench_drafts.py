@@ -15,6 +15,8 @@ from ..engine.generate import check_prompt, generate
 from ..engine.load import Loaded, Opened, blaming, check_threads, load, spelling_of, threads
 from ..engine.text.chat import Chat, prompt_ids
 from ..errors import BadInput
+from ..trace.plural import plural
+from .columns import middle
 from .load import open_tokenizer, show_compiling
 from .progress import progress
 from .prompt import text_of_file
@@ -124,20 +126,20 @@ def take_turns(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Speeds behind the first token, with their spread."""
-    line = "{:9s} {:>7s} {:30s} {:>6s} {:>6s} | {:>8s} {:>9s} | {:>8s} {:>9s} | {:>7s} {:>8s}"
-    titles = ("precision", "threads", "prompt", "tokens", "made")
-    lines = [line.format(*titles, "plain/s", "spread", "draft/s", "spread", "ratio", "a pass")]
+    """Speeds behind the first token, with their spread: plain, then with drafts."""
+    line = "{:15s} {:>6s} {:>5s} {:>8s} {:>9s} {:>8s} {:>9s} {:>6s} {:>6s}"
+    lines = [line.format("prompt", "tokens", "made", "plain/s", "spread", "draft/s", "spread", "ratio", "a pass")]
+    run = ""
     for r in rows:
+        if run != (run := f"{r['precision']}, {plural(r['threads'], 'thread')}:"):
+            lines.append(run)
         cells = ["", "", "", "", "", ""]
         if "ratio" in r:
             cells = []
             for key in ("plain_tokens_per_s", "drafted_tokens_per_s"):
                 low, high = r[f"{key}_spread"]
                 cells += [f"{r[key]:.1f}", f"{low:.0f}-{high:.0f}"]
-            cells += [f"{r['ratio']:.2f} x", f"{r['tokens_per_pass']:.2f}"]
-        name = one_line(r["prompt"].replace("\n", " "))
-        name = name if len(name) <= 30 else f"{name[:27]}..."
-        counts = str(r["prompt_tokens"]), str(r["generated_tokens"])
-        lines.append(line.format(r["precision"], str(r["threads"]), name, *counts, *cells))
+            cells += [f"{r['ratio']:.2f}x", f"{r['tokens_per_pass']:.2f}"]
+        name = middle(one_line(r["prompt"].replace("\n", " ")), 15)
+        lines.append(line.format(name, str(r["prompt_tokens"]), str(r["generated_tokens"]), *cells).rstrip())
     return "\n".join(lines)

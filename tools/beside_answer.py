@@ -22,3 +22,9 @@ def write_page(path: Path, text: str) -> None:
     """A page of HTML: whole or not at all."""
     with whole_file(path, "the page") as beside:
         beside.write_text(text, "utf-8", "backslashreplace")  # a file's name may be no text
+
+
+def write_picture(path: Path, picture: bytes) -> None:
+    """A PNG: whole or not at all."""
+    with whole_file(path, "the picture") as beside:
+        beside.write_bytes(picture)

@@ -6,16 +6,15 @@ import argparse
 import csv
 import sys
 from importlib import import_module
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
-from ..trace.compare import place
 from ..trace.diff import TOLERANCE, TOP, Diff, diff
 from ..trace.pair import Known
 from ..trace.stages import of_pieces
 from .beside_answer import check_place, write_page
+from .diff_text import lines_of
 from .load import Once, is_model, open_model, open_spelling, texts
 from .source import KINDS, add_source_arguments, asked
 from .terminal import json_text, on_stderr, one_line
@@ -87,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
     elif args.csv:
         write_csv(found)
     else:
-        print_text(args, found)
+        print("\n".join(map(one_line, lines_of(args.a, args.b, found))))
     return 0 if found.within else 1
 
 
@@ -134,44 +133,3 @@ def write_csv(found: Diff) -> None:
     writer = csv.DictWriter(sys.stdout, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-
-
-def print_text(args: argparse.Namespace, found: Diff) -> None:
-    first, rows, pairs = found.first_beyond, found.stages, found.pairs
-    width = max(len(r.a.label) for r in rows)
-    print(f"A {one_line(args.a)}\nB {one_line(args.b)}\nrelative = RMS(A - B) / RMS(A)\n")
-    print(f"{'stage':<{width}} {'elements':>10} {'cosine':>13} {'RMS(A-B)':>10} {'relative':>10} {'max |A-B|':>10}  at")
-    for r in rows:
-        f = r.figures
-        cosine = "-" if f.cosine is None else f"{f.cosine:.10f}"
-        relative = f"{f.relative:.3e}" if isfinite(f.relative) else "-"
-        at = "equal" if f.equal else place(r.a, f.top[0].index, pairs.sizes) if f.top else "-"
-        line = (
-            f"{r.a.label:<{width}} {f.elements:>10} {cosine:>13} {f.rms_diff:>10.3e} {relative:>10} {f.max_abs:>10.3e}"
-        )
-        print(one_line(f"{line}  {at}{'  <-- first beyond the tolerance' if r is first else ''}"))
-        if f.first_mismatch is not None:
-            where = place(r.a, f.first_mismatch, pairs.sizes)
-            print(f"{'':<{width}} {f.mismatched} elements are NaN or Inf on one side only, the first at {where}")
-        if f.nan_both:
-            print(f"{'':<{width}} {f.nan_both} elements are NaN on both sides (counted as equal)")
-        if r.choice:
-            c = r.choice
-            kl = "-" if c.kl is None else f"{c.kl:.3e}"
-            print(
-                f"{'':<{width}} arg max A {c.argmax_a}, B {c.argmax_b}; "
-                f"top-5 overlap {c.top5_overlap} of 5; KL(A || B) {kl} nats"
-            )
-    shown = first or (rows[0] if len(rows) == 1 else None)
-    if shown and shown.figures.top:
-        print(f"\nlargest differences of {one_line(shown.a.label)}:")
-        for d in shown.figures.top:
-            print(f"  {place(shown.a, d.index, pairs.sizes):<40} A {d.a:< 16.9g} B {d.b:< 16.9g} |A-B| {d.size:.6e}")
-    print()
-    for name, labels in (("only in A", pairs.only_a), ("only in B", pairs.only_b), ("no stage", pairs.ignored)):
-        if labels:
-            few = f"{', '.join(labels[:4])}{', ...' if len(labels) > 4 else ''}"
-            print(one_line(f"not compared, {name}: {len(labels)} ({few})"))
-    if pairs.apart:
-        print(f"not compared, fed another token: {len(pairs.apart)}, from {pairs.apart[0]} on")
-    print(found.sentence)

@@ -17,11 +17,12 @@ from ..engine.aliases import MODELS, directory
 from ..engine.kernels import numba_settings
 from ..errors import BadInput
 from . import memory
+from .columns import hanging
 from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.
 NEEDED = ("numpy", "numba", "safetensors", "gguf", "tokenizers", "jinja2", "rich", "huggingface_hub", "threadpoolctl")
-OPTIONAL = ("zstandard", "lz4", "numba-cuda", "torch", "transformers", "accelerate")
+OPTIONAL = ("zstandard", "lz4", "matplotlib", "numba-cuda", "torch", "transformers", "accelerate")
 BESIDE = ("llvmlite", "cuda-bindings", "llama-cpp-python", "PyYAML")  # brought by those, or used where they are there
 
 # What changes how Python, the libraries or this project go about their work.
@@ -199,9 +200,11 @@ def homeless(value: Any) -> Any:
 
 
 def text(report: dict[str, Section]) -> str:
-    lines = []
+    lines: list[str] = []
     for title, section in report.items():
-        lines += [title, *(f"  {name:20s} {'not installed' if v is None else v}" for name, v in section.items())]
+        lines.append(title)
+        for name, value in section.items():
+            lines += hanging(f"  {name:20s} ", "not installed" if value is None else str(value))
     return "\n".join(one_line(line) for line in lines)
 
 

@@ -239,7 +239,7 @@ def report(args: argparse.Namespace, measured: Measured) -> None:
     print(f"base's          {s['base_perplexity']:>12.4f} +- {s['base_perplexity_error']:.4f}")
     print(f"ln(ratio)       {s['log_ratio']:>12.6f} +- {s['log_ratio_error']:.6f}")
     spread = f"median {s['kl_median']:.6f}, 99 % {s['kl_99']:.6f}, max {s['kl_max']:.6f}"
-    print(f"KL divergence   {s['kl']:>12.6f} +- {s['kl_error']:.6f}   {spread}")
+    print(f"KL divergence   {s['kl']:>12.6f} +- {s['kl_error']:.6f}\n                {spread}")
     print(f"same top token  {s['top1_agreement']:>12.4%} +- {s['top1_agreement_error']:.4%}")
     change = f"+- {s['delta_p_error']:.4%}   RMS {s['delta_p_rms']:.4%}"
     print(f"change of p     {s['delta_p']:>12.4%} {change}")

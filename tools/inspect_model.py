@@ -164,6 +164,7 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
     """For people: aligned columns, the same in a pipe as on a terminal, where headings are bold."""
     from rich.console import Console
 
+    from .columns import hanging
     from .terminal import one_line
 
     class Quiet(Console):
@@ -176,9 +177,10 @@ def print_report(report: dict[str, Any], tensors: bool) -> None:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         console.print(f"\n{title}", style="bold")
         for row in rows:
-            cells = (x.rjust(w) if i in right else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True)))
-            line = "  " + "  ".join(cells).rstrip()
-            console.print(one_line(line))
+            cells = [x.rjust(w) if i in right else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))]
+            head = "".join(f"  {cell}" for cell in cells[:-1]) + "  "
+            for line in hanging(head, cells[-1].rstrip()):
+                console.print(one_line(line))
 
     size = sum(f["bytes"] for f in report["files"])
     parts = f" in {len(report['files'])} files" if len(report["files"]) > 1 else ""

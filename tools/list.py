@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.aliases import DEFAULT, MODELS, directory
+from .columns import hanging
 from .terminal import json_text, one_line
 
 ENDINGS = (".gguf", ".apr")
+NAME = max(map(len, MODELS))  # columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +28,19 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json_text(found))
         return 0
-    wide = max(len(m["model"]) for m in found)
     for m in found:
-        size = "" if m["bytes"] is None else f"{m['bytes']:,}"
-        print(one_line(f"{m['model']:{wide}}  {size:>14}  {m['state']}").rstrip())
+        print("\n".join(map(one_line, lines_of(m))))
     return 0
+
+
+def lines_of(m: dict[str, Any]) -> Iterator[str]:
+    """A model; a name that is too long for its column has its own line, whole: it is to be typed or copied."""
+    size = "" if m["bytes"] is None else f"{m['bytes']:,}"
+    if len(m["model"]) > NAME:
+        yield m["model"]
+        yield from hanging("    ", f"{size} bytes, {m['state']}")
+    else:
+        yield from hanging(f"{m['model']:{NAME}} {size:>14}  ", m["state"])
 
 
 def aliases() -> Iterator[dict[str, Any]]:
@@ -38,9 +48,9 @@ def aliases() -> Iterator[dict[str, Any]]:
     for alias, model in MODELS.items():
         there = model.there()
         if there is None:
-            state = f"not here; engine pull {alias} gets {model.bytes:,} bytes"
+            state = f"not here; engine pull: {model.bytes / 1e9:.1f} GB"
         elif there.name == model.part:
-            state = f"a part; engine pull {alias} goes on"
+            state = "a part; engine pull goes on"
         else:
             state = "the default" if alias == (os.environ.get("QWENREF_MODEL") or DEFAULT) else "pulled"
         yield {"model": alias, "bytes": None if there is None else there.stat().st_size, "state": state}

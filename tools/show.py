@@ -18,16 +18,18 @@ from ..judging import opened_for
 from ..lens import RESIDUALS, lens
 from ..trace.dump import Dump, Entry
 from ..trace.plan import parse_ranges, plan, spell_ranges
+from ..trace.show.drawing import check_matplotlib
 from ..trace.show.figures import layer_figures
 from ..trace.show.histogram import histogram
 from ..trace.show.names import Names
 from ..trace.show.page import layers_page, lens_page, stage_page
+from ..trace.show.picture import layers_picture, lens_picture, stage_picture
 from ..trace.show.view import View, view
 from ..trace.sources import open_dump
 from ..trace.stages import NAMES, Stage, by_name, find, of_pieces
 from ..trace.store import phase_name
 from ..tracing import held
-from .beside_answer import write_page
+from .beside_answer import check_place, write_page, write_picture
 from .leftovers import whole_file
 from .load import add_computing_arguments, is_model, load_as_asked, open_spelling, open_weights, rope_asked
 from .prompt import given_tokens
@@ -55,7 +57,7 @@ examples:
   engine show dump/ attn_softmax 3 --head 5 -m model.gguf
   engine show model.gguf ffn_swigl 0 -p 'Hi' --rows=-1: --columns 0:12
   engine show model.gguf attn_softmax 3 -p 'What is 2+2?' --html map.html
-  engine show model.gguf --lens -p 'What is 2+2?'
+  engine show model.gguf --lens -p 'What is 2+2?' --png lens.png
   engine show hooks.pt attn_out 3 -m model.gguf --tokens 3838,374,220"""
     parser.add_argument("source", metavar="DUMP|MODEL", help="a dump, or a model to run")
     parser.add_argument("stage", metavar="STAGE", nargs="?", help="its name, listed below; with --lens a residual")
@@ -72,6 +74,9 @@ examples:
     parser.add_argument("--npy", metavar="FILE", type=Path, help="write what is shown as a NumPy array, too")
     parser.add_argument(
         "--html", metavar="FILE", type=Path, help="draw it for a browser, too: attention, channels, layers"
+    )
+    parser.add_argument(
+        "--png", metavar="FILE", type=Path, help="draw it as a picture, too (pip install 'qwenref[png]')"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object; the values of a part that was chosen")
     add_computing_arguments(parser)
@@ -91,8 +96,10 @@ class Source:
 def main(args: argparse.Namespace) -> int:
     if find(args.source) and not Path(args.source).exists():
         raise BadInput(f"{args.source} is a stage; what to look at comes first: engine show DUMP {args.source}")
-    if none := next((p for p in (args.npy, args.html) if p is not None and not p.absolute().parent.is_dir()), None):
-        raise BadInput(f"{none}: no such folder")
+    for place in filter(None, (args.npy, args.html, args.png)):
+        check_place(place)
+    if args.png is not None:
+        check_matplotlib()
     if args.step < 0:
         raise BadInput(f"--step {args.step}: 0 is the prompt, 1 the first decode step")
     if args.top is not None and not (args.lens and args.top > 0):
@@ -173,7 +180,7 @@ def of_model(args: argparse.Namespace, stage: Stage | None) -> Source:
     c, has = opened.checkpoint.config, of_pieces(opened.weights.pieces)
     if stage is None:
         raise BadInput(f"which stage? {args.source} has {', '.join(has)}")
-    drawn_by_layer = args.html is not None and "S" not in stage.letters
+    drawn_by_layer = (args.html, args.png) != (None, None) and "S" not in stage.letters
     layers = args.layer if args.layer is not None and stage.scope == "layer" and not drawn_by_layer else "all"
     wanted = plan(stage.name, layers, "all", args.step).within(has)
     wanted.check(c.num_hidden_layers)
@@ -218,6 +225,8 @@ def show_lens(source: Source, stage: Stage, args: argparse.Namespace) -> None:
     found = list(lens(views, source.model, args.top or TOP))
     if args.html is not None:
         write_page(args.html, lens_page(args.source, found, views[0], source.names))
+    if args.png is not None:
+        write_picture(args.png, lens_picture(args.source, found, views[0], source.names))
     if args.json:
         print(json_text(about(args.source, views[0].entry, source.names) | lens_as_json(found, source.names)))
         return
@@ -232,11 +241,9 @@ def show_values(source: Source, stage: Stage, args: argparse.Namespace) -> None:
             raise BadInput(f"--npy {args.npy}: it holds one array; name the layer")
         with whole_file(args.npy, "the array") as path, path.open("wb") as file:
             np.save(file, views[0].values)
-    if args.html is not None and len(views) > 1:
-        write_page(args.html, layers_page(args.source, views, names))
-    elif args.html is not None:
+    if (args.html, args.png) != (None, None):
         every = viewed(source, stage, None, args, args.rows) if stage.scope == "layer" else views
-        write_page(args.html, stage_page(args.source, views[0], every, names))
+        draw(args, views, every, names)
     if args.json:
         chosen = (args.rows, args.head, args.columns) != (None, None, None)
         print(json_text(about(args.source, views[0].entry, names) | figures_as_json(views, chosen)))
@@ -244,6 +251,19 @@ def show_values(source: Source, stage: Stage, args: argparse.Namespace) -> None:
         print_stage(views[0], source, args)
     else:
         print_layers(views)
+
+
+def draw(args: argparse.Namespace, views: list[View], every: list[View], names: Names) -> None:
+    """The page and the picture. every: the same part of every layer that is there."""
+    one = len(views) == 1
+    if args.html is not None:
+        page = stage_page(args.source, views[0], every, names) if one else layers_page(args.source, views, names)
+        write_page(args.html, page)
+    if args.png is not None:
+        of_one, of_all = stage_picture, layers_picture
+        write_picture(
+            args.png, of_one(args.source, views[0], every, names) if one else of_all(args.source, views, names)
+        )
 
 
 def print_stage(v: View, source: Source, args: argparse.Namespace) -> None:

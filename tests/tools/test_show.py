@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,37 @@ def test_pages(words: list[str], holds: list[str], tmp_path: Path, capsys: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dump", "ffn_out"],
+        ["dump", "--lens", "-m", "tiny.gguf"],
+        ["tiny.gguf", "attn_softmax", "1", "--tokens", "3,4", "--backend", "reference"],
+    ],
+)
+def test_pictures(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture beside the text, which is the same with it; also beside a page."""
+    pytest.importorskip("matplotlib", reason="the extra [png] is not installed")
+    alone = shown(capsys, *words)
+    assert shown(capsys, *words, "--png", str(tmp_path / "a.png"), "--html", str(tmp_path / "a.html")) == alone
+    from matplotlib.image import imread
+
+    image = imread(tmp_path / "a.png")
+    assert min(image.shape[:2]) > 300 and len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 20
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "a.html"}
+
+
+def test_a_picture_without_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, before anything is read or run."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["show", "dump", "ffn_out", "--png", str(tmp_path / "a.png")]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "pip install 'qwenref[png]'" in told.err and told.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_values_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     x[1, 2], x[2, 3] = np.nan, -np.inf
@@ -215,7 +247,9 @@ def test_values_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["dump", "attn_softmax", "1", "--head", "9"], "there are 0 to 3"),
         (["dump", "attn_norm", "1", "--rows", "5:7"], "there are 0 to 4"),
         (["dump", "attn_norm", "--npy", "a.npy"], "name the layer"),
-        (["dump", "attn_norm", "1", "--npy", "no/such/a.npy"], "no/such/a.npy: no such folder"),
+        (["dump", "attn_norm", "1", "--npy", "no/such/a.npy"], "no/such: no such folder"),
+        (["dump", "attn_norm", "1", "--npy", "dump"], "dump: a folder; give a file's name"),
+        (["dump", "attn_norm", "1", "--html", "tiny.gguf"], "tiny.gguf"),
         (["dump", "attn_norm", "1", "-p", "x"], "--prompt is for a model"),
         (["dump", "attn_norm", "1", "--chat"], "--chat is for a model"),
         (["dump", "attn_norm", "1", "--tokens", "1,2"], "--tokens"),

@@ -132,7 +132,7 @@ def test_the_list_of_models(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert found.pop(str(models / "mine.gguf")) == (10, "in the models' folder")
     assert found.pop(str(snapshot)) == (10, "a/b in Hugging Face's cache")
     ((alias, (size, state)),) = found.items()
-    assert size == 10 and state == f"a part; engine pull {alias} goes on"
+    assert size == 10 and alias in MODELS and state == "a part; engine pull goes on"
     nothing = engine("list", QWENREF_MODELS=str(tmp_path / "no"), HF_HUB_CACHE=str(tmp_path / "no"))
     assert nothing.returncode == 0 and nothing.stdout.count(b"not here; engine pull") == 2
 

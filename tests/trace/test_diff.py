@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,8 @@ def test_a_dump_against_itself_is_within_tolerance_0(stages: Stages, tmp_path: P
     a, b = (write(tmp_path / n, stages) for n in "ab")
     status, out, err = diff(a, b, "--tolerance", "0")
     assert (status, err) == (0, "") and "37 stages compared, 0 beyond" in out
-    assert [line.split()[0] for line in out.splitlines()[5:43] if not line.startswith(" ")] == [
-        e.label for e in open_dump(a).entries
-    ]
+    told = [line.split()[0] for line in out.splitlines()[6:] if line and not line.startswith(" ")][:-1]
+    assert told == [e.label for e in open_dump(a).entries]
 
 
 def test_d1_a_difference_beyond_the_tolerance_is_exit_1_and_the_first_is_marked(
@@ -88,7 +88,9 @@ def test_d1_a_difference_beyond_the_tolerance_is_exit_1_and_the_first_is_marked(
     a, b = write(tmp_path / "a", stages), write(tmp_path / "b", bad)
     status, out, _ = diff(a, b)
     assert status == 1 and "2 beyond the tolerance 0.001; 1.000e+00 would have passed" in out
-    (marked,) = [line for line in out.splitlines() if "<-- first beyond" in line]
+    lines = out.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if "<-- first beyond" in line]
+    marked = lines[at - 1]
     assert marked.startswith("layer-0/ffn_up ")
     assert diff(a, b, "--tolerance", "1")[0] == 0
     report = strict(diff(a, b, "--json")[1])
@@ -139,7 +141,7 @@ def test_d4_not_a_number_on_one_side_never_passes(
     a, b = (write(tmp_path / n, s) for n, s in zip("ab", sides, strict=True))
     status, out, _ = diff(a, b, "--tolerance", "1e30")
     assert status == 1 and "no tolerance would have passed" in out
-    assert "1 elements are NaN or Inf on one side only, the first at position 3, index 17" in out
+    assert "1 elements are NaN or Inf on one side only, the first at position 3, index 17" in " ".join(out.split())
     row = next(r for r in strict(diff(a, b, "--json")[1])["stages"] if r["mismatched"])
     assert (row["stage"], row["layer"], row["mismatched"], row["relative"]) == ("ffn_out", 1, 1, None)
 
@@ -201,9 +203,11 @@ def test_dumps_without_a_manifest(bare: str, stages: Stages, tmp_path: Path, dif
     a = write(tmp_path / "a", stages, manifest=bare == "b")
     b = write(tmp_path / "b", bad, manifest=bare == "a")
     status, out, _ = diff(a, b)
-    (marked,) = [line for line in out.splitlines() if "<-- first" in line]
-    where = "index 89" if bare == "both" else "position 2, kv head 1, index 9"
-    assert status == 1 and marked.startswith("layer-1/k_post_rope") and where in marked
+    lines = out.splitlines()
+    marked = next(before for before, line in pairwise(lines) if "<-- first" in line)
+    brief, where = ("i89", "index 89") if bare == "both" else ("p2 h1 i9", "position 2, kv head 1, index 9")
+    assert status == 1 and marked.startswith("layer-1/k_post_rope") and marked.endswith(f"  {brief}")
+    assert f"\n  {where} " in out
 
 
 def test_places_are_spelled_by_head(stages: Stages, tmp_path: Path, diff: Diff) -> None:

@@ -65,7 +65,7 @@ def test_payload_marks_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
         "note: the logits after position 1 are not finite; the first such value is an infinity in attn_norm of "
         "layer 1, position 0, index 3: tensor blk.1.attn_norm.weight has an infinity at element 3\n"
     )
-    flagged = [line.split()[0] for line in text.splitlines() if "<--" in line]
+    flagged = [line.split()[1].rstrip(":") for line in text.splitlines() if "<--" in line]
     assert flagged[0] == "attn_norm" and "post_ffn_residual" in flagged and flagged[-1] == "lm_head"
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..plural import plural
 from ..verify.report.charts import EDGE, HIGH, WIDE, chart, frame, label
-from .figures import layer_figures, massive
+from .figures import by_channel, by_layer, massive
 from .histogram import histogram
 from .view import View
 
@@ -19,9 +19,7 @@ NAMED = 6  # massive channels
 
 def channels(v: View) -> str:
     """The largest magnitude in each channel, over the rows and heads; massive activations named."""
-    size_RC = np.abs(v.by_head.reshape(-1, len(v.columns)).astype(np.float64))
-    size_RC = np.where(np.isfinite(size_RC), size_RC, 0)
-    most_C, is_C = size_RC.max(0), massive(v.by_head).reshape(-1, len(v.columns)).any(0)
+    most_C, is_C = by_channel(v)
     top = max(float(most_C.max()), 1e-30)
 
     def place(column: float, value: float) -> tuple[float, float]:
@@ -54,10 +52,7 @@ def path(spots: Iterable[tuple[float, float]]) -> str:
 
 def depth(layers: Sequence[View]) -> str:
     """RMS and largest magnitude, layer by layer; nothing where there is only one."""
-    found: list[tuple[int, float, float]] = []
-    for f in map(layer_figures, layers):
-        if f.worst is not None and f.statistics.rms and f.entry.layer is not None:
-            found.append((f.entry.layer, log10(f.statistics.rms), log10(abs(f.worst[1].value))))
+    found = [(layer, log10(rms), log10(most)) for layer, rms, most in by_layer(layers)]
     if len(found) < 2:
         return ""
     last, low = max(1, found[-1][0]), min(rms for _, rms, _ in found)
@@ -74,7 +69,7 @@ def depth(layers: Sequence[View]) -> str:
     return chart("RMS (line) and largest magnitude (dashes) by layer, logarithmic.", parts)
 
 
-def sizes(v: View) -> str:
+def spread(v: View) -> str:
     """The histogram."""
     h = histogram(v.computed())
     if h is None:

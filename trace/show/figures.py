@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,15 @@ def massive(values: NDArray[np.floating]) -> NDArray[np.bool_]:
     return np.asarray(size > max(MASSIVE, MASSIVE_MEDIANS * float(np.median(size))))
 
 
+def by_channel(v: View) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """([columns], [columns]): the largest finite magnitude in each, over the rows and heads, 0 where nothing is finite;
+    and whether one of its values is massive."""
+    size_RC = np.abs(v.by_head.reshape(-1, len(v.columns)).astype(np.float64))
+    size_RC = np.where(np.isfinite(size_RC), size_RC, 0)
+    is_RC = massive(v.by_head).reshape(-1, len(v.columns))
+    return np.asarray(size_RC.max(0)), np.asarray(is_RC.any(0))
+
+
 @dataclass(frozen=True, slots=True)
 class LayerFigures:
     """One layer's. worst: where its largest magnitude stands, and the value; None where nothing is finite.
@@ -72,3 +82,12 @@ def layer_figures(v: View) -> LayerFigures:
     worst = max(peaks, key=lambda p: abs(p[1].value), default=None)
     every = v.computed()
     return LayerFigures(v.entry, statistics([every]), worst, int(massive(every).sum()))
+
+
+def by_layer(layers: Iterable[View]) -> list[tuple[int, float, float]]:
+    """(layer, RMS, largest magnitude) of those whose values are finite and not all zero."""
+    found = []
+    for f in map(layer_figures, layers):
+        if f.worst is not None and f.statistics.rms and f.entry.layer is not None:
+            found.append((f.entry.layer, f.statistics.rms, abs(f.worst[1].value)))
+    return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ..store import phase_name
 from ..verify.report.frame import framed, table
 from .attention import attention
-from .curves import channels, depth, sizes
+from .caption import sizes, title
+from .curves import channels, depth, spread
 from .figures import LayerFigures, layer_figures, row_figures
 from .guess import Guess
 from .names import Names
@@ -30,7 +30,7 @@ def stage_page(source: str, v: View, layers: Sequence[View], names: Names) -> st
     if "S" in v.entry.stage.letters:
         parts.append(attention(v, names))
     else:
-        parts += ['<div class="charts">', channels(v), depth(layers), sizes(v), "</div>"]
+        parts += ['<div class="charts">', channels(v), depth(layers), spread(v), "</div>"]
     return page(source, v, [*parts, row_table(v, names)])
 
 
@@ -60,13 +60,9 @@ def page(source: str, v: View, parts: Iterable[str]) -> str:
 
 def head(source: str, v: View, names: Names, layer: int | None = None) -> str:
     """layer: which one is shown, None for several and for the whole model."""
-    e = v.entry
-    axes = " × ".join(f"{n} {letter}" for n, letter in zip(e.shape, e.stage.letters, strict=True))
-    shown = " ".join(names.at(p) for p in range(min(12, len(names.ids)))) + " ..." * (len(names.ids) > 12)
-    title = f"{e.stage.name}" + ("" if layer is None else f", layer {layer}") + f" ({phase_name(e.phase)})"
     return (
-        f'<div class="status"><h1>{escape(title)}</h1></div>'
-        f'<p class="soft"><code>{escape(source)}</code>, {escape(axes)}; tokens: {escape(shown or "unknown")}</p>'
+        f'<div class="status"><h1>{escape(title(v.entry, layer))}</h1></div>'
+        f'<p class="soft"><code>{escape(source)}</code>, {escape(sizes(v, names))}</p>'
     )
 
 

@@ -209,7 +209,8 @@ def grid(title: str, findings: Sequence[Finding]) -> list[str]:
     cell = worst_of(findings)
     names = [s.name for s in STAGES if s.scope == "layer" and any((layer, s.name) in cell for layer, _ in cell)]
     layers = sorted({layer for layer, _ in cell if layer is not None})
-    lines = [f"{title}: = bit-equal, + reproduced, ~ within budget, X unexplained, ? not judged"]
+    legend = "= bit-equal, + reproduced, ~ within budget, X unexplained, ? not judged"
+    lines = [f"{title}: {legend}"] if len(title) + len(legend) <= 78 else [f"{title}:", f"  {legend}"]
     for i, name in enumerate(names):
         lines.append("      " + "| " * i + f"{name}")
     for layer in layers:
