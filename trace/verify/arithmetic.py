@@ -16,9 +16,9 @@ from typing import Any
 from ..stages import BEFORE, Key, Stage
 from .evidence import Evidence
 from .formulas import codes
-from .recipes import levels
 from .recipes.facts.fused import NONE
 from .recipes.facts.table import FACTS
+from .recipes.loaded import ROWS as LOADED
 from .recipes.recipe import RECIPES, Recipe
 from .site import Site
 from .span import BFLOAT16, FLOAT16, FLOAT32, Float
@@ -148,8 +148,9 @@ def shows(site: Site, spots: Sequence[Spot]) -> tuple[Any, ...]:
         elif field == "quantiser":
             formats = formats_of(site, spots)
             said += [tuple(map(r.operand, formats)), codes(site, formats) if len(spots) == 1 else r.quantiser]
-        elif field == "requantised" and r.requantised == levels.KIND:
-            said.append(levels.KIND if any(levels.known(fmt) for fmt in formats_of(site, spots)) else None)
+        elif field == "requantised" and r.requantised is not None:
+            taken = any(map(LOADED[r.requantised].takes, formats_of(site, spots)))
+            said.append(r.requantised if taken else None)
         elif field != "scale" or r.mix == "stored" or spots[0][1].kind != "mix":  # in one piece, no score is rounded
             said.append(getattr(r, field))
     return tuple(said)

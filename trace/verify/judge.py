@@ -20,10 +20,11 @@ from .fit import Fit, compare, spread
 from .formulas import flat, input_of
 from .kept import Kept
 from .leaning import MOST, leaning
+from .recipes.loaded import ROWS as LOADED
 from .recipes.matrix import Matrix
 from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
-from .recipes.scaled import KINDS, WHOLE
+from .recipes.scaled import WHOLE
 from .site import Site
 from .span import FLOAT16, FLOAT32, Array, Span, joined
 
@@ -174,7 +175,7 @@ class Judge:
 
     def top(self, e: Entry, m: Matrix, recipe: Recipe) -> float | None:
         """The largest weight of a stage's first matrix, if the recipe asks for it: looked for once."""
-        if recipe.requantised not in KINDS or KINDS[recipe.requantised].over != "all":
+        if recipe.requantised is None or not LOADED[recipe.requantised].top:
             return None
         key = e.layer, e.stage.name
         if key not in self.tops:
