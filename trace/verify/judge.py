@@ -264,7 +264,11 @@ class Judge:
     def recipe_of(self, e: Entry) -> Recipe:
         """The arithmetic of a stage's group, as far as it is known."""
         best = self.good.get(self.group(e))
-        return best[0] if best else next(candidates(self.involved(e), narrowest(self.evidence.values(e)), self.votes))
+        if best:
+            return best[0]
+        got = self.evidence.values(e)
+        told = rounded_to(e.stage.kind, got) is not None
+        return next(candidates(self.involved(e), narrowest(got), self.votes, told))
 
     def again(self, e: Entry, recipe: Recipe) -> tuple[Site, Span, Fit]:
         """The stage under one recipe."""
