@@ -24,7 +24,7 @@ from .trace.verify.recipes import operations
 from .trace.verify.recipes.facts.table import FACTS
 from .trace.verify.recipes.matrix import matrix_of
 from .trace.verify.recipes.products import product
-from .trace.verify.recipes.recipe import FLOAT32_RECIPE, Recipe
+from .trace.verify.recipes.recipe import FLOAT32_RECIPE, UNTOLD, Recipe
 from .trace.verify.report.spent import Cost
 from .trace.verify.span import FLOAT32, Array, Span
 
@@ -53,10 +53,9 @@ def costs(
     Raises BadInput where nothing is known of the engine, nobody knows the tokens, or the model has adapters or no
     output head.
     """
-    if not any(f.explained for f in v.findings):
-        raise BadInput(
-            "--cost: no stage is explained, so nothing is known of the engine's arithmetic; leave --cost away"
-        )
+    if not any(f.explained for f in v.findings) or v.recipe.name == UNTOLD:
+        why = "what the dump holds is the same in any" if v.status == 0 else "no stage is explained"
+        raise BadInput(f"--cost: {why}, so nothing is known of the engine's arithmetic; leave --cost away")
     if bound.lm_head is None:
         raise BadInput("--cost is told in logits, and this model has no output head; leave --cost away")
     if v.tokens is None:

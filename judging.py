@@ -23,6 +23,7 @@ from .trace.stages import of_pieces
 from .trace.verify.facts import FromTokens
 from .trace.verify.finding import Verification
 from .trace.verify.likeness import likeness
+from .trace.verify.recipes.recipe import SO_FAR
 from .trace.verify.report.report import Report
 from .trace.verify.report.spent import Spent
 from .trace.verify.verify import verify as judge
@@ -57,7 +58,8 @@ def verify(
 def with_cost(report: Report, model: Opened, progress: Callable[[int], None] = lambda done: None) -> Report:
     """The report, with what the engine's arithmetic costs. progress: told how many facts are run."""
     found, keys = costs(report, model.weights, progress)
-    return replace(report, spent=Spent(tuple(found), keys))
+    whole = not report.recipe.name.endswith(SO_FAR)
+    return replace(report, spent=Spent(tuple(found), keys, whole))
 
 
 def judged(

@@ -13,16 +13,19 @@ from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
 
+import numpy as np
+
 from ..stages import BEFORE, Key, Stage
 from .evidence import Evidence
 from .formulas import codes
-from .recipes import levels
 from .recipes.facts.fused import NONE
 from .recipes.facts.table import FACTS
+from .recipes.loaded import ROWS as LOADED
 from .recipes.recipe import RECIPES, Recipe
 from .site import Site
 from .span import BFLOAT16, FLOAT16, FLOAT32, Float
 
+TELLING = 16  # values of a few bits that are no accident: the bits that 16-bit formats lack are 0 in each
 DEVIATIONS = 2  # facts in which a stage may differ from what the dump has shown so far
 Votes = Counter[tuple[str, Any]]
 Spot = tuple[int | None, Stage]
@@ -54,6 +57,16 @@ def narrowest(got: Any) -> Float:
     return FLOAT32
 
 
+def rounded_to(kind: str, got: Any) -> Float | None:
+    """The 16-bit format that a computed stage was rounded to, as its values tell by themselves: they have no bits
+    beyond it. None where they have, or tell nothing: copies of the model's own numbers, zeros and powers of 2."""
+    stored = None if kind == "look-up" else narrowest(got)
+    if stored is None or stored is FLOAT32:
+        return None
+    fraction, _ = np.frexp(got)
+    return stored if np.count_nonzero((fraction != 0) & (np.abs(fraction) != 0.5)) >= TELLING else None
+
+
 def choices(spots: Sequence[Spot], result: Float, votes: Votes) -> dict[str, list[Any]]:
     """For each fact that bears on these stages, if the first is stored so: its values, the likeliest first."""
     found: dict[str, list[Any]] = {}
@@ -72,10 +85,11 @@ def choices(spots: Sequence[Spot], result: Float, votes: Votes) -> dict[str, lis
     return found
 
 
-def candidates(spots: Sequence[Spot], stored: Float, votes: Votes) -> Iterator[Recipe]:
+def candidates(spots: Sequence[Spot], stored: Float, votes: Votes, told: bool = False) -> Iterator[Recipe]:
     """The arithmetics that a stage with such values may have, the likeliest first; those whose span is wide, which may
-    explain anything, after all others."""
+    explain anything, after all others. told: whether the values tell by themselves how they were stored."""
     formats = [FLOAT32] if stored is FLOAT32 else sorted([FLOAT32, stored], key=lambda f: -votes["result", f.name])
+    formats = [stored, FLOAT32] if told else formats
     for distance in range(DEVIATIONS + 1):
         if distance == 1:
             yield from whole_engines(spots, formats, votes)
@@ -146,15 +160,16 @@ def shows(site: Site, spots: Sequence[Spot]) -> tuple[Any, ...]:
         if field == "fused":
             said.append(r.fused & frozenset().union(*facts[field]))
         elif field == "quantiser":
-            formats = formats_of(site, spots)
+            formats = formats_of(site.evidence, spots)
             said += [tuple(map(r.operand, formats)), codes(site, formats) if len(spots) == 1 else r.quantiser]
-        elif field == "requantised" and r.requantised == levels.KIND:
-            said.append(levels.KIND if any(levels.known(fmt) for fmt in formats_of(site, spots)) else None)
+        elif field == "requantised" and r.requantised is not None:
+            taken = any(map(LOADED[r.requantised].takes, formats_of(site.evidence, spots)))
+            said.append(r.requantised if taken else None)
         elif field != "scale" or r.mix == "stored" or spots[0][1].kind != "mix":  # in one piece, no score is rounded
             said.append(getattr(r, field))
     return tuple(said)
 
 
-def formats_of(site: Site, spots: Sequence[Spot]) -> list[str]:
+def formats_of(evidence: Evidence, spots: Sequence[Spot]) -> list[str]:
     """Of the matrices of these stages."""
-    return [m.format for at, s in spots if s.kind == "product" for m in site.evidence.matrices(at, s.name)]
+    return [m.format for at, s in spots if s.kind == "product" for m in evidence.matrices(at, s.name)]

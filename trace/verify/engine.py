@@ -12,14 +12,14 @@ import numpy as np
 from ...quant.rms import ratio
 from ..dump import Entry
 from ..stages import Key
-from .arithmetic import choices, likeliest, whole_engines, wide
+from .arithmetic import choices, formats_of, likeliest, narrowest, whole_engines, wide
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, Finding, Named
-from .fit import Fit
+from .fit import Fit, few_of
 from .judge import Group, Judge
 from .recipes.facts import requantised
 from .recipes.facts.table import FACTS
-from .recipes.recipe import RECIPES, Recipe
-from .span import FLOAT32
+from .recipes.recipe import RECIPES, SO_FAR, UNTOLD, Recipe
+from .span import FLOAT16, FLOAT32, Float
 
 KINDS = {
     "look-up": "embedding", "norm": "norms", "product": "products", "bias": "biased products", "rotation": "RoPE",
@@ -27,6 +27,13 @@ KINDS = {
     "residual": "residuals",
 }  # fmt: skip
 HEAD = "output head"
+
+# What the name of an engine claims, in 32 and in 16 bits, beside the format of its results; and what that may be.
+CLAIMS: tuple[Mapping[str, Sequence[Any]], ...] = (
+    {"quantiser": (None, "x86", "int16"), "attention": (FLOAT32, FLOAT16)},
+    {"norm": ("twice", "once")},
+)
+PLACES = 4  # of a group at which a fact is looked for
 
 
 ODD = "odd-arithmetic"  # the name of what only another arithmetic explains
@@ -211,11 +218,13 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Judged]]) -> tuple[Recip
         elif any(g[0] == "product" and g[1] == "layer" for g in fitting) and all(g[0] == "product" for g in lacking):
             mixed.append((sum(len(groups[g]) for g in fitting), engine, fitting))
     if found:
-        return (found[0] if certain(found) else composed(judge, groups)), set(groups)
+        sure = certain(found) and shown(judge, groups, found[0])
+        return (found[0] if sure else composed(judge, groups)), set(groups)
     if mixed:
         most = max(n for n, *_ in mixed)
         best = [(engine, fitting) for n, engine, fitting in mixed if n == most]
-        return best[0] if certain([engine for engine, _ in best]) else (composed(judge, groups), set(groups))
+        sure = certain([engine for engine, _ in best]) and shown(judge, groups, best[0][0])
+        return best[0] if sure else (composed(judge, groups), set(groups))
     return reloading(judge, groups, angle) or composed(judge, groups), set(groups)
 
 
@@ -223,6 +232,53 @@ def certain(engines: Sequence[Recipe]) -> bool:
     """Whether engines that explain the same stages hold keys and values alike, and in 16 bits take biases and attention
     alike: the name of one tells these, and a dump without attention shows nothing of them."""
     return len({(r.attention, *((r.mix, r.fused) if r.result is not FLOAT32 else ())) for r in engines}) == 1
+
+
+def shown(judge: Judge, groups: Mapping[Group, Sequence[Judged]], engine: Recipe) -> bool:
+    """Whether a dump shows what an engine's name claims: in what its results are stored, and that none of CLAIMS is
+    another. A name would tell of stages that nobody dumped."""
+    claims = CLAIMS[engine.result is not FLOAT32]
+    return any(stores(judge, p, engine) for places in groups.values() for p in some(places)) and all(
+        refuted(judge, groups, engine, field, [v for v in values if v != getattr(engine, field)])
+        for field, values in claims.items()
+    )
+
+
+def some(places: Sequence[Judged]) -> list[Judged]:
+    return [places[i] for i in few_of(len(places), PLACES)]
+
+
+def stores(judge: Judge, p: Judged, recipe: Recipe) -> bool:
+    """Whether a place shows that results are stored as a recipe has them: a copy of the model's own 16-bit numbers is
+    the same in 32 bits."""
+    if recipe.result is FLOAT32:
+        return narrowest(judge.evidence.values(p.entry)) is FLOAT32
+    return fails(judge, p, replace(recipe, result=FLOAT32, weights=None))
+
+
+def refuted(
+    judge: Judge, groups: Mapping[Group, Sequence[Judged]], engine: Recipe, field: str, others: Sequence[Any]
+) -> bool:
+    """Whether the fact bears on some stage, and each other value of it, where that makes a difference, is one that some
+    stage is not explained by."""
+    bears = [
+        p
+        for places in groups.values()
+        for p in some(places)
+        if field in choices(judge.involved(p.entry), engine.result, Counter())
+    ]
+    for value in others:
+        other = replace(engine, **{field: value})
+        apart = [p for p in bears if judge.shows(p.entry, other) != judge.shows(p.entry, engine)]
+        if apart and not any(fails(judge, p, other) for p in sorted(apart, key=lambda p: len(judge.involved(p.entry)))):
+            return False
+    return bool(bears)
+
+
+def fails(judge: Judge, p: Judged, recipe: Recipe) -> bool:
+    """Whether a recipe does not explain a place; most that do not fail at a few positions or columns."""
+    fit = judge.glimpsed(p.entry, recipe, judge.evidence.values(p.entry)) if len(judge.involved(p.entry)) == 1 else None
+    return (fit is not None and not fit.good) or judge.explains(p.entry, recipe) is None
 
 
 def reloading(judge: Judge, groups: Mapping[Group, Sequence[Judged]], angle: str) -> Recipe | None:
@@ -242,14 +298,16 @@ def backing(judge: Judge, known: Recipe) -> int:
 
 def composed(judge: Judge, groups: Mapping[Group, Sequence[Judged]]) -> Recipe:
     """The facts of all groups together."""
-    results = Counter({f: 0 for g in groups for f in [judge.good[g][0].result]})
+    results = Counter[Float]()
     for g, places in groups.items():
-        results[judge.good[g][0].result] += len(places)
+        own = judge.good[g][0]
+        results[own.result] += len(places) if any(stores(judge, p, own) for p in some(places)) else 0
     facts = likeliest(judge.votes)
     fused = frozenset().union(*(judge.good[g][0].fused for g in groups)) if groups else frozenset()
     whole = Recipe(**{**facts, "fused": fused})
-    if results:
-        whole = replace(whole, result=max(results, key=lambda f: results[f]))
+    if not results.total():
+        return replace(whole, name=UNTOLD)
+    whole = replace(whole, result=max(results, key=lambda f: results[f]))
     said: dict[str, float] = {}
     near = [g for g, places in groups.items() if not far(judge, places[0])]
     for g in near or groups:
@@ -259,7 +317,7 @@ def composed(judge: Judge, groups: Mapping[Group, Sequence[Judged]]) -> Recipe:
         for clause, more in open_questions(judge, places, own):
             said[clause] = max(said.get(clause, 0.0), more)
     words = [f"{clause}: span {more:.0f} x wider" if more > 1.5 else clause for clause, more in said.items()]
-    return replace(whole, name="; ".join([whole.result.name, *words]))
+    return replace(whole, name="; ".join([whole.result.name, *words]) if words else f"{whole.result.name}{SO_FAR}")
 
 
 def far(judge: Judge, p: Judged) -> bool:
@@ -292,12 +350,12 @@ def clauses(judge: Judge, places: Sequence[Judged], recipe: Recipe, whole: Recip
     if recipe.result is not whole.result:
         kind, scope = stages[0][1].kind, stages[0][1].scope
         yield f"{HEAD if (kind, scope) == ('product', 'whole') else KINDS[kind]} in {recipe.result.name}"
-    yield from words_in(recipe, choices(stages, recipe.result, Counter()))
+    yield from words_in(recipe, choices(stages, recipe.result, Counter()), formats_of(judge.evidence, stages))
 
 
-def words_in(recipe: Recipe, shown: Collection[str]) -> list[str]:
-    """The words of a recipe's facts, of those that are shown and say something."""
-    said = [f.words(getattr(recipe, f.field), recipe.result) for f in FACTS if f.field in shown]
+def words_in(recipe: Recipe, shown: Collection[str], formats: Sequence[str] = ()) -> list[str]:
+    """The words of a recipe's facts, of those that are shown and say something, for weights of these formats."""
+    said = [f.words(f.amounts(getattr(recipe, f.field), formats), recipe.result) for f in FACTS if f.field in shown]
     return [words for words in said if words]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dump import Entry
-from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, shows, wide
+from .arithmetic import Spot, Votes, candidates, choices, involved, narrowest, rounded_to, shows, wide
 from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
@@ -20,12 +20,13 @@ from .fit import Fit, few_of, fit_of
 from .formulas import flat, input_of
 from .kept import Kept
 from .leaning import MOST, leaning
+from .recipes.loaded import ROWS as LOADED
 from .recipes.matrix import FileMatrix
 from .recipes.products import product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
-from .recipes.scaled import KINDS, WHOLE
+from .recipes.scaled import WHOLE
 from .site import Site
-from .span import FLOAT16, FLOAT32, Array, Span, joined
+from .span import FLOAT16, FLOAT32, Array, Float, Span, joined
 
 MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
 TRIES = 600  # arithmetics of one stage
@@ -46,7 +47,8 @@ class Judge:
     votes: how many stages each value of each fact explains so far. fits: for each stage judged, how well each
     arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
-    tops: see top. kept: see kept.py. broken: stages with values that are NaN or infinite, in order of execution.
+    rounded: the format of stages whose values tell it, and which a recipe of that explained. tops: see top.
+    kept: see kept.py. broken: stages with values that are NaN or infinite, in order of execution.
     """
 
     evidence: Evidence
@@ -56,6 +58,7 @@ class Judge:
     hopeless: Counter[Group] = field(default_factory=Counter)
     stages: dict[Key, tuple[Spot, ...]] = field(default_factory=dict)
     parts: dict[Key, list[tuple[Recipe, str]]] = field(default_factory=dict)
+    rounded: dict[Key, Float] = field(default_factory=dict)
     tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
     broken: list[Key] = field(default_factory=list)
     kept: Kept = field(init=False)
@@ -138,6 +141,8 @@ class Judge:
         verdict = UNEXPLAINED
         if fit.good:
             self.learn(e, recipe)
+            if recipe.result is not FLOAT32 and self.told(e, got) is recipe.result:
+                self.rounded[e.key] = recipe.result
             verdict = EXACT if fit.exact else REPRODUCED
         else:
             self.hopeless[self.group(e)] += 1
@@ -174,7 +179,7 @@ class Judge:
 
     def top(self, e: Entry, m: FileMatrix, recipe: Recipe) -> float | None:
         """The largest weight of a stage's first matrix, if the recipe asks for it: looked for once."""
-        if recipe.requantised not in KINDS or KINDS[recipe.requantised].over != "all":
+        if recipe.requantised is None or not LOADED[recipe.requantised].top:
             return None
         key = e.layer, e.stage.name
         if key not in self.tops:
@@ -218,7 +223,7 @@ class Judge:
         known = [r for r in self.good.get(group, ()) if r.result in (stored, FLOAT32)]
         loose = [r for r in known if wide(spots, r)]
         yield from (r for r in known if r not in loose)
-        every = candidates(spots, stored, self.votes)
+        every = candidates(spots, stored, self.votes, self.told(e, got) is not None)
         if loose:
             yield from (r for r in islice(every, LIKELIEST) if not wide(spots, r))
             yield from loose
@@ -238,7 +243,8 @@ class Judge:
                 self.votes[name, value] += same
 
     def explains(self, e: Entry, recipe: Recipe) -> Fit | None:
-        """How well a recipe explains a stage, if it does."""
+        """How well a recipe explains a stage, if it does. Where much is missing, the span of float32 may hold what was
+        rounded to 16 bits, too; it does not explain why it was, unless it has every bit."""
         tried, shown_here = self.fits.setdefault(e.key, {}), self.shows(e, recipe)
         if shown_here not in tried:
             try:
@@ -248,12 +254,21 @@ class Judge:
         fit = tried[shown_here]
         if not fit.good or (wide(self.involved(e), recipe) and not recipe.result.holds(self.evidence.values(e))):
             return None
-        return fit
+        return fit if fit.exact or self.rounded.get(e.key, recipe.result) is recipe.result else None
+
+    def told(self, e: Entry, got: NDArray[np.float32]) -> Float | None:
+        """The 16-bit format that the values of a stage tell by themselves, where inputs are missing: with them, the
+        span of another is too narrow to need it."""
+        return rounded_to(e.stage.kind, got) if len(self.involved(e)) > 1 else None
 
     def recipe_of(self, e: Entry) -> Recipe:
         """The arithmetic of a stage's group, as far as it is known."""
         best = self.good.get(self.group(e))
-        return best[0] if best else next(candidates(self.involved(e), narrowest(self.evidence.values(e)), self.votes))
+        if best:
+            return best[0]
+        got = self.evidence.values(e)
+        told = rounded_to(e.stage.kind, got) is not None
+        return next(candidates(self.involved(e), narrowest(got), self.votes, told))
 
     def again(self, e: Entry, recipe: Recipe) -> tuple[Site, Span, Fit]:
         """The stage under one recipe."""

@@ -204,5 +204,6 @@ def test_a_mistake_in_a_stage_that_the_dump_lacks() -> None:
 def test_every_hypothesis_is_planted_somewhere() -> None:
     here = {"other-file", "other-stage", "bias-included", "layout"}
     adapters = {"adapter-missing", "adapter-twice", "adapter-scaled"}  # test_verify_lora.py
-    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here | adapters | set(FITTED)
+    heads = {"head-run"}  # test_heads.py: a vocabulary of three times a state's size
+    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here | adapters | heads | set(FITTED)
     assert len({h.name for h in TABLE}) == len(TABLE)

@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwenref.engine.weights import Weights
+from qwenref.engine.weights import Weights, parts
 from qwenref.quant import nf4
 from qwenref.quant.tensor import QTensor, dequantize
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
+from qwenref.trace.verify.recipes.facts.requantised import FACT
+from qwenref.trace.verify.recipes.loaded import LEVELS
+from qwenref.trace.verify.recipes.loaded import ROWS as LOADED
+from qwenref.trace.verify.recipes.matrix import Matrix, matrix_of
+from qwenref.trace.verify.recipes.products import plain_product
+from qwenref.trace.verify.recipes.recipe import Recipe
 from qwenref.trace.verify.report.text import engine_words
+from qwenref.trace.verify.span import FLOAT32, Span
 from qwenref.trace.verify.verify import verify
 
 from ...engines import Run, dot, dump_of, engine, f32, to_bfloat16
@@ -78,3 +85,23 @@ def test_healthy_and_one_mistake(name: str, rounded: Any, score: Score) -> None:
 
     v = verify(dump_of(weights(), kernels, TOKENS, mistakes={("ffn_out", 1): wrong}), weights())
     assert {(f.layer, f.stage) for f in v.findings if f.verdict not in (EXACT, REPRODUCED)} == {(1, "ffn_out")}
+
+
+@pytest.mark.parametrize("kind", LOADED)
+def test_what_is_made_of_a_matrix_is_a_row_like_the_others(kind: str) -> None:
+    """Its words are there; rows come by number, the same in whatever pieces."""
+    w = Matrix(quantised(*parts(tiny_weights(layers=1, mlp=128).layers[0].ffn_down)))
+    rows = LOADED[kind].rows(w)
+    whole, pieces = rows(0, 64), [rows(0, 5), rows(5, 64)]
+    for end in ("mid", "lo", "hi"):
+        assert np.array_equal(getattr(whole, end), np.concatenate([getattr(part, end) for part in pieces]))
+    assert "bfloat16" in FACT.words(kind, FLOAT32) or "matrices in" in FACT.words(kind, FLOAT32)
+
+
+def test_a_format_without_levels_is_left_as_it_is() -> None:
+    """Also the minima of its groups, whose sums may be added apart, are its own."""
+    w = matrix_of(*parts(tiny_weights(layers=1, formats="Q4_1").layers[0].ffn_down))
+    x = Span.point(np.random.default_rng(5).standard_normal((3, w.shape[1])))
+    plain, bnb = (plain_product(r, x, w) for r in (Recipe(), Recipe(requantised=LEVELS)))
+    assert np.array_equal(plain.mid, bnb.mid)
+    assert np.array_equal(plain.radius, bnb.radius)

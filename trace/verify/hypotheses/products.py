@@ -116,15 +116,6 @@ def head_embedding(s: Site) -> Variants:
     return None if s.config.tie_word_embeddings else through(s, matrices=[FileMatrix(s.evidence.weights.embed)])
 
 
-@hypothesis("head-position", "the logits are those of position {}", "lm_head")
-def head_position(s: Site) -> Several:
-    last = s.pos[-1]
-    for p in range(max(0, last - 40), last):
-        there = replace(s, pos=(p,), used={}, recomputed={})
-        if glimpsed(s, flat(input_of(there)), s.matrices()[0]) is not False:
-            yield f"{p}, not {last}", there.compute()
-
-
 @hypothesis("product-wrong-input", "the product is of {}", *PRODUCTS)
 def product_wrong_input(s: Site) -> Several:
     if s.stage == "lm_head":

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from ..span import BFLOAT16
 from .matrix import Blocks, FileMatrix
 
-KIND = "levels in bfloat16"
 FORMATS = ("NF4", "FP4")
 
 

@@ -12,7 +12,7 @@ roundings in 2.8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,8 @@ from ....quant import q16
 from ....quant.tensor import format_of
 from ..parallel import each
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus
-from . import cuda_blocks, levels
+from . import cuda_blocks
+from .loaded import loaded
 from .matrix import FileMatrix, group_sums
 from .recipe import FLOAT32_RECIPE, Recipe
 from .scaled import KINDS, held
@@ -72,9 +73,9 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
     and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
     """
-    apart = r.requantised == levels.KIND and levels.known(w.format) and w.change is None
-    if apart:
-        x = x.map(BFLOAT16.round)
+    made = loaded(r.requantised, w)
+    if made is not None and made.both is not None:
+        x = x.map(made.both.round)
     elif r.weights is not None and r.operand(w.format) == "F32":
         x = x.map(r.weights.round)  # a product has one format for both of its sides
     unsure_TB = None
@@ -90,24 +91,25 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
         radius_TI = None if x.exact else _moved(r, x, x_TI, w.format)
     x_TI = x_TI[rows]
     extra_TB, radius_TI = (None if v is None else v[rows] for v in (extra_TB, radius_TI))
-    again = reloaded(r, w)
-    whole = r.operand(w.format) in KINDS
+    again = None if made is None else made.rows(w)
+    as_it_is = r.weights is None or r.operand(w.format) in KINDS
     square_TI = np.square(x_TI)
     rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
 
     def part(cut: tuple[int, int]) -> tuple[Array, Array]:
         start, stop = cut
-        slab, unsure_OI = levels.rows(w, start, stop) if apart else w.rows(start, stop), None
+        unsure_OI = None
         if again is not None:
-            held_OI = again(slab)
+            held_OI = again(start, stop)
             w_OI, unsure_OI = held_OI.mid, None if held_OI.exact else held_OI.radius
             slab = w_OI.astype(np.float32)
         else:
-            w_OI = slab.astype(np.float64) if r.weights is None or whole or apart else r.weights.round(slab)
+            slab = w.rows(start, stop)
+            w_OI = slab.astype(np.float64) if as_it_is or r.weights is None else r.weights.round(slab)
         y_TO = x_TI @ w_OI.T
         square_OI = np.square(slab)
         squares_TO, size_TO = (rough_TI @ square_OI.T).astype(np.float64), np.square(y_TO)
-        m_OB = w.minima(start, stop) if r.requantised is None else None
+        m_OB = w.minima(start, stop) if made is None else None
         if m_OB is None and extra_TB is not None:  # an offset, which is the same in each group but for its scale
             m_OB = w.constants(start, stop)[:, :: w.facts.group].astype(np.float64)
         if m_OB is not None:
@@ -127,17 +129,7 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
 
     y, radius = zip(*each(part, w.cuts()), strict=True)
     span = Span.around(np.concatenate(y, 1), np.concatenate(radius, 1))
-    return span.map(BFLOAT16.round) if apart else span
-
-
-def reloaded(r: Recipe, w: FileMatrix) -> Callable[[NDArray[np.float32]], Span] | None:
-    """What an engine makes of rows of a matrix that it rounds to 8 bits when it loads them; None if it does not."""
-    if r.requantised in (None, levels.KIND):
-        return None
-    kind = KINDS[r.requantised]
-    if kind.over == "all":
-        kind = replace(kind, fixed=float(np.float32(w.top() / kind.top)))
-    return lambda slab: kind.of(slab.astype(np.float64))
+    return span if made is None or made.both is None else span.map(made.both.round)
 
 
 def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | None]:

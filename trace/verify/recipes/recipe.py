@@ -66,6 +66,9 @@ class Recipe:
 
 FLOAT32_RECIPE = Recipe("float32")
 
+UNTOLD = ""  # the name of an arithmetic of which a dump shows nothing
+SO_FAR = ", as far as this dump shows"  # ends the name of one that has no mark of its own there
+
 
 def sixteen(name: str, f: Float, **facts: Any) -> Recipe:
     """An engine whose weights and results are all of one 16-bit format."""

@@ -10,13 +10,16 @@ from ..facts import FirstNotFinite, FromTokens, IdsUnknown, NotFinite, OtherMode
 from ..finding import BUDGET, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .text import by_size, engine_words, mistakes, named, runs, sentence
 
+UNTOLD = "What the engine computes with cannot be told from this dump."
+
 
 def paragraph(v: Verification) -> list[str]:
     """Its sentences: the verdict; what was judged; how the engine computes; what is wrong first, and what only follows
     from it; the next step."""
     said = [sentence(v), *_judged(v)]
     if any(f.explained for f in v.findings):
-        said.append(f"The engine computes with: {engine_words(v)}.")
+        words = engine_words(v)
+        said.append(f"The engine computes with: {words}." if words else UNTOLD)
     return [*said, *_first(v), *_follows(v), f"Next: {next_step(v)}."]
 
 
@@ -99,6 +102,8 @@ def _when_right(v: Verification) -> str:
         return f"dump what {named(missing)} lacks ({plural(_unjudged(v), 'stage')} could not be judged)"
     if weak := next((f for f in v.findings if f.verdict == BUDGET), None):
         return f"where a small mistake would matter, dump what {named(weak)} is computed from: noise may hide one there"
+    if not engine_words(v):
+        return "dump a stage that computes, together with its inputs: what is copied tells nothing of the engine"
     if not any(f.phase for f in v.findings):
         return "nothing is wrong here; a dump of decode steps would test the cache, too"
     return "nothing is left to do in what was dumped"

@@ -45,14 +45,18 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """The costs of each fact and of all together, and what is to be said of the keys."""
+    """The costs of each fact and of all together, and what is to be said of the keys. whole: whether the dump shows
+    all of the engine's arithmetic."""
 
     costs: tuple[Cost, ...]
     keys: str | None
+    whole: bool = True
 
     def lines(self) -> list[str]:
         """For a terminal, below a report."""
         if not self.costs:
+            if not self.whole:
+                return ["", "Cost: nothing of what this dump shows, which is not all that the engine computes with."]
             return ["", "Cost: nothing, the engine computes in float32 what float64 tells from it by rounding only."]
         head = "Cost, of float64's logits from the same tokens:"
         return ["", head, *(f"    {c.sentence()}" for c in self.costs), *([self.keys] if self.keys else [])]

@@ -138,7 +138,7 @@ def apart(v: Verification) -> list[Finding]:
 
 
 def engine_words(v: Verification) -> str:
-    """What the engine seems to compute with, and where it does not."""
+    """What the engine seems to compute with, and where it does not; "" where the dump does not tell."""
     words = describe(v.recipe, v.operands)
     if v.turned:
         words += f"; {ANGLES[v.recipe.angle]}"
@@ -179,7 +179,8 @@ def statement(f: Finding) -> list[str]:
         lines += [f"{_exactly(h)} by: {h.sentence}{_at(f, h)}" for h in f.hypotheses]
         lines += [] if f.where is None else where_words(f.where)
     else:
-        lines[0] += f" by {f.recipe} (left {number(f.left)}, rounding allows {number(f.predicted)})"
+        by = f" by {f.recipe}" if f.recipe else ""
+        lines[0] += f"{by} (left {number(f.left)}, rounding allows {number(f.predicted)})"
     return lines + notes
 
 

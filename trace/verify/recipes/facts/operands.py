@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from .....quant.tensor import format_of
 from ....stages import Stage
 from ...span import FLOAT32, Float
 from .fact import Fact
@@ -25,6 +26,12 @@ WORDS = {
     "uint7 tensor": "activations in 7 bits, one scale and zero point (torch.ao, reduced range)",
 }
 
+HALVES = {
+    "F32": "",
+    "F16": "activations in float16, as ggml",
+    "BF16": "activations in bfloat16, as ggml",
+}
+
 
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
     if stage.kind != "product":
@@ -33,4 +40,10 @@ def values(stage: Stage, result: Float) -> Sequence[str | None]:
     return (None, *GGML, "int16", *CUDA, *eight) if result is FLOAT32 else (None, *eight)
 
 
-FACT = Fact("quantiser", values, lambda value, result: WORDS.get(value, ""))
+def amounts(value: str | None, formats: Collection[str]) -> str | None:
+    """What ggml takes for weights of 16 bits is no 8-bit number."""
+    made = {format_of(weight_format).activations for weight_format in formats}
+    return min(made) if value in GGML and made and made <= HALVES.keys() else value
+
+
+FACT = Fact("quantiser", values, lambda value, result: (WORDS | HALVES).get(value, ""), amounts=amounts)

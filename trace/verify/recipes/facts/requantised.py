@@ -1,5 +1,4 @@
-"""What an engine rounds matrices to when it loads them, beside a format: 8 bits with a scale (scaled.py), or levels and
-sizes apart (levels.py)."""
+"""What an engine makes of matrices when it loads them, beside a format (loaded.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from collections.abc import Sequence
 
 from ....stages import Stage
 from ...span import Float
-from .. import levels
+from ..loaded import LEVELS, ROWS
 from .fact import Fact
 
 WORDS = {
@@ -16,12 +15,12 @@ WORDS = {
     "int8 token": "matrices in int8, a scale for each row",
     "e4m3 tensor": "matrices in FP8 (e4m3), one scale",
     "e4m3 token": "matrices in FP8 (e4m3), a scale for each row",
-    levels.KIND: "4-bit levels and sizes in bfloat16, products too (bitsandbytes on a CPU)",
+    LEVELS: "4-bit levels and sizes in bfloat16, products too (bitsandbytes on a CPU)",
 }
 
 
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
-    return (None, *WORDS) if stage.kind == "product" else ()
+    return (None, *ROWS) if stage.kind == "product" else ()
 
 
-FACT = Fact("requantised", values, lambda value, result: WORDS.get(value, ""))
+FACT = Fact("requantised", values, lambda value, result: "" if value is None else WORDS[value])
