@@ -17,7 +17,7 @@ from qwenref.trace.verify.finding import EXACT, REPRODUCED
 from qwenref.trace.verify.recipes.facts.requantised import FACT
 from qwenref.trace.verify.recipes.loaded import LEVELS
 from qwenref.trace.verify.recipes.loaded import ROWS as LOADED
-from qwenref.trace.verify.recipes.matrix import Matrix, matrix_of
+from qwenref.trace.verify.recipes.matrix import FileMatrix, matrix_of
 from qwenref.trace.verify.recipes.products import plain_product
 from qwenref.trace.verify.recipes.recipe import Recipe
 from qwenref.trace.verify.report.text import engine_words
@@ -90,7 +90,7 @@ def test_healthy_and_one_mistake(name: str, rounded: Any, score: Score) -> None:
 @pytest.mark.parametrize("kind", LOADED)
 def test_what_is_made_of_a_matrix_is_a_row_like_the_others(kind: str) -> None:
     """Its words are there; rows come by number, the same in whatever pieces."""
-    w = Matrix(quantised(*parts(tiny_weights(layers=1, mlp=128).layers[0].ffn_down)))
+    w = FileMatrix(quantised(*parts(tiny_weights(layers=1, mlp=128).layers[0].ffn_down)))
     rows = LOADED[kind].rows(w)
     whole, pieces = rows(0, 64), [rows(0, 5), rows(5, 64)]
     for end in ("mid", "lo", "hi"):

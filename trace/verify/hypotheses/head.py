@@ -9,7 +9,7 @@ import numpy as np
 from ....quant.rms import rms
 from ....quant.tensor import dequantize, take
 from ..facts import Unjudgeable
-from ..fit import fit_of, outside
+from ..fit import few_of, fit_of, outside
 from ..formulas import flat, input_of
 from ..recipes import operations
 from ..recipes.matrix import SLAB
