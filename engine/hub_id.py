@@ -11,10 +11,12 @@ from ..errors import BadInput
 from .files.foreign import PICKLE, SAVE
 from .files.hf_tokenizer import GENERATION, MERGES, SENTENCEPIECE, SETTINGS, TEMPLATE, TOKENIZER, VOCAB
 from .files.safetensors import CONFIG, INDEX, SINGLE
+from .files.sentence_transformers import MODULES, PROMPTS
 
 MODEL_SUFFIXES = {".gguf", ".apr", ".safetensors"}
 BESIDE = {
     GENERATION, TOKENIZER, SETTINGS, VOCAB, MERGES, TEMPLATE, "special_tokens_map.json", "added_tokens.json",
+    MODULES, PROMPTS,
 }  # fmt: skip
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -78,9 +80,9 @@ def model_files(names: Iterable[str], model: HubId) -> list[str]:
     known = sorted(name for name in names if PLAIN.fullmatch(name))
     single = single_files(known)
     if model.file is None and CONFIG in known and (weights := next((n for n in (SINGLE, INDEX) if n in known), None)):
-        templates = [n for n in known if re.fullmatch(r"additional_chat_templates/[^/]+\.jinja", n)]
+        below = re.compile(r"additional_chat_templates/[^/]+\.jinja|\w+_Pooling/config\.json")
         beside = BESIDE if TOKENIZER in known else BESIDE | {SENTENCEPIECE}
-        return [CONFIG, weights, *sorted(beside.intersection(known)), *templates]
+        return [CONFIG, weights, *sorted(beside.intersection(known)), *filter(below.fullmatch, known)]
     if model.file is not None:
         wanted = {name: files for name, files in single.items() if _is(name, files, model.file)}
         if not wanted:

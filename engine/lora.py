@@ -74,6 +74,8 @@ def _with_lora(w: Weights, lora: Lora) -> Weights:
             raise BadInput(f"{lora.path}: {_unknown(module, w.config)}")
         layer, field, part = places[name]
         matrix = parts(getattr(w if layer is None else w.layers[layer], field))[part]
+        if matrix is None:
+            raise BadInput(f"{lora.path}: {module}: this model ends in no head that an adapter could belong to")
         shape = (a.up.shape[0], a.down.shape[1])
         if shape != matrix.shape:
             raise BadInput(

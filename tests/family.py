@@ -18,11 +18,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from qwenref import load
+from qwenref.engine.config import kind_of
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.load import open_weights
+from qwenref.engine.models.heads import NONE, POOLINGS
 from qwenref.tools.dev.golden_config import IDS
+from qwenref.tools.dev.golden_embed import IDS as TEXT
+from qwenref.tools.dev.golden_embed import MODELS as HEADS
+from qwenref.tools.dev.golden_embed import asked, write_model
 from qwenref.tools.dev.golden_family import MODELS, PASSES, SIZES, write_family
 from qwenref.tools.main import main as engine
 from qwenref.trace.sources import open_dump
@@ -39,6 +45,14 @@ RELEASES: Mapping[str, str] = {
     "qwen3": "Qwen3, dense",
     "llama": "Llama 2 and 3, TinyLlama, SmolLM2, DeepSeek-R1-Distill-Llama",
     "mistral": "Mistral 7B, Mistral Nemo",
+}
+OWN = ("ForRewardModel", "ForProcessRewardModel")  # by code of Qwen's, which Transformers has not
+ENDS = {
+    NONE: "gte-Qwen2, Qwen3-Embedding",
+    "ForSequenceClassification": "classifiers, rerankers, reward models",
+    "ForTokenClassification": "taggers, process reward models of TRL's",
+    "ForRewardModel": "Qwen2.5-Math-RM",
+    "ForProcessRewardModel": "Qwen2.5-Math-PRM",
 }
 CONTAINERS = ("safetensors", "GGUF", "APR")
 DUMPS = {"float32": (), "bfloat16": (), "bfloat16, hooks": ("--hooks-only",)}
@@ -132,6 +146,35 @@ def of_architectures() -> Iterator[Row]:
                 )  # fmt: skip
 
 
+def of_other_heads() -> Iterator[Row]:
+    """Embedding models, classifiers and reward models. stages: the worst error of vectors and scores."""
+    for name, config in HEADS.items():
+        with TemporaryDirectory() as at:
+            place = Path(at)
+            (place / "model").mkdir()
+            write_model(place / "model", config)
+            kind = kind_of(config)
+            true, dumps = asked(place / "model", kind), []
+            for dtype, words in DUMPS.items() if kind not in OWN else ():
+                what = ("--tokens", ",".join(map(str, TEXT)), "--dtype", dtype.split(",")[0])
+                said("dump-hf", place / "model", place / dtype, *what, *words)
+                dumps.append(place / dtype)
+            paths = {"safetensors": place / "model"}
+            if kind == NONE:
+                said("convert", place / "model", place / "made.gguf")
+                paths["GGUF"] = place / "made.gguf"
+            for container, path in paths.items():
+                m = load(path, backend="reference", precision="f64")
+                found = {way: m.embed(list(TEXT), pooling=way) for way in POOLINGS}
+                if kind != NONE:
+                    found["scores"] = m.score(list(TEXT))
+                worst = max(relative(true[what], x) for what, x in found.items())
+                verdicts = [f.verdict for dump in dumps for f in verify(open_dump(dump), m.opened.weights).findings]
+                good = sum(v in (EXACT, REPRODUCED) for v in verdicts)
+                judged = f"{good} of {len(verdicts)}" if verdicts else ""
+                yield Row(ENDS[kind], name, container, "", f"{worst:.0e} ({', '.join(found)})", judged)
+
+
 def of_quantised() -> Iterator[Row]:
     for name in QUANTISED:
         with TemporaryDirectory() as at:
@@ -155,10 +198,11 @@ each container, into which `engine convert` brought it. Quantised folders are as
 `pytest tests/engine/test_family.py -k NAME`, of a quantised one `pytest tests/engine/files/test_quantised.py -k NAME`.
 
 Ids: how many of a greedy answer are Transformers', on the CPU backend. Stages: the worst relative error of one, in
-float64, of all stages of a prompt and two steps. Judged: stages of Transformers' own dumps (float32, bfloat16, and
-bfloat16 by plain hooks) that `engine verify` explains with this file as the model. Two figures are not the smallest:
-Qwen's eps of 1e-6 is no float32 number, and Transformers adds another one in float64; Llama 3's scaling goes into GGUF
-as divisors in float32, as llama.cpp has it.
+float64, of all stages of a prompt and two steps; of a model without logits, of its vectors (by the last row, the mean,
+the first) and scores (`pytest tests/engine/test_embed.py`). Judged: stages of Transformers' own dumps (float32,
+bfloat16, and bfloat16 by plain hooks) that `engine verify` explains with this file as the model. Two figures are not
+the smallest: Qwen's eps of 1e-6 is no float32 number, and Transformers adds another one in float64; Llama 3's scaling
+goes into GGUF as divisors in float32, as llama.cpp has it.
 
 | releases | model | container | ids | stages | judged |
 |---|---|---|---|---|---|
@@ -175,7 +219,7 @@ def page(rows: list[Row]) -> str:
 
 def main() -> None:
     rows = []
-    for row in (*of_architectures(), *of_quantised()):
+    for row in (*of_architectures(), *of_other_heads(), *of_quantised()):
         print(row.line, file=sys.stderr, flush=True)
         rows.append(row)
     Path(sys.argv[1]).write_text(page(rows))

@@ -10,8 +10,10 @@ from typing import Any
 from ...errors import BadInput
 from .fields import Fields, one
 from .hf_tokenizer import read_object
+from .mapped import read_head
 from .strict_json import parse
 
+MOST = 1 << 20  # bytes of a list of modules
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 # Ways to pool, as sentence_transformers/models/Pooling.py spells them: a flag each, or one word.
 FLAGS = {"pooling_mode_lasttoken": "last", "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -24,7 +26,7 @@ def read_pooling(folder: Path) -> tuple[str, list[str]]:
     path = folder / MODULES
     if not path.exists():
         return "", []
-    modules = parse(path.read_bytes(), str(path))
+    modules = parse(read_head(path, MOST), str(path))
     if not isinstance(modules, list):
         raise BadInput(f"{path}: a list of modules is needed")
     ways = list(_ways(folder, modules))
@@ -63,7 +65,7 @@ def _way(folder: Path, module: Fields) -> str:
         raise module.bad("path", "a folder beside it")
     path = folder / name / "config.json"
     if not path.exists():
-        raise BadInput(f"{path}: no such file; {MODULES} says that it is there")
+        raise BadInput(f"{path}: no such file; {MODULES} says that it is there; download it too")
     said = Fields(read_object(path), str(path))
     on = [flag for flag in said.values if flag.startswith("pooling_mode_") and said.flag(flag)]
     if word := said.text("pooling_mode"):

@@ -118,6 +118,11 @@ def test_tokenizer_model_where_there_is_no_tokenizer_json(with_json: bool) -> No
     assert ("tokenizer.model" in model_files(names, HubId("Org/Name"))) is not with_json
 
 
+def test_how_texts_are_pooled_is_fetched_too() -> None:
+    names = ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json", "2_Dense/config.json"]
+    assert {*names} - {*model_files(names, HubId("Org/Name"))} == {"2_Dense/config.json"}
+
+
 def test_shards_are_those_of_the_index(hub: SmallHub, folder: Path) -> None:
     found = resolve(SHARDS)
     assert {n for n in hub.fetched if n.endswith(".safetensors")} == {"model-00001-of-00001.safetensors"}

@@ -104,13 +104,13 @@ SCALED: dict[str, list[tuple[str, int, Any]]] = {  # what llama.cpp computes oth
         (S + "type", STR, "linear"), (S + "factor", F32, 4.0), (S + "attn_factor", F32, 1.25),
     ],
     "old linear scale": [(Q + "rope.scale_linear", F32, 4.0)],
+    "not causal": [(Q + "attention.causal", BOOL, 0)],
     "scaling none beside a factor": [(S + "type", STR, "none"), (S + "factor", F32, 4.0)],
 }  # fmt: skip
 # Whether llama.cpp computes another thing, or ignores it.
 REFUSED: dict[str, tuple[list[tuple[str, int, Any]], bool]] = {
     "yarn_ext_factor": ([*YARN, (S + "yarn_ext_factor", F32, 0.5)], True),
     "a window without a pattern": ([(Q + "attention.sliding_window", U32, 4)], False),
-    "not causal": ([(Q + "attention.causal", BOOL, 0)], True),
     "logit_scale": ([(Q + "logit_scale", F32, 0.25)], False),
     "softcapping": ([(Q + "final_logit_softcapping", F32, 1.0)], False),
 }

@@ -239,6 +239,15 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
     "G44 what would change the forward pass": [
         (put(Q + "attention.sliding_window", U32, 63), "sliding_window is 63, and no attention.sliding_window_pattern"),
         (put(Q + "attention.sliding_window", F32, 4.0), "sliding_window is 4.0; it must be an integer"),
+        (put(Q + "attention.causal", F32, 0.25), "attention.causal is 0.25; it must be true or false"),
+        (
+            put(Q + "attention.causal", BOOL, False)
+            .put(Q + "attention.sliding_window", U32, 4)
+            .put(Q + "attention.sliding_window_pattern", ARR, array(BOOL, [True])),
+            "not causal stands beside attention windows",
+        ),
+        (put(Q + "pooling_type", U32, 7), "pooling_type is 7; gguf-py's PoolingType has"),
+        (put(Q + "pooling_type", F32, 1.0), "pooling_type is 1.0"),
         *(
             (put(Q + "attention.sliding_window", U32, 4).put(Q + "attention.sliding_window_pattern", kind, x), word)
             for kind, x, word in (
@@ -250,7 +259,6 @@ CASES: dict[str, list[tuple[Gguf | bytes, str]]] = {
         *(
             (put(Q + name, F32, 0.25), f"{name} is 0.25; that is not supported")
             for name in (
-                "attention.causal",
                 "attention.scale",
                 "attention.temperature_scale",
                 "attention.clamp_kqv",
