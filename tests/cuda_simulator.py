@@ -249,10 +249,14 @@ def test_every_stage(name: str, precision: str) -> None:
     assert judge.worst["linear"] > 0
 
 
-def test_every_stage_with_adapters() -> None:
-    """Two to a matrix, also of a tied head: as the reference backend in float64, to float32's rounding."""
+@pytest.mark.parametrize("what", ["adapters", "biases"])
+def test_every_stage_with_more_of_each_product(what: str) -> None:
+    """Two adapters to a matrix, also of a tied head; a bias of every product of a layer: as the reference backend in
+    float64, to float32's rounding."""
     sizes = {"vocab": 40, "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "mlp": 32}
-    w = with_adapters(tiny_weights(tied=True, **sizes), 2)
+    biases = {"model_type": "llama", "asked": ("attention_bias", "mlp_bias")} if what == "biases" else {}
+    w = tiny_weights(tied=True, **sizes, **biases)  # type: ignore[arg-type]
+    w = w if biases else with_adapters(w, 2)
     passes = (ids(2), ids(1))
     for mine, want in zip(collect(w, "cuda", "f32", *passes), collect(w, "reference", "f64", *passes), strict=True):
         assert mine.keys() == want.keys()

@@ -52,8 +52,8 @@ def leaves(w: Weights) -> Iterator[tuple[str, QTensor]]:
     a = w.config.architecture
     yield a.whole["embed"].ggml, w.embed
     for i, layer in enumerate(w.layers):
-        for field, stacked in a.layer.items():
-            for t, tensor in zip(stacked, parts(getattr(layer, field)), strict=True):
+        for field in (f for f in a.pieces if f in w.pieces):
+            for t, tensor in zip(a.pieces[field], parts(getattr(layer, field)), strict=True):
                 yield t.ggml.format(i), tensor
     yield a.whole["final_norm_D"].ggml, w.final_norm_D
     if not w.config.tie_word_embeddings:

@@ -89,11 +89,14 @@ def main(args: argparse.Namespace) -> int:
     if args.batch is not None:
         from .dump_hf_batch import dump
 
-        lacking = dump(args, lambda path: load(path, args.dtype, args.device, attention, as_it_is), fused)
+        def loaded(path: Path, stages: Mapping[str, Stage]) -> Any:
+            return checked(load(path, args.dtype, args.device, attention, as_it_is), stages, path)
+
+        lacking = dump(args, loaded, fused)
         on_stderr(f"absent, since Transformers fuses them: {', '.join(lacking)}")
         return 0
     j = job(args, fused if as_it_is else lambda stages: {})
-    model = load(j.checkpoint.path, args.dtype, args.device, attention, as_it_is)
+    model = checked(load(j.checkpoint.path, args.dtype, args.device, attention, as_it_is), j.stages, j.checkpoint.path)
     changed = [NOTES[0], *(WIDE if args.dtype == "float64" else ())]
     facts = {
         "engine": "transformers",
@@ -239,6 +242,16 @@ def stages_of(model: Any) -> Mapping[str, Stage]:
     stacked = {field: t[0].hf.removeprefix("model.layers.{}.") for field, t in OPTIONAL.items()}
     fields = set(Layer.__dataclass_fields__) - {field for field, name in stacked.items() if name not in here}
     return of_pieces(frozenset(fields | set(WHOLE) - ({"lm_head"} if not hasattr(model, "lm_head") else set())))
+
+
+def checked(model: Any, stages: Mapping[str, Stage], path: Path) -> Any:
+    """The model. Raises BadInput if it has not these stages: of a GGUF file Transformers takes no optional biases."""
+    if lost := stages.keys() - stages_of(model).keys():
+        raise BadInput(
+            f"{path}: Transformers leaves out of it what {', '.join(n for n in stages if n in lost)} "
+            f"{'is' if len(lost) == 1 else 'are'} made of; engine convert makes a folder, which it reads whole"
+        )
+    return model
 
 
 def _hooked(module: Any, boundary: Module, take: Callable[[Any], None]) -> Callable[[], None]:

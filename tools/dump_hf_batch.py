@@ -20,7 +20,7 @@ MOST = 256  # prompts
 
 def dump(
     args: argparse.Namespace,
-    load: Callable[[Path], Any],
+    load: Callable[[Path, Mapping[str, Stage]], Any],
     fused: Callable[[Mapping[str, Stage]], Mapping[str, str]],
 ) -> list[str]:
     """Runs the prompts of args.batch and args.decode_steps greedy steps; which stages are fused. Raises BadInput."""
@@ -48,7 +48,7 @@ def dump(
             check_prompt(ids, checkpoint.config, args.decode_steps)
         except BadInput as error:
             raise BadInput(f"{args.batch}, line {number + 1}: {error}") from None
-    made = _run(load(checkpoint.path), rows, args.decode_steps, target)
+    made = _run(load(checkpoint.path, of_pieces(weights.pieces)), rows, args.decode_steps, target)
     checkpoint.check_unchanged()
     for number, (ids, after) in enumerate(zip(rows, made, strict=True)):
         print(f"row {number}: {len(ids)} tokens, then {' '.join(map(str, after))} {tokenizer.decode(after)!r}")

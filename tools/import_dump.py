@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import BadInput
@@ -14,7 +15,7 @@ from ..trace.sources.array import Array
 from ..trace.sources.assemble import Assembly, assembled
 from ..trace.sources.explain import explained
 from ..trace.sources.names import nearest
-from ..trace.stages import NAMES, of_pieces
+from ..trace.stages import NAMES, USUAL, Stage, of_pieces
 from ..trace.store import DumpWriter, check_target
 from .leftovers import written_down
 from .load import Once, check_no_model, open_weights
@@ -62,7 +63,8 @@ def main(args: argparse.Namespace) -> int:
     said = asked(args)
     reader = foreign_reader(args.source)
     if args.explain:
-        explain(args.source, reader(args.source).arrays)
+        of = USUAL if args.model is None else of_pieces(open_weights(args.model).weights.pieces)
+        explain(args.source, reader(args.source).arrays, of)
         return 0
     checkpoint, weights = open_weights(args.model)
     c, stages = checkpoint.config, of_pieces(weights.pieces)
@@ -100,9 +102,9 @@ def listed(arrays: list[Array]) -> str:
     return ", ".join(map(one, arrays[:SHOWN])) + more
 
 
-def explain(source: Path, arrays: tuple[Array, ...]) -> None:
+def explain(source: Path, arrays: tuple[Array, ...], stages: Mapping[str, Stage]) -> None:
     """Prints a map in which every name stands; null where it is not understood."""
-    names, engine = explained(arrays)
+    names, engine = explained(arrays, stages)
     known = sum(what is not None for what in names.values())
     print(json.dumps(names, indent=1))
     on_stderr(f"{source}: the names of {engine}; {known} of {len(names)} are understood")

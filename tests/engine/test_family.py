@@ -3,7 +3,9 @@ which has the models), and what containers do to it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from qwenref.engine.kernels import backend
 from qwenref.engine.load import open_weights
 from qwenref.engine.models import ARCHITECTURES
 from qwenref.engine.weights import parts
+from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize
-from qwenref.tools.dev.golden_config import IDS
+from qwenref.tools.dev.golden_config import IDS, write_tensors
 from qwenref.tools.dev.golden_family import MODELS, PASSES, write_family
 from qwenref.tools.dev.golden_stages import key, rms, signed_sums
 
@@ -93,4 +96,56 @@ def test_containers_keep_it(name: str, folders: dict[str, Path], tmp_path: Path)
             for field in before.pieces:
                 both = zip(parts(getattr(one, field)), parts(getattr(two, field)), strict=True)
                 assert all(np.array_equal(dequantize(x), dequantize(y)) for x, y in both), (made, field)
+<<<<<<< HEAD
         assert all(row.verdict.startswith("identical") for row, _ in tensor_rows(m, other))
+=======
+        assert all(row.verdict.startswith("identical") for row, _ in compare(m, other))
+
+
+O_BIAS, UP_BIAS = "model.layers.0.self_attn.o_proj.bias", "model.layers.0.mlp.up_proj.bias"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "without", "says"),
+    [
+        ("llama", {"attention_bias": True}, "", f"attention_bias is true, and there is no tensor {O_BIAS[:-11]}q_proj"),
+        ("llama", {"mlp_bias": "yes"}, "", "mlp_bias is 'yes'; it must be true or false"),
+        ("llama, biases", {"mlp_bias": False}, "", "mlp_bias is false, so that Transformers leaves out tensor"),
+        ("llama, biases", {"attention_bias": ...}, "", "attention_bias is not there, so that Transformers leaves out"),
+        (
+            "qwen3, biases",
+            {},
+            "o_proj.bias",
+            f"attention_bias is true, and there is no tensor {O_BIAS}; add it, as zer",
+        ),
+        ("llama, biases", {}, UP_BIAS, f"tensor {UP_BIAS} or blk.0.ffn_up.bias is missing"),
+        ("llama, biases", {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "", "has no use for it"),
+    ],
+)
+def test_config_and_tensors_agree_on_biases(
+    name: str, changes: dict[str, Any], without: str, says: str, tmp_path: Path
+) -> None:
+    """Transformers goes by config.json, llama.cpp by the tensors: a file in which they differ is two models."""
+    write_family(tmp_path, MODELS[name])
+    tensors = open_checkpoint(tmp_path).tensors
+    kept = {t: ("F32", dequantize(w)) for t, w in tensors.items() if not (without and t.endswith(without))}
+    write_tensors(tmp_path, {k: v for k, v in (MODELS[name] | changes).items() if v is not ...}, kept)
+    with pytest.raises(BadInput) as error:
+        open_weights(tmp_path)
+    assert says in str(error.value)
+
+
+def test_some_biases_of_a_gguf_file(tmp_path: Path) -> None:
+    """Its tensors say which: a model with those of Q, K and V alone runs, and no config.json can say it."""
+    write_family(tmp_path, MODELS["qwen3, biases"])
+    m = open_checkpoint(tmp_path)
+    convert(
+        replace(m, tensors={t: w for t, w in m.tensors.items() if not t.endswith("o_proj.bias")}), tmp_path / "a.gguf"
+    )
+    some, w = open_weights(tmp_path / "a.gguf")
+    assert "qkv_bias_E" in w.pieces and "attn_out_bias_D" not in w.pieces
+    assert compare(m, some)
+    with pytest.raises(BadInput, match=r"o_proj\.bias is not: config\.json's attention_bias is of both"):
+        convert(some, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+>>>>>>> bias

@@ -128,6 +128,10 @@ ORIGINS: dict[str, tuple[tuple[object, ...], str]] = {
            "tensor blk.1.ffn_up.weight has a NaN at row 0, column 1"),
     "down": (("ffn_down", put((9, 95), NAN), 1), "a NaN in ffn_out of layer 1, position 0, index 9: "
              "tensor blk.1.ffn_down.weight has a NaN at row 9, column 95"),
+    "output bias": (("attn_out_bias_D", put((9,), NAN), 1), "a NaN in attn_out_bias of layer 1, position 0, index 9: "
+                    "tensor blk.1.attn_output.bias has a NaN at element 9"),
+    "up's bias": (("up_bias_F", put((95,), INF), 0), "an infinity in ffn_up_bias of layer 0, position 0, index 95: "
+                  "tensor blk.0.ffn_up.bias has an infinity at element 95"),
     "final norm": (("final_norm_D", put((8,), NAN)), "a NaN in final_norm, position 0, index 8: "
                    "tensor output_norm.weight has a NaN at element 8"),
     "head": (("lm_head", put((258, 2), -INF)), "an infinity in lm_head, position 3, index 258: "
@@ -144,7 +148,8 @@ ORIGINS: dict[str, tuple[tuple[object, ...], str]] = {
 def test_where_the_numbers_leave_the_finite(name: str, engine: str, temperature: float) -> None:
     """One weight is spoilt: it is named, with the element that it enters. Where none is, it is the arithmetic."""
     change, says = ORIGINS[name]
-    w, k = spoilt(tiny_weights(), *change), backend(engine)  # type: ignore[arg-type]
+    biases = {"model_type": "llama", "asked": ("attention_bias", "mlp_bias")} if name.endswith(" bias") else {}
+    w, k = spoilt(tiny_weights(**biases), *change), backend(engine)  # type: ignore[arg-type]
     with pytest.raises(NotFinite) as error:
         list(generation.generate([5, 17, 200, 3], k.prepare(w, "f32"), k, "f32", 3, sampling=Sampling(temperature)))
     said = error.value.traced_to(w)

@@ -161,6 +161,13 @@ def test_names_are_gguf_pys(a: Architecture) -> None:
 
 
 @pytest.mark.parametrize("a", models.ARCHITECTURES, ids=lambda a: a.model_type)
+def test_what_is_stacked_is_a_piece(a: Architecture) -> None:
+    """Else a file that has it would be taken apart into nothing."""
+    assert a.stacked.keys() <= a.pieces.keys()
+    assert not a.layer.keys() & {piece for pieces in a.optional.values() for piece in pieces}
+
+
+@pytest.mark.parametrize("a", models.ARCHITECTURES, ids=lambda a: a.model_type)
 def test_names_go_both_ways(a: Architecture) -> None:
     for t, i in a.tensors_of(12, a.optional):
         hf, ggml = t.hf.format(i), t.ggml.format(i)

@@ -180,6 +180,17 @@ def test_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_biases_that_transformers_leaves_out_of_a_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    m = model("F16", model_type="llama", asked=("attention_bias",))
+    convert(m, tmp_path / "tiny.gguf")
+    argv = ["--tokens", "1,2,3"]
+    assert main(["dump-hf", str(tmp_path / "tiny.gguf"), str(tmp_path / "dump"), *argv]) == 2
+    said = capsys.readouterr().err
+    assert "leaves out of it what qkv_bias, attn_out_bias are made of; engine convert makes a folder" in said
+    convert(m, tmp_path / "folder")
+    assert main(["dump-hf", str(tmp_path / "folder"), str(tmp_path / "dump"), *argv]) == 0
+
+
 @pytest.mark.model
 def test_a_gguf_is_dumped_as_the_golden_has_it(model_path: Path, tmp_path: Path) -> None:
     """The 0.5B through the command: the float32 run that tests/golden/hf_stages.npz was made from."""

@@ -29,13 +29,15 @@ IDS = [5, 9, 200, 17, 33, 2, 8]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def base(dtype: str = "float32") -> Any:
+def base(dtype: str = "float32", title: str = "Qwen2", **more: Any) -> Any:
     torch.manual_seed(3)
-    c = transformers.Qwen2Config(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    c = getattr(transformers, f"{title}Config")(
+        **more, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=272, max_position_embeddings=128, rope_theta=10000.0, rms_norm_eps=float(np.float32(1e-6)),
     )  # fmt: skip
-    m = transformers.Qwen2ForCausalLM._from_config(c, attn_implementation="eager", dtype=getattr(torch, dtype))
+    m = getattr(transformers, f"{title}ForCausalLM")._from_config(
+        c, attn_implementation="eager", dtype=getattr(torch, dtype)
+    )
     for name, p in m.named_parameters():
         if name.endswith("bias"):
             p.data.normal_(0, 0.3)
@@ -46,20 +48,22 @@ def base(dtype: str = "float32") -> Any:
 def folders(tmp_path: Path) -> Callable[..., Any]:
     """Saves a base and a random adapter of it, and gives the adapter as PEFT loads it."""
 
-    def make(dtype: str = "float32", **arguments: Any) -> Any:
-        base(dtype).save_pretrained(tmp_path / "base")
-        made = peft.get_peft_model(base(dtype), peft.LoraConfig(task_type="CAUSAL_LM", **arguments))
+    def make(dtype: str = "float32", title: str = "Qwen2", **arguments: Any) -> Any:
+        biases = {"attention_bias": True, "mlp_bias": True} if title == "Llama" else {}
+        base(dtype, title, **biases).save_pretrained(tmp_path / "base")
+        made = peft.get_peft_model(base(dtype, title, **biases), peft.LoraConfig(task_type="CAUSAL_LM", **arguments))
         for name, p in made.named_parameters():
             if ".lora_" in name:
                 p.data.normal_(0, 0.2)
         made.save_pretrained(tmp_path / "adapter")
-        return peft.PeftModel.from_pretrained(base(dtype), tmp_path / "adapter").eval()
+        return peft.PeftModel.from_pretrained(base(dtype, title, **biases), tmp_path / "adapter").eval()
 
     return make
 
 
 @pytest.mark.parametrize("arguments", [
     {"r": 6, "lora_alpha": 10, "target_modules": ALL},
+    {"r": 6, "lora_alpha": 10, "target_modules": ALL, "title": "Llama"},
     {"r": 16, "lora_alpha": 16, "use_rslora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]},
 ])  # fmt: skip
 def test_stages_and_ids(folders: Callable[..., Any], arguments: dict[str, Any], tmp_path: Path) -> None:
@@ -94,13 +98,15 @@ def findings(m: Any, tmp_path: Path) -> Verification:
     return verify(opened_for(dumped(m, tmp_path / "dump.safetensors"), w), w.weights)
 
 
+@pytest.mark.parametrize("title", ["Qwen2", "Llama"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_healthy_dump_is_explained(folders: Callable[..., Any], dtype: str, tmp_path: Path) -> None:
-    """Adapters as they are, and merged, which rounds the sums to the model's type."""
-    m = folders(dtype, r=6, lora_alpha=10, target_modules=ALL)
+def test_a_healthy_dump_is_explained(folders: Callable[..., Any], dtype: str, title: str, tmp_path: Path) -> None:
+    """Adapters as they are, and merged, which rounds the sums to the model's type; of a base with biases of all."""
+    m = folders(dtype, title, r=6, lora_alpha=10, target_modules=ALL)
     found = findings(m, tmp_path)
     assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED}
-    assert {f.stage for f in found.findings} >= {"qkv_bias", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "lm_head"}
+    products = [f"{name}_bias" if title == "Llama" else name for name in ("attn_out", "ffn_gate", "ffn_up", "ffn_out")]
+    assert {f.stage for f in found.findings} >= {"qkv_bias", *products, "lm_head"}
     if dtype == "float32":
         assert {f.verdict for f in findings(m.merge_and_unload(), tmp_path).findings} <= {EXACT, REPRODUCED}
 

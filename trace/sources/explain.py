@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ..stages import USUAL, Stage
 from .array import Array
-from .engines import FACT_RULES, engine_of
-from .places import PASS, RANK, name_of
+from .engines import FACT_RULES, OWN, engine_of
+from .names import FACTS
+from .places import PASS, RANK, held_by, name_of
 
 Map = dict[str, str | list[str] | None]
 
 
-def explained(arrays: Sequence[Array]) -> tuple[Map, str]:
-    """The map, a line for all layers, passes and ranks together, and whose names they are. None: not understood."""
+def explained(arrays: Sequence[Array], stages: Mapping[str, Stage] = USUAL) -> tuple[Map, str]:
+    """The map, a line for all layers, passes and ranks together, and whose names they are. None: not understood.
+    stages: the model's."""
     engine = engine_of([name_of(a.name).inside for a in arrays])
     found: Map = {}
     for a in arrays:
         inside = name_of(a.name).inside
         rules = (*FACT_RULES, *engine.rules)
         match = next(((r, m) for r in rules if (m := r.name.fullmatch(inside))), None)
-        targets = list(match[0].targets) if match else []
-        held = targets[0] if len(targets) == 1 else targets or None
+        given = match[0].targets if match else ()
+        targets = [t if t in FACTS or engine is OWN else held_by(t, stages) for t in given]
+        known = [t for t in targets if t is not None]
+        held = None if len(known) < len(targets) else known[0] if len(known) == 1 else known or None
         found.setdefault(_general(a.name, inside, match[1] if match else None), held)
     return found, engine.name
 

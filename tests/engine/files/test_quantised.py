@@ -187,6 +187,23 @@ def test_biases_that_the_quantiser_has_added(tmp_path: Path) -> None:
         open_weights(save(tmp_path / "m", tensors, config))
 
 
+def test_added_biases_of_an_architecture_that_may_have_some(tmp_path: Path) -> None:
+    """Zeros that config.json does not ask for are no piece of the model; with it, they are."""
+    tensors, config = parts_of("model gptq-4-act")
+    tensors = {n: w for n, w in tensors.items() if not n.endswith(".bias") and n not in ("logits", "tokens")}
+    config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    for layer in (0, 1):
+        for part, rows in (("q", 64), ("k", 32), ("v", 32), ("o", 64)):
+            name = f"model.layers.{layer}.self_attn.{part}_proj.bias"
+            tensors[name] = QTensor("F16", (rows,), np.zeros(2 * rows, np.uint8), name)
+    plain = open_weights(save(tmp_path / "m", tensors, config))
+    assert any("have no place, and are zero" in note for note in plain.checkpoint.notes)
+    asked = open_weights(save(tmp_path / "m", tensors, config | {"attention_bias": True}))
+    assert asked.weights.pieces - plain.weights.pieces == {"qkv_bias_E", "attn_out_bias_D"}
+    both = [collect(m.weights, "reference", "f64", [3, 4])[0]["lm_head", None] for m in (plain, asked)]
+    np.testing.assert_array_equal(*both)
+
+
 def test_opening_decodes_nothing(tmp_path: Path) -> None:
     """Bytes are put together when they are asked for, and kept until they are packed."""
     tensors = open_checkpoint(model("model awq-gemm", tmp_path / "m")[0]).tensors

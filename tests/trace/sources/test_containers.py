@@ -233,6 +233,19 @@ def test_diff_takes_any_two(gguf: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["diff", str(tmp_path / "d"), str(b)]) == 0
 
 
+def test_explain_names_what_the_model_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """o_proj of a model with its bias is the sum; of one that is not named, the product."""
+    write_gguf(tmp_path / "llama.gguf", tiny_weights(model_type="llama", asked=("attention_bias",)))
+    held = {f"model.layers.0.self_attn.{x}_proj": np.zeros((2, 64), np.float32) for x in "qo"}
+    path = save(tmp_path / "x.pt", held)
+    for words, stage in (((), "attn_out"), (("-m", str(tmp_path / "llama.gguf")), "attn_out_bias")):
+        assert main(["import", str(path), "--explain", *words]) == 0
+        names = json.loads(capsys.readouterr().out)
+        assert names == {
+            "model.layers.{layer}.self_attn.o_proj": stage, "model.layers.{layer}.self_attn.q_proj": "q_proj",
+        }  # fmt: skip
+
+
 def test_explain_is_a_map(gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What it prints, edited, is what --map takes."""
     held = {k.replace("/attn_norm", "/attnnorm"): v for k, v in arrays().items()}
