@@ -4,17 +4,12 @@ product, nothing kept on the stack in the loops that multiply, and no call from 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
 
-from qwenref.engine.kernels.cpu.machine.paths import choose_path, features
 from qwenref.engine.kernels.cpu.matmul.packed import FORMATS, form_named
-from qwenref.tools.dev.elsewhere import PROCESSORS, assembly
+from qwenref.tools.dev.elsewhere import assembly
 from qwenref.tools.dev.loops import Loop, loops
 
 PROCESSORS_OF_ARM = ("neoverse-n1", "apple-m1")
