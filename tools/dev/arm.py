@@ -28,6 +28,7 @@ OURS = ("numpy", "numba", "llvmlite", "safetensors", "gguf", "tokenizers", "pyte
 OTHERS = ("jinja2", "rich", "huggingface_hub", "threadpoolctl", "pytest-timeout")
 MANYLINUX = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34)))
 PATHS = ("neon", "plain")
+STATE = {"": "", "::lists": "/lists", "::status": "/status"}  # of an apt of our own, below its folder
 FORMATS = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")  # the digest's; with their products, each by itself
 
 # What Linux shows on such a processor, from which LLVM knows its name; qemu-user shows the host's.
@@ -48,7 +49,7 @@ def apt(architecture: str, *packages: str) -> list[Path]:
     state = HERE / f"apt-{architecture}"
     (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
-    settings: dict[str, object] = {"Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status"}
+    settings: dict[str, object] = {f"Dir::State{of}": f"{state}{at}" for of, at in STATE.items()}
     settings |= {"Dir::Cache": state, "APT::Architecture": architecture, "APT::Architectures": architecture}
     settings |= {"APT::Sandbox::User": "root"} if os.getuid() == 0 else {}
     words = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in settings.items())]
@@ -105,8 +106,8 @@ def environment(path: str) -> dict[str, str]:
 def emulated(path: str, *words: str) -> str:
     """What Python says to these words on the emulated processor, on that path ("": the one that it chooses)."""
     places = f"{HERE / 'package'}:{HERE / 'site'}"
-    qemu: list[str | Path] = [HERE / "host" / "usr" / "bin" / "qemu-aarch64-static", "-cpu", PROCESSOR, "-L", HERE / "root"]
-    command = [*qemu, python(), "-P", *words]
+    qemu = HERE / "host" / "usr" / "bin" / "qemu-aarch64-static"
+    command: list[str | Path] = [qemu, "-cpu", PROCESSOR, "-L", HERE / "root", python(), "-P", *words]
     env = environment(path) | {"PYTHONPATH": places}
     return subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
