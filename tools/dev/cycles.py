@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--mca", default="llvm-mca-19")
     args = parser.parse_args()
     print("| weights | processor | " + " | ".join(KERNELS) + " |\n|---|---|" + "---|" * len(KERNELS))
-    wanted = [f"{form}/{precision}" for form in args.formats for precision in ("f32", "int8", "int16")]
+    wanted = [f"{form}/{kernel}" for form in args.formats for kernel in KERNELS]
     made = {processor: assembly(processor, wanted) for processor in PROCESSORS}
     for form in args.formats:
         for processor, kernels in made.items():
