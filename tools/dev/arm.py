@@ -2,9 +2,10 @@
 
 python -m qwenref.tools.dev.arm [--formats Q4_K,Q6_K] [--tests EXPRESSION]
 
-Debian's or Ubuntu's arm64 Python and qemu are unpacked into build/arm, beside the package index's aarch64 wheels; nothing
-is installed, and no root is needed. Kernels are compiled here for the emulated processor (elsewhere.py) and kept where
-the emulated process finds them; it compiles those itself that are not there, some thirty times as slowly.
+Debian's or Ubuntu's arm64 Python and qemu are unpacked into build/arm, beside the package index's aarch64 wheels;
+nothing is installed, and no root is needed. Kernels are compiled here for the emulated processor (elsewhere.py) and
+kept where the emulated process finds them; it compiles those itself that are not there, some thirty times as slowly,
+and all of them where Debian's Python is not of this one's version.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "build" / "arm"
 PROCESSOR = "neoverse-n1"
-PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 OURS = ("numpy", "numba", "llvmlite", "safetensors", "gguf", "tokenizers", "pytest", "hypothesis")
 OTHERS = ("jinja2", "rich", "huggingface_hub", "threadpoolctl", "pytest-timeout")
 MANYLINUX = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34)))
 PATHS = ("neon", "plain")
+STATE = {"": "", "::lists": "/lists", "::status": "/status"}  # of an apt of our own, below its folder
 FORMATS = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")  # the digest's; with their products, each by itself
 
 # What Linux shows on such a processor, from which LLVM knows its name; qemu-user shows the host's.
@@ -48,13 +49,12 @@ def apt(architecture: str, *packages: str) -> list[Path]:
     state = HERE / f"apt-{architecture}"
     (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
-    settings = {"Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status"}
+    settings: dict[str, object] = {f"Dir::State{of}": f"{state}{at}" for of, at in STATE.items()}
     settings |= {"Dir::Cache": state, "APT::Architecture": architecture, "APT::Architectures": architecture}
     settings |= {"APT::Sandbox::User": "root"} if os.getuid() == 0 else {}
     words = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in settings.items())]
-    said = {"stdout": subprocess.DEVNULL, "check": True}
-    subprocess.run([*words, "update"], **said)
-    subprocess.run([*words, "install", "--download-only", "-y", "--no-install-recommends", *packages], **said)
+    for command in (["update"], ["install", "--download-only", "-y", "--no-install-recommends", *packages]):
+        subprocess.run([*words, *command], stdout=subprocess.DEVNULL, check=True)
     return sorted((state / "archives").glob("*.deb"))
 
 
@@ -70,19 +70,24 @@ def fetch() -> None:
         own = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout
         _make("host", lambda to: unpack(apt(own.strip(), "qemu-user-static"), to))
     if not (HERE / "root").exists():
-        _make("root", lambda to: unpack(apt("arm64", PYTHON, "libstdc++6"), to))
+        _make("root", lambda to: unpack(apt("arm64", "python3", "libstdc++6"), to))
         (HERE / "root" / "proc").mkdir(exist_ok=True)
         (HERE / "root" / "proc" / "cpuinfo").write_text(CPUINFO)
     if not (HERE / "site").exists():
         wanted = [*(f"{name}=={version(name)}" for name in OURS), *OTHERS]
         platforms = [word for platform in MANYLINUX for word in ("--platform", platform)]
-        how = ["--only-binary=:all:", "--python-version", PYTHON.removeprefix("python"), *platforms, *wanted]
+        how = ["--only-binary=:all:", "--python-version", python().name.removeprefix("python"), *platforms, *wanted]
         pip = [sys.executable, "-m", "pip", "install", "-q", "--target"]
         _make("site", lambda to: subprocess.run([*pip, to, *how], check=True))
     package = HERE / "package"
     package.mkdir(exist_ok=True)
     if not (package / "qwenref").exists():
         (package / "qwenref").symlink_to(ROOT, target_is_directory=True)
+
+
+def python() -> Path:
+    """The arm64 Python, by the name with its version."""
+    return next((HERE / "root" / "usr" / "bin").glob("python3.[0-9]*"))
 
 
 def _make(name: str, fill: Any) -> None:
@@ -101,8 +106,8 @@ def environment(path: str) -> dict[str, str]:
 def emulated(path: str, *words: str) -> str:
     """What Python says to these words on the emulated processor, on that path ("": the one that it chooses)."""
     places = f"{HERE / 'package'}:{HERE / 'site'}"
-    qemu = [HERE / "host" / "usr" / "bin" / "qemu-aarch64-static", "-cpu", PROCESSOR, "-L", HERE / "root"]
-    command = [*qemu, HERE / "root" / "usr" / "bin" / PYTHON, "-P", *words]
+    qemu = HERE / "host" / "usr" / "bin" / "qemu-aarch64-static"
+    command: list[str | Path] = [qemu, "-cpu", PROCESSOR, "-L", HERE / "root", python(), "-P", *words]
     env = environment(path) | {"PYTHONPATH": places}
     return subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
@@ -151,11 +156,9 @@ def main() -> int:
             wrong += 1
         differ = [name for name in wanted if found.get(name) != wanted[name]]
         wrong += len(differ)
-        took = time.monotonic() - start
-        same = len(wanted) - len(differ)
-        print(
-            f"emulated {PROCESSOR}, {ran}: {same} of {len(wanted)} digests equal ({took:.0f} s, {compiled:.0f} of them to compile)"
-        )
+        took, same = time.monotonic() - start, len(wanted) - len(differ)
+        print(f"emulated {PROCESSOR}, {ran}: {same} of {len(wanted)} digests equal")
+        print(f"  {took:.0f} s, {compiled:.0f} of them to compile here", file=sys.stderr)
         for name in wanted:
             print(f"  {name:16} {found.get(name, 'missing')[:16]} {'differs' if name in differ else 'equal'}")
         if args.tests:

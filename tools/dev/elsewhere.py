@@ -81,17 +81,23 @@ def here() -> Processor:
 
 
 def kernels(names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Kernels by name: attention/scores, rows/rms_norm, or the three of a packed format's precision, as Q4_K/int8."""
+    """Kernels by name: attention/scores, rows/rms_norm, the three of a packed format's precision, as Q4_K/int8, or one
+    of them, as Q4_K/int8 many.
+    """
     from ...engine.kernels.cpu import attention, rows
     from ...engine.kernels.cpu.matmul.packed import form_named
 
     for name in names:
         place, _, last = name.rpartition("/")
+        precision, _, which = last.partition(" ")
         if place in ("attention", "rows"):
             yield name, getattr({"attention": attention, "rows": rows}[place], last)
         else:
-            found = getattr(form_named(place), last) or ()
-            yield from zip((f"{name} {tokens}" for tokens in ("one", "few", "many")), found, strict=False)
+            for tokens, kernel in zip(
+                ("one", "few", "many"), getattr(form_named(place), precision) or (), strict=False
+            ):
+                if which in ("", tokens):
+                    yield f"{place}/{precision} {tokens}", kernel
 
 
 def assembly(processor: str, names: Sequence[str]) -> dict[str, str]:

@@ -463,31 +463,29 @@ def _places(b: Any, quads: int, n: int, panel: Any, x: Any) -> tuple[list[Any], 
 
 
 def _scaled_group(quads: int) -> Any:
-    """NEON's alone: an intrinsic (panel, x, sums, factor, scale, steps, acc) -> acc[t] + (factor * sums[t] + the sum of
-    a group's products) * (scale * steps[t]): start_tile, group_tile and scale2_tile in one, for a tile of sums between
-    them would take the registers of acc.
+    """NEON's alone: an intrinsic (panel, x, sums, factor, scales, steps, acc) -> acc[t] + (factor * sums[t] + a group's
+    products) * (scales * steps[t]), scales the address of a vector: start_tile, group_tile and scale2_tile in one, for
+    a tile of sums between them would take the registers of acc.
     """
 
-    def typed(typingctx: Any, panel: Any, x: Any, sums: Any, factor: Any, scale: Any, steps: Any, acc: Any) -> Any:
+    def typed(typingctx: Any, panel: Any, x: Any, sums: Any, factor: Any, scales: Any, steps: Any, acc: Any) -> Any:
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-            panel, x, sums, factor, scale, steps, acc = args
-            tokens = range(sig.args[6].n)
+            panel, x, sums, factor, scales, steps, acc = args
+            tokens, kind = range(sig.args[6].n), vector_type(f32, 4)
             times = splat_of(b, b.trunc(factor, i32), 4)
             starts = [b.mul(v, times) for v in _lanes(b, read_from(b, sums, vector_type(i32, len(tokens))))]
             step = _lanes(b, read_from(b, steps, vector_type(f32, len(tokens))))
             split = [pieces_of(b, b.extract_value(acc, t), 4) for t in tokens]
-            scales = pieces_of(b, scale, 4)
             for i, found in enumerate(_piece_sums(b, *_places(b, quads, len(tokens), panel, x), starts)):
+                scale = read_from(b, b.add(scales, ir.Constant(i64, 16 * i)), kind)
                 for t, own in enumerate(found):
-                    by = b.fmul(scales[i], step[t])
-                    kind = vector_type(f32, 4)
-                    args = [b.sitofp(own, kind), by, split[t][i]]
-                    split[t][i] = _here(b, call(b, "llvm.fma.v4f32", kind, args))
+                    added = [b.sitofp(own, kind), b.fmul(scale, step[t]), split[t][i]]
+                    split[t][i] = _here(b, call(b, "llvm.fma.v4f32", kind, added))
             for t in tokens:
                 acc = b.insert_value(acc, joined(b, split[t]), t)
             return acc
 
-        return acc(panel, x, sums, factor, scale, steps, acc), codegen
+        return acc(panel, x, sums, factor, scales, steps, acc), codegen
 
     return intrinsic(typed)
 

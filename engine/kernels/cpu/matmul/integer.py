@@ -239,7 +239,7 @@ def q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
                 p = group(at + plane * 8 * VECTOR, x + g * 32 * TILE, splat_i32(np.int32(1 << 4 * plane)), p)
             acc = scale2_tile(p, load_f32(panel + scale * VECTOR), step, acc)
         else:
-            acc = scaled_group_tile(at, x + g * 32 * TILE, own, -offset, load_f32(panel + scale * VECTOR), step, acc)
+            acc = scaled_group_tile(at, x + g * 32 * TILE, own, -offset, panel + scale * VECTOR, step, acc)
         if minimum is not None:
             least = load_f32(panel + (PIECE + GROUPS + g) * VECTOR)
             acc = meet(least, steps + g * TILE * 4, sums + g * TILE * 4, acc)

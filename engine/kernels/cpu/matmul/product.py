@@ -126,9 +126,10 @@ lay_out_16 = specialise(_lay_out, "lay_out_16", __name__=__name__, SUMMED=16)
 @helper
 def fetch_ahead(w, count):
     """Asks for the weights AHEAD of these `count` bytes. Prefetching by the machine alone gave a third of the speed;
-    asking for many lines at once, two thirds: who waits for memory does not compute.
+    asking for many lines at once, two thirds: who waits for memory does not compute. Two lines where registers are few:
+    no format has more at a time, and a loop over `count` takes registers.
     """
-    fetch(w + AHEAD, count)
+    fetch(w + AHEAD, count if ABREAST else 128)
 
 
 @helper
