@@ -120,7 +120,7 @@ def test_its_packages_are_the_projects() -> None:
         return {re.match(r"[\w-]+", line)[0] for line in lines}
 
     assert set(doctor.NEEDED) == names(project["dependencies"])
-    assert set(doctor.OPTIONAL) == names([*extras["apr"], *extras["cuda"], *extras["oracle"]])
+    assert set(doctor.OPTIONAL) == names([*extras["apr"], *extras["cluster"], *extras["cuda"], *extras["oracle"]])
 
 
 def test_the_self_test_is_a_real_model() -> None:
