@@ -22,7 +22,7 @@ from .terminal import json_text, one_line
 
 # As in pyproject.toml (a test holds them together): what must be installed, and what may be.
 NEEDED = ("numpy", "numba", "safetensors", "gguf", "tokenizers", "jinja2", "rich", "huggingface_hub", "threadpoolctl")
-OPTIONAL = ("zstandard", "lz4", "matplotlib", "numba-cuda", "torch", "transformers", "accelerate")
+OPTIONAL = ("zstandard", "lz4", "distributed", "matplotlib", "numba-cuda", "torch", "transformers", "accelerate")
 BESIDE = ("llvmlite", "cuda-bindings", "llama-cpp-python", "PyYAML")  # brought by those, or used where they are there
 
 # What changes how Python, the libraries or this project go about their work.

@@ -184,6 +184,8 @@ def several(args: argparse.Namespace, each: Sequence[argparse.Namespace]) -> int
             "lora": [adapter_everywhere(spec) for spec in one.lora],
         }
         parts.append(EvalPart(asked, argparse.Namespace(**vars(one) | elsewhere)))
+    if args.scheduler is None:
+        check_precision(backend(args.backend), args.backend, args.precision)
     if args.workers:
         compile_first(args)
     columns = [Column("perplexity"), Column("+-")]
@@ -197,7 +199,6 @@ def several(args: argparse.Namespace, each: Sequence[argparse.Namespace]) -> int
 def compile_first(args: argparse.Namespace) -> None:
     """Makes the models' kernels ready with all cores: the workers would each compile all of them, with fewer."""
     ops = backend(args.backend)
-    check_precision(ops, args.backend, args.precision)
     for name in [*(args.model or [None]), *([args.against] if args.against else [])]:
         with suppress(BadInput, OSError):  # its part says so
             opened = open_weights(name, say=lambda line: None)

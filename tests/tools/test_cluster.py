@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,38 +27,48 @@ pytest.importorskip("distributed", reason="distributed is not installed (pip ins
 STAGES = "embedding"  # what takes time is the hypotheses for all that follows from it
 
 
+Process = subprocess.Popen[bytes]
+
+
+@contextmanager
+def running(folder: Path, name: str, *words: str) -> Iterator[Process]:
+    """One of Dask's programs, which stands elsewhere than the command."""
+    with (folder / f"{name}.{len(list(folder.iterdir()))}.log").open("wb") as log:
+        line = (sys.executable, "-P", "-m", f"distributed.cli.{name}", "--host", "127.0.0.1", "--no-dashboard", *words)
+        process = subprocess.Popen(line, cwd=folder, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def scheduler(folder: Path) -> Iterator[tuple[Process, str]]:
+    """And its address."""
+    file = folder / "scheduler.json"
+    with running(folder, "dask_scheduler", "--port", "0", "--scheduler-file", str(file)) as process:
+        limit = time.monotonic() + 120
+        while not (file.exists() and file.read_text().endswith("}")):
+            assert time.monotonic() < limit and process.poll() is None
+            time.sleep(0.05)
+        yield process, json.loads(file.read_text())["address"]
+
+
 @dataclass
 class Cluster:
     address: str
-    workers: list[subprocess.Popen[bytes]]
+    workers: list[Process]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Its processes stand elsewhere than the command, and the system ends them if we are killed."""
     at = tmp_path_factory.mktemp("cluster")
-    file = at / "scheduler.json"
-    started = []
-
-    def start(name: str, *words: str) -> None:
-        log = (at / f"{name}.{len(started)}.log").open("wb")
-        words = (sys.executable, "-P", "-m", f"distributed.cli.{name}", "--scheduler-file", str(file), *words)
-        started.append(subprocess.Popen(words, cwd=at, stdout=log, stderr=log))
-        log.close()
-
-    try:
-        start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-        limit = time.monotonic() + 120
-        while not (file.exists() and file.read_text().strip()):
-            assert time.monotonic() < limit and started[0].poll() is None
-            time.sleep(0.05)
-        for _ in range(2):
-            start("dask_worker", "--host", "127.0.0.1", "--nthreads", "2", "--no-nanny", "--no-dashboard")
-        yield Cluster(json.loads(file.read_text())["address"], started[1:])
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    with ExitStack() as stack:
+        _, address = stack.enter_context(scheduler(at))
+        words = (address, "--nthreads", "2", "--no-nanny")
+        workers = [stack.enter_context(running(at, "dask_worker", *words)) for _ in range(2)]
+        yield Cluster(address, workers)
 
 
 def test_a_scheduler_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -69,6 +80,18 @@ def test_a_scheduler_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]
         assert captured.out == "" and captured.err.count("\n") == 1
         assert f"--scheduler {address}: no scheduler answers there" in captured.err
     assert time.monotonic() - begun < 30
+
+
+def test_a_scheduler_without_a_worker_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qwenref.tools.cluster.PATIENCE_S", 2)
+    with scheduler(tmp_path) as (process, address):
+        assert main(["verify", str(tmp_path), "model.gguf", "--scheduler", address]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert f"--scheduler {address}: it has no worker; start one: dask worker {address}" in captured.err
+        assert process.poll() is None
 
 
 def test_a_worker_is_killed_and_the_other_does_its_part(
@@ -97,6 +120,11 @@ def test_a_worker_is_killed_and_the_other_does_its_part(
     expected = {words: told(status, *words) for words, status in commands.items()}
     for words, status in commands.items():
         assert told(status, *words, "--scheduler", cluster.address) == expected[words]
+
+    with monkeypatch.context() as other:
+        other.setattr("qwenref.tools.cluster.__version__", "0.0.1")
+        refused = on_cluster([Stalled({"n": "0"}, tmp_path, 0)], cluster.address, lambda *reached: None)
+    assert "a worker of the cluster has qwenref 0" in str(refused[0].told["error"]), "and another version is none"
 
     (place := tmp_path / "stalled").mkdir()
     parts = [Stalled({"n": str(n)}, place, 1) for n in range(4)]
