@@ -84,7 +84,7 @@ def row_table(v: View, names: Names) -> str:
         )
     cut = f" (the first {TABLE} of {len(lines)})" * (len(lines) > TABLE)
     titles = ("row", "mean", "std", "rms", "min", "max", "NaN/inf", f"largest {v.column_is}s")
-    return f"<details><summary>Every row, in numbers{cut}</summary>{table(titles, rows)}</details>"
+    return f"<details><summary>Every row, in numbers{cut}</summary>{table(titles, rows, (0, 7))}</details>"
 
 
 def layer_table(layers: Sequence[View]) -> str:

@@ -15,7 +15,7 @@ from ...plural import plural
 from ...store import phase_name
 from ..samples import head_of
 from .charts import attention
-from .frame import framed, spelled, table
+from .frame import framed, spelled, table, unbroken
 from .grid import cell, grid
 
 CROSS = "\N{MULTIPLICATION SIGN}"
@@ -40,7 +40,7 @@ def page(d: Diff, a: str, b: str, tokens: Sequence[str] | None) -> str:
     )
     first = d.first_beyond
     parts = [
-        f'<div class="status{"" if d.within else " bad"}"><h1>{escape(d.sentence)}</h1></div>',
+        f'<div class="status{"" if d.within else " bad"}"><h1>{unbroken(d.sentence)}</h1></div>',
         f'<p class="soft">A <code>{escape(a)}</code>, B <code>{escape(b)}</code>; relative = RMS(A - B) / RMS(A)</p>',
         "" if tokens is None else f"<p>{plural(len(tokens), 'token')}: {spelled(tokens)}</p>",
         f'<ul class="legend">{signs}</ul>',
@@ -112,7 +112,7 @@ def heads(r: Row, tokens: Sequence[str] | None) -> str:
 
 
 def numbers(d: Diff) -> str:
-    """What `engine diff` prints of each stage."""
+    """Every figure of each stage."""
     rows = []
     for r in d.stages:
         f = r.figures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from html import escape
+from re import sub
 
 TOKENS = 200  # that are spelled out
 
@@ -12,6 +13,10 @@ const open = () => { for (let e = document.getElementById(location.hash.slice(1)
   if (e.tagName === 'DETAILS') e.open = true };
 addEventListener('hashchange', open); open();
 const key = s => { const n = parseFloat(s); return isNaN(n) ? s : n };
+document.querySelectorAll('.scroll, .wide').forEach(box => {
+  const mark = () => box.classList.toggle('more', box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  box.addEventListener('scroll', mark); addEventListener('resize', mark); addEventListener('toggle', mark, true);
+  mark() });
 document.querySelectorAll('th').forEach(th => { let up = 1; th.onclick = () => {
   const body = th.closest('table').tBodies[0], at = r => key(r.cells[th.cellIndex].textContent);
   [...body.rows].sort((a, b) => (at(a) > at(b) ? 1 : at(a) < at(b) ? -1 : 0) * up).forEach(r => body.append(r));
@@ -49,8 +54,10 @@ svg.chart { width: 100%; max-width: 40rem; height: auto; display: block } .axis 
 .heads { display: flex; gap: .6rem } .heads figure { flex: 1 } .many { flex-wrap: wrap }
 .many figure { flex: 0 0 5.5rem; margin: 0 } svg.head { width: 100%; border: 1px solid var(--line);
 image-rendering: pixelated; display: block }
-@media (max-width: 34rem) { .maps > div { overflow-x: auto }
-  svg.map { min-width: 30rem } svg.chart text { font-size: 11px } }
+@media (max-width: 34rem) { .wide { overflow-x: auto }
+  svg.map { min-width: 30rem } svg.chart text { font-size: 11px }
+  :is(body, details) > .scroll :is(td, th):first-child { position: sticky; left: 0;
+  background: var(--paper) } }
 svg.map { width: 100%; max-width: 36rem; height: auto; display: block } svg text { fill: var(--soft); font: 10px
 system-ui, sans-serif }
 svg .exact { fill: var(--exact) } svg .reproduced { fill: var(--reproduced) } svg .budget { fill: var(--budget) }
@@ -58,6 +65,7 @@ svg .unjudged { fill: var(--unjudged) } svg .none { fill: var(--none) } svg .une
 svg text.mark { fill: var(--onbad); font-weight: 700; text-anchor: middle }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem .9rem; margin:
 .9rem 0 } article h3 { font-size: 1rem; margin: 0 0 .3rem } article ul { padding-left: 1.1rem }
+  .whole { white-space: nowrap }
 .picture { width: 100%; height: auto; border: 1px solid var(--line); margin-top: .7rem; image-rendering: pixelated;
 max-height: 22rem; display: block } .picture line { stroke: var(--line); vector-effect: non-scaling-stroke }
 .ends { display: flex; justify-content: space-between; margin: .15rem 0 0; color: var(--soft); font-size: .8rem }
@@ -65,7 +73,9 @@ max-height: 22rem; display: block } .picture line { stroke: var(--line); vector-
 .strip line { stroke: var(--line); vector-effect: non-scaling-stroke }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; width: 100% }
 td, th { padding: .18rem .5rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
-td.n { text-align: right; font-variant-numeric: tabular-nums } details { margin-top: 2rem } summary { cursor: pointer }
+td.n, th.n { text-align: right } td.n { font-variant-numeric: tabular-nums }
+.more { mask-image: linear-gradient(to left, transparent, #000 3rem) }
+details { margin-top: 2rem } summary { cursor: pointer }
 """
 
 
@@ -84,13 +94,19 @@ def framed(title: str, body: str, style: str = "") -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Container[int] = (0,)) -> str:
     """A table; its script sorts it. rows: as they are; text: the columns that hold no numbers."""
-    head = "".join(f"<th>{escape(c)}</th>" for c in columns)
+    heads = (f"<th>{escape(c)}</th>" if i in text else f'<th class="n">{escape(c)}</th>' for i, c in enumerate(columns))
+    head = "".join(heads)
     lines = []
     for row in rows:
         cells = (f"<td>{escape(c)}</td>" if i in text else f'<td class="n">{escape(c)}</td>' for i, c in enumerate(row))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return f'<div class="scroll">{body}</div>'
+
+
+def unbroken(text: str) -> str:
+    """The text's markup, in which no line ends inside a number as 4.4e-02: browsers break behind its hyphen."""
+    return sub(r"\S*e-\d+", r'<span class="whole">\g<0></span>', escape(text))
 
 
 def spelled(tokens: Sequence[object]) -> str:

@@ -19,7 +19,9 @@ def grid(cells: Mapping[tuple[int | None, str], Draw]) -> str:
     layers = sorted({layer for layer, name in cells if layer is not None and name in names})
     pitch = CELL + GAP
     width, height = LEFT + pitch * max(len(names), 15) + 52, TOP + pitch * (len(layers) + bool(whole)) + 12
-    parts = [f'<svg class="map" role="img" aria-label="layers and stages" viewBox="0 0 {width} {height}">']
+    parts = [
+        f'<div class="wide"><svg class="map" role="img" aria-label="layers and stages" viewBox="0 0 {width} {height}">'
+    ]
     for i, name in enumerate(names):
         x = LEFT + i * pitch + CELL / 2 + 3
         parts.append(f'<text transform="translate({x:g} {TOP - 6}) rotate(-52)">{escape(name)}</text>')
@@ -34,7 +36,7 @@ def grid(cells: Mapping[tuple[int | None, str], Draw]) -> str:
     for i, key in enumerate(whole):
         x = LEFT + i * 5 * pitch
         parts += [cells[key](x, y), f'<text x="{x + CELL + 4}" y="{y + 12}">{escape(key[1])}</text>']
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, "</svg></div>"])
 
 
 def cell(x: float, y: float, kind: str, mark: str = "", title: str = "", depth: float = 1.0) -> str:

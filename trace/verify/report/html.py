@@ -234,7 +234,8 @@ def strip(r: WrongRow) -> str:
 
 
 def table(v: Verification) -> str:
-    head = "".join(f"<th>{h}</th>" for h in ("stage", "verdict", "recipe", "plain", "left", "allowed", "bit-equal"))
+    head = "".join(f"<th>{h}</th>" for h in ("stage", "verdict", "recipe"))
+    head += "".join(f'<th class="n">{h}</th>' for h in ("plain", "left", "allowed", "bit-equal"))
     rows = []
     for f in v.findings:
         equal = f"{f.fit.equal / f.fit.size:.2%}" if f.fit is not None and f.fit.size else "-"
