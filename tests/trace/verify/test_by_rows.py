@@ -13,6 +13,7 @@ from qwenref.trace.verify.span import Span, by_rows
 from qwenref.trace.verify.verify import verify
 
 from ...engines import Run, changed, dump_of
+from ...thinned import thinned
 from ...tiny import tiny_weights
 
 W = tiny_weights(layers=1, formats="Q8_0")
@@ -28,8 +29,10 @@ def judged(engine: str, lacking: tuple[str, ...]) -> dict[str, Any]:
     return as_json(verify(changed(dump, lambda e: None if e.stage.name in lacking else e), W))
 
 
-@pytest.mark.parametrize("engine", ["HF float32", "HF bfloat16", "ggml, 16-bit KV"])
-@pytest.mark.parametrize("lacking", [(), HIDDEN], ids=["all", "partial"])
+EVERY = [(engine, lacking) for engine in ("HF bfloat16", "HF float32", "ggml, 16-bit KV") for lacking in (HIDDEN, ())]
+
+
+@pytest.mark.parametrize(("engine", "lacking"), thinned(EVERY, lambda case: f"{case[0]}-{len(case[1])} lacking", 5))
 def test_findings_are_the_same(engine: str, lacking: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = judged(engine, lacking)
     assert "unexplained" in whole["counts"]
