@@ -22,7 +22,7 @@ from .trace.sources import AS_IT_IS, Asked, open_dump
 from .trace.stages import of_pieces
 from .trace.verify.facts import FromTokens
 from .trace.verify.finding import Verification
-from .trace.verify.likeness import likeness
+from .trace.verify.likeness import likeness, near
 from .trace.verify.recipes.recipe import SO_FAR
 from .trace.verify.report.report import Report
 from .trace.verify.report.spent import Spent
@@ -109,7 +109,7 @@ def with_truth(found: Verification, dump: Dump, model: Opened) -> Verification:
             exact_V = np.asarray(prefill(ids[reached:end], m.weights, cache, m.kernels), np.float64)
             reached, got_V = end, heads[phase].values().astype(np.float64)
             notes[phase] = from_tokens(got_V, exact_V)
-            if likeness(got_V, exact_V[None]) is not None:  # every position's are computed only where these are not it
+            if not near(got_V, exact_V):  # every position's are computed only where these are not surely it
                 every = [np.array(rows_TV) for _, rows_TV in all_logits(ids[:end], m.weights, m.kernels, "f64")]
                 notes[phase] = replace(notes[phase], like=likeness(got_V, np.concatenate(every)))
     named = (

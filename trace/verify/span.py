@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .parallel import each
 
-LARGE = 1 << 16  # elements of which both ends and the middle are worth a thread each
+PIECE = 1 << 17  # elements at a time: what an operation makes on its way to a result is of this size
 Array = NDArray[np.floating[Any]]  # float64 throughout; NumPy's stubs cannot follow it
 
 
@@ -131,19 +131,54 @@ class Span:
         return np.maximum(self.hi - self.mid, self.mid - self.lo)
 
     def map(self, f: Callable[[Array], Array]) -> Span:
-        """f applied to each element; f must be monotone in each (in either direction)."""
+        """f applied to each element; f must be monotone in each (in either direction). It is given some rows of the
+        first axis at a time."""
+        return by_rows(lambda x: x._mapped(f), self)
+
+    def _mapped(self, f: Callable[[Array], Array]) -> Span:
+        mid = f(self.mid)
         if self.exact:
-            return Span.point(f(self.mid))
-        mid, lo, hi = (
-            each(f, (self.mid, self.lo, self.hi)) if self.mid.size > LARGE else map(f, (self.mid, self.lo, self.hi))
-        )
+            return Span.point(mid)
+        lo, hi = f(self.lo), f(self.hi)
         return Span(mid, np.minimum(lo, hi), np.maximum(lo, hi))
+
+    def some(self, rows: slice) -> Span:
+        """Some rows of the first axis, not copied."""
+        if self.exact:
+            return Span.point(self.mid[rows])
+        return Span(self.mid[rows], self.lo[rows], self.hi[rows])
 
     def shaped(self, f: Callable[[Array], Array]) -> Span:
         """f only moves elements about (reshape, index, transpose)."""
         if self.exact:
             return Span.point(f(self.mid))
         return Span(f(self.mid), f(self.lo), f(self.hi))
+
+
+def by_rows(f: Callable[..., Span], *xs: Span) -> Span:
+    """f of spans, some rows of their first axis after the others: of spans of one shape (or with one row for all of
+    them), where each row of the result hangs on the same row of these alone. What f makes beside its result is as large
+    as a piece."""
+    shape = np.broadcast_shapes(*(x.mid.shape for x in xs))
+    step = max(1, PIECE * shape[0] // max(1, int(np.prod(shape)))) if len(shape) > 1 else 1
+    if len(shape) < 2 or step >= shape[0]:
+        return f(*xs)
+    ends = [np.empty(shape) for _ in range(3)]
+
+    def part(start: int) -> bool:
+        rows = slice(start, start + step)
+        y = f(*(x if len(x.mid) == 1 else x.some(rows) for x in xs))
+        ends[0][rows] = y.mid
+        if not y.exact:
+            ends[1][rows], ends[2][rows] = y.lo, y.hi
+        return y.exact
+
+    exact = each(part, range(0, shape[0], step))
+    if all(exact):
+        return Span.point(ends[0])
+    for start in (i * step for i, same in enumerate(exact) if same):
+        ends[1][start : start + step] = ends[2][start : start + step] = ends[0][start : start + step]
+    return Span(ends[0], ends[1], ends[2])
 
 
 def plus(x: Span, y: Span) -> Span:

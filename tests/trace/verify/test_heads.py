@@ -40,7 +40,11 @@ def said(dump: Dump, values: np.ndarray, phase: int = 0, stages: tuple[str, ...]
     return [h.sentence for h in f.hypotheses]
 
 
-@pytest.mark.parametrize(("engine", "stages"), [("HF bfloat16", ()), *((engine, PAIR) for engine in ENGINES)])
+FEW = [("HF bfloat16", PAIR), pytest.param("HF bfloat16", (), marks=pytest.mark.matrix)]
+MORE = [pytest.param(engine, PAIR, marks=pytest.mark.matrix) for engine in ENGINES if engine != "HF bfloat16"]
+
+
+@pytest.mark.parametrize(("engine", "stages"), [*FEW, *MORE])
 def test_logits_of_another_position(engine: str, stages: tuple[str, ...]) -> None:
     """Rolled by one either way, at the end of the prompt and in a step; and of the first position of a longer one."""
     dump = dump_of(W, engine, TOKENS, steps=[5, 6])
@@ -57,7 +61,7 @@ def test_logits_of_the_first_position_where_nothing_else_can_be_judged(engine: s
     assert said(dump_of(W, engine, DRAWN), first, 0, PAIR) == ["the logits of position 59 hold those of position 0"]
 
 
-@pytest.mark.parametrize(("engine", "stages"), [("HF bfloat16", ()), *((engine, PAIR) for engine in ENGINES)])
+@pytest.mark.parametrize(("engine", "stages"), [*FEW, *MORE])
 def test_logits_of_another_run(engine: str, stages: tuple[str, ...]) -> None:
     others = logits(dump_of(W, engine, OTHERS))
     (sentence,) = said(dump_of(W, engine, TOKENS), others, 0, stages)
@@ -78,7 +82,7 @@ def test_a_final_norm_of_the_last_position_alone_tells_no_position(engine: str) 
     )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["HF float32", *(pytest.param(e, marks=pytest.mark.matrix) for e in ENGINES[1:])])
 def test_what_the_head_did_not_make_of_a_normalised_state_is_of_no_run(engine: str) -> None:
     """Another model's logits; logits of another temperature; a state that was not normalised."""
     dump = dump_of(W, engine, TOKENS)

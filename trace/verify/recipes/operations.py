@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....engine.config import ALL
 from ....engine.kernels import reference
-from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, joined, plus, times
+from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, by_rows, joined, plus, times
 from . import ggml_cache
 from .products import SIGMAS_ONE_SIGN, summation
 from .recipe import Recipe
@@ -67,12 +68,20 @@ def add(r: Recipe, x: Span, y: Span, *, more: Array | float = 0.0) -> Span:
 
 
 def mul(r: Recipe, x: Span, y: Span) -> Span:
+    return by_rows(partial(_mul, r), x, y)
+
+
+def _mul(r: Recipe, x: Span, y: Span) -> Span:
     both = times(x, y)
     slack = 2 * r.slack * np.abs(both.mid) + (FLOAT32.least if r.slack else 0.0)
     return rounded(r, Span(both.mid, both.lo - slack, both.hi + slack))
 
 
 def silu(r: Recipe, x: Span) -> Span:
+    return by_rows(partial(_silu, r), x)
+
+
+def _silu(r: Recipe, x: Span) -> Span:
     """x / (1 + exp(-x)): exp to 2u, three more roundings; below -87 float32's exp overflows or its result is flushed
     to 0. Of the ways with steps of their own see facts/sigmoid.py."""
     if r.sigmoid in SIGMOIDS:
