@@ -210,7 +210,7 @@ def named(judge: Judge, groups: Mapping[Group, Sequence[Judged]]) -> tuple[Recip
     mixed: list[tuple[int, Recipe, set[Group]]] = []
     found: list[Recipe] = []
     for known in sorted(RECIPES, key=lambda known: -backing(judge, known)):
-        engine = replace(known, angle=angle)
+        engine = judge.meant(replace(known, angle=angle))
         fitting = {g for g, places in groups.items() if all(judge.explains(p.entry, engine) for p in places)}
         lacking = set(groups) - fitting
         if not lacking:

@@ -20,6 +20,7 @@ from .fit import Fit, few_of, fit_of
 from .formulas import flat, input_of
 from .kept import Kept
 from .leaning import MOST, leaning
+from .recipes.facts import fused
 from .recipes.loaded import ROWS as LOADED
 from .recipes.matrix import FileMatrix
 from .recipes.products import product
@@ -48,7 +49,8 @@ class Judge:
     arithmetic that was tried on it explains it. good: the recipes that explained a stage of each group.
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
     rounded: the format of stages whose values tell it, and which a recipe of that explained. tops: see top.
-    kept: see kept.py. broken: stages with values that are NaN or infinite, in order of execution.
+    kept: see kept.py. fusable: stages that one of this model can take as computed. broken: stages with values that are
+    NaN or infinite, in order of execution.
     """
 
     evidence: Evidence
@@ -62,16 +64,24 @@ class Judge:
     tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
     broken: list[Key] = field(default_factory=list)
     kept: Kept = field(init=False)
+    fusable: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.kept = Kept(self.evidence)
+        stages = self.evidence.stages.values()
+        self.fusable = frozenset[str]().union(*(v for s in stages for v in fused.values(s, FLOAT16)))
         ways = list(self.evidence.rotations)
         self.votes = Counter({("angle", way): len(ways) - i for i, way in enumerate(ways)})
 
     def site(self, e: Entry, recipe: Recipe) -> Site:
-        return Site(
-            self.evidence, self.kept, e.phase, e.layer, e.stage.name, self.evidence.positions(e), recipe, e.stage.name
-        )
+        how, pos = self.meant(recipe), self.evidence.positions(e)
+        return Site(self.evidence, self.kept, e.phase, e.layer, e.stage.name, pos, how, e.stage.name)
+
+    def meant(self, recipe: Recipe) -> Recipe:
+        """A recipe as it holds of this model: an engine's bias inside the product is nothing where there is no bias."""
+        if recipe.fused <= self.fusable:
+            return recipe
+        return replace(recipe, fused=recipe.fused & self.fusable)
 
     def involved(self, e: Entry) -> tuple[Spot, ...]:
         if e.key not in self.stages:

@@ -60,6 +60,18 @@ FLASH = SimpleNamespace(
         "attn_mix": in_one_piece,
     }
 )
+
+
+def in_fast_steps(p: A, v: A, pos: A) -> A:
+    """The same with an exponential that is off by up to 2^-14, as PyTorch's on a CPU is, also in the sum."""
+    top = np.abs(p).max(-1, keepdims=True)
+    e = p / np.where(top > 0, top, f32(1))
+    e = (e * (1 + np.sin(1e4 * e) * f32(2.0**-14))).astype(f32)
+    y = dot(to_bfloat16(e), np.repeat(to_bfloat16(v), len(p) // v.shape[1], 1).transpose(1, 2, 0))
+    return np.ascontiguousarray(to_bfloat16(y / e.sum(-1, keepdims=True)).swapaxes(0, 1))
+
+
+FAST = SimpleNamespace(**{**vars(FLASH), "attn_mix": in_fast_steps})
 KERNELS: dict[str, Any] = {"HF float32": "HF float32", "HF bfloat16, flash": FLASH}
 
 
@@ -135,3 +147,29 @@ def test_any_mask_is_read_off_the_result(words: str) -> None:
     (found,) = unexplained(dump, w)
     assert (found.layer, found.stage) == (1, "attention")
     assert words in {h.sentence.removeprefix("the mask is another: ") for h in found.hypotheses}
+
+
+@pytest.mark.parametrize("shift", [-1, 2])
+def test_a_mistake_beside_a_fast_exponential_is_named(shift: int) -> None:
+    """The sum that probabilities are divided by is of the same exponentials, and off by as much."""
+
+    def masked(run: Run, x: A) -> A:
+        run = replace(run, kernels=SimpleNamespace(**{**vars(run.kernels), "mul": WIDE.mul}))
+        return free_softmax(run, everywhere(run)[0], -1, np.maximum(0, POS + shift) >= KEY)
+
+    w = weights("Q8_0")
+    (found,) = unexplained(dump_of(w, FAST, TOKENS, mistakes={("attn_softmax", 2): masked}), w)
+    assert (found.layer, found.stage) == (2, "attention")
+    assert "mask-off" in {h.name for h in found.hypotheses} or shift == 2
+    assert {"mask-off", "mask-other"} & {h.name for h in found.hypotheses}
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen3"])
+def test_flash_attention_without_a_bias_is_the_engine_that_has_a_name(model: str) -> None:
+    """Whose bias inside the product says nothing there; no place is explained only by looser arithmetic."""
+    w = weights("Q8_0", model_type=model)
+    dump = dump_of(w, FAST, TOKENS, steps=[7, 8, 9])
+    hooked = changed(dump, lambda e: None if e.stage.name in UNSEEN else e)
+    found = verify(hooked, w)
+    assert all(f.explained for f in found.findings)
+    assert "sdpa" in found.recipe.name and "bias" not in found.recipe.name

@@ -66,7 +66,9 @@ def weighed(r: Recipe, p: Span, v: Span, pos_T: operations.Positions) -> Span:
         r = replace(r, sums=FLOAT16)
     last_T = np.full(len(pos_T), p.mid.shape[-1] - 1, np.int32)  # whatever the mask should be
     y, size_TN1 = mixed(weights, v, r, last_T, loose=r.mix == "blocks"), size_NT1.swapaxes(0, 1)
-    return operations.rounded(r, Span.around(y.mid * size_TN1, y.radius * size_TN1 + 2 * FLOAT32.u * np.abs(y.mid)))
+    value = y.mid * size_TN1
+    rel = EXP.get(r.mix, 0.0) + 2 * FLOAT32.u  # what they are relative to is a sum of the same exponentials
+    return operations.rounded(r, Span.around(value, y.radius * size_TN1 * (1 + rel) + rel * np.abs(value)))
 
 
 def mixed(p: Span, v: Span, r: Recipe, pos_T: operations.Positions, loose: bool = False) -> Span:
