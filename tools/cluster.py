@@ -29,7 +29,8 @@ def on_cluster(parts: Sequence[Part], address: str, done: Callable[[int, int, in
         from distributed import Client, as_completed
     except ImportError:
         raise BadInput(EXTRA) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what there is to say is said here, on one line
+    for name in [n for n in logging.root.manager.loggerDict if n.partition(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say is said here, on one line
     try:
         client = Client(address, timeout=PATIENCE_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:

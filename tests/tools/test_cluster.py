@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -57,6 +58,7 @@ def scheduler(folder: Path) -> Iterator[tuple[Process, str]]:
 
 @dataclass
 class Cluster:
+    scheduler: Process
     address: str
     workers: list[Process]
 
@@ -65,10 +67,10 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     at = tmp_path_factory.mktemp("cluster")
     with ExitStack() as stack:
-        _, address = stack.enter_context(scheduler(at))
+        process, address = stack.enter_context(scheduler(at))
         words = (address, "--nthreads", "2", "--no-nanny")
         workers = [stack.enter_context(running(at, "dask_worker", *words)) for _ in range(2)]
-        yield Cluster(address, workers)
+        yield Cluster(process, address, workers)
 
 
 def test_a_scheduler_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -136,3 +138,21 @@ def test_a_worker_is_killed_and_the_other_does_its_part(
     for words, status in commands.items():
         assert told(status, *words, "--scheduler", cluster.address) == expected[words], "by the one that is left"
     os.kill(next(w.pid for w in cluster.workers if w.poll() is None), 0)
+
+
+def test_a_scheduler_that_ends_leaves_a_line_for_each_part(
+    cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def kill() -> None:
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        cluster.scheduler.kill()
+
+    thread = Thread(target=kill)
+    thread.start()
+    parts = [Stalled({"n": str(n)}, tmp_path, 9) for n in range(2)]
+    found = on_cluster(parts, cluster.address, lambda *reached: None)
+    thread.join()
+    said = {"error": "the cluster has given it up: its scheduler ended, or was told to"}
+    assert [o.told for o in found] == [said, said]
+    assert capfd.readouterr().err == ""
