@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from textwrap import wrap
 
+from .terminal import one_line
+
 WIDTH = 80
 
 
 def hanging(head: str, text: str) -> Iterator[str]:
     """A label and what it says, which goes on below itself. A word longer than the line, as a path, stays whole."""
-    room = max(20, WIDTH - len(head))
+    text, room = one_line(text), max(20, WIDTH - len(head))  # first: a name may hold a line feed
     lines = wrap(text, room, break_long_words=False, break_on_hyphens=False) if len(text) > room else [text]
     yield (head + (lines[0] if lines else "")).rstrip()
     yield from (" " * len(head) + line for line in lines[1:])

@@ -86,7 +86,7 @@ def test_tables_hold_in_eighty_columns(
 
 def test_every_command_with_a_table_is_tried() -> None:
     """The others answer in sentences, or with what a model says."""
-    said = {"run", "pull", "convert", "dump-hf", "dump-llamacpp", "import", "compile", "completion"}
+    said = {"run", "pull", "convert", "dump-hf", "dump-llamacpp", "import", "compile", "completion", "embed", "score"}
     apart = {"doctor", "bench"}  # below: they measure this machine
     assert {words[0] for words in TABLES.values()} == {*COMMANDS} - said - apart
 
