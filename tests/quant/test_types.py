@@ -38,6 +38,7 @@ from qwenref.trace.verify.verify import verify
 
 from ..engines import ENGINES, dump_of
 from ..models import leaves, model
+from ..thinned import thinned
 from ..tiny import TYPES, tiny_weights, write_gguf
 
 ROLES = ("embed", "q", "k", "v", "attn_out", "ffn_gate", "ffn_up", "ffn_down", "lm_head")
@@ -94,7 +95,7 @@ def judged(path: Path, tmp: Path, capsys: pytest.CaptureFixture[str], rows: np.n
         assert held.tobytes() == rows.tobytes()
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", thinned(TYPES, str, 3))
 def test_trace_and_verify(name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judged(written(folder, name), tmp_path, capsys, expected(of_type(name).embed)[TOKENS])
 

@@ -345,9 +345,9 @@ def test_each_stage_alone_and_any_subset_of_a_healthy_dump(engine: str, manifest
     dump = healthy(engine, steps=[5, 7], manifest=manifest)
     names = sorted({e.stage.name for e in dump.entries})
     rng = np.random.default_rng(FOREIGN.index(engine))
-    groups = [{name} for name in names] + [set(rng.choice(names, 2)) for _ in range(10)]
+    groups = [{name} for name in names] + [set(rng.choice(names, 2)) for _ in range(4)]
     cases = [only(dump, lambda e, names=group: e.stage.name in names) for group in groups]  # type: ignore[misc]
-    cases += [subset(dump, rng) for _ in range(8)]
+    cases += [subset(dump, rng) for _ in range(4)]
     for case in cases:
         wrong = [f.key for f in judged(case).findings if f.verdict == UNEXPLAINED]
         assert not wrong, (wrong, [e.key for e in case.entries])
@@ -360,7 +360,7 @@ def test_one_wrong_file_in_any_subset(kind: str, manifest: bool) -> None:
     """Whatever is there and whatever is wrong with it: findings, no traceback, no warning of NumPy's."""
     dump = healthy(steps=[5, 7], manifest=manifest)
     rng = np.random.default_rng(list(CORRUPTED).index(kind))
-    for _ in range(4):
+    for _ in range(2):
         case = subset(dump, rng)
         if not case.entries:
             continue
