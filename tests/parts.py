@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Event, Thread
 
@@ -67,3 +68,17 @@ class Share:
         print("this is no reply")
         told = {"cores": cores(), "numba": numba_settings.settings()["NUMBA_NUM_THREADS"], "desk": desk.threads}
         return Outcome(0, {"result": told})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part whose file is cut while it is mapped. place: of the file."""
+
+    asked: dict[str, str]
+    place: Path
+
+    def outcome(self, desk: Desk, done: Callable[[int, int], None]) -> Outcome:
+        self.place.write_bytes(bytes(1 << 16))
+        with self.place.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+            os.truncate(self.place, 4096)
+            return Outcome(0, {"result": mapped[1 << 15]})

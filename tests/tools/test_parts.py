@@ -13,7 +13,7 @@ import pytest
 
 from qwenref.cores import cores
 from qwenref.engine.files.convert import convert
-from qwenref.tests.parts import Share, Stalled, killing
+from qwenref.tests.parts import Cut, Share, Stalled, killing
 from qwenref.tools.main import main
 from qwenref.tools.table import Column, table
 from qwenref.tools.workers import with_workers
@@ -139,6 +139,14 @@ def test_a_part_whose_worker_is_killed_is_tried_once_more(tmp_path: Path) -> Non
     assert found[1] == {"error": said}
     assert [set(o) for o in found[2:]] == [{"result"}] * 3
     assert {number for number, done, of in reached if done == of} == set(range(5))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system says which file a fault was in")
+def test_a_file_that_is_cut_costs_its_part_alone(tmp_path: Path) -> None:
+    found, _ = counted([Cut({"n": "0"}, tmp_path / "file"), Share({"n": "1"}), Share({"n": "2"})], 1)
+    said = "was cut to 4,096 bytes while it was being read; nothing of the result is kept"
+    assert found[0] == {"error": f"{tmp_path / 'file'}: {said}"}
+    assert [set(o) for o in found[1:]] == [{"result"}] * 2
 
 
 def test_workers_share_the_cores() -> None:
