@@ -78,6 +78,7 @@ COMPLETERS: dict[str, Callable[..., Iterable[str]]] = {
     "MODEL": models,
     "MODEL2": models,
     "MODEL|PROMPT": models,
+    "MODEL|TEXT": models,
     "SRC": models,
     "STAGES": stages,
     "NAMES": stages,
