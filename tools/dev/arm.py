@@ -17,9 +17,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "build" / "arm"
@@ -90,7 +91,7 @@ def python() -> Path:
     return next((HERE / "root" / "usr" / "bin").glob("python3.[0-9]*"))
 
 
-def _make(name: str, fill: Any) -> None:
+def _make(name: str, fill: Callable[[Path], object]) -> None:
     print(f"fetching {name}", file=sys.stderr)
     beside = HERE / f"{name}-new"
     shutil.rmtree(beside, ignore_errors=True)
@@ -118,15 +119,16 @@ def native(path: str, *words: str, **others: str) -> str:
     return done.stdout
 
 
-def digests(run: Any, path: str, formats: list[str]) -> tuple[str, dict[str, str]]:
+def digests(run: Callable[..., str], path: str, formats: list[str], jobs: int) -> tuple[str, dict[str, str]]:
     """The path that ran, and digests by what they are of."""
     script = str(ROOT / "tests" / "cpu_digest.py")
-    told = json.loads(run(path, script, "--precision", "f32", "int8", "int16"))
-    found = {f"stages, {precision}": digest for precision, digest in told["digests"].items()}
-    for name in formats:
-        products = json.loads(run(path, script, "--products", name))
-        found |= {f"{name}, {precision}": digest for precision, digest in products.items()}
-    return told["path"], found
+    wanted = [["--precision", "f32", "int8", "int16"], *(["--products", name] for name in formats)]
+    with ThreadPoolExecutor(jobs) as pool:
+        stages, *products = (json.loads(said) for said in pool.map(lambda words: run(path, script, *words), wanted))
+    found = {f"stages, {precision}": digest for precision, digest in stages["digests"].items()}
+    for name, of in zip(formats, products, strict=True):
+        found |= {f"{name}, {precision}": digest for precision, digest in of.items()}
+    return stages["path"], found
 
 
 def main() -> int:
@@ -138,10 +140,11 @@ def main() -> int:
     parser.add_argument(
         "--tests", metavar="EXPRESSION", help="run these of tests/engine/kernels/test_simd.py there, too"
     )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     args = parser.parse_args()
     formats = [name for name in args.formats.split(",") if name]
     fetch()
-    path, wanted = digests(native, "", formats)
+    path, wanted = digests(native, "", formats, args.jobs)
     print(f"this machine, {path}")
     wrong = 0
     for number, path in enumerate(args.paths.split(",")):
@@ -150,7 +153,7 @@ def main() -> int:
         told = emulated(chosen, "-m", "qwenref.tools.dev.elsewhere", "--describe").strip()
         native(path if chosen else "", "-m", "qwenref.tools.dev.elsewhere", "keep", told, *FORMATS, *formats, "F32")
         compiled = time.monotonic() - start
-        ran, found = digests(emulated, chosen, formats)
+        ran, found = digests(emulated, chosen, formats, args.jobs)
         if ran != path:
             print(f"emulated {PROCESSOR} chose {ran}, not {path}")
             wrong += 1

@@ -35,13 +35,19 @@ FORMATS = (
 )
 KERNELS = ("int8 one", "int8 many", "int16 many", "f32 one", "f32 many")
 ITERATIONS = 100
+APPLES_SDOT = re.compile(r"sdot\.4s\s+(v\d+), (v\d+), (v\d+)(\[\d\])?")  # as LLVM writes it, and does not read it
+
+
+def _sdot(found: re.Match[str]) -> str:
+    to, codes, tokens, lane = found.groups()
+    return f"sdot {to}.4s, {codes}.16b, {tokens}.{f'4b{lane}' if lane else '16b'}"
 
 
 def cycles(mca: str, processor: str, instructions: Sequence[str]) -> float:
     """Of one round of these instructions."""
     triple = PROCESSORS[processor].triple
     words = [mca, f"-mtriple={triple}", f"-mcpu={processor}", f"-iterations={ITERATIONS}", "-instruction-info=0"]
-    code = "\n".join(line for line in instructions if not re.match(r"(cb|tb|b|j)\S*\s", line))
+    code = "\n".join(APPLES_SDOT.sub(_sdot, line) for line in instructions if not re.match(r"(cb|tb|b|j)\S*\s", line))
     said = subprocess.run(words, input=f"{code}\n", capture_output=True, text=True, check=True).stdout
     found = re.search(r"Total Cycles:\s+(\d+)", said)
     assert found, said
