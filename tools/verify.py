@@ -84,6 +84,7 @@ def main(args: argparse.Namespace) -> int:
     wanted = ids_of(args, model.checkpoint)
     dump = opened_for(args.dump, model, said)
     say_notes(dump)
+    told.check(args.dump, [(e.stage.name, e.layer, e.phase) for e in dump.entries])
     against = open_weights(args.against, rope_asked(args)) if args.against else None
     with progress("verify", len(dump.entries)) as done:
         result = judged(dump, model, against, done)
