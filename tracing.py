@@ -50,8 +50,8 @@ def check_room(p: Plan, c: Config, prompt: int, target: Path) -> None:
     base = next(f for f in (target.absolute(), *target.absolute().parents) if f.is_dir())
     if need > (free := disk_usage(base).free):
         raise BadInput(
-            f"the files need {need / 1e9:.2f} GB and {base} has {free / 1e9:.2f} GB free; "
-            "trace fewer stages, layers or positions"
+            f"the files need {need:,} bytes, and {base} has {free:,} free; trace fewer stages, layers or positions, or "
+            "name another folder"
         )
 
 

@@ -91,7 +91,7 @@ def resolve(name: str | os.PathLike[str] | None) -> Path:
     if model_id := hub_id(alias):
         return find(model_id)
     if len(path.parts) > 1 or path.suffix in MODEL_SUFFIXES:
-        return path
+        raise BadInput(f"{alias}: No such file or directory; engine list says which models are here")
     where = "QWENREF_MODEL: " if name is None else ""
     known = f"neither a file nor an id of the hub (ORG/NAME) nor a known alias; known: {', '.join(MODELS)}"
     raise BadInput(f"{where}model {alias!r} is {known}{meant(alias, MODELS)}")

@@ -38,7 +38,7 @@ def windows(ids: Sequence[int], context: int, most: int | None = None) -> Window
     count = len(ids) // context
     if not count:
         raise BadInput(
-            f"the text has {len(ids)} tokens, and a window {context}; give more text, or a smaller --context"
+            f"the text is shorter than a window: tokens {len(ids)} of {context}; give more text, or a smaller --context"
         )
     count = min(count, most or count)
     cut = (tuple(ids[i * context : (i + 1) * context]) for i in range(count))

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import BadInput
 from ..trace.plan import Ranges, parse_ranges, parse_stages
-from ..trace.verify.finding import Finding
 from ..trace.verify.report.report import Report
 
 
@@ -21,26 +21,29 @@ class Choice:
     layers: Ranges | None
     phases: Ranges | None
 
-    def holds(self, f: Finding) -> bool:
+    def holds(self, stage: str, layer: int | None, phase: int) -> bool:
         return (
-            (self.stages is None or f.stage in self.stages)
-            and (self.layers is None or (f.layer is not None and any(f.layer in r for r in self.layers)))
-            and (self.phases is None or any(f.phase in r for r in self.phases))
+            (self.stages is None or stage in self.stages)
+            and (self.layers is None or (layer is not None and any(layer in r for r in self.layers)))
+            and (self.phases is None or any(phase in r for r in self.phases))
+        )
+
+    def check(self, dump: str, places: Sequence[tuple[str, int | None, int]]) -> None:
+        """Raises BadInput where none of these stages, layers and phases is chosen."""
+        if not places or any(self.holds(*place) for place in places):
+            return
+        stages = ", ".join(dict.fromkeys(stage for stage, _, _ in places))
+        layers = sorted({layer for _, layer, _ in places if layer is not None})
+        steps = len({phase for _, _, phase in places} - {0})
+        there = f"layers {layers[0]} to {layers[-1]}" if layers else "no layers"
+        raise BadInput(
+            f"{dump}: --stage, --layer and --phase leave nothing; it has {stages}; {there}; decode steps: {steps}"
         )
 
     def of(self, report: Report) -> Report:
-        """The report of the chosen findings. Raises BadInput where the dump has none."""
-        found = tuple(filter(self.holds, report.findings))
-        if not found and report.findings:
-            stages = ", ".join(dict.fromkeys(f.stage for f in report.findings))
-            layers = sorted({f.layer for f in report.findings if f.layer is not None})
-            steps = len({f.phase for f in report.findings} - {0})
-            there = f"layers {layers[0]} to {layers[-1]}" if layers else "no layers"
-            raise BadInput(
-                f"{report.dump}: --stage, --layer and --phase leave nothing; it has {stages}; {there}; "
-                f"decode steps: {steps}"
-            )
-        return replace(report, findings=found)
+        """The report of the chosen findings. Raises BadInput where it has none."""
+        self.check(str(report.dump), [(f.stage, f.layer, f.phase) for f in report.findings])
+        return replace(report, findings=tuple(f for f in report.findings if self.holds(f.stage, f.layer, f.phase)))
 
 
 def add_choice_arguments(parser: argparse.ArgumentParser) -> None:

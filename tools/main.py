@@ -9,6 +9,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
 
 import argparse
+import errno
 import io
 import re
 import signal
@@ -55,6 +56,9 @@ ELSEWHERE = {
     "--max-new-tokens": "--max-tokens", "--temperature": "--temp", "--outtype": "--quantize", "--ctx-size": "--context",
     "--device": "--backend", "--dtype": "--precision", "--adapter": "--lora", "--rtol": "--tolerance",
 }  # fmt: skip
+
+
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quotas
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -170,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where no command knows more of it: stdout on a full disk, a folder without permission, too long a name.
         drop_output()
         line = f"{error.filename or 'a read or write failed'}: {error.strerror or error}"
+        if error.filename is None and error.errno in FULL:  # a file would have been named by who writes it
+            line = f"stdout did not take all of the answer: {error.strerror}; send it elsewhere"
     say(command, line)
     return 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -121,6 +122,11 @@ def talks(args: argparse.Namespace) -> bool:
     return not any(a is not None for a in asked) and sys.stdin.isatty() and sys.stdout.isatty()
 
 
+def could_be_model(word: str) -> bool:
+    """Whether a word looks like one, be it there or mistyped: a path, a file's name, an alias, an id of the hub."""
+    return bool(set(word) & set("/\\.:-")) or os.path.exists(word)
+
+
 def take_words(args: argparse.Namespace) -> None:
     """Sorts the words that stand alone into args.model and args.prompt: a model, a prompt, or a model and a prompt.
 
@@ -130,6 +136,9 @@ def take_words(args: argparse.Namespace) -> None:
     from .load import is_model
 
     words: list[str] = list(args.words)
+    if len(words) > 1 and args.model is None and not could_be_model(words[0]):
+        whole = " ".join(words)
+        raise BadInput(f"{words[0]!r:.80} is no model, and several words make a prompt in quotes only: {whole!r:.200}")
     if words and args.model is None and (is_model(words[0]) or not any(map(str.isspace, words[0]))):
         args.model = words.pop(0)
     elif words and args.model is not None and is_model(words[0]):

@@ -100,6 +100,9 @@ def main(args: argparse.Namespace) -> int:
         check_place(place)
     if args.png is not None:
         check_matplotlib()
+    if args.stage is not None and args.layer is not None and not find(args.stage) and find(args.layer):
+        right = f"engine show {args.source} {args.layer} {args.stage}"
+        raise BadInput(f"{args.stage} is no stage, and {args.layer} is one; the stage comes first: {right}")
     if args.step < 0:
         raise BadInput(f"--step {args.step}: 0 is the prompt, 1 the first decode step")
     if args.top is not None and not (args.lens and args.top > 0):

@@ -165,6 +165,7 @@ class Question:
         wanted = None if self.prompt is None else ids_of(self.prompt, model.checkpoint, say)
         dump = opened_for(args.dump, model, self.said)
         say_notes(dump, say=say)
+        self.told.check(args.dump, [(e.stage.name, e.layer, e.phase) for e in dump.entries])
         against = None
         if args.against:
             other = args.against, rope_asked(args)

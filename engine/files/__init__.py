@@ -81,7 +81,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if folder:
         raise BadInput(f"{path}: a folder with no model in it that can be opened ({folder_kind(path) or known})")
     if not head:
-        raise BadInput(f"{path}: the file is empty")
+        raise BadInput(f"{path}: the file is empty; is the download complete?")
     raise BadInput(f"{path}: {file_kind(path, head) or f'no known model file; {known}'} (it begins with {head[:8]!r})")
 
 

@@ -84,7 +84,7 @@ def kind_of(path: Path) -> str:
 def check_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if size > free:
-        raise BadInput(f"{path}: takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
+        raise BadInput(f"{path}: takes {size:,} bytes, and {free:,} are free there; name another place")
 
 
 def wanted_tensors(source: Checkpoint) -> Iterator[QTensor]:

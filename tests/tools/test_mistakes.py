@@ -28,7 +28,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("-p hi", ["-p", "the command comes first", "engine run"]),
     ("--model m.gguf run -p hi", ["--model", "the command comes first"]),
     # models that are none
-    ("run -m nothing.gguf -p hi", ["nothing.gguf", "No such file"]),
+    ("run -m nothing.gguf -p hi", ["nothing.gguf", "No such file", "engine list"]),
+    ("run -m empty.gguf -p hi", ["empty.gguf", "empty", "is the download complete?"]),
     ("run -m qwen2.5-coder-0.5b -p hi", ["'qwen2.5-coder-0.5b'", f"did you mean {DEFAULT}?"]),
     ("run -m folder -p hi", ["folder", "no model in it", "gguf, apr, safetensors"]),
     ("run -m prose.gguf -p hi", ["prose.gguf", "no known model file", "gguf, apr, safetensors"]),
@@ -46,6 +47,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("run -m m.gguf -f empty.txt", ["prompt is empty", "at least one character"]),
     ("run -m m.gguf -f nothing.txt", ["nothing.txt", "No such file"]),
     ("run -m m.gguf -f folder", ["folder", "Is a directory"]),
+    ("run hi there", ["'hi' is no model", "in quotes", "'hi there'"]),
     ("run m.gguf what is this", ["'what is this'", "in quotes"]),
     ("run -m m.gguf -p hi -f text.txt", ["--file", "not allowed with", "--prompt"]),
     ("run -m m.gguf -p one -p two", ["--prompt", "given twice", "'one'", "'two'"]),
@@ -110,7 +112,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     # eval
     ("eval m.gguf", ["-f", "--logits"]),
     ("eval m.gguf text.txt", ["text.txt", "engine eval --help"]),
-    ("eval m.gguf -f text.txt -c 99999", ["window 99999", "a smaller --context"]),
+    ("eval m.gguf -f text.txt -c 99999", ["of 99999", "a smaller --context"]),
     ("eval m.gguf -f text.txt -c 1", ["context of 1", "at least 4"]),
     ("eval m.gguf -f m.gguf", ["m.gguf is not UTF-8"]),
     ("eval m.gguf -f text.txt -c 8 --save-logits nowhere/base.dat", ["nowhere: no such folder", "make it first"]),
@@ -146,6 +148,10 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("bench m.gguf -t x", ["-t x", "numbers of at least 1"]),
     ("compile --all m.gguf", ["--all", "m.gguf is one"]),
     ("completion tcsh", ["'tcsh'", "'bash'"]),
+    ("show dump 1 attn_norm", ["1 is no stage", "the stage comes first", "engine show dump attn_norm 1"]),
+    ("show dump attn_norm 1 --png folder", ["folder", "give a file's name"]),
+    ("show dump attn_norm 1 --png nowhere/a.png", ["nowhere", "no such folder"]),
+    ("verify dump m.gguf --layer 77", ["--layer", "leave nothing", "layers 0 to 1"]),
     ("show dump attn_nrom", ["attn_nrom", "did you mean attn_norm?"]),
     ("show dump attn_norm 99", ["99", "layer"]),
     ("show attn_norm dump", ["attn_norm is a stage", "what to look at comes first"]),
@@ -168,6 +174,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "folder-of-mine").mkdir()
     (place / "folder-of-mine" / "thesis.tex").touch()
     (place / "empty.txt").touch()
+    (place / "empty.gguf").touch()
     (place / "text.txt").write_text("the low low and the lower\n" * 9)
     (place / "prose.gguf").write_text("no model at all, but prose\n")
     (place / "broken.json").write_text("{")
