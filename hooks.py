@@ -7,6 +7,7 @@ Nothing is patched and no other path is chosen: forward hooks look at what the m
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,7 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
     of_module: dict[Any, list[str]] = {}
     for name, module in modules.items():
         of_module.setdefault(module, []).append(name)
-    handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+    handles = [model.register_forward_pre_hook(_aside(begin), with_kwargs=True)]
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         angles = last == "rotary_emb" and not any(word.isdigit() for word in name.split("."))  # of the whole model
@@ -97,9 +98,9 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
             continue
         leaf = last in PRODUCTS or not any(True for _ in module.children())
         if name and not angles and (last.isdigit() or leaf):
-            handles.append(module.register_forward_hook(after(name)))
+            handles.append(module.register_forward_hook(_aside(after(name))))
         if last in INPUTS:
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(_aside(before(name)), with_kwargs=True))
     try:
         yield
     finally:
@@ -110,6 +111,12 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
             target.unlink()
     if not writer.bytes:
         raise BadInput(f"{target}: no forward pass of the model ran, and nothing was dumped")
+
+
+def _aside(look: Callable[..., None]) -> Callable[..., None]:
+    """The same, kept out of what torch.compile makes of a module: it would trace the copy to the host, too."""
+    compiler = getattr(sys.modules.get("torch"), "compiler", None)
+    return look if compiler is None else compiler.disable(look)
 
 
 def _check(path: Path) -> None:

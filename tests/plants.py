@@ -84,6 +84,13 @@ def _(run: Run, x: A) -> A:
     return tail(run, x * f32(np.sqrt(run.config.hidden_size)))
 
 
+@plant("embedding-shard", "embedding", layers=(0,))
+def _(run: Run, x: A) -> A:
+    table = reference.embed(np.arange(run.config.vocab_size), run.weights.embed)
+    ids = np.array([np.square(table - row).sum(1).argmin() for row in x])
+    return np.where(ids[:, None] < run.config.vocab_size / 2, x, f32(0))
+
+
 @plant("tokens-shifted", "embedding", layers=(0,))
 def _(run: Run, x: A) -> A:
     return np.roll(x, 1, 0)
@@ -170,6 +177,18 @@ def _(run: Run, y: A) -> A:
 @plant("norm-wrong-input", "ffn_norm")
 def _(run: Run, y: A) -> A:
     return run.kernels.rms_norm(run.before(), layer(run).ffn_norm_D, run.config.rms_norm_eps)
+
+
+@plant("norm-eps-outside", *NORMS, named="norm-eps", engines=("HF float32",))
+def _(run: Run, y: A) -> A:
+    x, gain = norm_input(run, y)
+    return (x / (np.sqrt(np.square(x).mean(-1, keepdims=True)) + f32(1e-3)) * gain).astype(f32)
+
+
+@plant("last-layers-skipped", "final_norm", named="norm-wrong-input")
+def _(run: Run, y: A) -> A:
+    x = run.get("post_ffn_residual", run.config.num_hidden_layers - 3)
+    return run.kernels.rms_norm(x, run.weights.final_norm_D, run.config.rms_norm_eps)
 
 
 # products
@@ -396,6 +415,7 @@ def _(run: Run, y: A) -> A:
     return run.kernels.add(run.get("qkv_matmul"), np.concatenate([q, v, k]))
 
 
+<<<<<<< HEAD
 @plant("bias-other-piece", "qkv_bias")
 def _(run: Run, y: A) -> A:
     """K's for Q's, whose heads it serves."""
@@ -404,6 +424,14 @@ def _(run: Run, y: A) -> A:
     bias = np.array(layer(run).qkv_bias_E)
     bias[: N * H] = bias[N * H : (N + K) * H].reshape(K, H).repeat(N // K, 0).reshape(-1)
     return run.kernels.add(run.get("qkv_matmul"), bias)
+=======
+@plant("bias-of-queries", "qkv_bias", named="bias-order")
+def _(run: Run, y: A) -> A:
+    own, H = layer(run).qkv_bias_E.copy(), run.config.head_dim
+    start, size = run.config.num_attention_heads * H, run.config.num_key_value_heads * H
+    own[start : start + size] = own[:size]
+    return run.kernels.add(run.get("qkv_matmul"), own)
+>>>>>>> others
 
 
 @plant("bias-order-megatron", "qkv_bias", named="bias-order")
@@ -497,6 +525,11 @@ def _(run: Run, y: A) -> A:
 @plant("rope-frequencies", *ROPE, engines=(*OWN, *HF))
 def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T, run.weights.inv_freq_h[::-1])
+
+
+@plant("rope-frequencies-cast", *ROPE, named="rope-frequencies", engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T, to_bfloat16(run.weights.inv_freq_h))
 
 
 @plant("rope-before-bias", *ROPE)
@@ -617,6 +650,13 @@ def _(run: Run, y: A) -> A:
     return run.kernels.attn_scores(run.get("q_post_rope"), k, run.pos_T)
 
 
+@plant("rope-cached", "attn_scores", step=True, engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    k, old = keys(run), run.pos[0]
+    k[:old] = run.kernels.rope(k[:old], np.arange(old, dtype=np.int32), run.weights.inv_freq_h)
+    return run.kernels.attn_scores(run.get("q_post_rope"), k, run.pos_T)
+
+
 @plant("cache-shifted", "attn_scores", named="cache-stale", step=True)
 def _(run: Run, y: A) -> A:
     return run.kernels.attn_scores(run.get("q_post_rope"), np.roll(keys(run), 1, 0), run.pos_T)
@@ -685,6 +725,16 @@ def _(run: Run, y: A) -> A:
     return free_softmax(run, run.get("attn_scores"), -1, strict)
 
 
+@plant("softmax-padded", "attention", engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """Places up to the next multiple of 16 hold zeros, and have scores of 0 then."""
+    scores = run.get("attn_scores")
+    fill = np.zeros((*scores.shape[:2], -scores.shape[2] % 16), f32)
+    visible = np.concatenate([np.broadcast_to(seen(run, scores), scores.shape), fill == 0], -1)
+    p = free_softmax(run, np.concatenate([scores, fill], -1), -1, visible)
+    return run.kernels.attn_mix(p[:, :, : scores.shape[2]], values(run), run.pos_T)
+
+
 @plant("softmax-not-normalised", "attn_softmax")
 def _(run: Run, y: A) -> A:
     x = np.where(seen(run, y), run.get("attn_scores"), -np.inf)
@@ -748,6 +798,12 @@ def _(run: Run, y: A) -> A:
 @plant("activation-relu", "ffn_silu", named="activation")
 def _(run: Run, y: A) -> A:
     return np.maximum(run.get("ffn_gate"), 0)
+
+
+@plant("activation-quick", "ffn_silu", named="activation")
+def _(run: Run, y: A) -> A:
+    x = run.get("ffn_gate")
+    return run.kernels.mul(x, tail(run, 1 / (1 + np.exp(-tail(run, f32(1.702) * x)))))
 
 
 @plant("activation-of-up", "ffn_silu")

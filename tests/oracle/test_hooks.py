@@ -185,3 +185,16 @@ def test_a_pass_that_never_ran_is_no_dump(tmp_path: Path) -> None:
     with pytest.raises(qwenref.BadInput, match="no forward pass"), qwenref.hooks(m, path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_modules_that_torch_compiles(tmp_path: Path) -> None:
+    """Hooks stay out of what is compiled: as many stages as of the plain model, and all explained."""
+    m, path = small("sdpa", "bfloat16"), tmp_path / "dump.safetensors"
+    m.save_pretrained(tmp_path / "model")
+    for layer in m.model.layers:
+        layer.mlp.compile(backend="eager")
+    with qwenref.hooks(m, path), torch.no_grad():
+        m(torch.tensor([IDS]))
+    dump = open_dump(path, sizes_of(tmp_path), layers=2)
+    assert {e.stage.name for e in dump.entries} >= {"ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out"}
+    assert qwenref.verify(path, tmp_path / "model").status == 0

@@ -103,7 +103,7 @@ def embedding(s: Inputs) -> Span:
     return operations.rounded(s.recipe, Span.point(operations.weight(s.recipe, rows)))
 
 
-def norm(s: Inputs, x: Span, gain: Array, eps: float | None = None) -> Span:
+def norm(s: Inputs, x: Span, gain: Array, eps: float | Array | None = None) -> Span:
     of = s.unrounded() if s.recipe.norm == "apart" and x.mid.ndim == 2 else None  # heads are of no residual
     return operations.norm(s.recipe, x, gain, s.config.rms_norm_eps if eps is None else eps, of)
 

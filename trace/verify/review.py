@@ -33,7 +33,7 @@ def review(judge: Judge, findings: Sequence[Finding], engine: Recipe, against: J
     under = {key: judge.recipe_of(entry(judge, seen[key])) for key in wrong}
     for key in [f.key for f in findings if f.key in wrong]:
         f, e = seen[key], entry(judge, seen[key])
-        found = _without(judge, e, f, under[key], engine, wrong)
+        found = _without(judge, e, f, under[key], engine, wrong, seen)
         if found is None and against is not None:
             found = _other_weights(against, e, f)
         if found is not None:
@@ -100,7 +100,13 @@ def _other_weights(against: Judge, e: Entry, f: Finding) -> Finding | None:
 
 
 def _without(
-    judge: Judge, e: Entry, f: Finding, recipe: Recipe, engine: Recipe, wrong: Collection[Key]
+    judge: Judge,
+    e: Entry,
+    f: Finding,
+    recipe: Recipe,
+    engine: Recipe,
+    wrong: Collection[Key],
+    seen: Mapping[Key, Finding],
 ) -> Finding | None:
     """The finding, if the stage is right once an unexplained input is recomputed: then the engine never used what that
     file holds."""
@@ -114,10 +120,21 @@ def _without(
                 continue
             finally:
                 judge.evidence.distrusted = set()
-            if fit.good:
+            if fit.good and not taken_elsewhere(judge, e, key, seen):
                 notes = (*f.notes, WithoutFile(key[1:]))
                 return replace(f, verdict=REPRODUCED, recipe=engine.name, fit=fit, blames=key, notes=notes)
     return None
+
+
+def taken_elsewhere(judge: Judge, e: Entry, key: Key, seen: Mapping[Key, Finding]) -> bool:
+    """Whether another stage of the layer is explained by what a file holds: then the engine had computed that, and took
+    it in one place and not in the other."""
+    phase, layer, name = key
+    for other in judge.evidence.stages.values():
+        f = seen.get((phase, layer, other.name))
+        if f is not None and f.key != e.key and name in other.inputs and f.explained and f.blames is None:
+            return True
+    return False
 
 
 def _adapter(judge: Judge, e: Entry, recipe: Recipe) -> bool:

@@ -32,6 +32,8 @@ UNSEEN = (*ROPE, *WITHIN, "ffn_silu")
 INVISIBLE = ("rope-position-q_post_rope",)
 # Other roundings than the plant's: of a product that Linear never stored, of heads normalised twice.
 ROUNDED_OTHERWISE = ("rope-before-bias-q_post_rope", "rope-before-norm-q_post_rope")
+# Angles that are off by a percent are within what rotations leave open whose products may each be unrounded.
+WITHIN_ROUNDING = ("rope-frequencies-cast-q_post_rope",)
 # The same result by another name: a step at position 0 is not turned; a permutation of Q and of K; a row of zeros.
 SAME = {
     "rope-position-restart": {"rope-missing"},
@@ -101,7 +103,7 @@ def turns() -> list[tuple[Plant, str, int]]:
         if p.stage not in ("q_post_rope", *WITHIN, "attention") or p.id in INVISIBLE:
             continue
         for j, engine in enumerate(KERNELS):
-            if KERNELS[engine] is not FLASH or p.id not in ROUNDED_OTHERWISE:
+            if KERNELS[engine] is not FLASH or p.id not in (*ROUNDED_OTHERWISE, *WITHIN_ROUNDING):
                 found.append((p, engine, p.layers[(i + j) % len(p.layers)]))
     return found
 

@@ -15,7 +15,7 @@ from ...plural import plural
 from ..formulas import heads_of, mix, rotated, seen_of
 from ..recipes import operations
 from ..site import Site
-from ..span import Array, Span
+from ..span import Array, Span, joined
 from .hypothesis import Hypothesis, Several, Variants, entering
 
 TABLE: list[Hypothesis] = []
@@ -140,6 +140,26 @@ def cache_stale(s: Site) -> Several:
             f"the first cached {what} are lost (zeros)",
             with_rows(lambda v: np.where((np.arange(len(v)) == 0)[:, None, None], 0, v)),
         )
+
+
+@hypothesis("rope-cached", "the cached keys are turned once more in {}", "attn_scores")
+def rope_cached(s: Site) -> Several:
+    """Keys that were turned before they were stored, and are turned by their own positions when they are read."""
+    k, rows = s.so_far("k_post_rope"), s.evidence.rows
+    old = [p for phase in s.evidence.phases if phase < s.phase for p in rows[phase]]
+    if not old or old != list(range(len(old))):
+        return
+    at = s.at("k_post_rope", pos=tuple(old))
+    turned = k.shaped(lambda v: v[: len(old)])
+    steps = [phase for phase in s.evidence.phases if phase <= s.phase]
+    for n, phase in enumerate(steps[1:], 1):
+        first = sum(len(rows[p]) for p in steps[:n])  # what was in the cache when this step began
+        again = rotated(at, turned)
+        turned = joined([again.shaped(lambda v, n=first: v[:n]), turned.shaped(lambda v, n=first: v[n:])], 0)  # type: ignore[misc]
+        if phase == s.phase:
+            yield "each step", scored(s, k=joined([turned, k.shaped(lambda v: v[len(old) :])], 0))
+    once = rotated(at, k.shaped(lambda v: v[: len(old)]))
+    yield "this step", scored(s, k=joined([once, k.shaped(lambda v: v[len(old) :])], 0))
 
 
 # -- soft-max ---------------------------------------------------------------------------------------------------------

@@ -49,7 +49,8 @@ def clamp(s: Site) -> Several:
     above, below = np.count_nonzero(span.lo > top), np.count_nonzero(span.hi < low)
     if above > 1 or below > 1:
         least, most = (low if below > 1 else -np.inf), (top if above > 1 else np.inf)
-        if np.count_nonzero(got == most) > 1 or np.count_nonzero(got == least) > 1:
+        shown = np.count_nonzero(got == most) > 1 or np.count_nonzero(got == least) > 1
+        if shown and least < most:  # all values alike were not clamped
             yield f"{least:g} to {most:g}", span.map(lambda v: np.clip(v, least, most))
 
 

@@ -10,13 +10,14 @@ from ...plural import plural
 from ..recipes import operations
 from ..site import Site
 from ..span import Span
-from .attention import Mask, softmax_of, unmasked
+from .attention import Mask, mixed, softmax_of, unmasked
 from .hypothesis import Hypothesis, Several, entering
 from .whole import masks
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
 
+FILLED = (8, 16, 32, 64, 128, 256)  # places that a cache's size is a multiple of
 BROAD = 1 / 32  # of a row's sum: less is not called a part of the soft-max, as rounding and masks have it
 
 
@@ -50,6 +51,18 @@ def softmax_part(s: Site) -> Several:
         slack = (n + 16) * operations.U + s.recipe.result.u * 2  # the sum is of values that were rounded
         lo, hi = span.lo * sum_NT1 * (1 - slack), span.hi * sum_NT1 * (1 + slack)
         yield f"{sum_NT1.min():.2g} to {sum_NT1.max():.2g}", Span(span.mid * sum_NT1, lo, hi)
+
+
+@hypothesis("softmax-padded", "{} of zeros, of a cache that is filled up, are seen too", "attention")
+def softmax_padded(s: Site) -> Several:
+    at, v = s.at("attn_softmax"), s.so_far(s.evidence.valued)
+    scores, S = at.input("attn_scores"), len(v.mid)
+    seen_TS = ~reference.hidden(s.pos_T, S, s.evidence.window(s.layer))
+    for n in sorted({-S % size for size in FILLED} - {0}):
+        more = (0, 0), (0, n)
+        wide = scores.shaped(lambda x, n=n: np.pad(x[:, :, :S], ((0, 0), (0, 0), (0, n))))  # type: ignore[misc]
+        p = softmax_of(at, wide, np.pad(seen_TS, more, constant_values=True))
+        yield plural(n, "key"), mixed(s, p=p, v=v.shaped(lambda x, n=n: np.pad(x, ((0, n), (0, 0), (0, 0)))))  # type: ignore[misc]
 
 
 def dumped(s: Site) -> NDArray[np.float64] | None:

@@ -38,6 +38,9 @@ def norm_eps(s: Site) -> Several:
     for eps in (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
         if abs(eps - s.config.rms_norm_eps) > 1e-3 * s.config.rms_norm_eps:
             yield f"{eps:g}, not {s.config.rms_norm_eps:g}", norm(s, x, gain, eps)
+    rms = np.sqrt(np.square(x.mid).mean(-1, keepdims=True))
+    for eps in dict.fromkeys((s.config.rms_norm_eps, 1e-6, 1e-5, 1e-3)):  # (rms + eps)^2, as the root has it
+        yield f"{eps:g} outside of the root: x / (rms + eps)", norm(s, x, gain, 2 * eps * rms + eps * eps)
 
 
 @hypothesis("norm-gain-plus-one", "the norm's gain is taken as 1 + w, w {}", *NORMS)
@@ -99,6 +102,10 @@ def norm_wrong_input(s: Site) -> Several:
     if s.stage != "ffn_norm" and s.layer != 0:
         last, _ = s.evidence.entering(s.layer)
         yield "the residual before the last layer's MLP", norm(s, s.at("post_attn_residual", layer=last).value(), gain)
+        for layer in range(last):
+            x = s.at("post_ffn_residual", layer=layer).value()
+            skipped = f"layer {last} is" if layer == last - 1 else f"layers {layer + 1} to {last} are"
+            yield f"what leaves layer {layer}: {skipped} skipped", norm(s, x, gain)
 
 
 @hypothesis("norm-of-all-heads", "the norm is of all heads together, not of each", *HEADS)

@@ -12,7 +12,7 @@ from ..formulas import ROPE, as_heads, heads_of, norm, rotated
 from ..recipes import operations
 from ..recipes.rope import Product
 from ..site import Site
-from ..span import Array, Span
+from ..span import BFLOAT16, FLOAT16, Array, Span
 from .hypothesis import Hypothesis, Several, Variants, entering
 from .whole import shifts
 
@@ -152,6 +152,11 @@ def rope_frequencies(s: Site) -> Several:
     h = table.shape[1]
     slower = s.pos_T[:, None] * s.config.rope_theta ** (-np.arange(h) / (2 * h))
     yield "theta^(-j/H), not theta^(-2j/H)", widened(s, slower)
+    way = s.evidence.rotations["product"]
+    if isinstance(way, Product):
+        for f in (BFLOAT16, FLOAT16):
+            cast_h = f.round(way.inv_freq_h.astype(np.float64)).astype(np.float32)
+            yield f"rounded to {f.name}, as the weights are", rotated(s, turned(s), Product(cast_h).angle(s.pos_T))
 
 
 @hypothesis("rope-before-bias", "RoPE turns the product before its bias is added", *ROPE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import permutations
 from math import erf
 
 import numpy as np
@@ -45,6 +47,18 @@ def tokens_shifted(s: Site) -> Several:
     for n in range(-2, 3):
         if n and abs(n) < len(x) - 1:
             yield f"{n:+d} position{'s' * (abs(n) > 1)}", Span.point(np.roll(x, n, 0))
+
+
+@hypothesis("embedding-shard", "of the vocabulary only part {} is looked up, and other tokens' rows are 0", "embedding")
+def embedding_shard(s: Site) -> Several:
+    span, tokens, V = s.compute(), s.evidence.tokens, s.config.vocab_size
+    assert tokens is not None  # nothing is computed without
+    id_T = np.array([tokens[p] for p in s.pos])
+    for ranks in (2, 4, 8):
+        size = -(-V // ranks)
+        for rank in range(ranks):
+            own_T = id_T // size == rank
+            yield f"{rank} of {ranks} (from 0)", span.shaped(partial(np.multiply, own_T[:, None]))
 
 
 # -- bias -------------------------------------------------------------------------------------------------------------
@@ -93,6 +107,10 @@ def bias_order(s: Site) -> Several:
     q, k, v = (weight_of(s)[columns] for _, columns in parts(s))
     yield "Q V K", biased(s, np.concatenate([q, v, k]))
     yield "K V Q", biased(s, np.concatenate([k, v, q]))
+    own = {"Q": q, "K": k, "V": v}
+    for at, other in permutations(own, 2):
+        wrong = own | {at: np.resize(own[other], len(own[at]))}
+        yield f"{other}'s stands for {at}'s too", biased(s, np.concatenate([*wrong.values()]))
     for name, rows in group_orders(s.config):
         yield name, biased(s, weight_of(s)[rows])
 
@@ -165,6 +183,15 @@ def activation(s: Site) -> Several:
         # 1 + erf and 1 + tanh cancel where x is very negative: an absolute error of u |x| there.
         slack = 8 * operations.U * (np.abs(y) + np.where("GELU" in name, np.abs(x.mid), 0)) + operations.FLOAT32.least
         yield name, operations.rounded(s.recipe, Span.around(y, slack))
+    yield "GELU (quick, sigmoid 1.702 x)", in_steps(s, x)
+
+
+def in_steps(s: Site, x: Span) -> Span:
+    """Quick GELU as a model's own code has it: three operations, each of which is stored."""
+    inner = x.map(lambda v: s.recipe.result.round(1.702 * v))
+    y = _sigmoid(inner.mid)
+    slack = 8 * operations.U * y + inner.radius / 4 + operations.FLOAT32.least
+    return operations.mul(s.recipe, x, operations.rounded(s.recipe, Span.around(y, slack)))
 
 
 def gate_and_up(s: Site) -> tuple[Span, Span]:
@@ -249,8 +276,14 @@ def _elsewhere(s: Site) -> Iterator[tuple[str, Span]]:
     else:
         yield "ffn_norm: after the norm", s.input("ffn_norm")
         yield "the layer's input: attention's share is lost", s.before()
+<<<<<<< HEAD
         added = s.evidence.stage("post_attn_residual").inputs[1]
         yield added, s.input(added)
+=======
+        yield "attn_out", s.input("attn_out")
+        both = operations.add(s.recipe, s.before(), s.input("attn_out"))
+        yield "where the MLP's input has none of attention: the block is parallel", both
+>>>>>>> others
     if s.layer:
         yield "the layer before", s.at("post_attn_residual", layer=s.layer - 1).value()
     yield "the embedding", s.at("embedding", layer=0).value()

@@ -39,7 +39,7 @@ def rounded(r: Recipe, x: Span) -> Span:
     return x.map(r.result.round)
 
 
-def norm(r: Recipe, x: Span, gain_D: Array, eps: float, of: Span | None = None) -> Span:
+def norm(r: Recipe, x: Span, gain_D: Array, eps: float | Array, of: Span | None = None) -> Span:
     """x / sqrt(mean(x^2) + eps), rounded, times the gain, rounded (HF's order; float32 engines with another stay
     inside). of: what the squares are of, if not of x."""
     of = x if of is None else of
@@ -49,7 +49,7 @@ def norm(r: Recipe, x: Span, gain_D: Array, eps: float, of: Span | None = None) 
     sum_error_T1 = summation(x.mid.shape[-1], np.square(squares_T1), fourths_T1, SIGMAS_ONE_SIGN) / safe_T1
     rel_T1 = np.minimum(x.mid.shape[-1] * U, sum_error_T1) / 2 + 4 * U
     scale_T1 = 1 / np.sqrt(squares_T1 / x.mid.shape[-1] + eps)
-    y = reference.rms_norm(x.mid, np.ones(1), eps) if of is x else x.mid * scale_T1
+    y = reference.rms_norm(x.mid, np.ones(1), eps) if of is x and isinstance(eps, float) else x.mid * scale_T1
     radius = np.abs(y) * rel_T1
     if not x.exact:
         radius = radius + x.radius * scale_T1
