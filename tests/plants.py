@@ -415,7 +415,6 @@ def _(run: Run, y: A) -> A:
     return run.kernels.add(run.get("qkv_matmul"), np.concatenate([q, v, k]))
 
 
-<<<<<<< HEAD
 @plant("bias-other-piece", "qkv_bias")
 def _(run: Run, y: A) -> A:
     """K's for Q's, whose heads it serves."""
@@ -424,14 +423,14 @@ def _(run: Run, y: A) -> A:
     bias = np.array(layer(run).qkv_bias_E)
     bias[: N * H] = bias[N * H : (N + K) * H].reshape(K, H).repeat(N // K, 0).reshape(-1)
     return run.kernels.add(run.get("qkv_matmul"), bias)
-=======
-@plant("bias-of-queries", "qkv_bias", named="bias-order")
+
+
+@plant("bias-of-queries", "qkv_bias", named="bias-other-piece")
 def _(run: Run, y: A) -> A:
     own, H = layer(run).qkv_bias_E.copy(), run.config.head_dim
     start, size = run.config.num_attention_heads * H, run.config.num_key_value_heads * H
     own[start : start + size] = own[:size]
     return run.kernels.add(run.get("qkv_matmul"), own)
->>>>>>> others
 
 
 @plant("bias-order-megatron", "qkv_bias", named="bias-order")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import permutations
 from math import erf
 
 import numpy as np
@@ -107,10 +106,6 @@ def bias_order(s: Site) -> Several:
     q, k, v = (weight_of(s)[columns] for _, columns in parts(s))
     yield "Q V K", biased(s, np.concatenate([q, v, k]))
     yield "K V Q", biased(s, np.concatenate([k, v, q]))
-    own = {"Q": q, "K": k, "V": v}
-    for at, other in permutations(own, 2):
-        wrong = own | {at: np.resize(own[other], len(own[at]))}
-        yield f"{other}'s stands for {at}'s too", biased(s, np.concatenate([*wrong.values()]))
     for name, rows in group_orders(s.config):
         yield name, biased(s, weight_of(s)[rows])
 
@@ -276,14 +271,10 @@ def _elsewhere(s: Site) -> Iterator[tuple[str, Span]]:
     else:
         yield "ffn_norm: after the norm", s.input("ffn_norm")
         yield "the layer's input: attention's share is lost", s.before()
-<<<<<<< HEAD
         added = s.evidence.stage("post_attn_residual").inputs[1]
         yield added, s.input(added)
-=======
-        yield "attn_out", s.input("attn_out")
-        both = operations.add(s.recipe, s.before(), s.input("attn_out"))
+        both = operations.add(s.recipe, s.before(), s.input(added))
         yield "where the MLP's input has none of attention: the block is parallel", both
->>>>>>> others
     if s.layer:
         yield "the layer before", s.at("post_attn_residual", layer=s.layer - 1).value()
     yield "the embedding", s.at("embedding", layer=0).value()
