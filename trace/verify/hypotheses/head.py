@@ -145,8 +145,9 @@ def head_unset(s: Site) -> Several:
         if (isinstance(ordered, Span) and fit_of(got, ordered).good) or state_of(s, got) is not None:
             return
         (m,) = s.matrices()
-        few = ", or its logits are of other tokens" if m.shape[0] < ENOUGH * m.shape[1] else ""
-        yield f"{few}: its logits have nothing to do with the right ones (correlation {found[0]:+.2f})", Span.point(got)
+        few = m.shape[0] < ENOUGH * m.shape[1]
+        who = ", or its logits are of other tokens: they" if few else ": its logits"
+        yield f"{who} have nothing to do with the right ones (correlation {found[0]:+.2f})", Span.point(got)
 
 
 @hypothesis("head-softmax", "the file holds {}, not the logits", "lm_head")
