@@ -28,7 +28,7 @@ PROCESSOR = "neoverse-n1"
 OURS = ("numpy", "numba", "llvmlite", "safetensors", "gguf", "tokenizers", "pytest", "hypothesis")
 OTHERS = ("jinja2", "rich", "huggingface_hub", "threadpoolctl", "pytest-timeout")
 MANYLINUX = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34)))
-PATHS = ("neon", "plain")
+PATHS = ("neon", "plain")  # the first is what that processor chooses by itself
 STATE = {"": "", "::lists": "/lists", "::status": "/status"}  # of an apt of our own, below its folder
 FORMATS = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")  # the digest's; with their products, each by itself
 
@@ -134,9 +134,7 @@ def digests(run: Callable[..., str], path: str, formats: list[str], jobs: int) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", default=",".join(FORMATS), help="whose products are compared as well")
-    parser.add_argument(
-        "--paths", default=",".join(PATHS), help="of the emulated processor; the default path is the first"
-    )
+    parser.add_argument("--paths", default=",".join(PATHS), help="of the emulated processor")
     parser.add_argument(
         "--tests", metavar="EXPRESSION", help="run these of tests/engine/kernels/test_simd.py there, too"
     )
@@ -147,8 +145,8 @@ def main() -> int:
     path, wanted = digests(native, "", formats, args.jobs)
     print(f"this machine, {path}")
     wrong = 0
-    for number, path in enumerate(args.paths.split(",")):
-        chosen = "" if number == 0 else path
+    for path in args.paths.split(","):
+        chosen = "" if path == PATHS[0] else path
         start = time.monotonic()
         told = emulated(chosen, "-m", "qwenref.tools.dev.elsewhere", "--describe").strip()
         native(path if chosen else "", "-m", "qwenref.tools.dev.elsewhere", "keep", told, *FORMATS, *formats, "F32")

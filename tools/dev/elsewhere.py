@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...child import own_process
+from ...engine.kernels import numba_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ PROCESSORS = {
 def become(processor: Processor) -> None:
     """From here on this process compiles for that one. Before the backend is imported."""
     assert "numba" not in sys.modules
+    numba_settings.install()
     import llvmlite.binding as llvm
 
     llvm.initialize_all_targets()

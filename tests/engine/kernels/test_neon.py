@@ -16,8 +16,8 @@ PROCESSORS_OF_ARM = ("neoverse-n1", "apple-m1")
 OTHERS = ("attention/scores", "attention/mix", "rows/rms_norm")
 # Of each a few: a kernel takes a second to compile.
 QUICK = {
-    "neoverse-n1": ["Q6_K/int8 few", "Q6_K/int8 many", "rows/rms_norm"],
-    "apple-m1": ["Q8_0/int16 many", "attention/scores"],
+    "neoverse-n1": ["Q6_K/int8 few", "attention/scores"],
+    "apple-m1": ["Q8_0/int16 many"],
 }
 
 # What a loop of this may look like: weights asked for ahead in a loop of its own, a spilled sum, a call.
