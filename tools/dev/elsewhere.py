@@ -65,8 +65,6 @@ def _load_nothing() -> None:
     """Machine code is left where it was made: another system's names what this one has not."""
     from numba.core import codegen
 
-    from ...engine.kernels import numba_settings  # noqa: F401  Numba's settings, once LLVM has been told of the processor
-
     library, machine = vars(codegen)["JITCodeLibrary"], vars(codegen)["JITCPUCodegen"]
     library._finalize_specific = lambda self: None
     library.get_pointer_to_function = lambda self, name: 0
