@@ -4,13 +4,14 @@ it?"""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..dump import Entry
+from .arithmetic import narrowest, whole_engines
 from .budgets import SHARE, budgets, commonest, kind
 from .engine import ODD
 from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
@@ -18,7 +19,7 @@ from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, F
 from .fit import Fit
 from .hypotheses import adapters
 from .hypotheses.table import explain
-from .judge import Judge
+from .judge import Group, Judge
 from .locate import locate
 from .recipes.recipe import Recipe
 
@@ -152,19 +153,38 @@ def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) 
     """Tries the hypotheses: those first that explained the same stage in another layer, since one mistake may be in
     all; the others where these do not, in a few layers."""
     known: dict[str, set[str]] = {}
+    likely: dict[Group, Recipe] = {}
     tried = Counter[str]()
     done: dict[Key, Finding] = {}
     for f in wrong:
         names = known.setdefault(f.stage, set())
         tried[f.stage] += 1
-        found = _name(judge, entry(judge, f), f, under[f.key], names)
+        recipe = likely.get(judge.group(entry(judge, f)), under[f.key])
+        found = _name(judge, entry(judge, f), f, recipe, names)
         if len(found.hypotheses) == len(f.hypotheses) and tried[f.stage] <= TRIES:
             found = _name(judge, entry(judge, f), f, under[f.key], None)
+            for recipe in plausible(judge, entry(judge, f), under[f.key]):
+                if len(found.hypotheses) > len(f.hypotheses):
+                    break
+                another = _name(judge, entry(judge, f), f, recipe, None)
+                if len(another.hypotheses) > len(f.hypotheses):
+                    found, likely[judge.group(entry(judge, f))] = another, recipe
         names |= {h.name for h in found.hypotheses}
         if tried[f.stage] > TRIES and not found.hypotheses:
             found = replace(found, notes=(*found.notes, NotAllTried(f.stage, tried[f.stage] - 1)))
         done[f.key] = found
     return done
+
+
+def plausible(judge: Judge, e: Entry, first: Recipe) -> Iterator[Recipe]:
+    """What attention may have been computed with beside the first guess, where all of it is wrong and nothing was
+    learned: the arithmetic of every engine that has a name."""
+    if judge.group(e) not in judge.good and e.stage.kind == "mix":
+        told = {judge.shows(e, first)}
+        for r in whole_engines(judge.involved(e), [narrowest(judge.evidence.values(e))], judge.votes):
+            if judge.shows(e, r) not in told:
+                told.add(judge.shows(e, r))
+                yield judge.meant(r)
 
 
 def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> Finding:

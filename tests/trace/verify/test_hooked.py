@@ -21,6 +21,7 @@ from qwenref.trace.verify.verify import verify
 from ...engines import ENGINES, Mistake, Run, changed, dot, dump_of, f32, to_bfloat16
 from ...plants import PLANTS, Plant, everywhere, free_softmax
 from ...thinned import always, thinned
+from ...tiny import tiny_weights
 from .test_hypotheses import TOKENS, weights
 
 A = np.ndarray
@@ -166,7 +167,7 @@ def test_a_mistake_beside_a_fast_exponential_is_named(shift: int) -> None:
     assert {"mask-off", "mask-other"} & {h.name for h in found.hypotheses}
 
 
-@pytest.mark.parametrize("model", ["llama", "qwen3"])
+@pytest.mark.parametrize("model", ["llama", pytest.param("qwen3", marks=pytest.mark.matrix)])
 def test_flash_attention_without_a_bias_is_the_engine_that_has_a_name(model: str) -> None:
     """Whose bias inside the product says nothing there; no place is explained only by looser arithmetic."""
     w = weights("Q8_0", model_type=model)
@@ -175,3 +176,14 @@ def test_flash_attention_without_a_bias_is_the_engine_that_has_a_name(model: str
     found = verify(hooked, w)
     assert all(f.explained for f in found.findings)
     assert "sdpa" in found.recipe.name and "bias" not in found.recipe.name
+
+
+def test_a_mistake_in_every_layer_is_named_though_no_attention_shows_the_arithmetic() -> None:
+    def masked(run: Run, x: A) -> A:
+        run = replace(run, kernels=SimpleNamespace(**{**vars(run.kernels), "mul": WIDE.mul}))
+        return free_softmax(run, everywhere(run)[0], -1, np.maximum(0, POS - 1) >= KEY)
+
+    w = tiny_weights(layers=2, hidden=64, head_dim=32, heads=2, mlp=96, formats="F16")
+    found = unexplained(dump_of(w, FAST, TOKENS, mistakes={("attn_softmax", n): masked for n in (0, 1)}), w)
+    assert {(f.layer, f.stage) for f in found} == {(0, "attention"), (1, "attention")}
+    assert all("mask-off" in {h.name for h in f.hypotheses} for f in found)
