@@ -90,7 +90,7 @@ def computed(part: Part, version: str, run: str) -> Outcome:
 
     if version != __version__:
         return failed(f"a worker of the cluster has qwenref {__version__}, and this is {version}; install one of them")
-    worker = get_worker()
+    worker: Any = get_worker()
     with ALONE:
         held = getattr(worker, "qwenref_desk", None)
         if held is None or held[0] != run:  # what an earlier command has opened may have been replaced since
