@@ -15,6 +15,10 @@ class BadInput(ValueError):  # noqa: N818 (it names what is wrong, not where in 
     callers in Python: who catches one here lets BadInput through.
     """
 
+    def __str__(self) -> str:
+        """A name that a file made up may hold a line feed: a sign stands for it."""
+        return "\N{REPLACEMENT CHARACTER}".join(super().__str__().splitlines())
+
 
 def meant(word: str, known: Iterable[str]) -> str:
     """The end of a message: which of the known words this may have been, if any is near."""
