@@ -292,7 +292,7 @@ def softmax_temperature(s: Site) -> Several:
     factors = {
         "1/sqrt(H) once more": 1 / root,
         "sqrt(H)": root,
-        "log2(e): 2^x was meant": np.log2(np.e),
+        "log2(e): 2^x was meant": 1 / np.log(2),
         "ln 2: 2^x stands for exp": np.log(2),
         "2": 2.0,
         "1/2": 0.5,
