@@ -84,7 +84,7 @@ def judged(tensors: tuple[QTensor, ...], x: np.ndarray, precision: str) -> np.nd
 PRODUCTS = [(fmt, T, precision) for fmt in FORMATS for T in (1, 5) for precision in CUDA.PRECISIONS]
 
 
-@pytest.mark.parametrize(("fmt", "T", "precision"), thinned(PRODUCTS, lambda p: "-".join(map(str, p)), 3))
+@pytest.mark.parametrize(("fmt", "T", "precision"), thinned(PRODUCTS, lambda p: "-".join(map(str, p)), 5))
 def test_product(fmt: str, T: int, precision: str) -> None:
     """A matrix that is not square, read the right way round, one token (vector) and a few (matrix)."""
     O, I = 37, 512 if BLOCK.get(fmt) == 256 else 96

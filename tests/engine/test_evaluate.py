@@ -203,7 +203,7 @@ def test_what_cannot_be_evaluated(files: Path, tmp_path: Path, capsys: pytest.Ca
         ([base, "-f", text, "--logits", tmp_path / "other.dat"], "give a text with -f"),
         ([base, "--logits", tmp_path / "other.dat", "-c", "8"], "the windows are those of --logits"),
         ([base, "-f", text, "-c", "3"], "give at least 4"),
-        ([base, "-f", text, "-c", "4000"], "a window 4000"),
+        ([base, "-f", text, "-c", "4000"], " of 4000; give more text, or a smaller --context"),
         ([base, "-f", text, "--windows", "0"], "--windows 0"),
         ([base, "-f", tmp_path / "none", "-c", "8"], "No such file"),
         ([base, "--logits", tmp_path / "none"], "No such file"),

@@ -350,7 +350,8 @@ def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / aliases.MODELS[aliases.DEFAULT].file
     file.write_bytes(b"GGUF")
     assert aliases.resolve(None) == aliases.resolve(aliases.DEFAULT) == aliases.resolve(str(file)) == file
-    assert aliases.resolve("no/such.gguf") == Path("no/such.gguf")
+    with pytest.raises(BadInput, match=r"no/such\.gguf: No such file or directory; engine list"):
+        aliases.resolve("no/such.gguf")
     with pytest.raises(BadInput, match=f"known: .*{aliases.DEFAULT}"):
         aliases.resolve("qwen2.5-coder-0.5b")
     with pytest.raises(BadInput, match="''"):

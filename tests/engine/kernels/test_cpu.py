@@ -37,11 +37,12 @@ INTEGER = (*MINIMA, "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS", 
 
 
 # The kernels of all formats take minutes to compile: of the later ones those of a kind run always.
+IN_16 = {"Q4_0", "Q5_1", "Q4_K", "Q6_K", "Q8_0"}  # of the kernels of int8: blocks of 32 and 256, minima, 8 bits
 ALWAYS = {("IQ3_S", "f32"), ("IQ2_XS", "f32"), ("TQ2_0", "f32"), ("IQ4_XS", "f32"), ("IQ4_XS", "int8")}
 
 
 def in_turn(name: str, *precisions: str) -> tuple[pytest.MarkDecorator, ...]:
-    later = name in LATER or name == "IQ4_XS"
+    later = name in LATER or name == "IQ4_XS" or ("int16" in precisions and name not in IN_16)
     return (pytest.mark.matrix,) if later and not {(name, p) for p in precisions} <= ALWAYS else ()
 
 

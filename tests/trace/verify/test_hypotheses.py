@@ -87,7 +87,7 @@ def turns() -> Iterator[tuple[Plant, str, int]]:
 
 
 TURNS = list(turns())
-PLANTED = thinned(TURNS, lambda t: f"{t[0].id}-{t[1]}-{t[2]}", 7, of=lambda t: t[0].named)
+PLANTED = thinned(TURNS, lambda t: f"{t[0].id}-{t[1]}-{t[2]}", 11, of=lambda t: t[0].named)
 
 
 @pytest.mark.parametrize(("p", "engine", "layer"), PLANTED)
