@@ -96,9 +96,7 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
     square_TI = np.square(x_TI)
     rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
 
-    y, radius = (np.empty((len(x_TI), w.shape[0])) for _ in range(2))
-
-    def part(cut: tuple[int, int]) -> None:
+    def part(cut: tuple[int, int]) -> tuple[Array, Array]:
         start, stop = cut
         unsure_OI = None
         if again is not None:
@@ -127,9 +125,10 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
             radius_TO += 3 * np.sqrt(np.square(radius_TI) @ square_OI.T)
         if unsure_OI is not None:
             radius_TO += np.abs(x_TI) @ unsure_OI.T
-        y[:, start:stop], radius[:, start:stop] = y_TO, radius_TO
+        return y_TO, radius_TO
 
-    each(part, w.cuts())
+    # Parts are kept to the end: where nothing stays of a slab, malloc gives its pages back, and asks for them again.
+    y, radius = (np.concatenate(parts, 1) for parts in zip(*each(part, w.cuts()), strict=True))
     span = Span(y, y - radius, np.add(y, radius, out=radius))
     return span if made is None or made.both is None else span.map(made.both.round)
 
