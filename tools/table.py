@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
+from .columns import WIDTH
 from .terminal import one_line
 
-WIDTH = 80
 LEAST = 12  # of a column of names, or of text
 
 

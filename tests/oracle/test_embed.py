@@ -18,7 +18,7 @@ from qwenref.trace.sources import open_dump
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
 from qwenref.trace.verify.verify import verify
 
-from .test_family import by_gguf_py
+from .test_family import by_gguf_py, need_transformers
 
 pytestmark = pytest.mark.oracle
 
@@ -36,11 +36,6 @@ def folder(name: str, tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     write_model(tmp_path / "model", MODELS[name])
     return tmp_path / "model"
-
-
-def need_transformers() -> Any:
-    pytest.importorskip("transformers", reason="transformers is not installed (make oracle)")
-    return pytest.importorskip("torch", reason="torch is not installed (make oracle)")
 
 
 @pytest.mark.parametrize("words", [(), ("--hooks-only",)], ids=["every stage", "hooks only"])
