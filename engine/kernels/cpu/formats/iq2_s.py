@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from .....quant import iq2_s
 from ..machine.kernel import Kernel, helper
-from ..machine.simd import load_f16, load_i32, shift_left, splat_f32, store_i32
+from ..machine.simd import load_i32, shift_left, store_i32
 from ..matmul.form import Form
-from ..matmul.grid import WORD, across, bits_of, field, four_bytes, grid, half_row, odd, odd_bytes, signed, signs
+from ..matmul.grid import WORD, across, bits_of, field, grid, half_row, nibble_scales, signed, signs
 from ..matmul.integer import blocks_of_256
 from ..matmul.product import coded
 
@@ -16,6 +16,7 @@ SIZE = 64 + 20 * WORD
 LEVELS = (8, 25, 43)
 row = grid(iq2_s.FORMAT, 1024, 8, low=2, high=66)
 value, above = signed(LEVELS)
+scales, factor, scale = nibble_scales(SIZE, 18, groups=16, times=0.125)
 
 
 def _across(first, last, w):
@@ -36,22 +37,6 @@ def indices(w, group, quad):
 @helper
 def codes(w, group, quad):
     return above(indices(w, group, quad))
-
-
-@helper
-def scales(w, four):
-    return odd_bytes(four_bytes(load_i32(w + 64 + (18 + (four >> 1)) * WORD), four & 1))
-
-
-@helper
-def factor(w):
-    return splat_f32(0.125) * load_f16(w)
-
-
-@helper
-def scale(w, group):
-    b = w + (group >> 4) * SIZE
-    return factor(b) * odd(field(b + 64 + 18 * WORD, group & 15, 4))
 
 
 FORM = Form(

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from .....quant import iq3_s
 from ..machine.kernel import Kernel, helper
-from ..machine.simd import load_f16, load_i32, shift_left, store_i32
+from ..machine.simd import load_i32, shift_left, store_i32
 from ..matmul.form import Form
-from ..matmul.grid import WORD, across, bits_of, field, four_bytes, grid, odd, odd_bytes, signed, signs
+from ..matmul.grid import WORD, across, bits_of, field, grid, nibble_scales, signed, signs
 from ..matmul.integer import blocks_of_256
 from ..matmul.product import coded
 
@@ -16,6 +16,7 @@ SIZE = 64 + 27 * WORD
 LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
 row = grid(iq3_s.FORMAT, 512, 4, low=2, high=66)
 value, above = signed(LEVELS)
+scales, factor, scale = nibble_scales(SIZE, 26, groups=8, times=1.0)
 
 
 def _across(first, last, w):
@@ -35,22 +36,6 @@ def indices(w, group, quad):
 @helper
 def codes(w, group, quad):
     return above(indices(w, group, quad))
-
-
-@helper
-def scales(w, four):
-    return odd_bytes(four_bytes(load_i32(w + 64 + 26 * WORD), four))
-
-
-@helper
-def factor(w):
-    return load_f16(w)
-
-
-@helper
-def scale(w, group):
-    b = w + (group >> 3) * SIZE
-    return factor(b) * odd(field(b + 64 + 26 * WORD, group & 7, 4))
 
 
 FORM = Form(

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from .....quant import iq3_xxs
 from ..machine.kernel import Kernel, helper
-from ..machine.simd import load_f16, load_i32, shift_left, shift_right, splat_f32, splat_i32, store_i32
+from ..machine.simd import load_i32, shift_left, shift_right, splat_i32, store_i32
 from ..matmul.form import Form
-from ..matmul.grid import WORD, bits_of, field, four_bytes, grid, odd, odd_bytes, signed, signs, signs_of_28
+from ..matmul.grid import WORD, bits_of, field, grid, nibble_scales, signed, signs, signs_of_28
 from ..matmul.integer import blocks_of_256
 from ..matmul.product import coded
 
@@ -16,6 +16,7 @@ SIZE = 64 + 25 * WORD
 LEVELS = (4, 12, 20, 28, 36, 44, 52, 62)
 row = grid(iq3_xxs.FORMAT, 256, 4, low=2)
 value, above = signed(LEVELS)
+scales, factor, scale = nibble_scales(SIZE, 24, groups=8, times=0.25)
 
 
 def _part(first, last, w):
@@ -38,22 +39,6 @@ def indices(w, group, quad):
 @helper
 def codes(w, group, quad):
     return above(indices(w, group, quad))
-
-
-@helper
-def scales(w, four):
-    return odd_bytes(four_bytes(load_i32(w + 64 + 24 * WORD), four))
-
-
-@helper
-def factor(w):
-    return splat_f32(0.25) * load_f16(w)
-
-
-@helper
-def scale(w, group):
-    b = w + (group >> 3) * SIZE
-    return factor(b) * odd(field(b + 64 + 24 * WORD, group & 7, 4))
 
 
 FORM = Form(

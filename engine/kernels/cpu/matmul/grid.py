@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .....quant.format import Format
 from ..machine.kernel import helper
-from ..machine.simd import load_i32, mask, shift_left, shift_right, splat_i32, to_f32
+from ..machine.simd import load_f16, load_i32, mask, shift_left, shift_right, splat_f32, splat_i32, to_f32
 from ..machine.tiles import table16, table16_f32, table32
 
 WORD = 128  # bytes of 32 rows' words
@@ -114,6 +114,28 @@ def signs(w, quad):
 def half_row(row, quad):
     """Of rows of 8 the codes of columns 0 to 3, or 4 to 7."""
     return mask(shift_right(row, 4 * (quad & 1)), 0x0F0F0F0F)
+
+
+def nibble_scales(size: int, at: int, groups: int, times: float) -> tuple[Any, Any, Any]:
+    """Of blocks of so many bytes that begin with d and have a nibble s for each of 8 or 16 groups from word `at` on:
+    the operations (w, four) -> 2 s + 1 of four groups, a byte each, w -> d * times, and (w, group) -> their product.
+    """
+    shift, rest = groups.bit_length() - 1, groups - 1
+
+    @helper
+    def scales(w, four):
+        return odd_bytes(four_bytes(load_i32(w + 64 + (at + (four >> 1)) * WORD), four & 1))
+
+    @helper
+    def factor(w):
+        return splat_f32(times) * load_f16(w)
+
+    @helper
+    def scale(w, group):
+        b = w + (group >> shift) * size
+        return factor(b) * odd(field(b + 64 + at * WORD, group & rest, 4))
+
+    return scales, factor, scale
 
 
 # ---- as a block is packed
