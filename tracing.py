@@ -83,7 +83,7 @@ def passes(model: Loaded, ids: Sequence[int], saved: Plan | None, sink: Sink | N
             recorder = Recorder(saved, ops.to_host, sink, positions, kept, phase)
             looking.append(recorder)
             tap = recorder if shown is None else Both(tap, recorder)
-        for part, tokens_T in chunks(tokens, heads, w.config.causal):
+        for part, tokens_T in chunks(tokens, ops.CHUNK, heads, w.config.causal):
             for one in looking:
                 one.now = positions[part.start : part.stop]
             with np.errstate(all="ignore"):  # a NaN is for the files and the statistics to show

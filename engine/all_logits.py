@@ -34,7 +34,7 @@ def all_logits(
     def logits(x_TD: Any, ops: Kernels) -> Any:
         return ops.linear(x_TD, w.lm_head)
 
-    for positions, tokens_T in chunks(ids, causal=w.config.causal):
+    for positions, tokens_T in chunks(ids, ops.CHUNK, causal=w.config.causal):
         x_TD = ops.batch(partial(hidden, tokens_T))
         for at in range(max(first, positions.start), positions.stop, BLOCK):
             rows = slice(at - positions.start, min(at + BLOCK, positions.stop) - positions.start)

@@ -84,7 +84,7 @@ def rows_at(ids: Sequence[int], at: int | None, w: Weights, ops: Backend, precis
     body, causal = replace(w, lm_head=None), w.config.causal
     fed = ids if at is None or not causal else ids[: at + 1]  # no position sees a later one
     cache, of = ops.new_cache(w.config, len(fed), precision), EVERY if at is None or not causal else (LAST[0], EVERY[1])
-    for positions, tokens_T in chunks(fed, causal=causal):
+    for positions, tokens_T in chunks(fed, ops.CHUNK, causal=causal):
         x_TD = ops.batch(partial(forward, tokens_T, body, cache, tap=SILENT, of=of))
         if at is None:
             yield x_TD

@@ -51,7 +51,7 @@ def prefill(
     ids: Sequence[int], w: Weights, cache: Cache, ops: Backend, progress: Callable[[int], None] = lambda done: None
 ) -> NDArray[np.floating]:
     """Runs the prompt in chunks; logits [V] of its last position. `progress` is told the positions done so far."""
-    for positions, tokens_T in chunks(ids, causal=w.config.causal):
+    for positions, tokens_T in chunks(ids, ops.CHUNK, causal=w.config.causal):
         logits_V = ops.batch(partial(forward, tokens_T, w, cache, tap=SILENT))
         progress(positions.stop)
     return ops.to_host(logits_V)

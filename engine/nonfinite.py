@@ -99,7 +99,8 @@ def first_place(ids: Sequence[int], w: Weights, ops: Backend, precision: str) ->
     """
     cache = ops.new_cache(w.config, len(ids), precision)
     try:
-        for positions, tokens_T in chunks(ids, w.config.num_attention_heads if ops.ALIKE else 0, w.config.causal):
+        heads = w.config.num_attention_heads if ops.ALIKE else 0
+        for positions, tokens_T in chunks(ids, ops.CHUNK, heads, w.config.causal):
             with np.errstate(all="ignore"):
                 forward(tokens_T, w, cache, ops, _Look(ops.to_host, positions.start, len(tokens_T)))
     except _Found as found:

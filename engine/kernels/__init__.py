@@ -98,6 +98,10 @@ class Backend(Kernels, Protocol):
     def ALIKE(self) -> bool:
         """A token's results have the same bits alone and among others of a pass."""
 
+    @property
+    def CHUNK(self) -> int:
+        """Positions of a prompt that go through the page at once: more take memory, fewer read the weights oftener."""
+
     def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
         """Compiles what the weights of a file will need, if that takes time; tells progress(done, total) where it
         does.

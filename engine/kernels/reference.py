@@ -24,6 +24,7 @@ from . import Backend, Kernels
 
 PRECISIONS = ("f32", "f64")
 ALIKE = False
+CHUNK = 512
 
 Array = NDArray[np.floating[Any]]
 

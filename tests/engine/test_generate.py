@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qwenref.engine import chunks
 from qwenref.engine import generate as generation
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
@@ -49,7 +48,7 @@ def test_greedy_equals_the_definition(weights: Weights) -> None:
 def test_chunks_give_what_one_pass_gives(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = list(range(40))
     whole = list(generation.generate(ids, weights, K, "f64", 8))
-    monkeypatch.setattr(chunks, "CHUNK", 7)
+    monkeypatch.setattr(K, "CHUNK", 7)
     seen: list[int] = []
     assert list(generation.generate(ids, weights, K, "f64", 8, progress=seen.append)) == whole
     assert seen == [7, 14, 21, 28, 35, 40]
@@ -181,7 +180,7 @@ def test_a_token_on_the_way_whose_row_is_broken(engine: str) -> None:
 
 def test_of_a_prompt_in_chunks_the_first_place_is_found(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second chunk's logits tell that something is wrong; it is the first chunk's token."""
-    monkeypatch.setattr(chunks, "CHUNK", 3)
+    monkeypatch.setattr(K, "CHUNK", 3)
     w = spoilt(tiny_weights(), "embed", put((17, 0), NAN))
     with pytest.raises(NotFinite, match=r"the logits after position 4 .* embedding of layer 0, position 1, index 0"):
         list(generation.generate([5, 17, 200, 3, 9], K.prepare(w, "f64"), K, "f64", 1))

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from qwenref import load
 from qwenref.engine import chunks
-from qwenref.engine.kernels import backend
+from qwenref.engine.kernels import backend, reference
+from qwenref.engine.kernels.cpu import Cpu
 from qwenref.errors import BadInput
 from qwenref.tools.main import main
 from qwenref.trace import aprt
@@ -50,7 +51,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
-    monkeypatch.setattr(chunks, "CHUNK", positions)
+    for one in (reference, Cpu):
+        monkeypatch.setattr(one, "CHUNK", positions)
 
 
 def same(a: Dump, b: Dump, name: str, precision: str) -> None:
@@ -116,7 +118,8 @@ def test_memory_does_not_grow_with_the_square_of_a_prompt(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1,500 tokens: scores of a layer are 36 MB. A stage of 64 numbers a token is 0.4 MB, the probabilities that are
-    asked for 24 KB; what is held is a few arrays of a pass, of 1 MB at most."""
+    asked for 24 KB; what is held is a few arrays of a pass, of 1 MB each, which the
+    first, of 256 tokens, fills."""
     monkeypatch.setattr(chunks, "SCORES", 1 << 18)
     ids = [i * 7 % 259 for i in range(1500)]
     m = load(model, threads=1)
@@ -134,12 +137,12 @@ def test_memory_does_not_grow_with_the_square_of_a_prompt(
         finally:
             tracemalloc.stop()
         assert dump["attn_softmax", 1].shape == (4, 1 if positions == "last" else 1500, 1500)
-    assert max(peaks) < 6e6, peaks
+    assert max(peaks) < 8e6, peaks
 
 
 def test_a_pass_is_as_long_as_its_scores_allow() -> None:
     def lengths(count: int, heads: int) -> list[int]:
-        return [len(tokens_T) for _, tokens_T in chunks.chunks([0] * count, heads)]
+        return [len(tokens_T) for _, tokens_T in chunks.chunks([0] * count, 512, heads)]
 
     assert lengths(1100, 0) == [512, 512, 76]
     assert lengths(1000, 14)[0] == 512 and sum(lengths(1000, 14)) == 1000

@@ -84,6 +84,7 @@ class Cpu:
 
     PRECISIONS = ("f32", "int16", "int8")
     ALIKE = True
+    CHUNK = 256
 
     jobs: Jobs = field(default_factory=lambda: Jobs(Pool()))
     rotary: Callable[..., tuple[Array, Array]] = field(default_factory=lambda: lru_cache(maxsize=4)(rotary))

@@ -54,6 +54,7 @@ class Cuda:
 
     PRECISIONS = ("f32", "int8")
     ALIKE = False  # a prompt's products are other kernels than a token's
+    CHUNK = 512
 
     queue: Queue = field(default_factory=Queue)
     row_of: Callable[..., Any] = field(default_factory=lambda: lru_cache(maxsize=16)(row_of))
