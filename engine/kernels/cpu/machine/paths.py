@@ -55,7 +55,7 @@ SETS = {  # the best first
     ),
     "avx2": InstructionSet(AVX2, planes=2, lacks=("avx512", "avxvnni")),
     "neon": InstructionSet(NEON, heads=1, abreast=False, signed=True),
-    "plain": InstructionSet(frozenset(), heads=1),
+    "plain": InstructionSet(frozenset(), heads=1, planes=2),
 }
 PATHS = tuple(SETS)
 AT_HWCAP, HWCAP_ASIMDDP = 16, 1 << 20  # linux/auxvec.h, and arm64's asm/hwcap.h

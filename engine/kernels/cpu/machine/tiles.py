@@ -439,6 +439,8 @@ def group_tile(quads: int, bits: int) -> Any:
 
     in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
     write = _piece_by_piece if PATH == "neon" else _register_by_register if in_order else _group32
+    if PATH == "plain" and bits in TOGETHER:
+        write = _by_words
 
     def typed(typingctx: Any, panel: Any, x: Any, scale: Any, acc: Any) -> Any:
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
@@ -503,6 +505,29 @@ def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: li
             p = _dot4(b, p, code, _token(b, x, t, i32), wide=bits > 7)
         found.append(b.add(total, b.mul(p, scale)))
     return found
+
+
+def _by_words(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
+    """The same without a machine's dot product: products and sums of 16 bits, which every machine's vectors have twice
+    as many of as of 32.
+    """
+    count = 2 * LANES
+    words, eight, sixteen = vector_type(i16, count), constant(i16, 8, 2), constant(i32, 16)
+    totals = list(totals)
+    for first in range(0, len(codes), TOGETHER[bits]):
+        sums = [constant(i16, 0, count)] * len(totals)
+        for at, x in list(zip(codes, tokens, strict=True))[first : first + TOGETHER[bits]]:
+            code = read_from(b, at, words)
+            halves = b.and_(code, constant(i16, 0xFF, count)), b.lshr(code, constant(i16, 8, count))
+            for t in range(len(totals)):
+                own = read_from(b, b.add(x, ir.Constant(i64, 4 * t)), vector_type(i16, 2))
+                for half, bytes_ in zip(halves, (b.ashr(b.shl(own, eight), eight), b.ashr(own, eight)), strict=True):
+                    byte = b.bitcast(splat_of(b, b.bitcast(bytes_, i32)), words)
+                    sums[t] = b.add(sums[t], b.mul(half, byte))
+        for t, both in enumerate(b.bitcast(v, VI) for v in sums):
+            wide = b.add(b.ashr(b.shl(both, sixteen), sixteen), b.ashr(both, sixteen))
+            totals[t] = b.add(totals[t], b.mul(wide, scale))
+    return totals
 
 
 def _piece_sums(b: Any, codes: list[Any], tokens: list[Any], starts: list[Any]) -> Iterator[list[Any]]:
