@@ -113,11 +113,12 @@ dot4_low_tile, dot4_high_tile = _half(slice(4)), _half(slice(4, 8))
 def _group_sums(b: Any, codes: list[Any], tokens: list[Any], starts: list[Any]) -> Iterator[list[Any]]:
     """A group's products in registers of 4 lanes, from `starts`, a token each: all quads of 4 lanes at a time.
 
-    Half of the registers hold what becomes of two tokens' sums. The tokens' bytes of two quads are one register, whose
-    lanes the dot product takes as they lie there.
+    Half of the registers hold what becomes of two tokens' sums. Their bytes of two quads are one register, whose lanes
+    the dot product takes as they lie there. There are a multiple of four quads.
     """
     n = len(starts)
-    spread = [x for q in range(0, len(tokens), 4 // n) for x in _elements(b, tokens[q], i32, 4)]
+    bytes_at = (b.add(tokens[0], ir.Constant(i64, 16 * i)) for i in range(len(tokens) * n // 4))
+    spread = [x for at in bytes_at for x in _elements(b, at, i32, 4)]
     for i in range(LANES // 4):
         sums = starts
         for q, at in enumerate(codes):
