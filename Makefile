@@ -42,7 +42,7 @@ matrix: .venv/dev pull   ## every combination of engine, mistake and layer, of w
 gpu: .venv/cuda   ## parity and throughput on an NVIDIA card (docs/gpu.md)
 	$(BIN)/python -P -m qwenref.tools.dev.gpu
 
-arm: .venv/dev   ## the digests of AArch64 machine code under qemu beside this machine's (Debian or Ubuntu; docs/performance.md)
+arm: .venv/dev   ## AArch64 machine code under qemu: its digests beside this machine's, the CPU kernels' tests (Debian or Ubuntu; docs/performance.md)
 	$(BIN)/python -P -m qwenref.tools.dev.arm
 
 .venv/run: pyproject.toml

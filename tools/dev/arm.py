@@ -1,6 +1,7 @@
-"""make arm: the CPU backend in AArch64's machine code under qemu-user, and whether its digests are this machine's.
+"""make arm: the CPU backend in AArch64's machine code under qemu-user: whether its digests are this machine's, and
+what its kernels' tests say there.
 
-python -m qwenref.tools.dev.arm [--formats Q4_K,Q6_K] [--tests EXPRESSION]
+python -m qwenref.tools.dev.arm [--formats Q4_K,Q6_K] [--tests test_cpu.py,test_simd.py] [--paths neon,plain]
 
 Debian's or Ubuntu's arm64 Python and qemu are unpacked into build/arm, beside the package index's aarch64 wheels;
 nothing is installed, and no root is needed. Kernels are compiled here for the emulated processor (elsewhere.py) and
@@ -22,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+from . import arm_tests
+
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "build" / "arm"
 PROCESSOR = "neoverse-n1"
@@ -30,7 +33,8 @@ OTHERS = ("jinja2", "rich", "huggingface_hub", "threadpoolctl", "pytest-timeout"
 MANYLINUX = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34)))
 PATHS = ("neon", "plain")  # the first is what that processor chooses by itself
 STATE = {"": "", "::lists": "/lists", "::status": "/status"}  # of an apt of our own, below its folder
-FORMATS = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")  # the digest's; with their products, each by itself
+STAGES = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")  # of the model whose stages are compared
+FORMATS = (*STAGES, "IQ4_XS")  # whose products are, each by itself
 
 # What Linux shows on such a processor, from which LLVM knows its name; qemu-user shows the host's.
 CPUINFO = """processor	: 0
@@ -104,19 +108,42 @@ def environment(path: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(HERE), **own}
 
 
-def emulated(path: str, *words: str) -> str:
-    """What Python says to these words on the emulated processor, on that path ("": the one that it chooses)."""
+def in_emulation(path: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Python with these words on the emulated processor, on that path ("": the one that it chooses)."""
     places = f"{HERE / 'package'}:{HERE / 'site'}"
     qemu = HERE / "host" / "usr" / "bin" / "qemu-aarch64-static"
     command: list[str | Path] = [qemu, "-cpu", PROCESSOR, "-L", HERE / "root", python(), "-P", *words]
     env = environment(path) | {"PYTHONPATH": places}
+    return subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+
+
+def emulated(path: str, *words: str) -> str:
+    """What it says."""
+    done = in_emulation(path, *words)
+    done.check_returncode()
+    return done.stdout
+
+
+def native(path: str, *words: str) -> str:
+    env = os.environ | environment(path)
+    command = [sys.executable, "-P", *words]
     return subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def native(path: str, *words: str, **others: str) -> str:
-    env = os.environ | environment(path) | others
-    done = subprocess.run([sys.executable, "-P", *words], env=env, stdout=subprocess.PIPE, text=True, check=True)
-    return done.stdout
+def keep(path: str, kernels: list[str], jobs: int) -> None:
+    """Compiles kernels (elsewhere.py) for what the emulated processor is on that path, where it looks for them."""
+    told = emulated(path, "-m", "qwenref.tools.dev.elsewhere", "--describe").strip()
+
+    def compile_(some: list[str]) -> None:
+        native(path, "-m", "qwenref.tools.dev.elsewhere", "keep", told, *some)
+
+    compile_([])  # what all of them need
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(compile_, (kernels[i::jobs] for i in range(jobs))))
+
+
+def kept() -> set[Path]:
+    return {p for p in (HERE / "cache").glob("qwenref/kernels/*/*") if not p.name.startswith("new-")}
 
 
 def digests(run: Callable[..., str], path: str, formats: list[str], jobs: int) -> tuple[str, dict[str, str]]:
@@ -131,25 +158,47 @@ def digests(run: Callable[..., str], path: str, formats: list[str], jobs: int) -
     return stages["path"], found
 
 
+def run_tests(path: str, tests: list[str], jobs: int) -> int:
+    """How many failed, or did not run. A process takes every so many'th, of all files."""
+    before = kept()
+    with ThreadPoolExecutor(jobs) as pool:
+        parts = [part for i in range(jobs) if (part := tests[i::jobs])]
+        runs = list(pool.map(lambda part: in_emulation(path, *arm_tests.running(part)), parts))
+    found: dict[str, str] = {}
+    for part, run in zip(parts, runs, strict=True):
+        found |= arm_tests.outcomes(part, run.stdout)
+    lines, wrong = arm_tests.summary(found)
+    lines += sorted({line for run in runs for line in arm_tests.skips(run.stdout)})
+    print("\n".join(lines))
+    failed = [run for run in runs if run.returncode]
+    for run in failed:
+        print(run.stdout, file=sys.stderr)
+    print(f"  {len(kept() - before)} kernels had to be compiled there", file=sys.stderr)
+    return max(wrong, len(failed))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--formats", default=",".join(FORMATS), help="whose products are compared as well")
     parser.add_argument("--paths", default=",".join(PATHS), help="of the emulated processor")
-    parser.add_argument(
-        "--tests", metavar="EXPRESSION", help="run these of tests/engine/kernels/test_simd.py there, too"
-    )
+    parser.add_argument("--tests", default=",".join(arm_tests.FILES), help=f"files of {arm_tests.FOLDER} ('': none)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     args = parser.parse_args()
-    formats = [name for name in args.formats.split(",") if name]
+    formats, files = ([name for name in words.split(",") if name] for words in (args.formats, args.tests))
     fetch()
+    from ...engine.kernels.cpu import Cpu
+    from ...engine.kernels.cpu.matmul import packed
+
+    tests, matrix = arm_tests.collected(native("", *arm_tests.collecting(files))) if files else ([], 0)
     path, wanted = digests(native, "", formats, args.jobs)
     print(f"this machine, {path}")
+    kernels = [f"{name}/{precision}" for name in (*STAGES, *formats, "F32") for precision in Cpu.PRECISIONS]
+    kernels += arm_tests.kernels(tests, packed.FORMATS, Cpu.PRECISIONS)
     wrong = 0
     for path in args.paths.split(","):
         chosen = "" if path == PATHS[0] else path
         start = time.monotonic()
-        told = emulated(chosen, "-m", "qwenref.tools.dev.elsewhere", "--describe").strip()
-        native(path if chosen else "", "-m", "qwenref.tools.dev.elsewhere", "keep", told, *FORMATS, *formats, "F32")
+        keep(chosen, list(dict.fromkeys(kernels)), args.jobs)
         compiled = time.monotonic() - start
         ran, found = digests(emulated, chosen, formats, args.jobs)
         if ran != path:
@@ -158,13 +207,19 @@ def main() -> int:
         differ = [name for name in wanted if found.get(name) != wanted[name]]
         wrong += len(differ)
         took, same = time.monotonic() - start, len(wanted) - len(differ)
-        print(f"emulated {PROCESSOR}, {ran}: {same} of {len(wanted)} digests equal")
+        print(f"emulated {PROCESSOR}, {ran}: {same} of {len(wanted)} digests equal", flush=True)
         print(f"  {took:.0f} s, {compiled:.0f} of them to compile here", file=sys.stderr)
         for name in wanted:
             print(f"  {name:16} {found.get(name, 'missing')[:16]} {'differs' if name in differ else 'equal'}")
-        if args.tests:
-            tests = ["tests/engine/kernels/test_simd.py", "-k", args.tests]
-            print(emulated(chosen, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests).splitlines()[-1])
+        if files:
+            start = time.monotonic()
+            print(f"emulated {PROCESSOR}, {ran}: {len(tests)} tests", flush=True)
+            wrong += run_tests(chosen, tests, args.jobs) if tests else 1
+            print(f"  {time.monotonic() - start:.0f} s", file=sys.stderr)
+    if files:
+        print(f"left out: {matrix} tests marked matrix or as below")
+        for name, why in arm_tests.LEFT_OUT.items():
+            print(f"  {name}: {why}")
     return 1 if wrong or not wanted else 0
 
 

@@ -29,6 +29,7 @@ FORMATS = (
     "Q5_0",
     "Q5_1",
     "IQ4_NL",
+    "IQ4_XS",
     "MXFP4",
     "BF16",
     "F32",
@@ -60,7 +61,7 @@ def again(processor: str, name: str) -> int:
     """
     form = format_of(name.partition("/")[0])
     halves = 2 if "/int16" in name else 1
-    parts = 2 if processor == "znver3" and "/int" in name and form.name in ("Q8_0", "IQ4_NL") else 1
+    parts = 2 if processor == "znver3" and "/int" in name and form.name in ("Q8_0", "IQ4_NL", "IQ4_XS") else 1
     return halves * parts
 
 

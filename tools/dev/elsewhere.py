@@ -2,7 +2,8 @@
 
 python -m qwenref.tools.dev.elsewhere --describe          this machine as JSON
 python -m qwenref.tools.dev.elsewhere assembly NAME KERNEL ...   assembly as JSON, for one of PROCESSORS
-python -m qwenref.tools.dev.elsewhere keep JSON FORMAT ...       into the cache that a process on that machine reads
+python -m qwenref.tools.dev.elsewhere keep JSON FORMAT/PRECISION ...   into the cache that a process on that machine
+                                                          reads, with those that every model needs
 
 What a process compiles for is settled when the backend is imported, so each is a process of its own.
 """
@@ -120,11 +121,14 @@ def main(arguments: list[str]) -> None:
             become(PROCESSORS[name])
             _load_nothing()
             print(json.dumps({n: k._compiled._library.get_asm_str() for n, k in kernels(wanted)}))
-        case ["keep", description, *formats]:
+        case ["keep", description, *products]:
             become(Processor(**json.loads(description)))
-            from ...engine.kernels.cpu import Cpu, ahead
+            from ...engine.kernels.cpu import ahead
 
-            ahead.compile_kernels(formats, Cpu.PRECISIONS, lambda done, total: None, helpers=0)
+            ahead.compile_kernels([], [], lambda done, total: None, helpers=0)
+            for name in products:
+                form, _, precision = name.rpartition("/")
+                ahead.compile_kernels([form], [precision], lambda done, total: None, helpers=0)
         case _:
             raise SystemExit(__doc__)
 

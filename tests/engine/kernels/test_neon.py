@@ -16,7 +16,7 @@ PROCESSORS_OF_ARM = ("neoverse-n1", "apple-m1")
 OTHERS = ("attention/scores", "attention/mix", "rows/rms_norm")
 # Of each a few: a kernel takes a second to compile.
 QUICK = {
-    "neoverse-n1": ["Q6_K/int8 few", "attention/scores"],
+    "neoverse-n1": ["Q6_K/int8 few", "IQ4_XS/int8 many", "attention/scores"],
     "apple-m1": ["Q8_0/int16 many"],
 }
 

@@ -103,6 +103,22 @@ def in_pieces(b: ir.IRBuilder, lanes: int, f: Callable[..., Any], *vectors: Any)
     return joined(b, [f(*p) for p in zip(*(pieces_of(b, v, lanes) for v in vectors), strict=True)])
 
 
+def in_place(b: ir.IRBuilder, v: Any, constraint: str) -> Any:
+    """v, computed at this place of the program: LLVM would load all codes first, and spill most of them.
+
+    constraint: of an empty piece of assembly, whose result is v in a register of the machine's vectors.
+    """
+    return b.asm(ir.FunctionType(v.type, [v.type]), "", constraint, [v], True)
+
+
+def quads_at(b: ir.IRBuilder, quads: int, n: int, panel: Any, x: Any) -> tuple[list[Any], list[Any]]:
+    """The addresses of each quad's codes, a vector, and of its n tokens, four bytes each."""
+    codes, tokens = (
+        [b.add(at, ir.Constant(i64, size * q)) for q in range(quads)] for at, size in ((panel, 4 * LANES), (x, 4 * n))
+    )
+    return codes, tokens
+
+
 def make_intrinsic(write: Callable[..., Any], count: int, typing: Callable[..., Any]) -> Any:
     """An @intrinsic of `count` arguments, under the name and docstring of `write`, typed by `typing`."""
 

@@ -6,7 +6,7 @@ Codes of weights are four unsigned bytes a lane. Their values and dot products t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -14,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import neon
 from .codegen import (
     LANES,
     VF,
@@ -32,12 +33,14 @@ from .codegen import (
     i32,
     i64,
     in_pieces,
+    in_place,
     intp,
     ints,
     joined,
     make_intrinsic,
     operation,
     pieces_of,
+    quads_at,
     read_from,
     splat_of,
     vector_type,
@@ -159,15 +162,14 @@ def table16(values: Sequence[int]) -> Any:
                 unset = b.icmp_unsigned("==", of, ir.Constant(every.type, [0] * 4 * LANES))
                 left = [b.select(unset, low, high) for low, high in zip(left[::2], left[1::2], strict=True)]
             return b.bitcast(left[0], VI)
-        if PATH == "neon":
-            lanes, name = 4, "llvm.aarch64.neon.tbl1.v16i8"
-        else:
-            lanes, name = (16, "llvm.x86.avx512.pshuf.b.512") if PATH == "avx512" else (8, "llvm.x86.avx2.pshuf.b")
+        lanes, name = (16, "llvm.x86.avx512.pshuf.b.512") if PATH == "avx512" else (8, "llvm.x86.avx2.pshuf.b")
+        lanes = 4 if PATH == "neon" else lanes
         kind = vector_type(i8, 4 * lanes)
 
         def shuffle(piece: Any) -> Any:
-            book = ir.Constant(kind, bits * (lanes // 4))
-            return b.bitcast(call(b, name, kind, [book, b.bitcast(piece, kind)]), vector_type(i32, lanes))
+            book, indices = ir.Constant(kind, bits * (lanes // 4)), b.bitcast(piece, kind)
+            found = neon.look_up(b, book, indices) if PATH == "neon" else call(b, name, kind, [book, indices])
+            return b.bitcast(found, vector_type(i32, lanes))
 
         return in_pieces(b, lanes, shuffle, codes)
 
@@ -199,33 +201,6 @@ def table32(words: Callable[[], Sequence[int]]) -> Any:
 
     write.__name__ = "table32"
     return operation(ints, ints)(write)
-
-
-def _sdot(b: Any, acc: Any, x: Any, y: Any) -> Any:
-    """acc + the sum of 4 products of signed bytes, in each of 4 lanes (ARMv8.2 DotProd)."""
-    kind = vector_type(i8, 16)
-    args = [acc, b.bitcast(x, kind), b.bitcast(y, kind)]
-    return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", vector_type(i32, 4), args)
-
-
-def _unsigned_sdot(b: Any, acc: Any, u: Any, s: Any) -> Any:
-    """The same for unsigned u: as (u - 128) s + 64 s + 64 s, modulo 2^32 in any order."""
-    acc = _sdot(b, acc, b.xor(u, constant(i32, 0x80808080 - (1 << 32), 4)), s)
-    for _ in range(2):
-        acc = _sdot(b, acc, constant(i32, 0x40404040, 4), s)
-    return acc
-
-
-def _smull(b: Any, x: Any, y: Any) -> Any:
-    """4 products of signed 16-bit numbers."""
-    return b.mul(b.sext(x, vector_type(i32, 4)), b.sext(y, vector_type(i32, 4)))
-
-
-def _neon_dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
-    """Products of 8 pairs of 16-bit numbers, and sums of neighbours."""
-    words = vector_type(i16, 8)
-    left, right = (_smull(b, *p) for p in zip(*(pieces_of(b, b.bitcast(v, words), 4) for v in (u, s)), strict=True))
-    return b.add(acc, call(b, "llvm.aarch64.neon.addp.v4i32", vector_type(i32, 4), [left, right]))
 
 
 BYTES, WORDS = vector_type(i8, 32), vector_type(i16, 16)  # of a register of 256 bits
@@ -262,7 +237,7 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
 
         return in_pieces(b, 8, add, acc, u, s)
     if PATH == "neon":
-        return in_pieces(b, 4, lambda *a: (_unsigned_sdot if wide else _sdot)(b, *a), acc, u, s)
+        return in_pieces(b, 4, lambda *a: (neon.unsigned_sdot if wide else neon.sdot)(b, *a), acc, u, s)
     for i in range(4):
         byte = b.ashr(b.shl(s, constant(i32, 24 - 8 * i)), constant(i32, 24))
         acc = b.add(acc, b.mul(_byte(b, u, ir.Constant(i64, i)), byte))
@@ -277,7 +252,7 @@ def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
     if PATH == "avx2":
         return in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
     if PATH == "neon":
-        return in_pieces(b, 4, lambda *a: _neon_dot2(b, *a), acc, u, s)
+        return in_pieces(b, 4, lambda *a: neon.dot2(b, *a), acc, u, s)
     sixteen = constant(i32, 16)
     high = b.mul(b.ashr(u, sixteen), b.ashr(s, sixteen))
     low = b.mul(b.ashr(b.shl(u, sixteen), sixteen), b.ashr(b.shl(s, sixteen), sixteen))
@@ -311,34 +286,16 @@ def _token(b: Any, address: Any, t: int, element: ir.Type, stride: Any = None) -
     return splat_of(b, read_from(b, b.add(address, ahead), element))
 
 
-def _lanes(b: Any, v: Any) -> list[Any]:
-    """Each of a short vector's elements in 4 lanes: one register, for NEON's products take a lane as it lies there."""
-    u = ir.Constant(v.type, ir.Undefined)
-    return [b.shuffle_vector(v, u, constant(i32, t, 4)) for t in range(v.type.count)]
-
-
-def _product_tile(element: ir.Type, part: slice = slice(None)) -> Callable[[Callable[..., Any]], Any]:
-    """An intrinsic (v, x, acc) -> acc[t] + products of v with the element at x[t], from a function that writes one.
-
-    On NEON 4 lanes of v meet all tokens before the next 4: else LLVM keeps all of v for the last token, and spills.
-    part: which of acc's eighths meet v's first.
-    """
+def _product_tile(element: ir.Type) -> Callable[[Callable[..., Any]], Any]:
+    """An intrinsic (v, x, acc) -> acc[t] + products of v with the element at x[t], from a function that writes one."""
 
     def make(write: Callable[..., Any]) -> Any:
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
             v, x, acc = args
-            tokens = range(sig.args[2].n)
-            if PATH != "neon":
-                for t in tokens:
-                    acc = b.insert_value(acc, write(b, v, _token(b, x, t, element), b.extract_value(acc, t)), t)
-                return acc
-            elements = _lanes(b, read_from(b, x, vector_type(element, len(tokens))))
-            parts = [pieces_of(b, b.extract_value(acc, t), 4) for t in tokens]
-            for i, piece in zip(range(LANES // 4)[part], pieces_of(b, v, 4), strict=False):
-                for t in tokens:
-                    parts[t][i] = _here(b, write(b, piece, elements[t], parts[t][i]))
-            for t in tokens:
-                acc = b.insert_value(acc, joined(b, parts[t]), t)
+            if PATH == "neon":
+                return neon.products(b, write, v, x, acc, sig.args[2].n, element)
+            for t in range(sig.args[2].n):
+                acc = b.insert_value(acc, write(b, v, _token(b, x, t, element), b.extract_value(acc, t)), t)
             return acc
 
         return make_intrinsic(write, 3, lambda *types_: (types_[-1](*types_), codegen))
@@ -406,14 +363,6 @@ def dot4_wide_tile(b: Any, u: Any, x: Any, acc: Any) -> Any:
     return _dot4(b, acc, u, x, wide=True)
 
 
-def _dot4_signed(b: Any, u: Any, x: Any, acc: Any) -> Any:
-    return _dot4(b, acc, u, x, wide=False)
-
-
-# NEON's alone: the first 16 lanes of u with the first or the last of the tile.
-dot4_low_tile, dot4_high_tile = (_product_tile(i32, half)(_dot4_signed) for half in (slice(4), slice(4, 8)))
-
-
 @_product_tile(i32)
 def dot2_tile(b: Any, u: Any, x: Any, acc: Any) -> Any:
     """acc[t] + the sum of 2 products of the 16-bit numbers of u and at x[t], signed."""
@@ -438,7 +387,7 @@ def group_tile(quads: int, bits: int) -> Any:
     """
 
     in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
-    write = _piece_by_piece if PATH == "neon" else _register_by_register if in_order else _group32
+    write = neon.group if PATH == "neon" else _register_by_register if in_order else _group32
     if PATH == "plain" and bits in TOGETHER:
         write = _by_words
 
@@ -446,7 +395,7 @@ def group_tile(quads: int, bits: int) -> Any:
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
             panel, x, scale, acc = args
             n = sig.args[3].n
-            codes, tokens = _places(b, quads, n, panel, x)
+            codes, tokens = quads_at(b, quads, n, panel, x)
             totals = write(b, codes, tokens, scale, [b.extract_value(acc, t) for t in range(n)], bits)
             for t, total in enumerate(totals):
                 acc = b.insert_value(acc, total, t)
@@ -455,44 +404,6 @@ def group_tile(quads: int, bits: int) -> Any:
         return acc(panel, x, scale, acc), codegen
 
     return intrinsic(typed)
-
-
-def _places(b: Any, quads: int, n: int, panel: Any, x: Any) -> tuple[list[Any], list[Any]]:
-    """The addresses of each quad's codes, and of its n tokens."""
-    return tuple(
-        [b.add(at, ir.Constant(i64, size * q)) for q in range(quads)] for at, size in ((panel, 4 * LANES), (x, 4 * n))
-    )  # type: ignore[return-value]
-
-
-def _scaled_group(quads: int) -> Any:
-    """NEON's alone: an intrinsic (panel, x, sums, factor, scales, steps, acc) -> acc[t] + (factor * sums[t] + a group's
-    products) * (scales * steps[t]), scales the address of a vector: start_tile, group_tile and scale2_tile in one, for
-    a tile of sums between them would take the registers of acc.
-    """
-
-    def typed(typingctx: Any, panel: Any, x: Any, sums: Any, factor: Any, scales: Any, steps: Any, acc: Any) -> Any:
-        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-            panel, x, sums, factor, scales, steps, acc = args
-            tokens, kind = range(sig.args[6].n), vector_type(f32, 4)
-            times = splat_of(b, b.trunc(factor, i32), 4)
-            starts = [b.mul(v, times) for v in _lanes(b, read_from(b, sums, vector_type(i32, len(tokens))))]
-            step = _lanes(b, read_from(b, steps, vector_type(f32, len(tokens))))
-            split = [pieces_of(b, b.extract_value(acc, t), 4) for t in tokens]
-            for i, found in enumerate(_piece_sums(b, *_places(b, quads, len(tokens), panel, x), starts)):
-                scale = read_from(b, b.add(scales, ir.Constant(i64, 16 * i)), kind)
-                for t, own in enumerate(found):
-                    added = [b.sitofp(own, kind), b.fmul(scale, step[t]), split[t][i]]
-                    split[t][i] = _here(b, call(b, "llvm.fma.v4f32", kind, added))
-            for t in tokens:
-                acc = b.insert_value(acc, joined(b, split[t]), t)
-            return acc
-
-        return acc(panel, x, sums, factor, scales, steps, acc), codegen
-
-    return intrinsic(typed)
-
-
-scaled_group_tile = _scaled_group(8)
 
 
 def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
@@ -530,32 +441,6 @@ def _by_words(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: l
     return totals
 
 
-def _piece_sums(b: Any, codes: list[Any], tokens: list[Any], starts: list[Any]) -> Iterator[list[Any]]:
-    """A group's products in NEON's registers of 4 lanes, from `starts`, a token each: all quads of 4 lanes at a time.
-
-    Of 32 registers half hold what becomes of two tokens' sums. The tokens' bytes of two quads are one register, whose
-    lanes the dot product takes as they lie there. LLVM left alone loads all codes first and spills them.
-    """
-    kind, n = vector_type(i32, 4), len(starts)
-    spread = [x for q in range(0, len(tokens), 4 // n) for x in _lanes(b, read_from(b, tokens[q], kind))]
-    for i in range(LANES // 4):
-        sums = starts
-        for q, at in enumerate(codes):
-            own = read_from(b, b.add(at, ir.Constant(i64, 16 * i)), kind)
-            sums = [_sdot(b, sums[t], own, spread[q * n + t]) for t in range(n)]
-        yield sums
-
-
-def _piece_by_piece(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
-    """The same on NEON, a piece's sums times its scale before the next piece."""
-    split = [pieces_of(b, total, 4) for total in totals]
-    scales = pieces_of(b, scale, 4)
-    for i, sums in enumerate(_piece_sums(b, codes, tokens, [constant(i32, 0, 4)] * len(totals))):
-        for t, own in enumerate(sums):
-            split[t][i] = _here(b, b.add(split[t][i], b.mul(own, scales[i])))
-    return [joined(b, total) for total in split]
-
-
 def _register_by_register(
     b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int
 ) -> list[Any]:
@@ -576,7 +461,7 @@ def _register_by_register(
                 for t in range(len(totals)):
                     x = splat_of(b, read_from(b, b.add(tokens[q], ir.Constant(i64, 4 * t)), i32), 8)
                     for i in at_once:
-                        sums[t, i] = _here(b, _add_products(b, sums.get((t, i)), own[i], x))
+                        sums[t, i] = in_place(b, _add_products(b, sums.get((t, i)), own[i], x), "=x,0")
             for (t, i), products in sums.items():
                 split[t][i] = _add_scaled(b, split[t][i], products, factors[i])
     return [joined(b, total) for total in split]
@@ -598,12 +483,6 @@ def _factors(b: Any, scale: Any) -> Any:
 
 def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
     return b.add(total, b.mul(sums, factor) if SET.dots else _madd(b, sums, factor))
-
-
-def _here(b: Any, v: Any) -> Any:
-    """v, computed at this place of the program: LLVM would load all codes first, and spill most of them."""
-    constraint = "=w,0,~{memory}" if PATH == "neon" else "=x,0"
-    return b.asm(ir.FunctionType(v.type, [v.type]), "", constraint, [v], True)
 
 
 def _zeros_like(like: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..machine.kernel import helper
+from ..machine.neon import dot4_high_tile, dot4_low_tile, scaled_group_tile
 from ..machine.paths import SET
 from ..machine.simd import (
     even_bytes,
@@ -28,8 +29,6 @@ from ..machine.simd import (
 )
 from ..machine.tiles import (
     dot2_tile,
-    dot4_high_tile,
-    dot4_low_tile,
     dot4_tile,
     dot4_wide_tile,
     fma_tile,
@@ -37,7 +36,6 @@ from ..machine.tiles import (
     multiply_tile,
     scale2_tile,
     scale_tile,
-    scaled_group_tile,
     spread_tile,
     start_tile,
     tile_width,
