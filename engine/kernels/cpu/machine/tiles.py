@@ -41,6 +41,7 @@ from .codegen import (
     read_from,
     splat_of,
     vector_type,
+    write_to,
 )
 from .paths import PATH, SET
 from .simd import lanes_before, write_first
@@ -306,9 +307,9 @@ def _element(b: Any, a: Any, t: int) -> Any:
     return b.extract_value(a, t) if isinstance(a.type, ir.ArrayType) else a
 
 
-def _token(b: Any, address: Any, t: int, element: ir.Type, stride: Any = None) -> Any:
+def _token(b: Any, address: Any, t: int, element: ir.Type, stride: Any = None, lanes: int = LANES) -> Any:
     ahead = ir.Constant(i64, 4 * t) if stride is None else b.mul(stride, ir.Constant(i64, t))
-    return splat_of(b, read_from(b, b.add(address, ahead), element))
+    return splat_of(b, read_from(b, b.add(address, ahead), element), lanes)
 
 
 def _lanes(b: Any, v: Any) -> list[Any]:
@@ -330,7 +331,8 @@ def _product_tile(element: ir.Type, part: slice = slice(None)) -> Callable[[Call
             tokens = range(sig.args[2].n)
             if PATH != "neon":
                 for t in tokens:
-                    acc = b.insert_value(acc, write(b, v, _token(b, x, t, element), b.extract_value(acc, t)), t)
+                    token = _token(b, x, t, element, lanes=v.type.count)
+                    acc = b.insert_value(acc, write(b, v, token, b.extract_value(acc, t)), t)
                 return acc
             elements = _lanes(b, read_from(b, x, vector_type(element, len(tokens))))
             parts = [pieces_of(b, b.extract_value(acc, t), 4) for t in tokens]
@@ -372,7 +374,7 @@ def first_tile(b: Any, t: int, count: Any, acc: Any) -> Any:
 @_tile_operation
 def scale_tile(b: Any, t: int, p: Any, s: Any, acc: Any) -> Any:
     """acc[t] + p[t] * s for a tile p of floats or ints."""
-    return fused(b, p if p.type == VF else b.sitofp(p, VF), s, acc)
+    return fused(b, p if p.type == acc.type else b.sitofp(p, acc.type), s, acc)
 
 
 @_tile_operation
@@ -600,7 +602,7 @@ tile_width = make_intrinsic(_tile_width, 1, _tile_width)
 
 def _add_neighbours(acc: Any) -> Any:
     """A tile of half as many vectors of floats: 0 + 1, 2 + 3, to the end."""
-    made = Tile(floats, acc.n // 2)
+    made = Tile(acc.vector, acc.n // 2)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         sums = ir.Constant(made.llvm, ir.Undefined)
@@ -649,12 +651,13 @@ store_tile = make_intrinsic(_store_tile, 4, _store_tile)
 
 def _load_tile(address: Any, like: Any) -> Any:
     """A tile of floats whose vectors follow one another in memory, as many as `like` has."""
+    vector = like.vector.llvm
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         acc = ir.Constant(like.llvm, ir.Undefined)
         for t in range(like.n):
-            at = b.add(args[0], ir.Constant(i64, 4 * LANES * t))
-            acc = b.insert_value(acc, read_from(b, at, VF), t)
+            at = b.add(args[0], ir.Constant(i64, 4 * vector.count * t))
+            acc = b.insert_value(acc, read_from(b, at, vector), t)
         return acc
 
     return like(address, like), codegen
@@ -663,11 +666,32 @@ def _load_tile(address: Any, like: Any) -> Any:
 load_tile = make_intrinsic(_load_tile, 2, _load_tile)
 
 
+def part_of(parts: int) -> Vector:
+    """The kind of vector that is one of so many parts of 32 lanes of floats."""
+    return floats if parts == 1 else Vector(f"floats{LANES // parts}", f32, LANES // parts)
+
+
+def store_parts(parts: int, size: int) -> Any:
+    """An intrinsic (address, v): the parts of v to addresses `size` bytes apart."""
+
+    def in_parts(b: Any, address: Any, v: Any) -> Any:
+        for i, piece in enumerate(pieces_of(b, v, LANES // parts) if parts > 1 else [v]):
+            write_to(b, b.add(address, ir.Constant(i64, size * i)), piece)
+
+    return operation(types.void, intp, floats)(in_parts)
+
+
+def load_part(parts: int) -> Any:
+    """An intrinsic (address): one part's vector."""
+    part = part_of(parts)
+    return operation(part, intp)(lambda b, address: read_from(b, address, part.llvm))
+
+
 def zero_tile(vector: Vector, n: int) -> Any:
     """An intrinsic without arguments that gives a tile of n zero vectors."""
     tile = Tile(vector, n)
 
     def zeros(b: Any) -> Any:
-        return ir.Constant(tile.llvm, [ZERO[vector]] * n)
+        return ir.Constant(tile.llvm, [ir.Constant(vector.llvm, [0] * vector.llvm.count)] * n)
 
     return operation(tile)(zeros)
