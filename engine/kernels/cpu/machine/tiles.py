@@ -53,8 +53,18 @@ def _byte(b: Any, c: Any, index: Any) -> Any:
     return b.and_(b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3)))), constant(i32, 0xFF))
 
 
-def _code_value(b: Any, c: Any, index: Any, offset: int) -> Any:
-    return b.fsub(b.sitofp(_byte(b, c, index), VF), constant(f32, float(offset)))
+def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
+    """A code k bits up in its lane, where 2^(23 - k) has its last bit but k, is that number's lower digits: or-ed into
+    it, it makes the float 2^(23 - k) + code, exactly. So there is nothing to convert, and few shifts.
+    """
+    i = b.trunc(index, i32)
+    far = b.icmp_unsigned(">=", i, ir.Constant(i32, 3 if bits < 8 else 2))  # above the digits
+    brought = b.select(far, b.lshr(c, constant(i32, 24 if bits < 8 else 16)), c)
+    at = b.shl(b.select(far, ir.Constant(i32, 0), i) if bits < 8 else b.and_(i, ir.Constant(i32, 1)), ir.Constant(i32, 3))
+    code = b.and_(brought, splat_of(b, b.shl(ir.Constant(i32, 0xFF), at)))
+    power = b.shl(b.sub(ir.Constant(i32, 127 + 23), at), ir.Constant(i32, 23))
+    number = b.bitcast(b.or_(code, splat_of(b, power)), VF)
+    return b.fsub(number, splat_of(b, b.fadd(b.bitcast(power, f32), ir.Constant(f32, float(offset)))))
 
 
 def _code(bits: int, offset: int) -> Callable[..., Any]:
@@ -64,7 +74,7 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
 
     def write(b: Any, c: Any, index: Any) -> Any:
         if PATH != "avx512" or bits > 5:
-            return _code_value(b, c, index, offset)
+            return _code_value(b, c, index, bits, offset)
         at = b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3))))
         book = [constant(f32, [float(i - offset) for i in range(s, s + 16)]) for s in range(0, max(16, 1 << bits), 16)]
         if bits <= 4:
