@@ -19,7 +19,7 @@ from qwenref.engine.kernels.cpu.machine.simd import get_i32, load_f32, set_i32, 
 from qwenref.engine.kernels.cpu.machine.team import run_now
 from qwenref.engine.kernels.cpu.matmul.linear import LAYOUTS, Stack, stack
 from qwenref.engine.kernels.cpu.matmul.packed import FORMATS, pack
-from qwenref.engine.kernels.cpu.matmul.product import TILE
+from qwenref.engine.kernels.cpu.matmul.product import TILE, TILES
 from qwenref.quant import q8_0, q8_1, q8_k, q16
 from qwenref.quant.tensor import QTensor, dequantize, format_of
 
@@ -220,12 +220,23 @@ def test_linear_gives_equal_bits_however_tokens_are_grouped(
     assert whole.tobytes() == np.concatenate(parts).tobytes() == np.concatenate(one_by_one).tobytes()
 
 
+@pytest.mark.parametrize("precision", CPU.PRECISIONS)
+def test_more_tokens_and_rows_than_one_panel_serves_have_the_bits_of_few(precision: str) -> None:
+    """Two pieces of columns, several chunks of row blocks, the last one cut off, and more tiles than wait at once."""
+    rng = np.random.default_rng(8)
+    w = matrices(precision, random_matrix(rng, "Q4_K", 20 * 32 + 21, 512))
+    x_TI = random_x(rng, TILES * TILE + 5, 512)
+    got = CPU.linear(x_TI, w)
+    for start in (0, 40, len(x_TI) - 8):
+        assert got[start : start + 8].tobytes() == CPU.linear(x_TI[start : start + 8], w).tobytes()
+
+
 def laid_out(name: str, x_TI: np.ndarray) -> Callable[[int, int, type], np.ndarray]:
     """x laid out for a product, read back: part(start, count, dtype) has [T, count] of the numbers that lie
     [count, tile] in every tile, `start` bytes for each of the tile's tokens behind its begin. T counts halves.
     """
     (T, K), layout = x_TI.shape, LAYOUTS[name]
-    tile = layout.halves if T == 1 else TILE
+    tile = layout.halves if T == 1 else layout.widths[2]
     tiles, size = -(-T * layout.halves // tile), layout.tile_size(K, tile)
     got = np.empty((tiles, size), np.uint8)
     run_now(layout.kernel.job(tiles, 1, *rows_of(x_TI), T, K, tile, at(got), size))

@@ -31,8 +31,8 @@ def constant(element: ir.Type, values: Any, lanes: int = LANES) -> ir.Constant:
 
 
 class Vector(types.Type):
-    def __init__(self, name: str, element: ir.Type) -> None:
-        self.llvm = vector_type(element)
+    def __init__(self, name: str, element: ir.Type, lanes: int = LANES) -> None:
+        self.llvm = vector_type(element, lanes)
         super().__init__(name=name)
 
 
@@ -83,7 +83,7 @@ def call(b: ir.IRBuilder, name: str, result: ir.Type, args: list[Any]) -> Any:
 
 
 def fused(b: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
-    return call(b, f"llvm.fma.v{LANES}f32", VF, [x, y, z])
+    return call(b, f"llvm.fma.v{x.type.count}f32", x.type, [x, y, z])
 
 
 def pieces_of(b: ir.IRBuilder, v: Any, lanes: int) -> list[Any]:

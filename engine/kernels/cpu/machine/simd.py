@@ -119,10 +119,10 @@ def high_bf16(b: Any, v: Any) -> Any:
     return b.bitcast(b.and_(v, constant(i32, -0x10000)), VF)
 
 
-def lanes_before(b: Any, count: Any) -> Any:
+def lanes_before(b: Any, count: Any, lanes: int = LANES) -> Any:
     """Mask of the lanes before `count`."""
     n = b.trunc(count, i32)
-    return b.icmp_signed("<", constant(i32, list(range(LANES))), splat_of(b, n))
+    return b.icmp_signed("<", constant(i32, list(range(lanes))), splat_of(b, n, lanes))
 
 
 @operation(floats, floats, intp, floats)
@@ -131,18 +131,19 @@ def first(b: Any, v: Any, count: Any, otherwise: Any) -> Any:
     return b.select(lanes_before(b, count), v, otherwise)
 
 
-def _all(b: Any, count: Any) -> Any:
-    return b.icmp_signed(">=", count, ir.Constant(i64, LANES))
+def _all(b: Any, count: Any, lanes: int = LANES) -> Any:
+    return b.icmp_signed(">=", count, ir.Constant(i64, lanes))
 
 
 def write_first(b: Any, address: Any, v: Any, count: Any) -> None:
     """A masked store of all lanes takes twice the time of a plain one, hence the branch."""
-    name = f"llvm.masked.store.v{LANES}f32.p0"
-    with b.if_else(_all(b, count)) as (all_, some):
+    n = v.type.count
+    with b.if_else(_all(b, count, n)) as (all_, some):
         with all_:
             write_to(b, address, v)
         with some:
-            call(b, name, ir.VoidType(), [v, pointer(b, address, VF), ir.Constant(i32, 1), lanes_before(b, count)])
+            rest = [pointer(b, address, v.type), ir.Constant(i32, 1), lanes_before(b, count, n)]
+            call(b, f"llvm.masked.store.v{n}f32.p0", ir.VoidType(), [v, *rest])
 
 
 @operation(floats, intp, intp)

@@ -44,6 +44,7 @@ from .codegen import (
     read_from,
     splat_of,
     vector_type,
+    write_to,
 )
 from .paths import PATH, SET
 from .simd import lanes_before, write_first
@@ -55,8 +56,18 @@ def _byte(b: Any, c: Any, index: Any) -> Any:
     return b.and_(b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3)))), constant(i32, 0xFF))
 
 
-def _code_value(b: Any, c: Any, index: Any, offset: int) -> Any:
-    return b.fsub(b.sitofp(_byte(b, c, index), VF), constant(f32, float(offset)))
+def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
+    """A code k bits up in its lane, where 2^(23 - k) has its last bit but k, is that number's lower digits: or-ed into
+    it, it makes the float 2^(23 - k) + code, exactly. So there is nothing to convert, and few shifts.
+    """
+    i = b.trunc(index, i32)
+    far = b.icmp_unsigned(">=", i, ir.Constant(i32, 3 if bits < 8 else 2))  # above the digits
+    brought = b.select(far, b.lshr(c, constant(i32, 24 if bits < 8 else 16)), c)
+    at = b.shl(b.select(far, ir.Constant(i32, 0), i) if bits < 8 else b.and_(i, ir.Constant(i32, 1)), ir.Constant(i32, 3))
+    code = b.and_(brought, splat_of(b, b.shl(ir.Constant(i32, 0xFF), at)))
+    power = b.shl(b.sub(ir.Constant(i32, 127 + 23), at), ir.Constant(i32, 23))
+    number = b.bitcast(b.or_(code, splat_of(b, power)), VF)
+    return b.fsub(number, splat_of(b, b.fadd(b.bitcast(power, f32), ir.Constant(f32, float(offset)))))
 
 
 def _code(bits: int, offset: int) -> Callable[..., Any]:
@@ -66,7 +77,7 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
 
     def write(b: Any, c: Any, index: Any) -> Any:
         if PATH != "avx512" or bits > 5:
-            return _code_value(b, c, index, offset)
+            return _code_value(b, c, index, bits, offset)
         at = b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3))))
         book = [constant(f32, [float(i - offset) for i in range(s, s + 16)]) for s in range(0, max(16, 1 << bits), 16)]
         if bits <= 4:
@@ -281,9 +292,9 @@ def _element(b: Any, a: Any, t: int) -> Any:
     return b.extract_value(a, t) if isinstance(a.type, ir.ArrayType) else a
 
 
-def _token(b: Any, address: Any, t: int, element: ir.Type, stride: Any = None) -> Any:
+def _token(b: Any, address: Any, t: int, element: ir.Type, stride: Any = None, lanes: int = LANES) -> Any:
     ahead = ir.Constant(i64, 4 * t) if stride is None else b.mul(stride, ir.Constant(i64, t))
-    return splat_of(b, read_from(b, b.add(address, ahead), element))
+    return splat_of(b, read_from(b, b.add(address, ahead), element), lanes)
 
 
 def _product_tile(element: ir.Type) -> Callable[[Callable[..., Any]], Any]:
@@ -295,7 +306,8 @@ def _product_tile(element: ir.Type) -> Callable[[Callable[..., Any]], Any]:
             if PATH == "neon":
                 return neon.products(b, write, v, x, acc, sig.args[2].n, element)
             for t in range(sig.args[2].n):
-                acc = b.insert_value(acc, write(b, v, _token(b, x, t, element), b.extract_value(acc, t)), t)
+                token = _token(b, x, t, element, lanes=v.type.count)
+                acc = b.insert_value(acc, write(b, v, token, b.extract_value(acc, t)), t)
             return acc
 
         return make_intrinsic(write, 3, lambda *types_: (types_[-1](*types_), codegen))
@@ -329,7 +341,7 @@ def first_tile(b: Any, t: int, count: Any, acc: Any) -> Any:
 @_tile_operation
 def scale_tile(b: Any, t: int, p: Any, s: Any, acc: Any) -> Any:
     """acc[t] + p[t] * s for a tile p of floats or ints."""
-    return fused(b, p if p.type == VF else b.sitofp(p, VF), s, acc)
+    return fused(b, p if p.type == acc.type else b.sitofp(p, acc.type), s, acc)
 
 
 @_tile_operation
@@ -504,7 +516,7 @@ tile_width = make_intrinsic(_tile_width, 1, _tile_width)
 
 def _add_neighbours(acc: Any) -> Any:
     """A tile of half as many vectors of floats: 0 + 1, 2 + 3, to the end."""
-    made = Tile(floats, acc.n // 2)
+    made = Tile(acc.vector, acc.n // 2)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         sums = ir.Constant(made.llvm, ir.Undefined)
@@ -553,12 +565,13 @@ store_tile = make_intrinsic(_store_tile, 4, _store_tile)
 
 def _load_tile(address: Any, like: Any) -> Any:
     """A tile of floats whose vectors follow one another in memory, as many as `like` has."""
+    vector = like.vector.llvm
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         acc = ir.Constant(like.llvm, ir.Undefined)
         for t in range(like.n):
-            at = b.add(args[0], ir.Constant(i64, 4 * LANES * t))
-            acc = b.insert_value(acc, read_from(b, at, VF), t)
+            at = b.add(args[0], ir.Constant(i64, 4 * vector.count * t))
+            acc = b.insert_value(acc, read_from(b, at, vector), t)
         return acc
 
     return like(address, like), codegen
@@ -567,11 +580,32 @@ def _load_tile(address: Any, like: Any) -> Any:
 load_tile = make_intrinsic(_load_tile, 2, _load_tile)
 
 
+def part_of(parts: int) -> Vector:
+    """The kind of vector that is one of so many parts of 32 lanes of floats."""
+    return floats if parts == 1 else Vector(f"floats{LANES // parts}", f32, LANES // parts)
+
+
+def store_parts(parts: int, size: int) -> Any:
+    """An intrinsic (address, v): the parts of v to addresses `size` bytes apart."""
+
+    def in_parts(b: Any, address: Any, v: Any) -> Any:
+        for i, piece in enumerate(pieces_of(b, v, LANES // parts) if parts > 1 else [v]):
+            write_to(b, b.add(address, ir.Constant(i64, size * i)), piece)
+
+    return operation(types.void, intp, floats)(in_parts)
+
+
+def load_part(parts: int) -> Any:
+    """An intrinsic (address): one part's vector."""
+    part = part_of(parts)
+    return operation(part, intp)(lambda b, address: read_from(b, address, part.llvm))
+
+
 def zero_tile(vector: Vector, n: int) -> Any:
     """An intrinsic without arguments that gives a tile of n zero vectors."""
     tile = Tile(vector, n)
 
     def zeros(b: Any) -> Any:
-        return ir.Constant(tile.llvm, [ZERO[vector]] * n)
+        return ir.Constant(tile.llvm, [ir.Constant(vector.llvm, [0] * vector.llvm.count)] * n)
 
     return operation(tile)(zeros)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ..machine.codegen import LANES
 from ..machine.kernel import helper
-from ..machine.simd import absolute, as_f32, as_i32, fma, load_i32, mask, splat_f32, store_f32, where_less
+from ..machine.simd import absolute, as_f32, as_i32, fma, load_i32, mask, splat_f32, where_less
 from ..machine.tiles import add_tile, code4, code8, fma_tile, tile_width
 from .form import Products
-from .product import VECTOR, columns_many, fetch_ahead, kernels
+from .product import PART, VECTOR, columns_many, fetch_ahead, kernels, store_all
 
 CHAIN = 32  # columns that are summed before they meet the others; a group is a number of them
 COLUMN = LANES // 8  # bytes of a column of a row block, for each bit of a code
@@ -124,9 +124,9 @@ def fill_group_values(shared, value, bits, header, w, size, k, width, K, panel):
         for _ in range(bits):
             words = load_i32(at)
             for i in range(per_word):
-                store_f32(panel + i * VECTOR, value(words, i, group))
+                store_all(panel + i * PART, value(words, i, group))
             at += VECTOR
-            panel += per_word * VECTOR
+            panel += per_word * PART
 
 
 def grouped(form: str, name: str, shared: Any, value: Any, bits: int, header: int) -> Products:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..machine.codegen import floats
 from ..machine.kernel import helper
 from ..machine.neon import dot4_high_tile, dot4_low_tile, scaled_group_tile
 from ..machine.paths import SET
@@ -39,11 +40,14 @@ from ..machine.tiles import (
     spread_tile,
     start_tile,
     tile_width,
+    zero_tile,
     zeros_like,
 )
 from .form import Integer, Products
-from .product import ABREAST, PIECE, TILE, VECTOR, fetch_ahead, kernels, many
+from .product import ABREAST, PIECE, VECTOR, fetch_ahead, kernels
 
+TILE = SET.tile
+many = zero_tile(floats, TILE)
 GROUPS = PIECE // 32  # of a panel, where blocks are of 32
 
 
@@ -293,7 +297,7 @@ def blocks_of_32(
         def many(panel, x, k, width, K, acc):
             return q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc)
 
-        return kernels(form, precision, one, fill, many, halves)
+        return kernels(form, precision, one, fill, many, TILE, 1, halves)
 
     return Integer(int8=products("int8", 1, meet_stored), int16=products("int16", 2, meet_counted))
 
@@ -328,4 +332,5 @@ def blocks_of_256(
     def many(panel, x, k, width, K, acc):
         return q8_k_many(group, minima, quads, power, panel, x, k, K, acc)
 
-    return Integer(int8=kernels(form, "int8", one, fill, many), int16=kernels(form, "int16", one, fill, many, halves=2))
+    of_bytes, of_words = (kernels(form, f"int{8 * n}", one, fill, many, TILE, 1, halves=n) for n in (1, 2))
+    return Integer(int8=of_bytes, int16=of_words)

@@ -13,11 +13,10 @@ from .....quant.tensor import QTensor, format_of
 from ..machine.codegen import LANES
 from ..machine.kernel import BARRIER, Kernel, at, rows_of, share
 from ..machine.replay import Jobs
-from . import product, quantize
+from . import integer, product, quantize
 from .form import Form
 from .packed import Packed, pack
 
-WIDTHS = 1, product.FEW, product.TILE  # tokens of a tile where there is one, where there are few, or many
 FEW = 8  # up to so many, weights are read from memory no slower than they are used
 
 
@@ -46,6 +45,11 @@ class Layout:
     products: str
     halves: int = 1
     summed: int = product.SUMMED
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Tokens of a tile, or their halves, where there is one, where there are few, or many."""
+        return 1, product.FEW, product.TILE if self.block == 1 else integer.TILE
 
     def tile_size(self, K: int, tile: int) -> int:
         if self.block == 1:
@@ -89,7 +93,8 @@ def linear(to: Jobs, x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]
     """x W^T, [T, O]: x is laid out as the parts want it, then all parts are computed side by side."""
     T, K = x_TI.shape
     which = 0 if T == 1 else 1 if T <= FEW else 2
-    y = to.empty(-(-T // WIDTHS[which]) * WIDTHS[which], w.rows)
+    rows = max(-(-T // n) * n for n in (p.widths[which] for p in LAYOUTS.values()))
+    y = to.empty(rows, w.rows)
     laid_out: dict[str, tuple[NDArray[np.uint8], int, int]] = {}
     before: list[list[int]] = []
     jobs: list[list[int]] = []
@@ -98,7 +103,7 @@ def linear(to: Jobs, x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]
         name = activations(p.form, w.precision)
         layout = LAYOUTS[name]
         if name not in laid_out:
-            tile = max(WIDTHS[which], layout.halves)
+            tile = max(layout.widths[which], layout.halves)
             per, size = tile // layout.halves, layout.tile_size(K, tile)
             tiles = -(-T // per)
             x = to.empty(tiles * size, dtype=np.uint8)
@@ -110,7 +115,7 @@ def linear(to: Jobs, x_TI: NDArray[np.float32], w: Stack) -> NDArray[np.float32]
         blocks = -(-p.rows // LANES)
         arguments = (at(p.data), p.size, at(x), size, at(y) + 4 * start, y.strides[0], p.rows, K, tiles)
         # Where a chunk begins, no weights have been asked for ahead. That costs one token a microsecond.
-        how = {"shrink": which < 2, "barrier": False, "weights": (at(p.data), p.data.size)}
+        how = {"shrink": True, "barrier": False, "weights": (at(p.data), p.data.size)}
         jobs.append(kernel.job(blocks, share(blocks), *arguments, **how))
         start += p.rows
     before[-1][BARRIER] = jobs[-1][BARRIER] = True

@@ -3,8 +3,9 @@
 Weight rows lie in vector lanes: 32 rows of a packed matrix are one row block, and an output's additions run along k
 in one order, whatever the number of tokens, threads or lanes. For one token, and for few, FEW at a time, weights are
 decoded on their way to the sums. For many, a piece of a row block is decoded once into a panel in the cache, and the
-tokens pass over it, TILE at a time; sums wait in memory between pieces. A tile of x is one piece of memory, written by
-`lay_out` here or in quantize.py.
+tokens pass over it, TILE at a time; sums wait in memory between pieces, and the same columns of ROWS row blocks come
+one after the other, so that x comes from the second-level cache for all but the first. A tile of x is one piece of
+memory, written by `lay_out` here or in quantize.py.
 """
 
 from __future__ import annotations
@@ -17,18 +18,33 @@ from ..machine.codegen import LANES, floats
 from ..machine.kernel import Kernel, helper, specialise
 from ..machine.paths import SET
 from ..machine.simd import get_f32, load_f32, load_f32_first, scratch, set_f32, store_f32, total
-from ..machine.tiles import add_neighbours, add_tile, fma_tile, load_tile, scale_tile, store_tile, tile_width, zero_tile
+from ..machine.tiles import (
+    add_neighbours,
+    add_tile,
+    fma_tile,
+    load_part,
+    load_tile,
+    part_of,
+    scale_tile,
+    store_parts,
+    store_tile,
+    tile_width,
+    zero_tile,
+)
 from ..machine.work import fetch
 from .form import Products
 
-TILE, FEW, ABREAST = SET.tile, SET.few, SET.abreast
+TILE, FEW, ABREAST, PARTS = SET.tile_f32, SET.few, SET.abreast, SET.parts
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
+ROWS = 4  # row blocks that a piece of x is in the cache for: the sums of more would take its place
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
 AHEAD = 8192  # bytes: more than a block of any format, within which the order of reading is the format's own
 
-one, many = zero_tile(floats, 1), zero_tile(floats, TILE)
-panel_memory, sums_memory = scratch((PIECE + 64) * VECTOR), scratch(TILES * TILE * VECTOR)
+PART, PANEL = VECTOR // PARTS, (PIECE + 64) * VECTOR // PARTS  # bytes: of a vector, and of a panel
+one, many = zero_tile(floats, 1), zero_tile(part_of(PARTS), TILE)
+load_own, store_all = load_part(PARTS), store_parts(PARTS, PANEL)
+panel_memory, sums_memory = scratch(PARTS * PANEL), scratch(ROWS * TILES * max(TILE, SET.tile) * VECTOR)
 OUT = TILE  # tokens of a tile
 block: Any = None  # `kernels` puts a format's own in the place of these four
 fill: Any = None
@@ -47,24 +63,27 @@ def product_few(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
 
 
 def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
-    """The same where so many tokens come that decoding of its own pays."""
+    """The same where so many tokens come that decoding of its own pays. They pass over each part's panel by itself."""
     panel, sums = panel_memory(), sums_memory()
-    for r in range(first, last):
+    for start in range(first, last, ROWS):
         for i in range(0, tiles, TILES):
             here = min(TILES, tiles - i)
             for k in range(0, K, PIECE):
                 width = min(PIECE, K - k)
-                fill(w + r * size, size, k, width, K, panel)
-                for j in range(here):
-                    at = sums + j * TILE * VECTOR
-                    acc = many()
-                    if k:
-                        acc = load_tile(at, acc)
-                    acc = pass_over(panel, x + (i + j) * x_size, k, width, K, acc)
-                    if k + PIECE < K:
-                        store_tile(at, VECTOR, acc, LANES)
-                    else:
-                        store_tile(y + (i + j) * OUT * stride + r * VECTOR, stride, finish(acc), rows - r * LANES)
+                for r in range(start, min(start + ROWS, last)):
+                    fill(w + r * size, size, k, width, K, panel)
+                    for part in range(PARTS):
+                        for j in range(here):
+                            at = sums + (((r - start) * PARTS + part) * TILES + j) * TILE * PART
+                            acc = many()
+                            if k:
+                                acc = load_tile(at, acc)
+                            acc = pass_over(panel + part * PANEL, x + (i + j) * x_size, k, width, K, acc)
+                            if k + PIECE < K:
+                                store_tile(at, PART, acc, LANES)
+                            else:
+                                to = y + (i + j) * OUT * stride + r * VECTOR + part * PART
+                                store_tile(to, stride, finish(acc), rows - r * LANES - part * (LANES // PARTS))
 
 
 @helper
@@ -72,20 +91,38 @@ def as_it_is(acc):
     return acc
 
 
-def kernels(form: str, name: str, block: Any, fill: Any, pass_over: Any, halves: int = 1) -> Products:
+def kernels(
+    form: str,
+    name: str,
+    block: Any,
+    fill: Any,
+    pass_over: Any,
+    tile: int = TILE,
+    parts: int = PARTS,
+    halves: int = 1,
+) -> Products:
     """The product kernels of a format, for one token, for few and for many.
 
     block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, size, k, width, K, panel): its
-    columns k to k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile. halves:
-    vectors of a tile that make one token, their sum.
+    columns k to k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile, of
+    `tile` vectors of 32 / parts lanes. halves: vectors of a tile that make one token, their sum.
     """
     finish = as_it_is if halves == 1 else add_neighbours
-    one, few, out = zero_tile(floats, halves), zero_tile(floats, FEW), TILE // halves
+    one, few = zero_tile(floats, halves), zero_tile(floats, FEW)
     own: dict[str, Any] = {"__name__": form, "block": block, "finish": finish}
+    of_many = {"many": zero_tile(part_of(parts), tile), "TILE": tile, "PARTS": parts, "PART": VECTOR // parts}
     return (
         specialise(product_few, f"{name}_one", one=one, OUT=1, **own),
         specialise(product_few, f"{name}_few", one=few, OUT=FEW // halves, **own),
-        specialise(product_many, f"{name}_many", __name__=form, fill=fill, pass_over=pass_over, finish=finish, OUT=out),
+        specialise(
+            product_many,
+            f"{name}_many",
+            fill=fill,
+            pass_over=pass_over,
+            OUT=tile // halves,
+            **of_many,
+            **own,
+        ),
     )
 
 
@@ -183,31 +220,31 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
 @helper
 def fill_values(codes, value, scale, rest, quads, w, k, width, panel):
     """Columns k..k + width of a row block: the codes' values, column by column, then each group's scale and rest."""
-    scales = panel + PIECE * VECTOR
+    scales = panel + PIECE * PART
     first = k // (4 * quads)
     for g in range(width // (4 * quads)):
         for quad in range(quads):
             c = codes(w, first + g, quad)
             for byte in range(4):
-                store_f32(panel + ((g * quads + quad) * 4 + byte) * VECTOR, value(c, byte))
-        store_f32(scales + 2 * g * VECTOR, scale(w, first + g))
+                store_all(panel + ((g * quads + quad) * 4 + byte) * PART, value(c, byte))
+        store_all(scales + 2 * g * PART, scale(w, first + g))
         if rest is not None:
-            store_f32(scales + (2 * g + 1) * VECTOR, rest(w, first + g))
+            store_all(scales + (2 * g + 1) * PART, rest(w, first + g))
 
 
 @helper
 def values_many(rest, quads, panel, x, k, width, K, acc):
     """acc and a panel of fill_values times a tile of float32: the chains that codes_one has."""
-    scales = panel + PIECE * VECTOR
+    scales = panel + PIECE * PART
     sums = x + (K + k // (4 * quads)) * TILE * 4
     x += k * TILE * 4
     for g in range(width // (4 * quads)):
         p = many()
         for c in range(g * 4 * quads, (g + 1) * 4 * quads):
-            p = fma_tile(load_f32(panel + c * VECTOR), x + c * TILE * 4, p)
-        acc = scale_tile(p, load_f32(scales + 2 * g * VECTOR), acc)
+            p = fma_tile(load_own(panel + c * PART), x + c * TILE * 4, p)
+        acc = scale_tile(p, load_own(scales + 2 * g * PART), acc)
         if rest is not None:
-            acc = fma_tile(load_f32(scales + (2 * g + 1) * VECTOR), sums + g * TILE * 4, acc)
+            acc = fma_tile(load_own(scales + (2 * g + 1) * PART), sums + g * TILE * 4, acc)
     return acc
 
 
@@ -254,7 +291,7 @@ def columns_one(column, w, size, x, K, zero):
 @helper
 def fill_columns(column, w, k, width, panel):
     for c in range(width):
-        store_f32(panel + c * VECTOR, column(w, k + c))
+        store_all(panel + c * PART, column(w, k + c))
 
 
 @helper
@@ -263,7 +300,7 @@ def columns_many(panel, x, k, width, K, acc):
     for g in range(0, width, 32):
         p = many()
         for c in range(g, min(g + 32, width)):
-            p = fma_tile(load_f32(panel + c * VECTOR), x + c * TILE * 4, p)
+            p = fma_tile(load_own(panel + c * PART), x + c * TILE * 4, p)
         acc = add_tile(p, acc)
     return acc
 
