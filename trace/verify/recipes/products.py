@@ -135,6 +135,11 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
     return span if made is None or made.both is None else span.map(made.both.round)
 
 
+def in_float64(x_TI: Array, w: FileMatrix) -> Array:
+    """x W^T, [T, O], with the file's weights in float64: `plain_product`'s middle where nothing is rounded first."""
+    return np.concatenate(each(lambda cut: x_TI @ w.rows(*cut).astype(np.float64).T, w.cuts(len(x_TI))), 1)
+
+
 def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | None]:
     """The activations as the product uses them; for Q8_1 also what its separately rounded block sums add, per block."""
     kind = r.operand(weight_format)
