@@ -107,6 +107,9 @@ class Stage:
     ggml: tuple[tuple[Node, ...], ...]
     unless_ggml: str
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     @property
     def letters(self) -> tuple[str, ...]:
         return tuple(self.shape.split())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -69,8 +70,15 @@ def rounded_to(kind: str, got: Any) -> Float | None:
 
 def choices(spots: Sequence[Spot], result: Float, votes: Votes) -> dict[str, list[Any]]:
     """For each fact that bears on these stages, if the first is stored so: its values, the likeliest first."""
+    offered = _offered(tuple(stage for _, stage in spots), result)
+    if not votes:
+        return {field: list(values) for field, values in offered.items()}
+    return {field: sorted(values, key=lambda v: -votes[field, v]) for field, values in offered.items()}
+
+
+@lru_cache(1024)
+def _offered(stages: tuple[Stage, ...], result: Float) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    stages = [stage for _, stage in spots]
     for fact in FACTS:
         if fact.field == "fused":
             sets = {NONE: None}
@@ -81,7 +89,7 @@ def choices(spots: Sequence[Spot], result: Float, votes: Votes) -> dict[str, lis
         else:
             values = list(dict.fromkeys(v for stage in stages for v in fact.values(stage, result)))
         if values and values != [NONE]:
-            found[fact.field] = sorted(values, key=lambda v, field=fact.field: -votes[field, v])  # type: ignore[misc]
+            found[fact.field] = values
     return found
 
 

@@ -29,7 +29,7 @@ class Evidence:
     tokens: ids by absolute position, None where neither manifest nor embedding told them.
     rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes. formats: see
     stored_as.
-    rows: the positions of each phase.
+    rows: the positions of each phase. held: see matrices.
     distrusted: files that a later stage was found not to have been computed from; they count as missing.
     """
 
@@ -41,6 +41,7 @@ class Evidence:
     codes: dict[Any, int | str] = field(default_factory=dict)
     formats: dict[tuple[str, str], Float] = field(default_factory=dict)
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    held: dict[tuple[int | None, str], list[FileMatrix]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for phase in self.phases:
@@ -137,6 +138,12 @@ class Evidence:
 
     def matrices(self, layer: int | None, name: str) -> list[FileMatrix]:
         """The matrices of a product stage, in the order of its columns."""
+        key = layer, name
+        if key not in self.held:
+            self.held[key] = self._matrices(layer, name)
+        return self.held[key]
+
+    def _matrices(self, layer: int | None, name: str) -> list[FileMatrix]:
         stage = self.stage(name)
         tensors = parts(getattr(self.weights if layer is None else self.weights.layers[layer], stage.weight or ""))
         return [matrix_of(p) for p in (tensors if stage.part is None else tensors[stage.part : stage.part + 1])]

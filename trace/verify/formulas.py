@@ -18,10 +18,10 @@ from .recipes import flash, ggml_flash, operations
 from .recipes.facts.fused import PRODUCT
 from .recipes.facts.mixing import GGML
 from .recipes.matrix import FileMatrix
-from .recipes.products import added, operand, product, summation
+from .recipes.products import added, in_float64, operand, product, summation
 from .recipes.recipe import Recipe
 from .recipes.scaled import WHOLE
-from .span import Array, Span, joined
+from .span import FLOAT32, Array, Span, joined
 
 PRODUCTS, ROPE, ATTENTION = of_kind("product"), of_kind("rotation"), of_kind("scores", "mix")
 WITHIN = of_kind("scores", "soft-max")  # attention in one piece holds neither
@@ -142,6 +142,17 @@ def product_of(s: Inputs) -> Span:
         return linear(s, flat(input_of(s)))
     x = s.input_of_all() if s.recipe.quantiser in WHOLE else flat(input_of(s))
     return linear(s, x, rows=slice(-1, None)).shaped(lambda v: v[0])
+
+
+def product_in_float64(s: Inputs) -> Array | None:
+    """The product of a stage's inputs with the file's weights, as float32 numbers, without what rounding may make of
+    it: half of the work. None where adapters are added."""
+    x, matrices = flat(input_of(s)).mid, s.matrices()
+    if any(m.adapters for m in matrices):
+        return None
+    if s.evidence.stage(s.stage).positions == "all":
+        return FLOAT32.round(np.concatenate([in_float64(x, m) for m in matrices], 1))
+    return FLOAT32.round(np.concatenate([in_float64(x[-1:], m) for m in matrices], 1))[0]
 
 
 def bias_of(s: Inputs) -> Span:

@@ -17,7 +17,7 @@ from .evidence import Evidence
 from .facts import CapturedElsewhere, Key, NextToken, Note, NotFinite, OtherShape, Reason, Recomputed, Unjudgeable
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named
 from .fit import Fit, few_of, fit_of
-from .formulas import flat, input_of
+from .formulas import flat, input_of, product_in_float64
 from .kept import Kept
 from .leaning import MOST, leaning
 from .recipes.facts import fused
@@ -203,8 +203,10 @@ class Judge:
 
     def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
         """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told."""
-        got, span = self.at_few(e, FLOAT32_RECIPE, got, ROWS)
-        return span, fit_of(got, span)
+        site, some = self.site(e, FLOAT32_RECIPE).at_few(got, ROWS)
+        of_file = product_in_float64(site) if e.stage.kind == "product" else None
+        span = shown(some, site.compute() if of_file is None else Span.point(of_file), e)
+        return span, fit_of(some, span)
 
     def overflow(self, e: Entry, got: NDArray[np.float32], recipe: Recipe) -> str | None:
         """What a stage of finite inputs that is not finite would be, in float32; None for another reason.
@@ -258,7 +260,8 @@ class Judge:
         tried, shown_here = self.fits.setdefault(e.key, {}), self.shows(e, recipe)
         if shown_here not in tried:
             try:
-                tried[shown_here] = self.again(e, recipe)[2]
+                few = self.glimpsed(e, recipe, self.evidence.values(e)) if len(self.involved(e)) == 1 else None
+                tried[shown_here] = few if few is not None and few.outside else self.again(e, recipe)[2]
             except Unjudgeable:
                 return None
         fit = tried[shown_here]

@@ -7,11 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
+import numpy as np
+
 from ...cores import cores
 
 X = TypeVar("X")
 Y = TypeVar("Y")
 THREADS = 4  # at most: each holds a piece, and what is made of it
+KEPT = (32 << 20) - (1 << 16)  # bytes of an array: glibc learns from none that is larger than 32 MiB
+
+
+def keep_pages() -> None:
+    """Has malloc keep the pages of arrays that are freed: all that is judged makes and frees arrays of a few sizes.
+
+    glibc hands what is larger than a threshold back to the system, which zeroes each page for whoever asks next: it was
+    a third of the time. The threshold grows to the largest array that was freed so (mallopt(3), M_MMAP_THRESHOLD), so
+    one is made that nobody writes to. Another malloc does as it likes.
+    """
+    np.empty(KEPT, np.uint8)
 
 
 def each(f: Callable[[X], Y], pieces: Sequence[X]) -> list[Y]:

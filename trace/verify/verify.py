@@ -22,6 +22,7 @@ from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, OtherModel
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .formulas import PRODUCTS, ROPE, as_heads
 from .judge import Judge
+from .parallel import keep_pages
 from .recipes.rope import fitted
 from .review import review
 from .span import Span
@@ -42,6 +43,7 @@ def verify(
     check_shape(dump, weights)
     if against is not None:
         check_shape(dump, against)
+    keep_pages()
     evidence = Evidence(dump, weights)
     evidence.tokens, told_of_ids = known_tokens(evidence)
     remarks = [

@@ -13,7 +13,8 @@ from ....quant.format import Format
 from ....quant.tensor import QTensor, dequantize, format_of, take
 from ..span import Array
 
-SLAB = 1 << 18  # weights decoded at a time
+SLAB = 1 << 17  # weights decoded at a time, so that what is made of them stays in a core's own cache
+ROWS, SLABS = 32, 8  # positions beyond which a slab is larger, since they are read again for each; times, at most
 
 Blocks = NDArray[np.void]  # [rows, blocks], each a record of its Format's fields
 
@@ -75,10 +76,10 @@ class FileMatrix:
         for start, stop in self.cuts():
             yield start, self.rows(start, stop)
 
-    def cuts(self) -> list[tuple[int, int]]:
-        """First row, and the row after the last, of each slab."""
+    def cuts(self, positions: int = 1) -> list[tuple[int, int]]:
+        """First row, and the row after the last, of each slab, for a product with so many positions."""
         O, I = self.shape
-        step = max(1, SLAB // I)
+        step = max(1, SLAB * min(SLABS, max(1, positions // ROWS)) // I)
         return [(start, min(start + step, O)) for start in range(0, O, step)]
 
     def rebuilt(self, f: Callable[[Blocks], Blocks], start: int = 0, stop: int | None = None) -> FileMatrix:

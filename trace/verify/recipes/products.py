@@ -95,6 +95,9 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
     as_it_is = r.weights is None or r.operand(w.format) in KINDS
     square_TI = np.square(x_TI)
     rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
+    sums_TB, square_sums_TB = x_TI[:, :0], x_TI[:, :0]
+    if w.facts.minimum is not None or extra_TB is not None:
+        sums_TB, square_sums_TB = (group_sums(v, w.facts.group) for v in (x_TI, square_TI))
 
     def part(cut: tuple[int, int]) -> tuple[Array, Array]:
         start, stop = cut
@@ -113,9 +116,9 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
         if m_OB is None and extra_TB is not None:  # an offset, which is the same in each group but for its scale
             m_OB = w.constants(start, stop)[:, :: w.facts.group].astype(np.float64)
         if m_OB is not None:
-            apart_TO = group_sums(x_TI, w.facts.group) @ m_OB.T
+            apart_TO = sums_TB @ m_OB.T
             size_TO = np.square(y_TO - apart_TO) + np.square(apart_TO)
-            squares_TO = 2 * squares_TO + 3 * (group_sums(square_TI, w.facts.group) @ np.square(m_OB).T)
+            squares_TO = 2 * squares_TO + 3 * (square_sums_TB @ np.square(m_OB).T)
             if extra_TB is not None:
                 y_TO += extra_TB @ m_OB.T
         radius_TO = summation(w.shape[1], size_TO, squares_TO, kept=r.sums)
@@ -127,10 +130,14 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
             radius_TO += np.abs(x_TI) @ unsure_OI.T
         return y_TO, radius_TO
 
-    # Parts are kept to the end: where nothing stays of a slab, malloc gives its pages back, and asks for them again.
-    y, radius = (np.concatenate(parts, 1) for parts in zip(*each(part, w.cuts()), strict=True))
+    y, radius = (np.concatenate(parts, 1) for parts in zip(*each(part, w.cuts(len(x_TI))), strict=True))
     span = Span(y, y - radius, np.add(y, radius, out=radius))
     return span if made is None or made.both is None else span.map(made.both.round)
+
+
+def in_float64(x_TI: Array, w: FileMatrix) -> Array:
+    """x W^T, [T, O], with the file's weights in float64: `plain_product`'s middle where nothing is rounded first."""
+    return np.concatenate(each(lambda cut: x_TI @ w.rows(*cut).astype(np.float64).T, w.cuts(len(x_TI))), 1)
 
 
 def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | None]:
