@@ -30,6 +30,7 @@ class Evidence:
     rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes. formats: see
     stored_as.
     rows: the positions of each phase.
+    batch: the other prompts of a batch, by row, as far as they were asked for (hypotheses/batch.py).
     distrusted: files that a later stage was found not to have been computed from; they count as missing.
     """
 
@@ -41,6 +42,7 @@ class Evidence:
     codes: dict[Any, int | str] = field(default_factory=dict)
     formats: dict[tuple[str, str], Float] = field(default_factory=dict)
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    batch: dict[int, Evidence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for phase in self.phases:
