@@ -159,6 +159,14 @@ def _(run: Run, y: A) -> A:
     return np.concatenate([run.kernels.rms_norm(h.copy(), g, run.config.rms_norm_eps) for h, g in parts], 1)
 
 
+@plant("norm-count", *NORMS)
+def _(run: Run, y: A) -> A:
+    """The sum of squares, not their mean."""
+    x, gain = norm_input(run, y)
+    scale = f32(1) / np.sqrt(np.square(x).sum(-1, keepdims=True, dtype=f32) + f32(run.config.rms_norm_eps))
+    return run.kernels.mul(tail(run, x * scale), np.broadcast_to(tail(run, gain), x.shape).copy())
+
+
 @plant("norm-short", "attn_norm")
 def _(run: Run, y: A) -> A:
     """Every step of it rounded to the engine's own 16 bits, or to half; the mean's sum is in float32."""
@@ -264,6 +272,27 @@ def _(run: Run, y: A) -> A:
 @plant("gate-up-swapped-up", "ffn_up", named="gate-up-swapped")
 def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("ffn_norm"), half_of(run, 0))
+
+
+@plant("gate-up-order", "ffn_gate")
+def _(run: Run, y: A) -> A:
+    """Two halves, read as if gate and up stood one after the other."""
+    both = [run.kernels.linear(run.get("ffn_norm"), half_of(run, part)) for part in (0, 1)]
+    return np.ascontiguousarray(np.concatenate(both, 1)[:, 0::2])
+
+
+@plant("gate-up-order-up", "ffn_up", named="gate-up-order")
+def _(run: Run, y: A) -> A:
+    both = np.stack([run.kernels.linear(run.get("ffn_norm"), half_of(run, part)) for part in (0, 1)], -1)
+    return np.ascontiguousarray(both.reshape(len(y), -1)[:, y.shape[1] :])
+
+
+@plant("inputs-left-out", "ffn_out")
+def _(run: Run, y: A) -> A:
+    """The last tile of the sum is not read."""
+    x = run.get("ffn_swigl").copy()
+    x[:, -32:] = 0
+    return run.kernels.linear(x, layer(run).ffn_down)
 
 
 @plant("qkv-order", "qkv_matmul")
@@ -531,6 +560,84 @@ def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T, to_bfloat16(run.weights.inv_freq_h))
 
 
+def table(run: Run) -> A:
+    return (run.pos_T.astype(f32)[:, None] * run.weights.inv_freq_h).astype(f32)
+
+
+def by_tables(run: Run, x: A, angle: A, other: A) -> A:
+    """x cos + other sin, each angle of a channel of its own [T, H], by the engine's own operations."""
+    cos, sin = (np.broadcast_to(tail(run, f(angle))[:, None], x.shape).copy() for f in (np.cos, np.sin))
+    return run.kernels.add(run.kernels.mul(x, cos), run.kernels.mul(other, sin))
+
+
+def other_half(x: A) -> A:
+    a, b = np.split(x, 2, -1)
+    return np.concatenate([-b, a], -1)
+
+
+@plant("rope-tables", *ROPE, engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """c0 c0 c1 c1 ..., where heads are turned by halves."""
+    x = unrotated(run, y)
+    return by_tables(run, x, np.repeat(table(run), 2, 1), other_half(x))
+
+
+@plant("rope-tables-of-halves", *ROPE, named="rope-tables", engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """c0 c1 ... c0 c1 ..., where adjacent pairs are turned."""
+    x = unrotated(run, y)
+    pairs = x.reshape(*x.shape[:2], -1, 2)
+    neighbour = np.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(x.shape)
+    return by_tables(run, x, np.concatenate([table(run)] * 2, 1), neighbour)
+
+
+@plant("rope-partial-channels", *ROPE, named="rope-partial", engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """Half of the channels, as heads of half the size: partial_rotary_factor 0.5."""
+    x, n = unrotated(run, y), run.config.head_dim // 2
+    inv_freq = (1 / (1e6 ** (np.arange(n // 2) / (n // 2))).astype(f32)).astype(f32)
+    first = run.kernels.rope(np.ascontiguousarray(x[..., :n]), run.pos_T, inv_freq)
+    return np.concatenate([first, x[..., n:]], -1)
+
+
+@plant("rope-formula", *ROPE, engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """float2's .x and .y taken for each other."""
+    x = unrotated(run, y)
+    return by_tables(run, x, f32(np.pi / 2) - np.concatenate([table(run)] * 2, 1), other_half(x))
+
+
+@plant("rope-formula-sign", *ROPE, named="rope-formula", engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """rotate_half without its minus."""
+    x = unrotated(run, y)
+    return by_tables(run, x, np.concatenate([table(run)] * 2, 1), np.concatenate(np.split(x, 2, -1)[::-1], -1))
+
+
+@plant("rope-formula-in-place", *ROPE, named="rope-formula", engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """The first of a pair is overwritten before the second is computed."""
+    x, h = unrotated(run, y), run.config.head_dim // 2
+    half = by_tables(run, x, np.concatenate([table(run)] * 2, 1), other_half(x))[..., :h]
+    x = np.concatenate([half, x[..., h:]], -1)
+    return np.concatenate([half, by_tables(run, x, np.concatenate([table(run)] * 2, 1), other_half(x))[..., h:]], -1)
+
+
+@plant("rope-angles", *ROPE, engines=(*OWN, *HF))
+def _(run: Run, y: A) -> A:
+    """Autocast: positions times frequencies is a product, and products are of 16 bits."""
+    x = unrotated(run, y)
+    return by_tables(run, x, np.concatenate([to_bfloat16(table(run))] * 2, 1), other_half(x))
+
+
+@plant("rope-then-bias", *ROPE, named="rope-before-bias")
+def _(run: Run, y: A) -> A:
+    q, k, _ = split_heads(run, run.get("qkv_matmul"))
+    own = next(part for part in split_heads(run, layer(run).qkv_bias_E[None]) if part.shape[1] == y.shape[1])
+    turned = run.kernels.rope(q if y.shape[1] == q.shape[1] else k, run.pos_T, run.weights.inv_freq_h)
+    return run.kernels.add(turned, np.broadcast_to(own, turned.shape).copy())
+
+
 @plant("rope-before-bias", *ROPE)
 def _(run: Run, y: A) -> A:
     q, k, _ = split_heads(run, run.get("qkv_matmul"))
@@ -640,6 +747,11 @@ def _(run: Run, y: A) -> A:
 def _(run: Run, y: A) -> A:
     q, _, _ = split_heads(run, run.get("qkv_bias"))
     return run.kernels.attn_scores(q, keys(run), run.pos_T)
+
+
+@plant("keys-are", "attn_scores")
+def _(run: Run, y: A) -> A:
+    return run.kernels.attn_scores(run.get("q_post_rope"), values(run), run.pos_T)
 
 
 @plant("cache-stale", "attn_scores", step=True)
@@ -753,6 +865,16 @@ def _(run: Run, y: A) -> A:
 @plant("softmax-temperature", "attn_softmax")
 def _(run: Run, y: A) -> A:
     return free_softmax(run, run.get("attn_scores") / f32(np.sqrt(run.config.head_dim)), -1, seen(run, y))
+
+
+@plant("softmax-short", "attn_softmax")
+def _(run: Run, y: A) -> A:
+    """Every step rounded to the engine's own 16 bits, or to half; the sum is in float32."""
+    scores = run.get("attn_scores")
+    r = to_bfloat16 if np.array_equal(to_bfloat16(scores), scores) else to_float16
+    x = r(np.where(seen(run, y), scores, -np.inf))
+    e = r(np.exp(r(x - x.max(-1, keepdims=True))))
+    return r(e / r(e.sum(-1, keepdims=True, dtype=f32)))
 
 
 @plant("values-before-bias", "attention")

@@ -72,6 +72,7 @@ class Dump:
     sizes: the model's sizes by shape letter; None where neither the manifest nor the caller knows them.
     entries: in order of execution. ignored: .bin files of a dump without a manifest whose names are no stage's.
     missing: files that the manifest lists and that are not there. notes: what is to be said of how it was read.
+    beside: of a batch, what opens each of its other prompts, by row; that raises BadInput where it cannot be read.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class Dump:
     ignored: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    beside: Mapping[int, Callable[[], Dump]] = field(default_factory=dict, repr=False, compare=False)
     _by_key: Mapping[Key, Entry] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ...engine.files.mapped import read_head
@@ -83,7 +84,17 @@ def open_dump(
     if sizes is None:
         raise BadInput(f"{path}: the sizes of the model are needed to tell heads from columns; give the model with -m")
     dump, how = assembled(source, sizes, layers, asked, stages)
-    return replace(dump, notes=tuple(notes(how)))
+    row, of = how.rows[0].sequence
+    others = {r: replace(asked, row=r, tokens=None) for r in range(of) if r != row}
+    beside = {r: partial(_prompt, source, sizes, layers, other, stages) for r, other in others.items()}
+    return replace(dump, notes=tuple(notes(how)), beside=beside)
+
+
+def _prompt(
+    source: Arrays, sizes: Mapping[str, int], layers: int | None, asked: Asked, stages: Mapping[str, Stage] | None
+) -> Dump:
+    """Another prompt of a batch. Raises BadInput."""
+    return assembled(source, sizes, layers, asked, stages)[0]
 
 
 def notes(how: Assembly) -> list[str]:

@@ -95,12 +95,18 @@ def _offered(stages: tuple[Stage, ...], result: Float) -> dict[str, list[Any]]:
 
 def candidates(spots: Sequence[Spot], stored: Float, votes: Votes, told: bool = False) -> Iterator[Recipe]:
     """The arithmetics that a stage with such values may have, the likeliest first; those whose span is wide, which may
-    explain anything, after all others. told: whether the values tell by themselves how they were stored."""
+    explain anything, after all others. told: whether the values tell by themselves how they were stored: then float32,
+    whose span is wide where much is missing, has to wait for what is near to the likeliest in that format."""
     formats = [FLOAT32] if stored is FLOAT32 else sorted([FLOAT32, stored], key=lambda f: -votes["result", f.name])
-    formats = [stored, FLOAT32] if told else formats
+    late = told and stored is not FLOAT32
+    formats = [stored] if late else formats
     for distance in range(DEVIATIONS + 1):
         if distance == 1:
             yield from whole_engines(spots, formats, votes)
+        if distance == DEVIATIONS and late:
+            formats = [stored, FLOAT32]
+            facts, first = tight(spots, FLOAT32, votes)
+            yield from (r for n in range(distance) for r in deviating(first, facts, n))
         for result in formats:
             facts, first = tight(spots, result, votes)
             yield from deviating(first, facts, distance)

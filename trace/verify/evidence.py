@@ -30,6 +30,7 @@ class Evidence:
     rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes. formats: see
     stored_as.
     rows: the positions of each phase. held: see matrices.
+    batch: the other prompts of a batch, by row, as far as they were asked for (hypotheses/batch.py).
     distrusted: files that a later stage was found not to have been computed from; they count as missing.
     """
 
@@ -42,6 +43,7 @@ class Evidence:
     formats: dict[tuple[str, str], Float] = field(default_factory=dict)
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
     held: dict[tuple[int | None, str], list[FileMatrix]] = field(default_factory=dict)
+    batch: dict[int, Evidence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for phase in self.phases:

@@ -50,7 +50,7 @@ class Judge:
     hopeless: how many stages of a group no arithmetic explained. stages: see `involved`. parts: see by_parts.
     rounded: the format of stages whose values tell it, and which a recipe of that explained. tops: see top.
     kept: see kept.py. fusable: stages that one of this model can take as computed. broken: stages with values that are
-    NaN or infinite, in order of execution.
+    NaN or infinite, in order of execution. rivals: the arithmetic of stages that a mistake explains better (rivals.py).
     """
 
     evidence: Evidence
@@ -63,6 +63,7 @@ class Judge:
     rounded: dict[Key, Float] = field(default_factory=dict)
     tops: dict[tuple[int | None, str], float] = field(default_factory=dict)
     broken: list[Key] = field(default_factory=list)
+    rivals: dict[Key, Recipe] = field(default_factory=dict)
     kept: Kept = field(init=False)
     fusable: frozenset[str] = field(init=False)
 
@@ -246,13 +247,20 @@ class Judge:
         known = self.good.setdefault(self.group(e), [])
         if recipe not in known:
             known.append(recipe)
+        self.votes.update(self._said(e, recipe))
+
+    def forget(self, e: Entry, recipe: Recipe) -> None:
+        """Takes back what was learned of a stage that this recipe does not explain after all."""
+        self.votes.subtract(self._said(e, recipe))
+
+    def _said(self, e: Entry, recipe: Recipe) -> Votes:
         mine = self.shows(e, recipe)
-        facts = choices(self.involved(e), recipe.result, Counter())
-        self.votes["result", recipe.result.name] += 1
-        for name, values in facts.items():
+        said = Votes({("result", recipe.result.name): 1})
+        for name, values in choices(self.involved(e), recipe.result, Counter()).items():
             for value in values:
                 same = value == getattr(recipe, name) or self.shows(e, replace(recipe, **{name: value})) == mine
-                self.votes[name, value] += same
+                said[name, value] += same
+        return said
 
     def explains(self, e: Entry, recipe: Recipe) -> Fit | None:
         """How well a recipe explains a stage, if it does. Where much is missing, the span of float32 may hold what was
@@ -276,6 +284,8 @@ class Judge:
 
     def recipe_of(self, e: Entry) -> Recipe:
         """The arithmetic of a stage's group, as far as it is known."""
+        if e.key in self.rivals:
+            return self.rivals[e.key]
         best = self.good.get(self.group(e))
         if best:
             return best[0]

@@ -15,9 +15,10 @@ from .arithmetic import narrowest, whole_engines
 from .budgets import SHARE, budgets, commonest, kind
 from .engine import ODD
 from .facts import FileWrong, Key, NotAllTried, Unjudgeable, WithoutFile
-from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding
+from .finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Budget, Finding, Named
 from .fit import Fit
-from .hypotheses import adapters
+from .hypotheses import adapters, layers
+from .hypotheses.layers import weights_on
 from .hypotheses.table import explain
 from .judge import Group, Judge
 from .locate import locate
@@ -40,11 +41,12 @@ def review(judge: Judge, findings: Sequence[Finding], engine: Recipe, against: J
         if found is not None:
             seen[key] = found
             wrong.discard(key)
-    known = {key for key in wrong if _adapter(judge, entry(judge, seen[key]), under[key])}
+    known = {key for key in wrong if key in judge.rivals or _adapter(judge, entry(judge, seen[key]), under[key])}
     excused = _noise(judge, [f for f in seen.values() if f.key not in known], under, engine)
     wrong -= excused.keys()
     seen |= excused
     seen |= _named(judge, [f for f in seen.values() if f.key in wrong], under)
+    seen |= {f.key: agreeing(judge, f, list(seen.values())) for f in seen.values() if f.hypotheses}
     for f in list(seen.values()):
         if f.verdict == REPRODUCED and f.blames is not None:
             blamed = seen[f.blames]
@@ -174,6 +176,32 @@ def _named(judge: Judge, wrong: Sequence[Finding], under: Mapping[Key, Recipe]) 
             found = replace(found, notes=(*found.notes, NotAllTried(f.stage, tried[f.stage] - 1)))
         done[f.key] = found
     return done
+
+
+def agreeing(judge: Judge, f: Finding, findings: Sequence[Finding]) -> Finding:
+    """The finding without what is said of several stages, unless all say it; then that comes first.
+
+    That a layer runs with another's weights, every stage with weights of it must say; that weights stand elsewhere in
+    each layer, the same stage of another layer. A stage that is recomputed through several with weights says it alone.
+    """
+
+    def bearing(other: Finding) -> bool:
+        return other.verdict != UNJUDGED and weights_on(judge.evidence, other.key) > 0
+
+    def says(other: Finding, h: Named) -> bool:
+        return any(x.sentence == h.sentence for x in other.hypotheses)
+
+    first, rest = [], []
+    for h in f.hypotheses:
+        if h.name == layers.WHOLE:
+            like = [other for other in findings if other.layer == f.layer and bearing(other)]
+            agreed = all(says(other, h) for other in like) and (len(like) > 1 or weights_on(judge.evidence, f.key) > 1)
+            first += [h] * agreed
+        elif h.name == layers.DISPLACED:
+            first += [h] * (len({other.layer for other in findings if other.stage == f.stage and says(other, h)}) > 1)
+        else:
+            rest.append(h)
+    return replace(f, hypotheses=(*first, *rest))
 
 
 def plausible(judge: Judge, e: Entry, first: Recipe) -> Iterator[Recipe]:

@@ -25,6 +25,7 @@ from .judge import Judge
 from .parallel import keep_pages
 from .recipes.rope import fitted
 from .review import review
+from .rivals import doubted
 from .span import Span
 from .tokens import known_tokens, nearest
 
@@ -57,7 +58,7 @@ def verify(
     for n, e in enumerate(dump.entries):
         findings.append(judge.judge(e))
         done(n + 1)
-    findings, recipe = settled(judge, findings)
+    findings, recipe = settled(judge, doubted(judge, findings))
     second = None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
     findings = review(judge, findings, recipe, second)
     blocks = [plain(p) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)]

@@ -20,6 +20,7 @@ from qwenref.trace.verify.verify import verify
 
 from ...engines import ENGINES, Mistake, Run, changed, dot, dump_of, f32, to_bfloat16
 from ...plants import PLANTS, Plant, everywhere, free_softmax
+from ...plants import values as heads_of_values
 from ...thinned import always, thinned
 from ...tiny import tiny_weights
 from .test_hypotheses import TOKENS, weights
@@ -32,9 +33,7 @@ UNSEEN = (*ROPE, *WITHIN, "ffn_silu")
 # All positions off by one: attention knows differences alone.
 INVISIBLE = ("rope-position-q_post_rope",)
 # Other roundings than the plant's: of a product that Linear never stored, of heads normalised twice.
-ROUNDED_OTHERWISE = ("rope-before-bias-q_post_rope", "rope-before-norm-q_post_rope")
-# Angles that are off by a percent are within what rotations leave open whose products may each be unrounded.
-WITHIN_ROUNDING = ("rope-frequencies-cast-q_post_rope",)
+ROUNDED_OTHERWISE = ("rope-before-bias-q_post_rope", "rope-then-bias-q_post_rope", "rope-before-norm-q_post_rope")
 # The same result by another name: a step at position 0 is not turned; a permutation of Q and of K; a row of zeros.
 SAME = {
     "rope-position-restart": {"rope-missing"},
@@ -104,7 +103,7 @@ def turns() -> list[tuple[Plant, str, int]]:
         if p.stage not in ("q_post_rope", *WITHIN, "attention") or p.id in INVISIBLE:
             continue
         for j, engine in enumerate(KERNELS):
-            if KERNELS[engine] is not FLASH or p.id not in (*ROUNDED_OTHERWISE, *WITHIN_ROUNDING):
+            if KERNELS[engine] is not FLASH or p.id not in ROUNDED_OTHERWISE:
                 found.append((p, engine, p.layers[(i + j) % len(p.layers)]))
     return found
 
@@ -129,6 +128,30 @@ def test_a_mistake_inside_attention_is_named(p: Plant, engine: str, layer: int, 
     for f in found:
         names = {h.name for h in f.hypotheses}
         assert names & {p.named, *SAME.get(p.named, ())}, (f.phase, names)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["both sums", "the numerator alone"])
+def test_blocks_of_keys_that_are_not_made_smaller(alone: bool) -> None:
+    """Flash attention in blocks of 16 keys, which forgets exp(old largest - new largest) for what it has summed."""
+    tokens = np.random.default_rng(3).integers(0, 259, 24).tolist()
+
+    def forgetful(run: Run, x: A) -> A:
+        scores, v = everywhere(run)[0], np.repeat(heads_of_values(run), 4, 1)
+        seen = np.arange(24) <= run.pos_T[:, None]
+        y, total, top = np.zeros((8, 24, 32)), np.zeros((8, 24, 1)), np.full((8, 24, 1), -np.inf)
+        for keys in (slice(0, 16), slice(16, 24)):
+            s = np.where(seen[:, keys], scores[:, :, keys], -np.inf)
+            new = np.maximum(top, s.max(-1, keepdims=True))
+            e = np.exp(s - new)
+            again = np.exp(top - new) if alone else 1
+            y, total, top = y + e @ v[keys].swapaxes(0, 1), again * total + e.sum(-1, keepdims=True), new
+        return np.ascontiguousarray((y / total).astype(f32).swapaxes(0, 1))
+
+    w = weights("Q8_0")
+    (found,) = unexplained(dump_of(w, "HF float32", tokens, mistakes={("attention", 1): forgetful}), w)
+    assert (found.layer, found.stage) == (1, "attention")
+    said = "16 keys is not made smaller" + " in the numerator alone" * alone
+    assert f"the sum over earlier blocks of {said}, when a larger score comes" in {h.sentence for h in found.hypotheses}
 
 
 KEY, POS = np.arange(len(TOKENS)), np.arange(len(TOKENS))[:, None]

@@ -205,5 +205,9 @@ def test_every_hypothesis_is_planted_somewhere() -> None:
     here = {"other-file", "other-stage", "bias-included", "layout"}
     adapters = {"adapter-missing", "adapter-twice", "adapter-scaled"}  # test_verify_lora.py
     heads = {"head-run"}  # test_heads.py: a vocabulary of three times a state's size
-    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here | adapters | heads | set(FITTED)
+    mixed_up = {"layer-weights", "weights-displaced", "batch-row", "batch-cache"}  # test_mixed_up.py
+    blocks = {"softmax-blocks"}  # test_hooked.py: more keys than a block
+    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here | adapters | heads | mixed_up | blocks | set(
+        FITTED
+    )
     assert len({h.name for h in TABLE}) == len(TABLE)

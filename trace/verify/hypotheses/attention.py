@@ -15,7 +15,7 @@ from ...plural import plural
 from ..formulas import heads_of, mix, rotated, seen_of
 from ..recipes import operations
 from ..site import Site
-from ..span import Array, Span, joined
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span, joined
 from .hypothesis import Hypothesis, Several, Variants, entering
 
 TABLE: list[Hypothesis] = []
@@ -99,6 +99,11 @@ def past(s: Site, part: int) -> Span | None:
     """Keys (1) or values (2) before RoPE of all positions, where the dump is a prompt from position 0."""
     rows = s.evidence.rows[s.phase]
     return s.at(s.stage, pos=rows).qkv(part) if rows == tuple(range(len(rows))) and rows[-1] == s.pos[-1] else None
+
+
+@hypothesis("keys-are", "the {} stand for the keys", "attn_scores")
+def keys_are(s: Site) -> Several:
+    yield "values", scored(s, k=s.so_far(s.evidence.valued))
 
 
 @hypothesis("cache-stale", "{}", "attn_scores", "attention")
@@ -301,6 +306,47 @@ def softmax_temperature(s: Site) -> Several:
         scaled = x.map(partial(np.multiply, factor))
         seen = np.arange(scaled.mid.shape[2]) <= s.pos_T[:, None]
         yield name, softmax_of(s, scaled, seen)
+
+
+@hypothesis("softmax-short", "the soft-max is computed in {}, not in float32", "attn_softmax")
+def softmax_short(s: Site) -> Several:
+    """Difference, power, sum and quotient are rounded each; the sum is kept in float32, as libraries do."""
+    x = s.input("attn_scores")
+    n = x.mid.shape[2]
+    seen_TS = ~reference.hidden(s.see_T, n, s.evidence.window(s.layer))
+    for f in (FLOAT16, BFLOAT16) if s.recipe.result is FLOAT32 else (s.recipe.result,):
+        stored = x.map(f.round)
+        below = [np.where(seen_TS, v, -np.inf) for v in (stored.mid, stored.lo, stored.hi)]
+        top, least, most = (v.max(-1, keepdims=True) for v in below)
+        ends = (below[0] - top, below[1] - most, np.minimum(below[2] - least, 0))
+        rel = (0, -2 * operations.U, 2 * operations.U)
+        e = [f.round(np.exp(f.round(v)) * (1 + off)) for v, off in zip(ends, rel, strict=True)]
+        slack = n * operations.U
+        total, fewest, largest = (
+            f.round(v.sum(-1, keepdims=True) * (1 + off)) for v, off in zip(e, (0, -slack, slack), strict=True)
+        )
+        p = Span(e[0] / total, e[1] / largest * (1 - operations.U), e[2] / fewest * (1 + operations.U))
+        yield f.name, p.map(f.round)
+
+
+@hypothesis("softmax-blocks", "the sum over earlier blocks of {}, when a larger score comes", "attention")
+def softmax_blocks(s: Site) -> Several:
+    """Attention in one piece, whose running sums are to be multiplied by exp(old largest - new largest)."""
+    scores, S = s.at("attn_softmax").input("attn_scores"), len(s.so_far(s.evidence.valued).mid)
+    seen_TS = ~reference.hidden(s.see_T, S, s.evidence.window(s.layer))
+    x = np.where(seen_TS, scores.mid[:, :, :S], -np.inf)
+    largest = x.max(-1, keepdims=True)
+    for block in (16, 32, 64, 128, 256):
+        if block >= S:
+            break
+        ends = np.minimum(np.arange(block, S + block, block), S) - 1
+        running = np.maximum.accumulate(x, -1)[:, :, ends].repeat(block, -1)[:, :, :S]
+        with np.errstate(invalid="ignore"):
+            e = np.nan_to_num(np.exp(x - running), nan=0.0, posinf=0.0)
+        right = np.exp(x - largest).sum(-1, keepdims=True)
+        for words, total in (("", e.sum(-1, keepdims=True)), (" in the numerator alone", right)):
+            p = to_rounding(s.at("attn_softmax"), e / total, np.where(seen_TS, np.abs(scores.mid[:, :, :S]), 0), scores)
+            yield f"{block} keys is not made smaller{words}", mixed(s, p=p)
 
 
 # -- the sum over values ----------------------------------------------------------------------------------------------

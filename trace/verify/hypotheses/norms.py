@@ -134,6 +134,24 @@ def columns(cut: slice, v: Array) -> Array:
     return v[..., cut]
 
 
+@hypothesis("norm-count", "the norm divides the sum of squares by {}", *NORMS)
+def norm_count(s: Site) -> Several:
+    """By the width of a block that holds the row, as a kernel's launch has it, or by another size of the model."""
+    x, gain = normed(s)
+    width, c = len(gain), s.config
+    block = 1 << (width - 1).bit_length()
+    counts = {
+        1: "nothing: no mean is taken",
+        width // 2: f"{width // 2}, half of the row",
+        block: f"{block}, the block",
+    }
+    counts |= {n: f"{n}, not by its own {width}" for n in (c.intermediate_size, c.num_attention_heads * c.head_dim)}
+    for n, words in counts.items():
+        if n != width:
+            share = x.map(partial(np.multiply, np.sqrt(width / n)))
+            yield words, operations.norm(stored(s).recipe, x, gain, c.rms_norm_eps, share)
+
+
 @hypothesis("norm-short", "the norm is computed in {}, not in float32", *NORMS)
 def norm_short(s: Site) -> Several:
     """Squares, mean, root and product are rounded each; a sum is kept in float32, as libraries do."""

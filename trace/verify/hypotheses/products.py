@@ -18,7 +18,7 @@ from ..recipes.matrix import Blocks, FileMatrix, cleared
 from ..recipes.products import product
 from ..recipes.scaled import WHOLE
 from ..site import Site
-from ..span import BFLOAT16, FLOAT16, Span
+from ..span import BFLOAT16, FLOAT16, Span, joined
 from .hypothesis import Hypothesis, Several, Variants, entering
 
 TABLE: list[Hypothesis] = []
@@ -88,6 +88,19 @@ def turned(m: FileMatrix) -> FileMatrix:
 @hypothesis("gate-up-swapped", "the weights of gate and up are swapped", "ffn_gate", "ffn_up")
 def gate_up_swapped(s: Site) -> Variants:
     return through(s, matrices=s.evidence.matrices(s.layer, "ffn_up" if s.stage == "ffn_gate" else "ffn_gate"))
+
+
+@hypothesis("gate-up-order", "the rows of gate and up {}", "ffn_gate", "ffn_up")
+def gate_up_order(s: Site) -> Several:
+    x, F = flat(input_of(s)), s.config.intermediate_size
+    parts = [linear(s, x, s.evidence.matrices(s.layer, name)) for name in ("ffn_gate", "ffn_up")]
+    both, second = joined(parts, 1), s.stage == "ffn_up"
+    one_by_one = np.arange(2 * F).reshape(2, F).T.reshape(-1)  # g0 u0 g1 u1 ...
+    for words, rows in (
+        ("stand one after the other, and are read as two halves", np.split(one_by_one, 2)[second]),
+        ("stand as two halves, and are read one after the other", np.arange(2 * F)[int(second) :: 2]),
+    ):
+        yield words, both.shaped(partial(np.take, indices=rows, axis=1))
 
 
 @hypothesis("qkv-order", "Q, K and V stand in another order: {}", "qkv_matmul", "qkv_bias")

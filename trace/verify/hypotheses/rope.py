@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from ..formulas import ROPE, as_heads, heads_of, norm, rotated
 from ..recipes import operations
 from ..recipes.rope import Product
 from ..site import Site
-from ..span import BFLOAT16, FLOAT16, Array, Span
+from ..span import BFLOAT16, FLOAT16, Array, Float, Span, joined
 from .hypothesis import Hypothesis, Several, Variants, entering
 from .whole import shifts
 
@@ -67,9 +69,9 @@ def rope_theta(s: Site) -> Several:
             yield f"{theta:,.0f}, not {s.config.rope_theta:,.0f}", widened(s, table)
 
 
-def widened(s: Site, angle_Th: Array, magnitude: float | None = None) -> Span:
-    """A rotation by angles whose last bits nobody told."""
-    x = turned(s)
+def widened(s: Site, angle_Th: Array, magnitude: float | None = None, x: Span | None = None) -> Span:
+    """A rotation by angles whose last bits nobody told. x: of these channels; None for all."""
+    x = turned(s) if x is None else x
     span = rotated(s, x, angle_Th, magnitude)
     size = max(1, magnitude or s.evidence.weights.magnitude)
     slack = size * 4 * operations.U * (1 + np.abs(angle_Th)[:, None]) * np.abs(x.mid).max(-1, keepdims=True)
@@ -139,31 +141,114 @@ def rope_twice(s: Site) -> Variants:
 
 @hypothesis("rope-partial", "RoPE turns only the first {} of a head", *ROPE)
 def rope_partial(s: Site) -> Several:
-    table, h = angle(s), s.config.head_dim // 2
+    """The first frequencies, whose channels stand in both halves; or the first channels, which have halves of their
+    own, by the frequencies of a head or of one that is no larger."""
+    table, H = angle(s), s.config.head_dim
     for share in (2, 4):
-        kept = np.where(np.arange(h) < h // share, table, 0)
+        kept = np.where(np.arange(H // 2) < H // 2 // share, table, 0)
         yield f"1/{share} of the frequencies", rotated(s, turned(s), kept)
+    x = turned(s)
+    for n, part_of in ((H // 2, "1/2"), (H // 4, "1/4"), (3 * H // 4, "3/4")):
+        h = n // 2
+        if h and n % 2 == 0:
+            first, rest = x.shaped(partial(channels, slice(0, n))), x.shaped(partial(channels, slice(n, None)))
+            own = s.pos_T[:, None] * s.config.rope_theta ** (-np.arange(h) / h)
+            for words, part in (
+                ("by frequencies of so small a head", widened(s, own, x=first)),
+                ("by the head's first frequencies", rotated(s, first, table[:, :h])),
+            ):
+                yield f"{part_of} of the channels ({words})", joined([part, operations.rounded(s.recipe, rest)], -1)
 
 
-@hypothesis("rope-frequencies", "RoPE's frequencies are {}", *ROPE)
+def channels(cut: slice, v: Array) -> Array:
+    return v[..., cut]
+
+
+@hypothesis("rope-tables", "RoPE's cosines and sines are laid out {}", *ROPE)
+def rope_tables(s: Site) -> Several:
+    """A table of all H channels, read by a rotation that pairs channels the other way."""
+    table, x = angle(s), turned(s)
+    pairs, halves = np.repeat(table, 2, 1), np.concatenate([table, table], 1)
+    h = table.shape[1]
+    yield "in adjacent pairs, and heads are turned by halves", by_two(s, x, pairs[:, :h], pairs[:, h:])
+    apart = np.concatenate([np.arange(0, 2 * h, 2), np.arange(1, 2 * h, 2)])
+    y = by_two(s, x.shaped(lambda v: v[..., apart]), halves[:, 0::2], halves[:, 1::2])
+    yield "by halves, and heads are turned in adjacent pairs", y.shaped(lambda v: v[..., np.argsort(apart)])
+
+
+def by_two(s: Site, x: Span, first_Th: Array, second_Th: Array) -> Span:
+    """A rotation whose two channels of a pair have each an angle of its own."""
+    h = first_Th.shape[1]
+    one, other = rotated(s, x, first_Th), rotated(s, x, second_Th)
+    return joined([one.shaped(lambda v: v[..., :h]), other.shaped(lambda v: v[..., h:])], -1)
+
+
+@hypothesis("rope-formula", "RoPE's formula is another: {}", *ROPE)
+def rope_formula(s: Site) -> Several:
+    """Of a pair (a, b), which becomes (a cos - b sin, b cos + a sin)."""
+    table, x, h = angle(s), turned(s), s.config.head_dim // 2
+    yield "cosine and sine are swapped", rotated(s, x, np.pi / 2 - table)
+    yield "b sin is added, not subtracted", by_two(s, x, -table, table)
+    yield "a sin is subtracted, not added", by_two(s, x, table, -table)
+    y = rotated(s, x)
+    first, second = (slice(None, h), slice(h, None))
+    for words, new, old in (
+        ("b is turned with a's new value, which was written over the old", first, second),
+        ("a is turned with b's new value, which was written over the old", second, first),
+    ):
+        parts = {new.start: y.shaped(partial(channels, new)), old.start: x.shaped(partial(channels, old))}
+        again = rotated(s, joined([parts[first.start], parts[second.start]], -1))
+        ends = {new.start: y.shaped(partial(channels, new)), old.start: again.shaped(partial(channels, old))}
+        yield words, joined([ends[first.start], ends[second.start]], -1)
+
+
+@hypothesis("rope-frequencies", "RoPE's inverse frequencies are {}", *ROPE)
 def rope_frequencies(s: Site) -> Several:
     table = angle(s)
     yield "in reverse order", rotated(s, turned(s), table[:, ::-1])
     h = table.shape[1]
     slower = s.pos_T[:, None] * s.config.rope_theta ** (-np.arange(h) / (2 * h))
     yield "theta^(-j/H), not theta^(-2j/H)", widened(s, slower)
+    for f, cast in cast_tables(s):
+        yield f"rounded to {f.name}, as the weights are", rotated(s, turned(s), cast.angle(s.pos_T))
+
+
+def cast_tables(s: Site) -> Iterator[tuple[Float, Product]]:
+    """The inverse frequencies as an engine has them that keeps all of its buffers in 16 bits."""
     way = s.evidence.rotations["product"]
     if isinstance(way, Product):
         for f in (BFLOAT16, FLOAT16):
-            cast_h = f.round(way.inv_freq_h.astype(np.float64)).astype(np.float32)
-            yield f"rounded to {f.name}, as the weights are", rotated(s, turned(s), Product(cast_h).angle(s.pos_T))
+            yield f, Product(f.round(way.inv_freq_h.astype(np.float64)).astype(np.float32))
 
 
-@hypothesis("rope-before-bias", "RoPE turns the product before its bias is added", *ROPE)
-def rope_before_bias(s: Site) -> Variants:
+@hypothesis("rope-angles", "RoPE's {}", *ROPE)
+def rope_angles(s: Site) -> Several:
+    """Positions or their products with the inverse frequencies in 16 bits: tables made under autocast, or in the
+    format of the weights. Where a position is rounded, so is all that follows."""
+    x = turned(s)
+    for f, cast in cast_tables(s):
+        whole = f.round(s.pos_T.astype(np.float64))
+        yield f"angles are rounded to {f.name}", rotated(s, x, f.round(angle(s)))
+        yield (
+            f"angles are rounded to {f.name}, and the positions and inverse frequencies that they are of",
+            rotated(s, x, f.round(f.round(cast.inv_freq_h.astype(np.float64)) * whole[:, None])),
+        )
+        if (whole != s.pos_T).any():
+            yield f"positions are rounded to {f.name}", rotated(s, x, at_positions(s, whole.astype(np.int32)))
+
+
+@hypothesis("rope-before-bias", "RoPE turns the product before its bias is added{}", *ROPE)
+def rope_before_bias(s: Site) -> Several:
     if "qkv_bias" not in s.evidence.stages:
-        return None
-    return rotated(s, heads_of(s.config, s.input("qkv_matmul"), ROPE.index(s.stage)))
+        return
+    part = ROPE.index(s.stage)
+    plain = rotated(s, heads_of(s.config, s.input("qkv_matmul"), part))
+    yield "", plain
+    bias = operations.weight(s.recipe, s.evidence.gain(s.layer, s.evidence.stage("qkv_bias").weight or ""))
+    yield (
+        ", which is added to what was turned",
+        operations.add(s.recipe, plain, heads_of(s.config, Span.point(bias[None]), part)),
+    )
 
 
 @hypothesis("rope-before-norm", "{}", *ROPE)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ...stages import by_name
-from ..formulas import flat, input_of, weight_of
+from ..formulas import PRODUCTS, flat, input_of, weight_of
 from ..recipes import operations
 from ..site import Site
 from ..span import Array, Span
@@ -21,6 +21,7 @@ TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
 
 RANKS = (2, 4, 8)
+TILES = (4, 8, 16, 32, 64, 128, 256, 512)  # inputs that a kernel takes at a time
 SUMMED = ("attn_out", "ffn_out")  # of which each rank computes a share of the sum
 AXES = {"T": "position", "N": "head", "K": "kv head", "H": "channel", "D": "column", "F": "column", "E": "column",
         "V": "token"}  # fmt: skip
@@ -61,6 +62,16 @@ def rank_missing(s: Site) -> Several:
             for words, kept_I in (("only rank {} is summed", rank_I == r), ("rank {} is not summed", rank_I != r)):
                 if ranks > 2 or words.startswith("only"):
                     yield f"{ranks} ranks, {words.format(r)}", through(s, kept(x, kept_I))
+
+
+@hypothesis("inputs-left-out", "the sum leaves out the last {}", *PRODUCTS)
+def inputs_left_out(s: Site) -> Several:
+    """What is no whole tile of the inputs, or the last tile."""
+    x = flat(input_of(s))
+    I = x.mid.shape[1]
+    for n in sorted({I % size for size in TILES} | {*TILES}):
+        if 0 < n < I:
+            yield f"{n} of {I} inputs", through(s, kept(x, np.arange(I) < I - n))
 
 
 def kept(x: Span, kept_I: Mask) -> Span:
