@@ -134,10 +134,11 @@ def about(model: Loaded, ids: Sequence[int], made: Passes) -> dict[str, Any]:
 
 
 def origin(model: Loaded, ids: Sequence[int], made: Passes) -> str | None:
-    """Where the first value came from that is not finite, if one reached the logits of a pass. ids: the prompt's."""
+    """Where the first value came from that is not finite, if one reached the logits of a pass, or the final norm's row
+    of a model without them. ids: the prompt's."""
     broken = next((n for n, x in enumerate(made.logits) if not np.isfinite(x).all()), None)
     if broken is None:
         return None
     fed = [*ids, *made.generated[:broken]]
     place = first_place(fed, model.weights, model.kernels, model.precision)
-    return NotFinite(fed, place).traced_to(model.bound)
+    return NotFinite(fed, place, model.bound.lm_head is not None).traced_to(model.bound)

@@ -18,6 +18,8 @@ from . import rope, rope_gguf
 from .config_keys import GGUF_BY_LAYER, GGUF_KEYS, brief
 from .models import Architecture, find, meant_by_gguf
 from .models.heads import GENERATES, KINDS, LM, NONE, Head
+from .models.vision import GGUF_KEYS as VISION_KEYS
+from .models.vision import TOKENS, find_vision
 from .rope import LARGEST, SMALLEST, Scaling
 
 ALL = (1 << 31) - 1  # a window that holds every position
@@ -38,6 +40,7 @@ class Config:
     dual_chunk: positions before the second chunk of dual chunk attention, which is not computed; 0 without it.
     causal: each position sees those up to its own; else every one sees all of the text.
     head: what stands behind the final norm (engine/models/heads.py).
+    pictures: token ids that stand for pictures, of which only text is computed (engine/models/vision.py).
     """
 
     model_type: str
@@ -57,6 +60,7 @@ class Config:
     dual_chunk: int = 0
     causal: bool = True
     head: Head = GENERATES
+    pictures: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         find(self.model_type)
@@ -133,6 +137,7 @@ class Config:
         said = asdict(self) | {
             "rope_scaling": scaling,
             "windows": self.windows or None,
+            "pictures": self.pictures or None,
             "dual_chunk": self.dual_chunk or None,
             "causal": None if self.causal else False,
             "head": {k: v for k, v in asdict(self.head).items() if v not in ("", (), None)},
@@ -160,13 +165,15 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
     Also notes on keys that nothing here knows. Raises BadInput that names the key for one that is missing or that asks
     for what is not computed here.
     """
-    a = find(metadata.get("general.architecture"), by="gguf")
-    prefix = f"{a.gguf}."
+    name = metadata.get("general.architecture")
+    v = find_vision(name, by="gguf")
+    a = find(name, by="gguf") if v is None else v.text
+    prefix, keys = f"{name}.", a.gguf_keys if v is None else a.gguf_keys | VISION_KEYS
     version = metadata.get("general.quantization_version", 2)
     if type(version) is not int or version != 2:
         raise BadInput(f"key general.quantization_version is {brief(version)}; that is not supported, only 2 is")
     said = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
-    notes = a.gguf_keys.look(said, f"{prefix}{{}}")
+    notes = keys.look(said, f"{prefix}{{}}")
 
     def need(name: str, kind: type) -> Any:
         if name not in said:
@@ -202,14 +209,23 @@ def from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, QTensor]) -> tu
         tie_word_embeddings=head.kind == LM and not own,
         causal=need("attention.causal", bool) if "attention.causal" in said else True,
         head=head,
+        pictures=() if v is None else _pictures(metadata),
         **found,
     )
+    if v is not None:
+        notes.append(f"general.architecture is {v.gguf}: run as {a.gguf}, which its text part is; no picture is read")
     scaling = rope_gguf.from_keys(said, tensors, c.rope_theta, head_dim, c.max_position_embeddings, prefix)
     c = replace(c, rope_scaling=scaling)
     if "attention.sliding_window" in said and 0 < (window := need("attention.sliding_window", int)) < c.context:
         windows = _of_pattern(window, said.get("attention.sliding_window_pattern"), prefix)
         c = replace(c, model_type=meant_by_gguf(a.gguf, bool(windows)).model_type, windows=windows)
     return c, notes
+
+
+def _pictures(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of the tokens that stand for pictures."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return tuple(tokens.index(text) for text in TOKENS if text in tokens) if isinstance(tokens, list) else ()
 
 
 def _head_of_gguf(said: Mapping[str, Any], tensors: Mapping[str, QTensor], own: bool, where: str) -> Head:

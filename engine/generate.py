@@ -24,12 +24,19 @@ from .weights import Weights
 MAX_TOKENS = 256  # where nobody asked for another number
 
 
-def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
-    """Raises BadInput for an empty prompt, an id without a row in the embedding, or more positions than the context."""
-    if not ids:
-        raise BadInput("the prompt is empty; give at least one token")
+def check_ids(ids: Sequence[int], c: Config) -> None:
+    """Raises BadInput for an id without a row in the embedding, and for one in whose place a picture's rows belong."""
     if bad := [i for i in ids if not 0 <= i < c.vocab_size]:
         raise BadInput(f"token id {bad[0]} is outside the vocabulary of {c.vocab_size}")
+    if bad := [i for i in ids if i in c.pictures]:
+        raise BadInput(f"token {bad[0]} stands for a picture, and none is read here; give text alone")
+
+
+def check_prompt(ids: Sequence[int], c: Config, max_tokens: int = 0) -> None:
+    """Raises BadInput for an empty prompt, for ids as check_ids does, or more positions than the context."""
+    if not ids:
+        raise BadInput("the prompt is empty; give at least one token")
+    check_ids(ids, c)
     most, why = c.room(len(ids))
     why = f" ({why})" if why else ""
     if len(ids) > most:

@@ -39,17 +39,19 @@ class Place:
 class NotFinite(BadInput):
     """Logits that are no numbers to choose by. place: the first such value; None if a second run had none.
 
-    ids: the tokens that were run, the prompt's and those made from it.
+    ids: the tokens that were run, the prompt's and those made from it. head: there are logits; else it is the final
+    norm's row.
     """
 
-    def __init__(self, ids: Sequence[int], place: Place | None) -> None:
-        super().__init__(ids, place)
-        self.ids, self.place = ids, place
+    def __init__(self, ids: Sequence[int], place: Place | None, head: bool = True) -> None:
+        super().__init__(ids, place, head)
+        self.ids, self.place, self.head = ids, place, head
 
     def __str__(self) -> str:
-        after = f"the logits after position {len(self.ids) - 1} are not finite"
+        what = "the logits after position {} are" if self.head else "the final norm's row of position {} is"
+        after = f"{what.format(len(self.ids) - 1)} not finite"
         if self.place is None:
-            return f"{after}, and were when they were computed again: this machine does not compute the same twice"
+            return f"{after}, and came out finite when computed again: this machine does not compute the same twice"
         return f"{after}; the first such value is {spelled(self.place.value)} in {self.place}"
 
     def traced_to(self, w: Weights) -> str:

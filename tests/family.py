@@ -29,7 +29,7 @@ from qwenref.tools.dev.golden_config import IDS
 from qwenref.tools.dev.golden_embed import IDS as TEXT
 from qwenref.tools.dev.golden_embed import MODELS as HEADS
 from qwenref.tools.dev.golden_embed import asked, write_model
-from qwenref.tools.dev.golden_family import MODELS, PASSES, SIZES, write_family
+from qwenref.tools.dev.golden_family import MODELS, PASSES, SIZES, loaded, write_family
 from qwenref.tools.main import main as engine
 from qwenref.trace.sources import open_dump
 from qwenref.trace.verify.finding import EXACT, REPRODUCED
@@ -45,6 +45,9 @@ RELEASES: Mapping[str, str] = {
     "qwen3": "Qwen3, dense",
     "llama": "Llama 2 and 3, TinyLlama, SmolLM2, DeepSeek-R1-Distill-Llama",
     "mistral": "Mistral 7B, Mistral Nemo",
+    "qwen2_vl": "Qwen2-VL, its text part",
+    "qwen2_5_vl": "Qwen2.5-VL, its text part",
+    "qwen3_vl": "Qwen3-VL, its text part",
 }
 OWN = ("ForRewardModel", "ForProcessRewardModel")  # by code of Qwen's, which Transformers has not
 ENDS = {
@@ -87,16 +90,15 @@ def said(*words: str | Path) -> None:
 def truth(folder: Path) -> tuple[list[int], list[Any]]:
     """Transformers' greedy answer in float32, and every stage of the passes in float64."""
     import torch
-    import transformers
 
     from qwenref.tools.dev.golden_rope import exact_powers, stages_of
     from qwenref.tools.dump_hf import cast_weights
 
-    auto: Any = transformers.AutoModelForCausalLM
     with exact_powers():
-        it = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        it, text = loaded(folder)
         ids = it.generate(torch.tensor([IDS]), max_new_tokens=COUNT, do_sample=False, eos_token_id=None)
-        return ids[0, len(IDS) :].tolist(), stages_of(cast_weights(it, "float64"), *PASSES)
+        cast_weights(it, "float64")
+        return ids[0, len(IDS) :].tolist(), stages_of(text, *PASSES)
 
 
 def in_containers(folder: Path, place: Path) -> Iterator[tuple[str, Path]]:

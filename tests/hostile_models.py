@@ -24,6 +24,8 @@ from gguf import GGML_QUANT_SIZES
 
 from qwenref.engine.config_keys import APR_ALIASES, APR_OWN, GGUF, HF
 from qwenref.engine.files.convert import convert
+from qwenref.engine.models.decoder import HEAD
+from qwenref.engine.models.heads import KINDS
 
 from .gguf_builder import ARR, BOOL, CODES, F32, F64, I8, I32, I64, STR, U8, U32, U64, Gguf, Tensor, text
 from .models import model
@@ -167,6 +169,27 @@ def folder_parts(formats: str) -> tuple[dict[str, bytes], str, bytes]:
     end = 8 + int.from_bytes(raw[:8], "little")
     beside = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
     return beside, raw[8:end].decode(), raw[end:]
+
+
+@cache
+def scoring_parts(kind: str) -> tuple[dict[str, bytes], str, bytes]:
+    """The same of a folder whose model ends in scores: a row of KINDS."""
+    beside, header, data = folder_parts("F32")
+    config, first = json.loads(beside["config.json"]), json.loads(header)
+    config |= {"architectures": [f"Qwen2{kind}"], "pad_token_id": 3, "id2label": {"0": "bad", "1": "good"}}
+    config["tie_word_embeddings"] = False
+    sizes = {"C": 2, "D": config["hidden_size"]}
+    kept = {name: e for name, e in first.items() if name not in ("__metadata__", HEAD.hf)}
+    parts = [(name, e["shape"], data[slice(*e["data_offsets"])]) for name, e in kept.items()]
+    for n, t in enumerate(t for t in KINDS[kind].tensors.values() if t is not HEAD):
+        shape = t.shape(sizes)
+        parts.append((t.hf, [*shape], np.random.default_rng(n).standard_normal(shape).astype("<f4").tobytes()))
+    said: dict[str, Any] = {}
+    whole = b""
+    for name, shape, x in parts:
+        said[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(whole), len(whole) + len(x)]}
+        whole += x
+    return beside | {"config.json": json.dumps(config).encode()}, json.dumps(said), whole
 
 
 # -- values of weights ------------------------------------------------------------------------------------------------
@@ -540,11 +563,12 @@ MORE = {
 }
 
 
-def hostile_folder(r: Random, path: Path, formats: str = "F32", opens: bool = False) -> Path:
-    """Writes a folder of safetensors and what lies beside them. opens: only the weights' values are odd."""
+def hostile_folder(r: Random, path: Path, formats: str = "F32", opens: bool = False, scores: str = "") -> Path:
+    """Writes a folder of safetensors and what lies beside them. opens: only the weights' values are odd. scores: a row
+    of KINDS that the model ends in."""
     path = path.with_suffix("")
     path.mkdir()
-    beside, header, data = folder_parts(formats)
+    beside, header, data = scoring_parts(scores) if scores else folder_parts(formats)
     files, said, split = dict(beside), json.loads(header), not opens and r.random() < 0.15
     if r.random() < 0.25:
         with_parts(files)

@@ -19,6 +19,7 @@ from ..engine.files import open_checkpoint
 from ..engine.models import ARCHITECTURES
 from ..engine.models.decoder import OPTIONAL, WHOLE
 from ..engine.models.heads import NONE
+from ..engine.models.vision import VISIONS
 from ..engine.weights import Layer
 from ..errors import BadInput
 from ..trace.stages import Module, Stage, of_pieces
@@ -160,7 +161,8 @@ def load(
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: Transformers cannot open it: {str(error).splitlines()[0]}") from None
-    if config.model_type not in (known := [a.model_type for a in ARCHITECTURES]):
+    sees = config.model_type in [v.model_type for v in VISIONS]
+    if not sees and config.model_type not in (known := [a.model_type for a in ARCHITECTURES]):
         raise BadInput(f"{path} is of type {config.model_type}; only {', '.join(known)} can be dumped")
     quantised = getattr(config, "quantization_config", None) is not None and not where
     if quantised and not as_it_is:
@@ -168,7 +170,8 @@ def load(
     # A GGUF is dequantised in float32 and must not be rounded before it is widened.
     first = torch.float32 if where else getattr(torch, dtype)
     kind = open_checkpoint(path).config.head.kind
-    auto: Any = getattr(transformers, f"Auto{'' if kind == NONE else 'Model'}{kind}", None)
+    name = "ModelForImageTextToText" if sees else f"{'' if kind == NONE else 'Model'}{kind}"
+    auto: Any = getattr(transformers, f"Auto{name}", None)
     if auto is None:
         raise BadInput(
             f"{path}: Transformers has no class of its own that ends in {kind}; engine trace shows its stages"
@@ -180,18 +183,35 @@ def load(
         model, info = auto.from_pretrained(folder, dtype=first, output_loading_info=True, **how, **where)
     except (ImportError, ValueError) as error:
         raise BadInput(f"{path}: Transformers cannot load it: {str(error).splitlines()[0]}") from None
-    if info["missing_keys"]:
-        name = min(map(str, info["missing_keys"]))
+    if lost := [str(key) for key in info["missing_keys"] if not str(key).startswith("model.visual.")]:
+        name = min(lost)
         raise BadInput(
             f"{path}: Transformers finds no {name} in it and takes random numbers; engine convert writes the names "
             "that it knows"
         )
     model = model.eval() if quantised else cast_weights(model, dtype).eval().to(device)
+    if sees:
+        return reading(model)
     if kind == NONE:
         whole: Any = torch.nn.Module()
         whole.model, whole.config = model, model.config
         return whole.eval()
     return model
+
+
+def reading(model: Any) -> Any:
+    """A model that sees, by the names of its text part: called, it is called itself."""
+    import torch
+
+    class Reading(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.lm_head, self.config = model.model.language_model, model.lm_head, model.config.text_config
+
+        def forward(self, ids: Any, **how: Any) -> Any:
+            return model(input_ids=ids, **how)
+
+    return Reading().eval()
 
 
 def cast_weights(model: Any, dtype: str) -> Any:
@@ -328,8 +348,9 @@ def capture(model: Any, emit: Emit) -> Iterator[None]:
     @dynamic_rope_update  # as on the method that it stands for: frequencies may depend on the length
     def rotary64(module: Any, x: Any, position_ids: Any) -> Any:
         angles = (position_ids[..., None].float() * module.inv_freq.float()).double()
-        both = torch.cat((angles, angles), dim=-1)
-        return both.cos() * module.attention_scaling, both.sin() * module.attention_scaling
+        cos, sin = angles.cos() * module.attention_scaling, angles.sin() * module.attention_scaling
+        both = getattr(module, "recomposition_frequencies", lambda x: torch.cat((x, x), dim=-1))  # of M-RoPE's three
+        return both(cos), both(sin)
 
     def take(layer: int | None, stage: Stage, x: Any) -> None:
         out(layer, stage.name, x if stage.positions == "all" else x[:, -1])

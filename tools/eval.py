@@ -13,6 +13,7 @@ from ..beside import Beside
 from ..engine.evaluate import Figures, Windows, evaluate, windows
 from ..engine.files import Checkpoint
 from ..engine.files.logits_file import LogitsFile, open_logits, scored, write_head
+from ..engine.generate import check_ids
 from ..engine.kernels import backend, check_precision
 from ..engine.load import check_generates, load, set_threads, tokenizer_of, vocabulary_of
 from ..errors import BadInput
@@ -110,8 +111,8 @@ def measured(
     c = opened.checkpoint.config
     if cut.context > c.context:
         raise BadInput(f"a window of {cut.context} does not fit the context of {c.context}")
-    if (worst := max(i for ids in cut.ids for i in ids)) >= c.vocab_size:
-        raise BadInput(f"token id {worst} is outside the vocabulary of {c.vocab_size}")
+    for ids in cut.ids:
+        check_ids(ids, c)
     against = args.against, rope_asked(args), args.backend, args.precision, threads
     second = desk.one("second", against[:2], lambda: open_weights(*against[:2], say=say)) if args.against else None
     if second is not None:

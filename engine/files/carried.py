@@ -125,6 +125,8 @@ def held(source: Checkpoint, kind: str) -> Config:
     if c.dual_chunk and not (kind == source.container == "safetensors"):
         c = replace(c, max_position_embeddings=c.context, dual_chunk=0)
     c = replace(c, head=replace(c.head, pooling=_pooling_in(c, kind)))
+    if not (kind == "gguf" and source.container.startswith("GGUF")):
+        c = replace(c, pictures=())
     if kind != "gguf":
         return c
     name = meant_by_gguf(c.architecture.gguf, bool(c.windows)).model_type
@@ -155,6 +157,9 @@ def lost_beside_text(source: Checkpoint, kind: str) -> list[str]:
     c, lost = source.config, []
     if c.head.pooling not in ("", held(source, kind).head.pooling):
         lost.append(f"how a text's rows are pooled: {c.head.pooling}")
+    if held(source, kind).pictures != c.pictures:
+        ids = " and ".join(map(str, c.pictures))
+        lost.append(f"that it sees, and that {ids} stand for pictures: it becomes a model of text alone")
     if held(source, kind).dual_chunk != c.dual_chunk:
         lost.append(f"dual_chunk_attention_config: the context ends where its second chunk begins, at {c.dual_chunk}")
     if kind == "gguf":
@@ -191,7 +196,7 @@ def left_out(source: Checkpoint, kind: str) -> list[str]:
         said = [f"generation_config.json's {k}" for k, x in advice.items() if x]
         said += [f"config.json's {k}" for k, x in m["config"].items() if k not in a.hf_keys.known() and x is not None]
     elif source.container.startswith("GGUF"):
-        prefix = f"{a.gguf}."
+        prefix = f"{m['general.architecture']}."
         strange = [k for k in m if k.startswith(prefix) and k.removeprefix(prefix) not in a.gguf_keys.known()]
         sampling = [k for k in m if k.startswith("general.sampling.") and kind == "safetensors"]
         said = [] if kind == "gguf" else strange + sampling

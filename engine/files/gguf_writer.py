@@ -71,9 +71,10 @@ def write_gguf(file: IO[bytes], pairs: Iterable[Pair], tensors: Sequence[Planned
 def pairs_of(source: Checkpoint, v: Vocabulary | None, tensors: list[Planned], recoded: str | None) -> list[Pair]:
     """The keys of a GGUF file. From GGUF they are the source's own; else as llama.cpp's converter spells them."""
     file_type: Pair = ("general.file_type", "u32", FILE_TYPES.get(most_common_format(tensors), 1))
-    c, name = source.config, source.config.architecture.gguf
+    own = source.container.startswith("GGUF")
+    c, name = source.config, source.metadata["general.architecture"] if own else source.config.architecture.gguf
     scaled: list[Pair] = [(f"{name}.{key}", kind, value) for key, kind, value in rope_in_gguf(c).keys]
-    if source.container.startswith("GGUF"):
+    if own:
         m: Any = source.metadata
         dropped = ("split.", "general.alignment") + (("general.file_type",) if recoded else ())
         if c.rope_scaling != UNSCALED:  # said anew, since some say one thing in two ways

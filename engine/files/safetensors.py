@@ -15,6 +15,7 @@ from ...quant.tensor import QTensor
 from ..config import check_hf, from_hf, kind_of
 from ..models import Architecture, decoder
 from ..models.heads import KINDS, NONE, SCORES
+from ..models.vision import text_config, text_tensors
 from . import Checkpoint, same_values
 from .foreign import check_adapter, folder_kind
 from .hf_tokenizer import read_generation_config, read_object, read_vocabulary
@@ -45,7 +46,7 @@ def open(path: Path) -> Checkpoint:
     whole = path.is_dir() or path.name == INDEX
     check_adapter(folder, read_object)
     shards: dict[Path, set[str] | None] = _shards(folder) if whole else {path: None}
-    config, quantised = _read_config(folder) if (folder / CONFIG).exists() else (None, None)
+    config, pictures, quantised = _read_config(folder) if (folder / CONFIG).exists() else (None, None, None)
     if whole:
         tensors, about = _read_shards(folder, shards)
     else:
@@ -56,8 +57,13 @@ def open(path: Path) -> Checkpoint:
         raise BadInput(
             f"{folder / CONFIG}: no such file; safetensors hold no hyper-parameters, so it must lie beside them"
         )
+    notes: list[str] = []
+    if pictures is not None:
+        with blamed_on(path):
+            tensors, notes = _of_text(tensors, path, config["model_type"])
     kind = kind_of(config)
-    tensors, notes = _plain_names(tensors, path, kind)
+    tensors, said = _plain_names(tensors, path, kind)
+    notes += said
     if quantised is not None:
         with blamed_on(path):
             tensors, said = quantised.assembled(tensors)
@@ -76,6 +82,7 @@ def open(path: Path) -> Checkpoint:
         score = KINDS[kind].scores
         rows = tensors[score.hf].shape[:1] if score is not None and score.hf in tensors else ()
         c, more = from_hf(config, own_head, pooling, *rows)
+        c = replace(c, pictures=pictures or ())
     if quantised is not None:
         tensors, said = _without_added_biases(tensors, c.architecture, config)
         notes += [f"{path}: {note}" for note in said]
@@ -98,16 +105,25 @@ def open(path: Path) -> Checkpoint:
     )
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], Quantised | None]:
-    """config.json, with nothing in it that is not computed, and apart from it what it says of quantised weights; what
-    it says of weights explains what they look like."""
+def _read_config(folder: Path) -> tuple[dict[str, Any], tuple[int, ...] | None, Quantised | None]:
+    """config.json, with nothing in it that is not computed; apart from it, of a model that sees, the ids that stand for
+    pictures, and what it says of quantised weights; what it says of weights explains what they look like."""
     path = folder / CONFIG
     config = read_object(path)
     with blamed_on(path):
+        config, pictures = text_config(config)
         quantised = quantised_by(config)
         config = {field: value for field, value in config.items() if field not in FIELDS}
         check_hf(config)
-    return config, quantised
+    return config, pictures, quantised
+
+
+def _of_text(tensors: dict[str, QTensor], path: Path, text: str) -> tuple[dict[str, QTensor], list[str]]:
+    """What reads text, of the tensors of a model that sees, by the names of the architecture `text`; and a note."""
+    found, seeing = text_tensors(tensors)
+    many = f"{seeing[0]!r:.80} and {len(seeing) - 1} more tensors are not used: " if seeing else ""
+    note = f"{path}: {many}run as {text}, which the text part is; no picture is read"
+    return {name: replace(tensors[old], name=name) for name, old in found.items()}, [note]
 
 
 def _plain_names(tensors: dict[str, QTensor], path: Path, kind: str) -> tuple[dict[str, QTensor], list[str]]:

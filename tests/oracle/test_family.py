@@ -3,6 +3,7 @@ their dumps, healthy and with mistakes planted in Transformers' modules; GGUF fi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from qwenref.engine.files.convert import convert
 from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.load import open_weights
+from qwenref.engine.models.vision import find_vision
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize
 from qwenref.tools.dev.golden_config import IDS
@@ -67,9 +69,10 @@ def test_healthy(folder: Path, tmp_path: Path, dtype: str, words: tuple[str, ...
 def test_healthy_by_hooks(folder: Path, tmp_path: Path, dtype: str, attention: str) -> None:
     """What qwenref.hooks takes of the model that nothing else touches, by the names of its modules."""
     torch = need_transformers()
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    auto: Any = AutoModelForCausalLM
+    sees = find_vision(json.loads((folder / "config.json").read_text("utf-8"))["model_type"])
+    auto: Any = getattr(transformers, "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM")
     model = auto.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
     dump = tmp_path / "dump.safetensors"
     with torch.no_grad(), hooks(model, dump):
@@ -194,14 +197,23 @@ def test_planted(which: str, stage: str, named: str | None, mistake: Plant, tmp_
 
 def by_gguf_py(folder: Path, path: Path) -> Path:
     """The model as llama.cpp's converter would have it, written by gguf-py: names by its table, rows of Llama's queries
-    and keys permuted as conversion's `permute` does; without the output bias, where llama.cpp would refuse it."""
+    and keys permuted as conversion's `permute` does; without the output bias, where llama.cpp would refuse it; a model
+    that sees as one that does."""
     import gguf
 
     m = open_checkpoint(folder)
     c = m.config
-    (arch,) = (a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == c.architecture.gguf)
-    names, out = gguf.get_tensor_name_map(arch, c.num_hidden_layers), gguf.GGUFWriter(path, c.architecture.gguf)
+    said = json.loads((folder / "config.json").read_text("utf-8"))
+    sees = find_vision(said["model_type"])
+    called = c.architecture.gguf if sees is None else sees.gguf
+    (arch,) = (a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == called)
+    names, out = gguf.get_tensor_name_map(arch, c.num_hidden_layers), gguf.GGUFWriter(path, called)
     add_sizes(out, c)
+    if sees is not None:
+        text = said.get("text_config", said)
+        rope = text.get("rope_parameters") or text["rope_scaling"]
+        out.add_rope_dimension_sections([*rope["mrope_section"], 0])
+        out.add_num_deepstack_layers(0)
     out.add_rope_dimension_count(c.head_dim)
     out.add_vocab_size(c.vocab_size)
     out.add_tokenizer_model("no_vocab")
@@ -209,7 +221,7 @@ def by_gguf_py(folder: Path, path: Path) -> Path:
         out.add_tensor(divisors, x)
     for name, w in m.tensors.items():
         x, spelled = dequantize(w), names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if arch == gguf.MODEL_ARCH.QWEN3 and name.endswith("o_proj.bias"):
+        if called.startswith("qwen3") and name.endswith("o_proj.bias"):
             continue
         heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(name.split(".")[-2])
         if arch == gguf.MODEL_ARCH.LLAMA and heads:

@@ -28,6 +28,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from qwenref.engine.models.heads import KINDS, POOLINGS
 from qwenref.tools.convert import QUANTIZE
 from qwenref.tools.main import parser_for
 from qwenref.trace.stages import NAMES as STAGES
@@ -238,6 +239,36 @@ def trace(r: Random, at: Path, kind: str) -> Case:
     return Case(argv, output=output, json="--json" in argv)
 
 
+@target(24, *MODELS)
+def embed(r: Random, at: Path, kind: str) -> Case:
+    output = at / "v.npy"
+    argv = ["embed", "-m", str(any_model(r, at, kind, 0.6)), *texts(r, at), *flags(r, "--raw", "--json")]
+    if r.random() < 0.3:
+        argv += ["--npy", str(output)]
+        if r.random() < 0.3:
+            output.write_bytes(b"before")
+    if r.random() < 0.4:
+        argv.append(f"--pooling={r.choice((*POOLINGS, *POOLINGS, *NAMES[:2]))}")
+    return Case(argv, output=output, json="--json" in argv)
+
+
+@target(40)
+def score(r: Random, at: Path) -> Case:
+    scoring = [name for name, kind in KINDS.items() if kind.scores is not None]
+    model = models.hostile_folder(r, at / "m", opens=r.random() < 0.6, scores=r.choice(scoring))
+    argv = ["score", "-m", str(model), *texts(r, at), *flags(r, "--json")]
+    return Case(argv, json="--json" in argv)
+
+
+def texts(r: Random, at: Path) -> list[str]:
+    """One or several, mostly as ids: the tokenizer is others' case."""
+    if r.random() < 0.2:
+        (at / "lines").write_bytes(in_bytes(r, b"lo th\nlow\n"))
+        return r.choice((["-f", str(at / "lines")], ["lo", r.choice(("", "\udcff", "\x1b[2J", "th"))]))
+    ids = [dumps.TOKENS, "1", "3,3", "3", "1,2,3", "271", r.choice(("271,272", "", "1," * 300, "x"))]
+    return [f"--tokens={r.choice(ids)}" for _ in range(r.choice((1, 1, 2)))] + ["--backend", "reference"]
+
+
 @target(250)
 def diff(r: Random, at: Path) -> Case:
     two = [
@@ -401,6 +432,8 @@ def options(r: Random, at: Path) -> Case:
                 ],
             ),
             ("trace", ["-m", model, "--tokens=1,2,3", "--payload", "--backend=reference"]),
+            ("embed", ["-m", model, "--tokens=1,2,3", "--backend=reference"]),
+            ("score", ["-m", model, "--tokens=1,2,3", "--backend=reference"]),
             ("inspect", [model]),
             ("convert", [model, f"{out}.gguf"]),
             ("diff", [dump, dump]),

@@ -10,6 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwenref.engine.files import open_checkpoint
+from qwenref.quant.tensor import dequantize
+from qwenref.tools.dev.golden_config import write_tensors
+from qwenref.tools.dev.golden_embed import MODELS as EMBEDDING
+from qwenref.tools.dev.golden_embed import write_model
 from qwenref.tools.main import main
 from qwenref.trace.stats import statistics
 
@@ -72,6 +77,20 @@ def test_payload_marks_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"note: {report['not_finite']}\n" == said
     bad = next(r for r in report["stages"] if r["anomalies"])
     assert (bad["stage"], bad["layer"], bad["anomalies"]) == ("attn_norm", 1, ["2 Inf"])
+
+
+def test_of_a_model_without_logits_it_is_the_final_norm_that_is_not_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path, EMBEDDING["qwen2"])
+    held = {name: ("F32", dequantize(w).copy()) for name, w in open_checkpoint(tmp_path).tensors.items()}
+    held["model.layers.1.mlp.up_proj.weight"][1][2, 3] = np.nan
+    write_tensors(tmp_path, EMBEDDING["qwen2"], held)
+    assert main(["trace", str(tmp_path), "--payload", "--tokens", "1,2", "--backend", "reference"]) == 0
+    assert (
+        "note: the final norm's row of position 1 is not finite; the first such value is a NaN in ffn_up of layer 1, "
+        "position 0, index 2: tensor model.layers.1.mlp.up_proj.weight has a NaN at row 2, column 3\n"
+    ) in capsys.readouterr().err
 
 
 @given(st.lists(st.lists(st.floats(width=32), max_size=6), max_size=5))

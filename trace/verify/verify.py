@@ -47,6 +47,8 @@ def verify(
     keep_pages()
     evidence = Evidence(dump, weights)
     evidence.tokens, told_of_ids = known_tokens(evidence)
+    if seen := next((i for i in evidence.tokens or () if i in weights.config.pictures), None):
+        raise BadInput(f"{dump.path}: token {seen} stands for a picture; give the dump of a prompt of text alone")
     remarks = [
         told_of_ids,
         FilesMissing(tuple(dump.missing)) if dump.missing else None,
