@@ -27,7 +27,7 @@ from qwenref.quant.codes import pack as pack_codes
 from qwenref.quant.tensor import Assembled, QTensor, dequantize, format_of
 
 from ...tiny import collect
-from ..files.test_quantised import MODELS, model
+from ..files.test_quantised import CASES, MODELS, assembled, golden, model, parts_of
 from .test_cpu_paths import has
 
 GROUPED = [name for name in FORMATS if "/" in name]
@@ -128,6 +128,20 @@ def test_every_weight_is_the_formats(name: str) -> None:
     unit = np.eye(K, dtype=np.float32)
     np.testing.assert_array_equal(linear(unit, packed_), values.T)
     np.testing.assert_array_equal(linear(unit[77:78], packed_), values.T[77:78])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case in ("gptq-4-act", "gptq-3") else pytest.param(case, marks=pytest.mark.matrix) for case in CASES],
+)
+def test_packed_weights_are_the_librarys(case: str) -> None:
+    """What each library decodes of its own file, out of the packed matrix."""
+    (w,) = assembled(*parts_of(case))[0].values()
+    packed_, values = stack([w], "f32"), dequantize(golden()[0][case]["="])
+    assert "/" in packed_.parts[0].form.format.name
+    unit = np.eye(values.shape[1], dtype=np.float32)
+    np.testing.assert_array_equal(linear(unit, packed_), values.T)
+    np.testing.assert_array_equal(linear(unit[37:38], packed_), values.T[37:38])
 
 
 @pytest.mark.parametrize("name", GROUPED)
