@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadInput
+from .by_column import DECODED, ByColumn
 from .format import Bytes, Format
 
 SLAB = 1 << 17  # values encoded at a time: bounds the memory of the search, and keeps it near a core's cache
-DECODED = 1 << 22  # values decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,22 @@ class Assembled(QTensor):
     """A tensor whose bytes are made out of several of its file's, when they are first asked for; then they are kept,
     until `forget`.
 
-    data: what makes them; or bytes, as in a QTensor.
+    data: what makes them; or bytes, as in a QTensor. by_column: the same values as the file has them, where no Format
+    does: who can compute with these need not ask for the bytes.
     """
 
-    def __init__(self, format: str, shape: tuple[int, ...], data: Callable[[], Bytes] | Bytes, name: str = "") -> None:
-        for field, value in (("format", format), ("shape", shape), ("name", name), ("_make", data)):
+    by_column: ByColumn | None
+
+    def __init__(
+        self,
+        format: str,
+        shape: tuple[int, ...],
+        data: Callable[[], Bytes] | Bytes,
+        name: str = "",
+        by_column: ByColumn | None = None,
+    ) -> None:
+        fields = {"format": format, "shape": shape, "name": name, "_make": data, "by_column": by_column}
+        for field, value in fields.items():
             object.__setattr__(self, field, value)
 
     @cached_property
@@ -64,6 +75,17 @@ class Assembled(QTensor):
         """Lets go of bytes that were made: they are made again if anyone asks."""
         if callable(self._make):  # type: ignore[attr-defined]
             vars(self).pop("data", None)
+
+
+def by_column(w: QTensor) -> ByColumn | None:
+    """The matrix as its file has it, where that is in whole numbers whose columns are of any group."""
+    return w.by_column if isinstance(w, Assembled) else None
+
+
+def as_stored(w: QTensor) -> tuple[str, int]:
+    """The name of the format that a tensor's file has it in, and its bytes there or, in blocks, here."""
+    columns = by_column(w)
+    return (columns.name, columns.bytes) if columns else (w.format, w.data.size)
 
 
 @cache

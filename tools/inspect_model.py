@@ -49,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
 
 def describe(c: Checkpoint) -> dict[str, Any]:
     """All that there is to say about a checkpoint, as JSON has it. Sizes are in bytes."""
+    from ..quant.tensor import as_stored
+
     formats = [
         {"format": name, "tensors": count, "parameters": parameters, "bytes": size}
         for name, (count, parameters, size) in sorted(by_format(c.tensors.values()).items(), key=lambda f: -f[1][2])
@@ -59,12 +61,12 @@ def describe(c: Checkpoint) -> dict[str, Any]:
         "container": c.container,
         "config": c.config.spelled(),
         "parameters": sum(prod(t.shape) for t in c.tensors.values()),
-        "bytes": sum(t.data.size for t in c.tensors.values()),
+        "bytes": sum(as_stored(t)[1] for t in c.tensors.values()),
         "formats": formats,
         "tokenizer": describe_vocabulary(c.vocabulary()),
         "metadata": {key: plain(c.metadata[key]) for key in c.metadata},
         "tensors": [
-            {"name": name, "shape": list(t.shape), "format": t.format, "bytes": t.data.size}
+            {"name": name, "shape": list(t.shape)} | dict(zip(("format", "bytes"), as_stored(t), strict=True))
             for name, t in c.tensors.items()
         ],
     }
@@ -72,13 +74,16 @@ def describe(c: Checkpoint) -> dict[str, Any]:
 
 def by_format(tensors: Iterable[QTensor]) -> dict[str, tuple[int, int, int]]:
     """format: (tensors, parameters, bytes)."""
+    from ..quant.tensor import as_stored
+
     counts: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for t in tensors:
-        counts[t.format] += 1
-        parameters[t.format] += prod(t.shape)
-        sizes[t.format] += t.data.size
+        name, size = as_stored(t)
+        counts[name] += 1
+        parameters[name] += prod(t.shape)
+        sizes[name] += size
     return {name: (counts[name], parameters[name], sizes[name]) for name in counts}
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import BadInput
-from ....quant.codes import SCALES, rounded, scales_of, unpack
-from ....quant.tensor import DECODED, Assembled, QTensor, format_of
+from ....quant.by_column import ByColumn
+from ....quant.codes import SCALES, scales_of
+from ....quant.tensor import Assembled, QTensor, format_of
 
 Array = NDArray[Any]
 
@@ -106,29 +107,13 @@ class Module:
         scales_and_zeros: Callable[[], tuple[Array, Array]],
         group_I: Array,
     ) -> QTensor:
-        """The weight [O, I] of whole numbers whose columns are of any group, decoded as INT (quant/int.py) is: no run
-        of a row shares a scale. Its type is that of the scales, to which the values are rounded anyhow.
-
-        stream: the codes of each row, uint8 [O, bytes]. scales_and_zeros: [O, G] each. group_I: of each column.
+        """The weight [O, I] of whole numbers whose columns are of any group (quant/by_column.py says of what). Its
+        format and bytes are those of the decoded values, for whoever does not compute with codes.
         """
-        O, I = shape
-
-        def make() -> NDArray[np.uint8]:
-            codes_OB, (scale_OG, zero_OG), f = stream(), scales_and_zeros(), format_of(kind)
-            blocks = np.empty((O, I * f.bytes), np.uint8)
-            step = max(1, DECODED // I)
-            assert f.encode is not None
-            for start in range(0, O, step):
-                rows = slice(start, start + step)
-                y = unpack(codes_OB[rows], bits)[:, :I].astype(np.float32)
-                y -= zero_OG[rows].astype(np.float32)[:, group_I]
-                with np.errstate(over="ignore"):  # in half precision, as in a block
-                    y *= scales_of(scale_OG[rows], kind)[:, group_I]
-                    blocks[rows] = f.encode(rounded(y, kind)).reshape(len(y), -1)
-            return blocks.reshape(-1)
-
-        self.notes.add(f"matrices with columns in act order (g_idx) are held decoded, in {kind}, which is exact")
-        return Assembled(kind, shape, make, f"{self.name}.weight")
+        encode = format_of(kind).encode
+        assert encode is not None
+        columns = ByColumn(bits, kind, shape, stream, scales_and_zeros, group_I)
+        return Assembled(kind, shape, lambda: columns.decoded(encode), f"{self.name}.weight", columns)
 
     def groups_of(self, part: str, width: int | None, groups: int) -> Array:
         """The group of each column. Raises BadInput for one that is not there."""

@@ -26,7 +26,7 @@ from qwenref.engine.kernels.cpu.matmul.packed import pack
 from qwenref.engine.load import open_weights
 from qwenref.errors import BadInput
 from qwenref.quant.codes import SCALES
-from qwenref.quant.tensor import QTensor, dequantize, format_of, take
+from qwenref.quant.tensor import QTensor, as_stored, by_column, dequantize, format_of, take
 from qwenref.tools.main import main
 from qwenref.trace.verify.hypotheses.products import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import FileMatrix
@@ -74,10 +74,10 @@ def test_values_are_the_librarys(case: str) -> None:
     np.testing.assert_array_equal(dequantize(w, 3, 7), want[3:7])
     np.testing.assert_array_equal(dequantize(take(w, np.array([5, 1]))), want[[5, 1]])
     in_act_order = case.endswith("-act")
-    assert (format_of(w.format).block == 1) == in_act_order
-    assert bool(notes) == (in_act_order or case.startswith("fp8"))
-    if not in_act_order:  # as small as in the file, but for a scale of each group where the file has fewer
-        assert w.data.size < 1.13 * sum(part.data.size for part in parts_of(case)[0].values()) + 6 * w.shape[0]
+    assert (format_of(w.format).block == 1) == in_act_order == (by_column(w) is not None)
+    assert bool(notes) == case.startswith("fp8")
+    # As small as in the file, but for a scale of each group where the file has fewer.
+    assert as_stored(w)[1] < 1.13 * sum(part.data.size for part in parts_of(case)[0].values()) + 6 * w.shape[0]
 
 
 @pytest.mark.parametrize("case", ["gptq-4", "ct-int8-asym", "bnb-nf4", "mlx-3", "ct-fp8-channel", "bnb-int8"])
@@ -107,7 +107,7 @@ def test_compressed_tensors_in_act_order() -> None:
     tensors["m.weight_g_idx"] = QTensor("I32", (64,), g_idx, "m.weight_g_idx")
     made, notes = assembled(tensors, config)
     np.testing.assert_array_equal(dequantize(made["m.weight"]), dequantize(golden()[0]["ct-int4-asym"]["="])[:, order])
-    assert any("act order" in note for note in notes)
+    assert as_stored(made["m.weight"])[0] == "INT_ACT/4/BF16" and not notes
     started = replace(tensors["m.weight_g_idx"], data=np.full(256, 255, np.uint8))
     assert assembled(tensors | {"m.weight_g_idx": started}, config)[0]["m.weight"].format == "INT/4/32/BF16"
     tensors["m.weight_g_idx"] = changed(tensors["m.weight_g_idx"], "<i4", 5, 2)

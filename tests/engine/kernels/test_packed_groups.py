@@ -21,21 +21,20 @@ from qwenref.engine.load import open_weights
 from qwenref.quant import fp4 as fp4_format
 from qwenref.quant import mxfp4 as mxfp4_format
 from qwenref.quant import nf4 as nf4_format
-from qwenref.quant.codes import SCALES
-from qwenref.quant.tensor import QTensor, dequantize, format_of
+from qwenref.quant.by_column import ByColumn
+from qwenref.quant.codes import SCALES, unpack
+from qwenref.quant.codes import pack as pack_codes
+from qwenref.quant.tensor import Assembled, QTensor, dequantize, format_of
 
 from ...tiny import collect
-from ..files.test_quantised import MODELS, model
+from ..files.test_quantised import CASES, MODELS, assembled, golden, model, parts_of
 from .test_cpu_paths import has
 
 GROUPED = [name for name in FORMATS if "/" in name]
 FIRST = (
-    "INT/4/128/F16",
-    "INT/4/128/BF16",
-    "MLX/4/128/BF16",
-    "NF4/64/BF16",
-    "F8_E4M3/128/F32",
-)  # whose kernels other tests need, too
+    *("INT/4/128/F16", "INT/4/128/BF16", "MLX/4/128/BF16", "NF4/64/BF16", "F8_E4M3/128/F32", "INT_ACT/4/F16"),
+    "INT/3/128/F16",
+)  # whose kernels other tests need, too; and one whose codes lie across words
 # The kernels of all formats, on all paths, take minutes to compile.
 PARAMETERS = [name if name in FIRST else pytest.param(name, marks=pytest.mark.matrix) for name in GROUPED]
 
@@ -64,8 +63,30 @@ def random_matrix(name: str, rows: int, K: int, spread: int = 0) -> QTensor:
     return QTensor(name, (rows, K), np.ascontiguousarray(blocks).view(np.uint8).reshape(-1))
 
 
-def decoded(w: QTensor) -> QTensor:
-    return QTensor("F32", w.shape, dequantize(w).reshape(-1).view(np.uint8))
+def in_act_order(w: QTensor) -> tuple[QTensor, np.ndarray]:
+    """INT's columns in another order, each with its own group: and what they decode to."""
+    f, (O, I) = format_of(w.format), w.shape
+    order = np.random.default_rng(I).permutation(I)
+    b, bits, kind = w.data.view(f.struct).reshape(O, -1), int(w.format.split("/")[1]), w.format.split("/")[3]
+    stream = pack_codes(unpack(b["qs"].reshape(O, -1), bits)[:, order], bits)
+    columns = ByColumn(bits, kind, (O, I), lambda: stream, lambda: (b["scale"], b["zero"]), order // f.block)
+    values = dequantize(w)[:, order]
+    encode = format_of(kind).encode
+    assert encode is not None
+    return Assembled(kind, w.shape, lambda: columns.decoded(encode), "w", columns), values
+
+
+def made(name: str, rows: int, K: int, group: int, spread: int = 0) -> tuple[QTensor, np.ndarray]:
+    """A matrix that is packed in that form, in groups of that many columns, and its values."""
+    if name.startswith("INT_ACT"):
+        _, bits, kind = name.split("/")
+        return in_act_order(random_matrix(f"INT/{bits}/{group}/{kind}", rows, K, spread))
+    w = random_matrix(regrouped(name, group), rows, K, spread)
+    return w, dequantize(w)
+
+
+def decoded(values: np.ndarray) -> QTensor:
+    return QTensor("F32", values.shape, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
 
 
 def regrouped(name: str, group: int) -> str:
@@ -82,10 +103,11 @@ SHAPES = ((70, 256, 32, 0), (33, 896, 128, 9), (5, 416, 416, 0), (1, 320, 64, 9)
 def test_products_have_the_bits_of_the_decoded_matrix(name: str) -> None:
     """For one token, few and many, of which the last tile is not full."""
     for rows, K, group, spread in SHAPES:
-        w = random_matrix(regrouped(name, group), rows, K, spread)
-        assert form_of(w).format.name == w.format
-        mine, other = stack([w], "f32"), stack([decoded(w)], "f32")
-        assert [p.form.format.name for p in (*mine.parts, *other.parts)] == [w.format, "F32"]
+        w, values = made(name, rows, K, group, spread)
+        form = name if name.startswith("INT_ACT") else w.format
+        assert form_of(w).format.name == form
+        mine, other = stack([w], "f32"), stack([decoded(values)], "f32")
+        assert [p.form.format.name for p in (*mine.parts, *other.parts)] == [form, "F32"]
         x = np.random.default_rng(K).standard_normal((41, K)).astype(np.float32)
         for T in (1, 3, 41):
             assert linear(x[:T], mine).tobytes() == linear(x[:T], other).tobytes(), (
@@ -100,16 +122,34 @@ def test_products_have_the_bits_of_the_decoded_matrix(name: str) -> None:
 def test_every_weight_is_the_formats(name: str) -> None:
     """A product with the unit matrix is the weights; only a zero's sign is lost in it. Scales are of all sizes."""
     K, group = 192, 64
-    w = random_matrix(regrouped(name, group), 64, K, 11)
+    w, values = made(name, 64, K, group, 11)
     packed_ = stack([w], "f32")
-    assert packed_.parts[0].form.format.name == w.format
+    assert packed_.parts[0].form.format.name == (name if name.startswith("INT_ACT") else w.format)
     unit = np.eye(K, dtype=np.float32)
-    np.testing.assert_array_equal(linear(unit, packed_), dequantize(w).T)
-    np.testing.assert_array_equal(linear(unit[77:78], packed_), dequantize(w).T[77:78])
+    np.testing.assert_array_equal(linear(unit, packed_), values.T)
+    np.testing.assert_array_equal(linear(unit[77:78], packed_), values.T[77:78])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case in ("gptq-4-act", "gptq-3") else pytest.param(case, marks=pytest.mark.matrix) for case in CASES],
+)
+def test_packed_weights_are_the_librarys(case: str) -> None:
+    """What each library decodes of its own file, out of the packed matrix."""
+    (w,) = assembled(*parts_of(case))[0].values()
+    packed_, values = stack([w], "f32"), dequantize(golden()[0][case]["="])
+    assert "/" in packed_.parts[0].form.format.name
+    unit = np.eye(values.shape[1], dtype=np.float32)
+    np.testing.assert_array_equal(linear(unit, packed_), values.T)
+    np.testing.assert_array_equal(linear(unit[37:38], packed_), values.T[37:38])
 
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_memory_is_the_formats(name: str) -> None:
+    if name.startswith("INT_ACT"):  # of a group 8 bytes, and what a row block and the matrix have once
+        w, bits = made(name, 64, 384, 128)[0], int(name.split("/")[1])
+        assert pack(w).data.size == 64 * (384 * bits // 8 + 3 * 8 + 4)
+        return
     w = random_matrix(regrouped(name, 128), 64, 384)
     assert pack(w).data.size == w.data.size == 64 * 3 * format_of(w.format).bytes
 
@@ -132,15 +172,37 @@ def test_what_the_products_can_not_round_is_decoded(name: str, field: str, value
     assert pack(w).form.format.name == "F32"
     x = np.random.default_rng(1).standard_normal((1, 128)).astype(np.float32)
     with np.errstate(invalid="ignore"):
-        assert linear(x, stack([w], "f32")).tobytes() == linear(x, stack([decoded(w)], "f32")).tobytes()
+        assert linear(x, stack([w], "f32")).tobytes() == linear(x, stack([decoded(dequantize(w))], "f32")).tobytes()
 
 
-@pytest.mark.parametrize("name", ["INT/3/64/F16", "INT/4/16/F16", "MLX/5/64/F16", "NF4/16/BF16", "LLM_INT8/48"])
+@pytest.mark.parametrize(("name", "field", "value"), [("INT/4/64/F16", "scale", 8000.0), ("INT/4/64/F16", "zero", 17)])
+def test_so_it_is_in_act_order(name: str, field: str, value: float) -> None:
+    blocks = random_matrix(name, 32, 128).data.copy().view(format_of(name).struct)
+    blocks[field][5] = value
+    w, values = in_act_order(QTensor(name, (32, 128), blocks.view(np.uint8)))
+    assert pack(w).form.format.name == "F32"
+    x = np.random.default_rng(1).standard_normal((1, 128)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        assert linear(x, stack([w], "f32")).tobytes() == linear(x, stack([decoded(values)], "f32")).tobytes()
+
+
+@pytest.mark.parametrize("group", [8, 24, 40, 48, 96])
+def test_whole_numbers_in_groups_of_any_size(group: int) -> None:
+    """Such as are no multiple of 32 columns have the kernels of act order."""
+    w = random_matrix(f"INT/4/{group}/F16", 37, 480)
+    mine, other = stack([w], "f32"), stack([decoded(dequantize(w))], "f32")
+    assert mine.parts[0].form.format.name == ("INT_ACT/4/F16" if group % 32 else w.format)
+    x = np.random.default_rng(group).standard_normal((41, 480)).astype(np.float32)
+    for T in (1, 3, 41):
+        assert linear(x[:T], mine).tobytes() == linear(x[:T], other).tobytes()
+
+
+@pytest.mark.parametrize("name", ["INT/7/64/F16", "INT/4/12/F16", "MLX/5/24/F16", "NF4/16/BF16", "LLM_INT8/48"])
 def test_other_sizes_are_decoded(name: str) -> None:
-    assert form_of(random_matrix(name, 2, 192)).format.name == "F32"
+    assert form_of(random_matrix(name, 2, 240 if "12" in name else 192)).format.name == "F32"
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "act" not in name])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_stage_of_a_model_has_the_bits_of_the_decoded_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +215,7 @@ def test_every_stage_of_a_model_has_the_bits_of_the_decoded_one(
     assert any("/" in form for form in cpu.formats_of(open_weights(path).weights))
     found = stages()
     monkeypatch.setattr(packed, "FILES", frozenset({"F16", "BF16", "F32"}))
-    assert cpu.formats_of(open_weights(path).weights)[0] == "F32"
+    assert cpu.formats_of(open_weights(path).weights)[0] in ("F32", "F16")
     for mine, other in zip(found, stages(), strict=True):
         assert {k: v.tobytes() for k, v in mine.items()} == {k: v.tobytes() for k, v in other.items()}
 

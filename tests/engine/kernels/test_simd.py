@@ -195,12 +195,12 @@ def test_codes(code: str, top: int, offset: int) -> None:
 
 def test_nibbles_and_their_table() -> None:
     table = np.float32([0.5, -1, 3e38, 1e-39, *range(12)])
-    look_up = tiles.table16_f32(table.tolist())
+    look_up, code4 = tiles.table16_f32(table.tolist()), tiles.unsigned_code(4)
 
     @njit
     def kernel(out, c):
         for i in range(8):
-            simd.store_f32(out + 128 * i, tiles.code4(simd.load_i32(c), i))
+            simd.store_f32(out + 128 * i, code4(simd.load_i32(c), i))
             simd.store_f32(out + 1024 + 128 * i, look_up(simd.load_i32(c), i))
 
     words = RNG.integers(0, 1 << 32, LANES, dtype=np.uint32)

@@ -1,5 +1,5 @@
 """INT/bits/group/scales, packed: of each group the zero points and scales of 32 rows, then their codes, a word of each
-row at a time (quant/int.py). Of 4 and 8 bits, in groups of a multiple of 32 columns.
+row at a time (quant/int.py). Of 2, 3, 4, 5, 6 and 8 bits; in groups of no multiple of 32 columns as int_act.py.
 """
 
 from __future__ import annotations
@@ -7,15 +7,15 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.codes import scales_of
 from .....quant.tensor import format_of
 from ..machine.kernel import helper
-from ..machine.simd import fma, high_bf16, high_half, load_f32, load_i16, load_i32, low_i16, splat_f32
+from ..machine.simd import high_bf16, high_half, load_f32, load_i16, load_i32, low_i16, splat_f32
 from ..matmul.form import Form, Products
-from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, grouped
+from ..matmul.grouped import CHAIN, CODES, ROUND, grouped
+from . import int_act
 
 
 @helper
@@ -24,12 +24,8 @@ def shared_f32(w):
 
 
 @helper
-def value_f32(code, scale, zero):
-    return (code - zero) * scale
-
-
-@helper
 def offset(both, scale):
+    """-zero * scale, exactly."""
     return splat_f32(0.0) - low_i16(both) * scale
 
 
@@ -47,18 +43,13 @@ def shared_bf16(w):
     return scale, offset(both, scale)
 
 
-@helper
-def value_16(code, scale, offset):
-    """The same with -zero * scale: of a scale of 16 bits no step rounds."""
-    return fma(code, scale, offset)
-
-
-KINDS = {"F32": (shared_f32, 192, value_f32), "F16": (shared_f16, 128, value_16), "BF16": (shared_bf16, 128, value_16)}
+SHARED = {"F32": (shared_f32, 192), "F16": (shared_f16, 128), "BF16": (shared_bf16, 128)}
 
 
 @cache
 def products(bits: str, scales: str) -> Products:
-    (shared, header, product), code, rounded = KINDS[scales], CODES[bits], ROUND[scales]
+    (shared, header), product = SHARED[scales], int_act.VALUES[scales]
+    code, rounded = CODES[bits], ROUND[scales]
 
     @helper
     def value(words, i, group):
@@ -70,12 +61,11 @@ def products(bits: str, scales: str) -> Products:
 
 def FORM(bits: str, group: str, scales: str) -> Form | None:
     if bits not in CODES or int(group) % CHAIN:
-        return None
-    levels, half = 1 << int(bits), scales == "F32"
+        return int_act.FORM(bits, scales)
+    half = scales == "F32"
 
     def takes(blocks: NDArray[Any]) -> bool:
-        zero, scale = blocks["zero"], scales_of(blocks["scale"], scales).astype(np.float64)
-        return bool(((zero >= 0) & (zero <= levels) & (abs(scale) * levels <= LARGEST[scales])).all())
+        return int_act.fits(scales_of(blocks["scale"], scales), blocks["zero"], int(bits), scales)
 
     f = format_of(f"INT/{bits}/{group}/{scales}")
     return Form(f, half_at=0 if half else -1, words_at=2 * half, f32=products(bits, scales), takes=takes)

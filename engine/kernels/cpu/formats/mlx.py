@@ -1,5 +1,5 @@
 """MLX/bits/group/scales, packed: of each group the scales and biases of 32 rows, then their codes, a word of each row
-at a time (quant/mlx.py). Of 4 and 8 bits, in groups of a multiple of 32 columns.
+at a time (quant/mlx.py). Of 2, 3, 4, 5, 6 and 8 bits, in groups of a multiple of 32 columns.
 """
 
 from __future__ import annotations

@@ -63,11 +63,23 @@ def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
     i = b.trunc(index, i32)
     far = b.icmp_unsigned(">=", i, ir.Constant(i32, 3 if bits < 8 else 2))  # above the digits
     brought = b.select(far, b.lshr(c, constant(i32, 24 if bits < 8 else 16)), c)
-    at = b.shl(b.select(far, ir.Constant(i32, 0), i) if bits < 8 else b.and_(i, ir.Constant(i32, 1)), ir.Constant(i32, 3))
+    byte = b.select(far, ir.Constant(i32, 0), i) if bits < 8 else b.and_(i, ir.Constant(i32, 1))
+    at = b.shl(byte, ir.Constant(i32, 3))
     code = b.and_(brought, splat_of(b, b.shl(ir.Constant(i32, 0xFF), at)))
     power = b.shl(b.sub(ir.Constant(i32, 127 + 23), at), ir.Constant(i32, 23))
     number = b.bitcast(b.or_(code, splat_of(b, power)), VF)
     return b.fsub(number, splat_of(b, b.fadd(b.bitcast(power, f32), ir.Constant(f32, float(offset)))))
+
+
+def _looked_up(b: Any, at: Any, bits: int, offset: int) -> Any:
+    """Each lane's lowest bits, at most 5, less the offset, whatever bits lie above them."""
+    book = [float(i % (1 << bits) - offset) for i in range(max(16, 1 << bits))]
+    low, *high = (constant(f32, book[s : s + 16]) for s in range(0, len(book), 16))
+    if not high:
+        name = "llvm.x86.avx512.permvar.sf.512"
+        return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [low, i]), at)
+    name = "llvm.x86.avx512.vpermi2var.ps.512"
+    return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [low, i, *high]), at)
 
 
 def _code(bits: int, offset: int) -> Callable[..., Any]:
@@ -79,12 +91,7 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
         if PATH != "avx512" or bits > 5:
             return _code_value(b, c, index, bits, offset)
         at = b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3))))
-        book = [constant(f32, [float(i - offset) for i in range(s, s + 16)]) for s in range(0, max(16, 1 << bits), 16)]
-        if bits <= 4:
-            name = "llvm.x86.avx512.permvar.sf.512"
-            return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book[0], i]), at)
-        name = "llvm.x86.avx512.vpermi2var.ps.512"
-        return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book[0], i, book[1]]), at)
+        return _looked_up(b, at, bits, offset)
 
     write.__name__ = f"code{bits}_{offset}"
     return write
@@ -125,17 +132,6 @@ def table16_f32(values: Sequence[float]) -> Any:
     return operation(floats, ints, intp)(write)
 
 
-@operation(floats, ints, intp)
-def code4(b: Any, c: Any, index: Any) -> Any:
-    """Nibble `index` of each lane, the lowest first, as a number."""
-    at = _nibble(b, c, index)
-    if PATH != "avx512":
-        return b.sitofp(b.and_(at, constant(i32, 15)), VF)
-    book = constant(f32, [float(i) for i in range(16)])
-    name = "llvm.x86.avx512.permvar.sf.512"
-    return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book, i]), at)
-
-
 def float8(mantissa: int) -> Any:
     """An operation (codes, index): byte `index` of each lane, a finite 8-bit float of so many bits of mantissa;
     of 0 the sign is lost.
@@ -157,7 +153,19 @@ def float8(mantissa: int) -> Any:
     return operation(floats, ints, intp)(write)
 
 
-code8 = operation(floats, ints, intp)(_code(8, 0))
+def unsigned_code(bits: int) -> Any:
+    """An operation (words, index): the code of so many bits that is number `index` of each lane, the lowest first."""
+
+    def write(b: Any, words: Any, index: Any) -> Any:
+        at = b.lshr(words, splat_of(b, b.mul(b.trunc(index, i32), ir.Constant(i32, bits))))
+        return _looked_up(b, at, bits, 0) if PATH == "avx512" and bits <= 5 else _low_bits(b, at, bits)
+
+    write.__name__ = f"unsigned_code{bits}"
+    return operation(floats, ints, intp)(write)
+
+
+def _low_bits(b: Any, at: Any, bits: int) -> Any:
+    return b.sitofp(b.and_(at, constant(i32, (1 << bits) - 1)), VF)
 
 
 def table16(values: Sequence[int]) -> Any:

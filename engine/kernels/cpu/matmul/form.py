@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.format import Format
+from .....quant.tensor import QTensor
 from ..machine.kernel import Kernel
 
 Products: TypeAlias = tuple[Kernel, Kernel, Kernel]  # of one token, of few and of many
@@ -21,6 +23,13 @@ class Integer(TypedDict):
     int16: Products
 
 
+class Columns(NamedTuple):
+    """Rows of a matrix, uint8 [O, bytes], in whole words; and what stands once in front of all row blocks."""
+
+    rows: NDArray[np.uint8]
+    front: NDArray[np.uint8]
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """How 32 rows of a format lie side by side, and the products that read them.
@@ -30,6 +39,9 @@ class Form:
     rearrange, where there is one, goes over the packed blocks. f32, int8, int16: products by what the activations are;
     a form without integer ones takes float32's. takes: whether the products give these blocks' values to the bit,
     where not all have it; a matrix with others is decoded.
+
+    columns: of a form whose blocks are not the file's, what is packed in their place, or None where the products do not
+    give the values to the bit.
     """
 
     format: Format
@@ -41,3 +53,4 @@ class Form:
     rearrange: Kernel | None = None
     extra: int = 0
     takes: Callable[[NDArray[Any]], bool] | None = None
+    columns: Callable[[QTensor], Columns | None] | None = None

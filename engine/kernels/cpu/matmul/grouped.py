@@ -1,4 +1,4 @@
-"""Products of the formats whose groups are of any size: codes of 4 or 8 bits, and what a group shares in front of them.
+"""Products of the formats whose groups are of any size: codes of 2 to 8 bits, and what a group shares in front of them.
 
 A weight is decoded to the very float32 that its format's file decodes, and its products are added up in the order of
 product.columns: so results are, to the bit, those of the same matrix decoded and packed as F32.
@@ -13,14 +13,25 @@ from numpy.typing import NDArray
 
 from ..machine.codegen import LANES
 from ..machine.kernel import helper
-from ..machine.simd import absolute, as_f32, as_i32, fma, load_i32, mask, splat_f32, where_less
-from ..machine.tiles import add_tile, code4, code8, fma_tile, tile_width
+from ..machine.simd import (
+    absolute,
+    as_f32,
+    as_i32,
+    fma,
+    load_i32,
+    mask,
+    shift_left,
+    shift_right,
+    splat_f32,
+    where_less,
+)
+from ..machine.tiles import add_tile, fma_tile, tile_width, unsigned_code
 from .form import Products
 from .product import PART, VECTOR, columns_many, fetch_ahead, kernels, store_all
 
 CHAIN = 32  # columns that are summed before they meet the others; a group is a number of them
 COLUMN = LANES // 8  # bytes of a column of a row block, for each bit of a code
-CODES = {"4": code4, "8": code8}  # by their bits
+CODES = {str(bits): unsigned_code(bits) for bits in (2, 3, 4, 5, 6, 8)}
 
 
 # ---- rounding to the type of the scales
@@ -85,14 +96,31 @@ def group_width(bits, header, size, K):
 
 
 @helper
+def abreast(bits):
+    """How many codes a word holds whole: 16, 8 or 4."""
+    return 16 if bits == 2 else 8 if bits <= 4 else 4
+
+
+@helper
+def words_at(w, number, bits):
+    """32-bit words, one a row, that begin with code number * abreast(bits) of the CHAIN whose stream begins at w; what
+    lies above as many codes is any."""
+    first = number * abreast(bits) * bits
+    low = load_i32(w + first // 32 * VECTOR)
+    if 32 % bits == 0:
+        return low
+    high = load_i32(w + min(first // 32 + 1, bits - 1) * VECTOR)
+    return shift_right(low, first % 32) | shift_left(shift_left(high, 1), 31 - first % 32)
+
+
+@helper
 def values_one(shared, value, bits, header, w, size, x, K, zero):
     """A row block times a tile in float32.
 
-    shared(w): what a group's columns share. value(words, i, shared): the weight that is code i of those in 32-bit
-    words, one a row.
+    shared(w): what a group's columns share. value(words, i, shared): the weight that is code i of those in words_at.
     """
     word = 4 * tile_width(zero)
-    per_word = 32 // bits
+    per_word = abreast(bits)
     width = group_width(bits, header, size, K)
     acc = zero
     for _ in range(K // width):
@@ -101,13 +129,14 @@ def values_one(shared, value, bits, header, w, size, x, K, zero):
         w += header
         for _ in range(width // CHAIN):
             p = zero
-            for _ in range(bits):
-                fetch_ahead(w, VECTOR)
-                words = load_i32(w)
+            for number in range(CHAIN // per_word):
+                if number < bits:
+                    fetch_ahead(w + number * VECTOR, VECTOR)
+                words = words_at(w, number, bits)
                 for i in range(per_word):
                     p = fma_tile(value(words, i, group), x + i * word, p)
-                w += VECTOR
                 x += per_word * word
+            w += bits * VECTOR
             acc = add_tile(p, acc)
     return acc
 
@@ -115,17 +144,16 @@ def values_one(shared, value, bits, header, w, size, x, K, zero):
 @helper
 def fill_group_values(shared, value, bits, header, w, size, k, width, K, panel):
     """Columns k..k + width of a row block, one behind the other."""
-    per_word = 32 // bits
+    per_word = abreast(bits)
     every = group_width(bits, header, size, K)
     for c in range(k, k + width, CHAIN):
         at = w + c // every * (header + every * bits * COLUMN)
         group = shared(at)
         at += header + c % every * bits * COLUMN
-        for _ in range(bits):
-            words = load_i32(at)
+        for number in range(CHAIN // per_word):
+            words = words_at(at, number, bits)
             for i in range(per_word):
                 store_all(panel + i * PART, value(words, i, group))
-            at += VECTOR
             panel += per_word * PART
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .....quant.tensor import Assembled, QTensor, dequantize
+from .....quant.codes import SCALES
+from .....quant.tensor import Assembled, QTensor, by_column, dequantize
 from ..machine.codegen import LANES
 from ..machine.kernel import Kernel, at
 from ..machine.memory import aligned
@@ -28,9 +29,11 @@ FORMATS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "MXFP4"),
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "NVFP4"),
     *("F16", "BF16", "F32"),
-    *(f"{file}/{bits}/128/{scales}" for file in ("INT", "MLX") for bits in (4, 8) for scales in ("F16", "BF16", "F32")),
-    *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in ("F16", "BF16", "F32")),
-    *(f"{file}/128/{scales}" for file in ("F8_E4M3", "F8_E5M2") for scales in ("F16", "BF16", "F32")),
+    *(f"INT/{bits}/128/{scales}" for bits in (4, 8, 3, 2) for scales in SCALES),
+    *(f"MLX/{bits}/128/{scales}" for bits in (4, 8, 6, 5, 3, 2) for scales in SCALES),
+    *(f"INT_ACT/{bits}/{scales}" for bits in (4, 8, 3, 2) for scales in SCALES),
+    *(f"{file}/64/{dtype}" for file in ("NF4", "FP4") for dtype in SCALES),
+    *(f"{file}/128/{scales}" for file in ("F8_E4M3", "F8_E5M2") for scales in SCALES),
     "LLM_INT8/128",
 )  # of groups of any size one: all sizes have the same kernels
 FILES = frozenset(name.partition("/")[0] for name in FORMATS)
@@ -92,13 +95,15 @@ interleave = Kernel(_interleave)
 def form_of(w: QTensor) -> Form:
     """The packed form that a matrix gets: its format's own, or F32, to which it is decoded.
 
-    Decoded are formats without a file here, groups of sizes that its file does not take, and rows that the file pads to
-    whole blocks (APR alone has them).
+    Decoded are formats without a file here, groups of sizes that its file does not take, and rows that are no whole
+    number of blocks (which APR's files pad).
     """
-    if w.format.partition("/")[0] in FILES:
-        form = form_named(w.format)
-        if w.shape[1] % form.format.block == 0:
-            return form
+    columns = by_column(w)
+    for name in (columns.name, w.format) if columns else (w.format,):
+        if name.partition("/")[0] in FILES:
+            form = form_named(name)
+            if w.shape[1] % form.format.block == 0 and form is not form_named("F32"):
+                return form
     return form_named("F32")
 
 
@@ -124,29 +129,40 @@ def forget(data: NDArray[np.uint8]) -> None:
         base.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
+def _behind(front: NDArray[np.uint8] | None, count: int) -> NDArray[np.uint8]:
+    """Memory for so many bytes, and what stands in front of it, whole cache lines."""
+    if front is None:
+        return aligned(count)
+    memory = aligned(front.size + count)
+    memory[: front.size] = front
+    return memory[front.size :]
+
+
 def pack(w: QTensor) -> Packed:
     """A matrix of any format, packed by all threads."""
     rows, K = w.shape
     form = form_of(w)
-    if form.takes and not form.takes(w.data.view(form.format.struct)):
+    columns = form.columns(w) if form.columns else None
+    if (form.columns and not columns) or (form.takes and not form.takes(w.data.view(form.format.struct))):
         form = form_named("F32")  # its kernels are compiled now: such scales are no model's
     decoded = form is form_named("F32")
-    block_bytes = form.format.bytes
+    file = columns.rows.reshape(-1) if columns else w.data
+    row_bytes = file.size // rows
+    blocks, block_bytes = (1, row_bytes) if columns else (K // form.format.block, form.format.bytes)
     half = form.half_at >= 0
     words = -(-(block_bytes - 2 * half) // 4)
     of_row = 2 * half + 4 * (words + form.extra)  # of a block's bytes in the file, and of MXFP4's one twice
-    blocks = K // form.format.block
     size = blocks * LANES * of_row
-    packed = Packed(form, rows, K, size, aligned(-(-rows // LANES) * size))
-    slab = max(LANES, SLAB // (4 * K if decoded else w.data.size // rows) // LANES * LANES)
+    packed = Packed(form, rows, K, size, _behind(columns.front if columns else None, -(-rows // LANES) * size))
+    slab = max(LANES, SLAB // (4 * K if decoded else row_bytes) // LANES * LANES)
     for start in range(0, rows, slab):
         stop = min(start + slab, rows)
-        raw = w.data[start * (w.data.size // rows) : stop * (w.data.size // rows)]
+        raw = file[start * row_bytes : stop * row_bytes]
         data = np.ascontiguousarray(dequantize(w, start, stop)) if decoded else raw
         out = packed.data[start // LANES * size :].ctypes.data
         items = -(-(stop - start) // LANES)
-        columns = (form.half_at, form.words_at, words, form.extra)
-        run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, block_bytes, *columns))
+        places = (form.half_at, form.words_at, words, form.extra)
+        run_now(interleave.job(items, 1, at(data), stop - start, out, blocks, block_bytes, *places))
         forget(raw)
     if isinstance(w, Assembled):
         w.forget()
