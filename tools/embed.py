@@ -34,21 +34,19 @@ def main(args: argparse.Namespace) -> int:
     if args.npy is not None:
         check_place(args.npy)
     opened = open_weights(args.model, rope_asked(args), args.lora)
-    from ..engine.embed import embed, pooling_of
+    from ..engine.embed import pooling_of
     from ..errors import blamed_on
+    from ..model import Model
 
     c = opened.checkpoint
     with blamed_on(c.path):
         way = pooling_of(c.config, args.pooling)
     texts = ids_of_texts(args, c)
-    m = load_as_asked(args, opened)
-
-    import numpy as np
-
-    with blamed_on(c.path), np.errstate(all="ignore"):
-        vectors = [embed(ids, m.weights, m.kernels, m.precision, way, not args.raw) for ids in texts]
-    c.check_unchanged()
+    model = Model(opened, load_as_asked(args, opened), args.threads)
+    vectors = [model.embed(ids, pooling=way, normalize=not args.raw) for ids in texts]
     if args.npy is not None:
+        import numpy as np
+
         with whole_file(args.npy, "the vectors") as path, path.open("wb") as file:
             np.save(file, np.stack(vectors))
     if args.json:

@@ -29,20 +29,16 @@ A chat (--messages) is the model's own template's, with nothing behind its last 
 def main(args: argparse.Namespace) -> int:
     take_model(args)
     opened = open_weights(args.model, rope_asked(args), args.lora)
-    from ..engine.embed import check_scores, score
+    from ..engine.embed import check_scores
     from ..errors import blamed_on
+    from ..model import Model
 
     c = opened.checkpoint
     with blamed_on(c.path):
         check_scores(c.config)
     texts = ids_of_texts(args, c)
-    m = load_as_asked(args, opened)
-
-    import numpy as np
-
-    with blamed_on(c.path), np.errstate(all="ignore"):
-        scores = [score(ids, m.weights, m.kernels, m.precision) for ids in texts]
-    c.check_unchanged()
+    model = Model(opened, load_as_asked(args, opened), args.threads)
+    scores = [model.score(ids) for ids in texts]
     labels = c.config.head.labels
     if args.json:
         said: dict[str, Any] = {"model": str(c.path), "backend": args.backend, "precision": args.precision}
@@ -50,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         print(json_text(said | {"labels": labels, "texts": rows}))
         return 0
     for ids, x in zip(texts, scores, strict=True):
-        for i, row in zip(ids, np.atleast_2d(x).tolist(), strict=False):
+        for i, row in zip(ids, x.tolist() if x.ndim == 2 else [x.tolist()], strict=False):
             token = f"{i}  " * (x.ndim == 2)
             print(one_line(token + "  ".join(f"{name} {v:.6f}" for name, v in zip(labels, row, strict=True))))
     return 0

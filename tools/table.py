@@ -59,10 +59,10 @@ def _shared_out(longest: Sequence[int], room: int) -> list[int]:
 
 
 def _fit(name: str, width: int) -> str:
-    return f"{name:{width}}" if len(name) <= width else f"...{name[3 - width :]}"
+    return f"{name:{width}}" if len(name) <= width else f"…{name[1 - width :]}"
 
 
 def _line(first: Sequence[str], cells: Sequence[str], wide: Sequence[int], columns: Sequence[Column]) -> str:
     said = [cell if c.text else f"{cell:>{w}}" for cell, w, c in zip(cells, wide, columns, strict=True)]
     line = "  ".join([*first, *said]).rstrip()
-    return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"

@@ -60,7 +60,7 @@ def test_a_table_is_as_wide_as_a_terminal_and_loses_no_name() -> None:
     assert max(map(len, lines)) <= 80 and "\x1b" not in "".join(lines)
     assert lines[0].split() == ["model", "text", "perplexity", "+-", "what"]
     assert "/x.gguf" in lines[1] and "texts/x " in lines[1] and "471.3864  47.4346  layer 7" in lines[1]
-    assert lines[1].endswith("...") and "/y.gguf" in lines[2]
+    assert lines[1].endswith("…") and "/y.gguf" in lines[2]
     assert " ".join(lines[2:]).count("line") == 20, "what failed says all of it"
     assert {line.index("4") for line in lines[1:2]} == {lines[0].index("perplexity") + 2}, "figures to the right"
     shared = table([{"model": "m", "text": "a"}, {"model": "m", "text": "b"}], ["x", "y"], [Column("perplexity")])

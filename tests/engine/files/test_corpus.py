@@ -186,4 +186,5 @@ def test_a_model_that_must_be_refused(name: str, corpus: Path, tmp_path: Path, c
 
 def test_the_page_in_docs_is_this_corpus() -> None:
     assert (HERE.parent / "docs" / "corpus.md").read_text(encoding="utf-8") == render(EXPECTED)
+    assert f"{len(MODELS)} small ones" in (HERE.parent / "README.md").read_text(encoding="utf-8")
     assert len(MODELS) >= 60
