@@ -31,6 +31,9 @@ def check_shared(args: argparse.Namespace, count: int) -> None:
     if args.save_logits is not None:
         one = "one text and one model" if count > 1 else "one process; leave --workers and --scheduler away"
         raise BadInput(f"--save-logits is of {one}")
+    for name in args.file or []:
+        if count > 1 and Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
+            raise BadInput(f"{name}: can be read once, and is asked for by several; write it to a file first")
     if args.threads is not None and (args.workers or args.scheduler):
         raise BadInput("--threads: workers share the cores, and those of a cluster have threads of their own")
 

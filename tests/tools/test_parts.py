@@ -239,7 +239,7 @@ def test_workers_share_the_cores() -> None:
         (["eval", "base.gguf", "-f", "a", "-f", "b", "--save-logits", "x"], "--save-logits is of one text"),
         (["eval", "base.gguf", "-f", "a", "--workers", "2", "--save-logits", "x"], "--save-logits is of one process"),
         (["eval", "base.gguf", "-f", "a", "--workers", "2", "-t", "1"], "--threads: workers share the cores"),
-        (["eval", "base.gguf", "-f", "c", *QUICK, "--workers", "2"], "prompt from c is not UTF-8"),
+        (["eval", "base.gguf", "-f", "c", *QUICK, "--workers", "2"], "text from c is not UTF-8"),
         (["eval", "base.gguf", "a"], "a: a text is given with -f"),
     ],
 )
