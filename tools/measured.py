@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
-from ..beside import Beside
 from ..engine.evaluate import Figures, Windows, check_base, evaluate, windows
 from ..engine.files import Checkpoint
 from ..engine.files.logits_file import LogitsFile, open_logits, scored, write_head
 from ..engine.load import Opened, check_generates, load, set_threads, tokenizer_of, vocabulary_of
 from ..errors import BadInput
-from .leftovers import written_down
+from .leftovers import whole_file
 from .load import note, open_weights, rope_asked, show_compiling
 from .part import Desk
 from .progress import progress
@@ -125,16 +124,12 @@ def figures_of(
     base = s.kept or (second and desk.one("base", other, lambda: load(second, *how, compiling)))
     set_threads(threads)
     with ExitStack() as stack:
-        file = beside = None
+        file = None
         if args.save_logits is not None:
-            stack.enter_context(written_down(args.save_logits))
-            beside = stack.enter_context(Beside(args.save_logits, folder=False))
-            file = stack.enter_context(beside.path.open("wb"))
+            beside = stack.enter_context(whole_file(args.save_logits, "the logits"))
+            file = stack.enter_context(beside.open("wb"))
             write_head(file, cut.context, opened.checkpoint.config.vocab_size, [i for ids in cut.ids for i in ids])
         total = len(cut.ids) * len(scored(cut.context))
         found = evaluate(model, cut, base, bos, file, stack.enter_context(show("eval", total)))
         s.check_unchanged()
-        if file is not None and beside is not None:
-            file.close()
-            beside.move()
     return found
