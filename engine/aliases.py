@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import BadInput, meant
@@ -82,8 +83,12 @@ def resolve(name: str | os.PathLike[str] | None) -> Path:
         what = "no model given, and the default" if name is None else "model"
         raise BadInput(f"{what} {alias} is not in {directory()}; get it with: engine pull {alias}")
     path = Path(alias)
-    if alias and path.exists():
+    if not alias:
+        raise BadInput("the model's name is empty; engine list says which models are here")
+    if path.exists():
         return path
+    if path.is_symlink():
+        raise BadInput(f"{alias}: a link to {os.readlink(path)}, which is not there")
     from .hub import find  # which --help does without
     from .hub_id import MODEL_SUFFIXES, check_no_url, hub_id
 
@@ -91,7 +96,22 @@ def resolve(name: str | os.PathLike[str] | None) -> Path:
     if model_id := hub_id(alias):
         return find(model_id)
     if len(path.parts) > 1 or path.suffix in MODEL_SUFFIXES:
-        raise BadInput(f"{alias}: No such file or directory; engine list says which models are here")
+        near = beside(path)
+        raise BadInput(f"{alias}: No such file or directory{near or '; engine list says which models are here'}")
     where = "QWENREF_MODEL: " if name is None else ""
     known = f"neither a file nor an id of the hub (ORG/NAME) nor a known alias; known: {', '.join(MODELS)}"
-    raise BadInput(f"{where}model {alias!r} is {known}{meant(alias, MODELS)}")
+    raise BadInput(f"{where}model {alias!r} is {known}{beside(path) or meant(alias, MODELS)}")
+
+
+def beside(path: Path) -> str:
+    """The end of a message: the model of a similar name in the same folder, where there is one."""
+    from .hub_id import MODEL_SUFFIXES
+
+    try:
+        there = [p for p in path.parent.iterdir() if p.suffix in MODEL_SUFFIXES or (p / "config.json").is_file()]
+    except OSError:
+        return ""
+    wanted = path.name.strip().lower()
+    stems = get_close_matches(Path(wanted).stem, {p.stem.lower() for p in there}, n=1, cutoff=0.75)
+    of_stem = [p.name for p in there if p.stem.lower() in stems]
+    return f"; did you mean {path.parent / get_close_matches(wanted, of_stem, 1, 0)[0]}?" if of_stem else ""

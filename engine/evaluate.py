@@ -7,7 +7,7 @@ does the same, and so figures compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, inf, sqrt
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import BadInput
 from .all_logits import all_logits
+from .files import Checkpoint
 from .files.logits_file import LogitsFile, scored, write_rows
 from .load import Loaded
 
@@ -24,11 +25,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """ids: the windows', each of `context`; left: ids of the text's end, fewer than a window."""
+    """ids: the windows', each of `context`; left: ids of the text's end, fewer than a window. first: what number the
+    first of them is in the text."""
 
     ids: tuple[tuple[int, ...], ...]
     context: int
     left: int
+    first: int = 0
+
+    def part(self, start: int, stop: int) -> Windows:
+        """Some of them."""
+        return replace(self, ids=self.ids[start:stop], left=0, first=self.first + start)
 
 
 def windows(ids: Sequence[int], context: int, most: int | None = None) -> Windows:
@@ -92,6 +99,11 @@ class Figures:
             gap = float(base_TV[i, base_top[i]] - base_TV[i, top[i]])
             self.flips.append(Flip(token + int(i), int(base_top[i]), int(top[i]), gap, noise))
 
+    def extend(self, more: Figures) -> None:
+        """By those of the positions that come next."""
+        for name in ("nll", "base_nll", "divergence", "change", "flips"):
+            getattr(self, name).extend(getattr(more, name))
+
     def summary(self) -> dict[str, Any]:
         """Plain values. Errors are standard errors of the mean; a perplexity's by its derivative."""
         mean, error = mean_of(self.nll)
@@ -127,6 +139,14 @@ def log_softmax(logits_TV: NDArray[np.floating]) -> Array:
     return x - np.log(np.exp(x).sum(1, keepdims=True))
 
 
+def check_base(checkpoint: Checkpoint, base: Checkpoint | LogitsFile | None) -> None:
+    """Raises BadInput for a base of another vocabulary."""
+    V = checkpoint.config.vocab_size
+    theirs = base.vocabulary if isinstance(base, LogitsFile) else base.config.vocab_size if base else V
+    if theirs != V:
+        raise BadInput(f"the base has a vocabulary of {theirs}, {checkpoint.path} one of {V}")
+
+
 def evaluate(
     model: Loaded,
     cut: Windows,
@@ -140,12 +160,9 @@ def evaluate(
     save: takes the rows of a logits file, behind its head. progress: told how many positions are scored.
     Raises BadInput if logits are not finite, or the base is of another vocabulary.
     """
-    V = model.checkpoint.config.vocab_size
-    theirs = base.vocabulary if isinstance(base, LogitsFile) else base.checkpoint.config.vocab_size if base else V
-    if theirs != V:
-        raise BadInput(f"the base has a vocabulary of {theirs}, {model.checkpoint.path} one of {V}")
+    check_base(model.checkpoint, base.checkpoint if isinstance(base, Loaded) else base)
     figures, done, positions = Figures(), 0, scored(cut.context)
-    for window, ids in enumerate(cut.ids):
+    for window, ids in enumerate(cut.ids, cut.first):
         fed = ids if bos is None else (bos, *ids[1:])
         told = None if base is None else _base(base, fed, window, positions)
         for at, logits_TV in _blocks(model, fed, positions):

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from qwenref.cores import cores
-from qwenref.tools.part import Desk, Outcome
+from qwenref.tools.part import Desk, Outcome, failed
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,19 @@ def killing(place: Path) -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A part that fails from the third on, after so many seconds."""
+
+    asked: dict[str, str]
+    after_s: float
+
+    def outcome(self, desk: Desk, done: Callable[[int, int], None]) -> Outcome:
+        time.sleep(self.after_s)
+        number = self.asked["n"]
+        return Outcome(0, {"result": number}) if int(number) < 2 else failed(number)
 
 
 @dataclass(frozen=True)

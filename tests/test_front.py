@@ -475,7 +475,7 @@ def test_our_own_line_is_no_other_value_error(tiny: Path, tmp_path: Path, capsys
     """Where a ValueError of Python's is caught, ours passes as it is."""
     (tmp_path / "ids").write_bytes(b"1,\xff")
     assert main(["run", str(tiny), "--tokens", f"@{tmp_path / 'ids'}"]) == 2
-    wanted = f"engine run: prompt from {tmp_path / 'ids'} is not UTF-8: byte 2 is 0xff\n"
+    wanted = f"engine run: text from {tmp_path / 'ids'} is not UTF-8: byte 2 is 0xff; save it as UTF-8\n"
     assert capsys.readouterr().err == wanted
     for raw, says in (
         (b'{"a":1,"a":2}', "here: key 'a' stands twice"),

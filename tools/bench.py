@@ -333,8 +333,9 @@ def main(args: argparse.Namespace) -> int:
     checkpoint = opened.checkpoint
     has_text = checkpoint.vocabulary() is not None  # else there is no command that a user could time
     config = checkpoint.config
-    if min(args.generate, args.repeats) < 1 or (args.prompt is not None and args.prompt < 1):
-        raise BadInput("-p, -n and -r must be at least 1")
+    for flag, given in (("-p", args.prompt), ("-n", args.generate), ("-r", args.repeats)):
+        if given is not None and given < 1:
+            raise BadInput(f"{flag} {given}: give at least 1")
     precisions = args.precision.split(",")
     for precision in precisions:
         check_precision(backend("cpu"), "cpu", precision)

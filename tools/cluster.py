@@ -20,9 +20,12 @@ PATIENCE_S = 10  # for the scheduler to answer, and then for a worker to be ther
 EXTRA = "--scheduler needs the package distributed; get it with: pip install 'qwenref[cluster]'"
 
 
-def on_cluster(parts: Sequence[Part], address: str, done: Callable[[int, int, int], None]) -> list[Outcome]:
+def on_cluster(
+    parts: Sequence[Part], address: str, done: Callable[[int, int, int], None], whole: bool = False
+) -> list[Outcome]:
     """What became of each part, in their order. done: told (number, how much, of how much).
 
+    whole: the parts are one answer, so those behind the first that failed are not waited for and lack at the end.
     Raises BadInput if there is no scheduler at the address, or no worker at the scheduler.
     """
     try:
@@ -47,16 +50,21 @@ def on_cluster(parts: Sequence[Part], address: str, done: Callable[[int, int, in
         ]
         numbers = {task.key: number for number, task in enumerate(tasks)}
         found: dict[int, Outcome] = {}
+        needed = len(parts)
         try:
             for task in as_completed(tasks, loop=client.loop):
                 number = numbers[task.key]
                 found[number] = _outcome(task)
                 done(number, 1, 1)
+                if whole and "error" in found[number].told:
+                    needed = min(needed, number + 1)
+                if all(number in found for number in range(needed)):
+                    break
         finally:
             if len(found) < len(tasks):
                 with suppress(Exception):  # who is interrupted has no use for what the cluster says of it
                     client.cancel(tasks)
-        return [found[number] for number in range(len(parts))]
+        return [found[number] for number in range(needed)]
 
 
 def _outcome(task: Any) -> Outcome:

@@ -72,6 +72,8 @@ def main(args: argparse.Namespace) -> int:
 
 def destination_of(name: str) -> Path:
     """DST as a path. Raises BadInput for an ending that no container has: mistyped, rather than a folder's name."""
+    if not name:
+        raise BadInput("DST is empty; give NAME.gguf, NAME.apr, or a folder for safetensors")
     path = Path(name)
     if path.suffix in {"", ".gguf", ".apr"} or name.endswith("/") or path.is_dir():
         return path

@@ -31,7 +31,7 @@ def dump(
         raise BadInput("--batch keeps every stage of every layer; leave --stages and --layers away")
     if args.chat:
         raise BadInput("--batch takes each line as it stands; leave --chat away")
-    target = Path(args.directory)
+    target: Path = args.directory
     if target.suffix != ".safetensors":
         raise BadInput(f"{target}: --batch writes one file; name it {target.name or 'batch'}.safetensors")
     if target.exists():

@@ -64,7 +64,7 @@ class Job:
 
 def add_dump_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model file, folder or alias")
-    parser.add_argument("directory", metavar="DIR", help="where the dump goes")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="where the dump goes")
     parser.add_argument("--stages", default="all", metavar="STAGES", help="comma list of stages (default: all)")
     parser.add_argument("--layers", default="all", metavar="RANGE", help="0..4, 3, 0,5,27 or all (default: all)")
     parser.add_argument("--decode-steps", type=int, default=0, metavar="N", help="N greedy steps after the prompt too")
@@ -78,7 +78,7 @@ def job(args: argparse.Namespace, absent_of: Callable[[Mapping[str, Stage]], Map
     """
     ids = given_tokens(args)
     asked = plan(args.stages, args.layers, "all", args.decode_steps)
-    target = Path(args.directory)
+    target: Path = args.directory
     check_target(target)
     checkpoint, weights = open_weights(args.model)
     if args.decode_steps:

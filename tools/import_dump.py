@@ -46,7 +46,7 @@ examples:
   engine import arrays/ --explain > names.json
   engine import arrays/ dump/ -m model.gguf --map names.json"""
     parser.add_argument("source", metavar="SOURCE", type=Path, help="file or folder that holds the dump")
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="where the dump goes")
+    parser.add_argument("directory", type=Path, metavar="DIR", nargs="?", help="where the dump goes")
     parser.add_argument(
         "-m", "--model", action=Once, metavar="MODEL", help="the model that was run (default: the 0.5B)"
     )
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         raise BadInput("give DIR, where the dump goes, or --explain, which writes none")
     check_no_model(str(args.source), "engine import takes a dump; engine convert a model")
     if args.directory is not None:
-        check_target(Path(args.directory))
+        check_target(args.directory)
     said = asked(args)
     reader = foreign_reader(args.source)
     if args.explain:
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     checkpoint, weights = open_weights(args.model)
     c, stages = checkpoint.config, of_pieces(weights.pieces)
     dump, how = assembled(reader(args.source), c.sizes, c.num_hidden_layers, said, stages)
-    with written_down(Path(args.directory)), DumpWriter(args.directory, {}, c.sizes) as writer:
+    with written_down(args.directory), DumpWriter(args.directory, {}, c.sizes) as writer:
         for e in dump.entries:
             assert e.positions is not None
             writer.put(e.stage.name, e.layer, e.values(), e.positions, phase=e.phase)

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -58,6 +59,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+PASTED = re.compile("[\u2010-\u2015\u2212][\\w-]+")  # an option, as a text processor makes it
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quotas
 
 
@@ -67,7 +69,43 @@ def near(word: str, known: Iterable[str]) -> str:
     held = [k for k in known if k.startswith("--") and len(bare) > 3 and (bare in k or word.startswith(k))]
     if word in ELSEWHERE and ELSEWHERE[word] in known:
         held = [ELSEWHERE[word]]
+    if word.startswith("--") and not held:  # two dashes are no likeness
+        found = meant(bare, [k[2:] for k in known if k.startswith("--")])
+        return found.replace("did you mean ", "did you mean --")
     return f"; did you mean {held[0]}?" if held else meant(word, known)
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is no number") from None
+
+
+def path(text: str) -> Path:
+    if not text:  # which would be the folder where the user stands
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
+class Last(argparse._StoreAction):
+    """Stores a value, as argparse does; another one after it would drop it without a word."""
+
+    first: str | None = None  # a parser parses once
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if option_string is not None:
+            if self.first is not None and self.first != repr(values):
+                raise argparse.ArgumentError(self, f"given twice, {self.first:.80} and {values!r:.80}; leave one away")
+            self.first = repr(values)
+        super().__call__(parser, namespace, values, option_string)
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,9 +113,16 @@ class Parser(argparse.ArgumentParser):
     said where a known word is near.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for kind, read in ((int, whole_number), (float, number), (Path, path)):
+            self.register("type", kind, read)
+        self.register("action", None, Last)
+
     def error(self, message: str) -> NoReturn:
         if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
-            message += near(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+            known = re.findall(r"[\w-]+", wrong[2])
+            message += near(wrong[1], [*known, "help"] if "COMMAND" in message else known)
         on_stderr(f"{self.prog}: {message:.1500} (what there is: {self.prog} --help)")
         self.exit(2)
 
@@ -143,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["PYTHONSAFEPATH"] = "1"  # what is started here imports nothing from the working directory
     argv = list(argv)
     if argv[:1] == ["help"]:
-        argv = [*argv[1:2], "--help"]
+        argv = [*(word for word in argv[1:2] if word != "help"), "--help"]
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         check_streams()
@@ -157,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and argv[0].startswith("-") and not any(o.startswith(argv[0]) for o in ("-h", "--help", "--version")):
             command = None
             raise BadInput(f"{argv[0]}: the command comes first, as in engine run -p 'What is 2+2?' (engine --help)")
+        if pasted := next(filter(PASTED.fullmatch, argv), None):
+            raise BadInput(f"{pasted}: begins with a dash of print; options begin with - or --")
         args = parser_for(command).parse_args(argv)
         status = import_module(f".{COMMANDS[args.command][0]}", __package__).main(args)
         sys.stdout.flush()

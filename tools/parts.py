@@ -18,9 +18,9 @@ from .table import Column, table
 from .terminal import json_text, on_stderr
 
 
-def add_parts_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """--workers and --scheduler. what: "texts or models", of which there may be several."""
-    group = parser.add_argument_group(f"several {what}: one table")
+def add_parts_arguments(parser: argparse.ArgumentParser, head: str) -> None:
+    """--workers and --scheduler. head: what it is of which they do a part each."""
+    group = parser.add_argument_group(head)
     where = group.add_mutually_exclusive_group()
     where.add_argument(
         "--workers", type=int, metavar="N", help="so many processes at once, which share the cores of this machine"
@@ -52,27 +52,37 @@ def adapter_everywhere(spec: str) -> str:
     return f"{everywhere(path)}:{scale}" if colon and not Path(spec).exists() else everywhere(spec)
 
 
-def outcomes(command: str, parts: Sequence[Part], args: argparse.Namespace) -> list[Outcome]:
-    """What became of each part, in their order."""
-    with progress(command, len(parts), "parts") as show:
+def outcomes(
+    command: str, parts: Sequence[Part], args: argparse.Namespace, sizes: Sequence[int] | None = None
+) -> list[Outcome]:
+    """What became of each part, in their order.
+
+    sizes: of what is one answer, for a bar that counts what the command alone would: up to the first part that failed,
+    as the command would have ended there. None for parts with an answer each.
+    """
+    whole = sizes is not None
+    total, unit = (len(parts), "parts") if sizes is None else (sum(sizes), "")
+    with progress(command, total, unit) as show:
         shares = [0.0] * len(parts)
 
         def done(number: int, so_far: int, of: int) -> None:
-            shares[number] = so_far / max(of, 1)
+            shares[number] = so_far / max(of, 1) * (1 if sizes is None else sizes[number])
             show(sum(shares))
 
         if args.scheduler is not None:
             from .cluster import on_cluster
 
-            return on_cluster(parts, args.scheduler, done)
+            return on_cluster(parts, args.scheduler, done, whole=whole)
         if args.workers is not None:
             from .workers import with_workers
 
-            return with_workers(parts, args.workers, done)
+            return with_workers(parts, args.workers, done, whole=whole)
         desk, found = Desk(), []
         for number, part in enumerate(parts):
             found.append(attempt(part, desk, partial(done, number)))
             done(number, 1, 1)
+            if whole and "error" in found[-1].told:
+                break
         return found
 
 

@@ -145,7 +145,8 @@ def text_of_file(name: str) -> str:
     try:
         return _utf8(Path(name).read_bytes(), name).removesuffix("\n")
     except OSError as error:
-        raise BadInput(f"prompt file {name}: {error.strerror}") from None
+        way = "; /dev/stdin is the standard input" if name == "-" else ""
+        raise BadInput(f"text file {name}: {error.strerror}{way}") from None
 
 
 def add_tokens_argument(group: argparse._MutuallyExclusiveGroup) -> None:
@@ -180,7 +181,9 @@ def _utf8(data: bytes, name: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise BadInput(f"prompt from {name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
+        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        what = "is UTF-16" if utf16 else f"is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}"
+        raise BadInput(f"text from {name} {what}; save it as UTF-8") from None
 
 
 class TokenizerProcess:

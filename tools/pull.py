@@ -67,6 +67,8 @@ def main(args: argparse.Namespace) -> int:
         return 0
     from ..engine.hub_id import check_no_url, hub_id
 
+    if not args.alias:
+        raise BadInput("the model's name is empty; give an id of the hub (ORG/NAME)")
     check_no_url(args.alias)
     if (model := hub_id(args.alias)) is None:
         if Path(args.alias).exists():

@@ -60,7 +60,7 @@ examples:
     add_model_arguments(parser)
     parser.add_argument("--save-tensor", metavar="STAGES", help="comma list of stages, or `all`")
     parser.add_argument(
-        "--save-tensor-dir", metavar="DIR", help="where to (default: <model stem>-trace beside the model)"
+        "--save-tensor-dir", type=Path, metavar="DIR", help="where to (default: <model stem>-trace beside the model)"
     )
     parser.add_argument(
         "--save-tensor-layers",
@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> int:
         shown = plan("all", args.save_tensor_layers, "all", args.decode_steps)
 
     path = resolve(args.model)
-    target = default_directory(path) if args.save_tensor_dir is None else Path(args.save_tensor_dir)
+    target = default_directory(path) if args.save_tensor_dir is None else args.save_tensor_dir
     if saved is not None:
         check_target(target)
     opened = open_weights(str(path), rope_asked(args), args.lora)

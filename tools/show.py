@@ -9,7 +9,7 @@ from textwrap import fill
 
 import numpy as np
 
-from ..engine.aliases import MODELS
+from ..engine.aliases import MODELS, beside
 from ..engine.generate import check_prompt
 from ..engine.hub_id import hub_id
 from ..engine.load import Opened
@@ -127,7 +127,9 @@ def is_dump(name: str) -> bool:
     if not is_model(name) and Path(name).exists():
         return True
     if not is_model(name) and hub_id(name) is None:
-        raise BadInput(f"{name} is neither a dump nor a model, nor is there such a file{meant(name, MODELS)}")
+        raise BadInput(
+            f"{name} is neither a dump nor a model, nor is there such a file{beside(Path(name)) or meant(name, MODELS)}"
+        )
     return False
 
 

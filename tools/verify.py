@@ -82,7 +82,7 @@ examples:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a report that opens in a browser, too")
-    add_parts_arguments(parser, "dumps")
+    add_parts_arguments(parser, "several dumps: one table")
 
 
 def main(args: argparse.Namespace) -> int:

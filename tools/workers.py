@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from heapq import heappop, heappush
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -70,56 +71,68 @@ class Worker:
 
 
 def with_workers(
-    parts: Sequence[Part], workers: int, done: Callable[[int, int, int], None], share: int | None = None
+    parts: Sequence[Part],
+    workers: int,
+    done: Callable[[int, int, int], None],
+    share: int | None = None,
+    whole: bool = False,
 ) -> list[Outcome]:
     """What became of each part, in their order. done: told (number, how much, of how much).
 
-    share: cores of each worker; None for an equal part of all, at least one.
+    share: cores of each worker; None for an equal part of all, at least one. whole: the parts are one answer, so those
+    behind the first that failed are not computed and lack at the end.
     """
     workers = min(workers, len(parts))
     share = max(1, cores() // workers) if share is None else share
     heard: SimpleQueue[tuple[Worker, Reached | Outcome | None]] = SimpleQueue()
-    waiting, tries = deque(range(len(parts))), Counter[int]()
+    waiting, tries = list(range(len(parts))), Counter[int]()  # a heap
     found: dict[int, Outcome] = {}
     crew: list[Worker] = []
+    needed = len(parts)
 
     def employ(worker: Worker) -> None:
-        if waiting:
-            number = waiting.popleft()
+        if waiting and waiting[0] < needed:
+            number = heappop(waiting)
             tries[number] += 1
             worker.take(number, parts[number])
+
+    def keep(number: int, outcome: Outcome) -> None:
+        nonlocal needed
+        found[number] = outcome
+        done(number, 1, 1)
+        if whole and "error" in outcome.told:
+            needed = min(needed, number + 1)
 
     try:
         for _ in range(workers):
             crew.append(Worker(heard, share))
             employ(crew[-1])
-        while len(found) < len(parts):
+        while any(number not in found for number in range(needed)):
             worker, said = heard.get()
             number = worker.number
             if isinstance(said, Reached):
                 if number is not None:
                     done(number, *said)
             elif said is not None and number is not None:
-                found[number], worker.number = said, None
-                done(number, 1, 1)
+                worker.number = None
+                keep(number, said)
                 employ(worker)
             else:
                 status = worker.process.wait()
                 crew.remove(worker)
                 worker.end()
                 if number is not None and tries[number] < TRIES:
-                    waiting.appendleft(number)
+                    heappush(waiting, number)
                     done(number, 0, 1)
                 elif number is not None:
-                    found[number] = failed(how_it_ended(status))
-                    done(number, 1, 1)
-                if waiting:
+                    keep(number, failed(how_it_ended(status)))
+                if waiting and waiting[0] < needed:
                     crew.append(Worker(heard, share))
                     employ(crew[-1])
     finally:
         for worker in crew:
             worker.end()
-    return [found[number] for number in range(len(parts))]
+    return [found[number] for number in range(needed)]
 
 
 def how_it_ended(status: int) -> str:

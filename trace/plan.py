@@ -83,6 +83,8 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     words = text.split(",")
     if not all(w.strip() for w in words):
         raise BadInput(f"empty stage name in {text!r}")
+    if any(w.strip().lower() == "all" for w in words):
+        raise BadInput(f"{text!r:.80}: `all` stands alone; leave the other stages away")
     chosen = [by_name(w) for w in words]
     return tuple(s for s in STAGES if s in chosen)
 

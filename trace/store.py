@@ -185,7 +185,9 @@ def check_target(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise BadInput(f"{path} is a file; a dump is a folder, name another place")
     base = next(p for p in (path.absolute().parent, *path.absolute().parent.parents) if p.exists())
-    if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+    if not base.is_dir():
+        raise BadInput(f"{path}: {base.name} is a file; a dump is a folder, name another place")
+    if not os.access(base, os.W_OK | os.X_OK):
         raise BadInput(f"{base} is not writable; name another folder")
     if not path.exists() or not any(path.iterdir()):
         return

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from tarfile import is_tarfile
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from ...errors import BadInput
 
@@ -16,6 +19,18 @@ ONNX = "ONNX, a graph and not a model's weights; give the safetensors or GGUF th
 OTHERS = f"another framework's weights; convert them to safetensors (Transformers: {SAVE})"
 LFS = "a pointer of Git LFS, not the model itself; get that with `git lfs pull`"
 ARRAYS = "an array of NumPy's, no model; engine verify DUMP MODEL judges it, if it holds stages"
+
+REFUSED = "the answer of a server that did not send the file, not a model; download it again, logged in where it asks"
+# What stands at a folder's top level beside the weights.
+BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+PACKED = (".gguf", ".apr", ".safetensors", ".json", "/")  # what an archive begins with that is no pickle's
 
 # By a file's first bytes.
 FILES = (
@@ -29,8 +44,13 @@ FILES = (
     (b"\x93NUMPY", ARRAYS),
     (b"\x1f\x8b", "compressed by gzip; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed by Zstandard; unpack it first"),
+    (b"\xfd7zXZ\x00", "compressed by xz; unpack it first"),
+    (b"BZh", "compressed by bzip2; unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it first"),
+    (b"Rar!", "a RAR archive; unpack it first"),
     (b"version https://git-lfs", LFS),
     (b"<", "a web page, perhaps of a failed download, not a model"),
+    *((start, REFUSED) for start in (b'{"error"', b"Entry not found", b"Repository not found", b"Invalid username")),
 )
 # By its name, where the bytes do not tell.
 SUFFIXES = {
@@ -66,7 +86,26 @@ def file_kind(path: Path, head: bytes) -> str | None:
     """What a file is that no container recognises."""
     if path.suffix.lower() == ".npz":
         return ARRAYS
+    if path.name in BESIDE:
+        return f"is part of a model's folder; give the folder: {path.parent}"
+    if not head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) and _is_tar(path):
+        return "a tar archive; unpack it first"
+    if head.startswith(b"PK\x03\x04") and _first_of_zip(path).lower().endswith(PACKED):
+        return "a zip archive; unpack it first"
     return next((what for magic, what in FILES if head.startswith(magic)), SUFFIXES.get(path.suffix.lower()))
+
+
+def _is_tar(path: Path) -> bool:
+    with suppress(OSError):  # who asks has the bytes alone
+        return is_tarfile(path)
+    return False
+
+
+def _first_of_zip(path: Path) -> str:
+    """The name of a zip archive's first file; empty where it cannot be read."""
+    with suppress(OSError, BadZipFile, NotImplementedError), ZipFile(path) as archive:
+        return next(iter(archive.namelist()), "")
+    return ""
 
 
 def folder_kind(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,25 @@ def test_what_cannot_be_evaluated(files: Path, tmp_path: Path, capsys: pytest.Ca
         status, out, err = run(capsys, *words)
         assert (status, out) == (2, "") and says in err and err.count("\n") == 1, (words, err)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mute.gguf", "other.dat", "wide.gguf"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_a_disk_that_takes_no_more_is_named_by_the_file(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing of it is left."""
+    import resource
+
+    place, text = tmp_path / "logits", files / "text"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, hard))
+    try:
+        words = ["-c", 16, "--save-logits", place]
+        told = run(capsys, files / "base.gguf", "-f", text, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told == (2, "", f"engine eval: {place}: cannot write the logits: File too large\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_logits_that_are_not_finite_are_no_perplexity(

@@ -102,7 +102,7 @@ def test_prompt_is_inside_the_vocabulary() -> None:
         (["-t", "4000"], "4000 threads: this machine has"),
         (["--draft", "3"], "--draft is of --prompts; give a file of prompts too"),
         (["--chat"], "--chat is of --prompts"),
-        (["--prompts", "none.txt"], "prompt file none.txt: No such file"),
+        (["--prompts", "none.txt"], "text file none.txt: No such file"),
         (["--prompts", "none.txt", "-p", "5"], "-p is not of --prompts"),
         (["--prompts", "none.txt", "--depth", "5"], "--depth is not of --prompts"),
         (["--prompts", "none.txt", "--vs", "llama.cpp"], "--vs is not of --prompts"),

@@ -105,12 +105,14 @@ def test_a_worker_is_killed_and_the_other_does_its_part(
     convert(model("F32"), Path("coarse.gguf"), quantize="q4_0")
     Path("a").write_text("The quick brown fox jumps over the lazy dog.\n")
     Path("b").write_bytes(b"\xff")
+    Path("long").write_text("The quick brown fox jumps over the lazy dog.\n" * 9)
     for name in ("base", "coarse"):
         words = ["--backend", "reference", "--save-tensor", STAGES, "--save-tensor-dir", f"dump-{name}"]
         assert main(["trace", f"{name}.gguf", "-p", "low", *words]) == 0
     evaluation = ["base.gguf", "coarse.gguf", "-f", "a", "-f", "b", "-c", "16", "--backend", "reference"]
     commands = {
         ("eval", *evaluation, "--against", "base.gguf"): 2,
+        ("eval", "base.gguf", "-f", "long", *evaluation[-4:], "--against", "coarse.gguf"): 0,
         ("verify", "dump-base", "dump-coarse", "base.gguf"): 1,
     }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,10 @@ import pytest
 
 from qwenref.cores import cores
 from qwenref.engine.files.convert import convert
-from qwenref.tests.parts import Cut, Share, Stalled, killing
+from qwenref.tests.parts import Cut, Failing, Share, Stalled, killing
 from qwenref.tools.main import main
 from qwenref.tools.table import Column, table
-from qwenref.tools.workers import with_workers
+from qwenref.tools.workers import Worker, with_workers
 
 from ..models import model
 
@@ -85,6 +88,76 @@ def test_eval_is_the_same_whoever_computes_it(capsys: pytest.CaptureFixture[str]
             paths = {"model": str(Path(words[0]).absolute()), "base": str(Path("base.gguf").absolute())}
             assert part["result"] == told(capsys, "eval", *words, status=0) | paths
     assert len({p["result"]["summary"]["nll"] for p in here["parts"] if "result" in p}) == 4
+
+
+LONG = 9  # times the text: 38 windows of 16 ids
+
+
+@pytest.mark.parametrize("base", [["--against", "coarse.gguf"], ["--logits", "base.dat"], []])
+def test_the_windows_of_one_text_are_shared_out(
+    base: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To two workers, of which one is killed with windows in hand: every digit is that of one process."""
+    Path("long").write_text(TEXT * LONG)
+    if not Path("base.dat").exists():
+        assert main(["eval", "coarse.gguf", "-f", "long", *QUICK, "--save-logits", "base.dat"]) == 0
+    text = [] if "--logits" in base else ["-f", "long", "-c", "16"]
+    words = ["eval", "base.gguf", *text, *base, "--backend", "reference"]
+    alone = told(capsys, *words, status=0)
+    assert alone["windows"] == 38 and (not base or alone["flips"])
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    taken: list[int] = []
+    take = Worker.take
+
+    def taking(worker: Worker, number: int, part: Any) -> None:
+        take(worker, number, part)
+        taken.append(number)
+        if len(taken) == 7:
+            os.kill(worker.process.pid, signal.SIGKILL)
+
+    bars: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def bar(*words: Any) -> Iterator[Any]:
+        bars.append(words)
+        yield lambda *done: bars.append(done)
+
+    monkeypatch.setattr(Worker, "take", taking)
+    monkeypatch.setattr("qwenref.tools.parts.progress", bar)
+    assert told(capsys, *words, "--workers", "2", status=0) == alone
+    assert len(taken) == alone["windows"] + 1, "one was done again"
+    assert bars[0] == ("eval", alone["summary"]["scored"], "") and bars[-1] == (alone["summary"]["scored"],)
+    monkeypatch.setattr(Worker, "take", take)
+    if "--against" in base:
+        assert main([*words, "--workers", "1"]) == 0
+        assert capsys.readouterr() == printed
+
+
+def test_windows_that_fail_end_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the line of the first of them, whichever is told first; and what is behind it is not computed."""
+    Path("long").write_text(TEXT * LONG)
+    words = ["eval", "base.gguf", "-f", "long", *QUICK]
+    whole = [Failing({"n": str(n)}, 1.5 if n == 2 else 0) for n in range(60)]
+    for workers in (1, 2):
+        found = with_workers(whole, workers, lambda *how_far: None, whole=True)
+        assert [o.told.get("error") for o in found] == [None, None, "2"]
+
+    started = Worker.__init__
+
+    def starting(worker: Worker, *rest: Any) -> None:
+        shutil.copy("coarse.gguf", "new")
+        Path("new").replace("again.gguf")
+        started(worker, *rest)
+
+    shutil.copy("base.gguf", "again.gguf")
+    monkeypatch.setattr(Worker, "__init__", starting)
+    assert main(["eval", "again.gguf", *words[2:], "--workers", "1"]) == 2
+    captured = capsys.readouterr()
+    said = "again.gguf: was replaced while it was being read; nothing of the result is kept\n"
+    assert (captured.out, captured.err.removeprefix("engine eval: ")) == ("", said)
 
 
 def test_verify_is_the_same_whoever_computes_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +237,9 @@ def test_workers_share_the_cores() -> None:
         (["verify", "mine", "base.gguf", "--workers", "0"], "--workers 0: give at least 1"),
         (["verify", "mine", "base.gguf", "-m", "base.gguf"], "--model: not allowed with argument MODEL"),
         (["eval", "base.gguf", "-f", "a", "-f", "b", "--save-logits", "x"], "--save-logits is of one text"),
+        (["eval", "base.gguf", "-f", "a", "--workers", "2", "--save-logits", "x"], "--save-logits is of one process"),
         (["eval", "base.gguf", "-f", "a", "--workers", "2", "-t", "1"], "--threads: workers share the cores"),
+        (["eval", "base.gguf", "-f", "c", *QUICK, "--workers", "2"], "text from c is not UTF-8"),
         (["eval", "base.gguf", "a"], "a: a text is given with -f"),
     ],
 )
@@ -187,7 +262,7 @@ def test_a_model_is_opened_once_for_all_its_texts(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And is let go before the next."""
-    from qwenref.tools import eval as command
+    from qwenref.tools import measured as command
 
     opened: list[str] = []
     load = command.load
