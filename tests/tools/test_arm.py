@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from qwenref.tools.dev.arm_tests import FILES, FOLDER, LEFT_OUT, ROOT, collected, kernels, outcomes, skips, summary
+from qwenref.tools.dev.arm_tests import (
+    FILES,
+    FOLDER,
+    LEFT_OUT,
+    ROOT,
+    collected,
+    empty,
+    kernels,
+    outcomes,
+    skips,
+    summary,
+)
 
 PASSED = "test_cpu.py::test_rows"
 SAID = f"""
@@ -41,6 +52,7 @@ def test_names_of_tests_say_which_kernels_they_need() -> None:
     )
     tests, others = collected(said)
     assert tests == [TESTS[1], f"{FOLDER}/test_packed_groups.py::test_x[NF4/64/BF16]"] and others == 3
+    assert empty(["test_cpu.py", "test_simd.py", "test_packed_groups.py"], tests) == ["test_simd.py"]
     needed = list(kernels(tests, ("Q4_K", "NF4/64/BF16"), ("f32", "int8")))
     assert needed[-2:] == ["Q4_K/int8", "NF4/64/BF16/f32"]
     assert list(kernels([f"{FOLDER}/test_cpu.py::test_memory_is_the_files[Q4_K]"], ("Q4_K",), ("f32",))) == needed[:-2]

@@ -185,6 +185,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     args = parser.parse_args()
     formats, files = ([name for name in words.split(",") if name] for words in (args.formats, args.tests))
+    if unknown := [file for file in files if file not in arm_tests.FILES]:
+        parser.error(f"--tests {','.join(unknown)}: there are {', '.join(arm_tests.FILES)}")
     fetch()
     from ...engine.kernels.cpu import Cpu
     from ...engine.kernels.cpu.matmul import packed
@@ -195,6 +197,9 @@ def main() -> int:
     kernels = [f"{name}/{precision}" for name in (*STAGES, *formats, "F32") for precision in Cpu.PRECISIONS]
     kernels += arm_tests.kernels(tests, packed.FORMATS, Cpu.PRECISIONS)
     wrong = 0
+    for file in arm_tests.empty(files, tests):
+        print(f"{file}: no tests")
+        wrong += 1
     for path in args.paths.split(","):
         chosen = "" if path == PATHS[0] else path
         start = time.monotonic()
@@ -214,7 +219,7 @@ def main() -> int:
         if files:
             start = time.monotonic()
             print(f"emulated {PROCESSOR}, {ran}: {len(tests)} tests", flush=True)
-            wrong += run_tests(chosen, tests, args.jobs) if tests else 1
+            wrong += run_tests(chosen, tests, args.jobs)
             print(f"  {time.monotonic() - start:.0f} s", file=sys.stderr)
     if files:
         print(f"left out: {matrix} tests marked matrix or as below")

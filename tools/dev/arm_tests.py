@@ -55,6 +55,11 @@ def collected(said: str) -> tuple[list[str], int]:
     return tests, int(deselected[1]) if deselected else 0
 
 
+def empty(files: Sequence[str], tests: Sequence[str]) -> list[str]:
+    """Of the files those that no test was found in."""
+    return [file for file in files if not any(test.startswith(f"{FOLDER}/{file}::") for test in tests)]
+
+
 def running(tests: Sequence[str]) -> list[str]:
     limit = f"timeout={300 * SLOW}"
     return ["-m", "pytest", "-v", "-rs", "-p", "no:cacheprovider", "-o", limit, *tests]

@@ -102,8 +102,8 @@ def _half(part: slice) -> Any:
     """An intrinsic (u, x, acc) -> dot4_tile's sums, of the first 16 lanes of u with the first or the last of acc."""
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        u, x, acc = args
-        return products(b, _dot4, u, x, acc, sig.args[2].n, i32, part)
+        v, x, acc = args
+        return products(b, _dot4, v, x, acc, sig.args[2].n, i32, part)
 
     return make_intrinsic(_half, 3, lambda *types_: (types_[-1](*types_), codegen))
 
