@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,8 @@ from .recipes.matrix import FileMatrix, matrix_of
 from .recipes.rope import Rotation, rotations
 from .span import BFLOAT16, FLOAT16, FLOAT32, Array, Float
 
+OPENED = 32 << 20  # bytes of files: each arithmetic that is tried on a stage looks at the same few
+
 
 @dataclass
 class Evidence:
@@ -29,7 +32,7 @@ class Evidence:
     tokens: ids by absolute position, None where neither manifest nor embedding told them.
     rotations: RoPE's angles by the recipe's name, fitted to the dump. codes: see formulas.codes. formats: see
     stored_as.
-    rows: the positions of each phase. held: see matrices.
+    rows: the positions of each phase. held: see matrices. opened: what was looked at last.
     batch: the other prompts of a batch, by row, as far as they were asked for (hypotheses/batch.py).
     distrusted: files that a later stage was found not to have been computed from; they count as missing.
     """
@@ -44,6 +47,7 @@ class Evidence:
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
     held: dict[tuple[int | None, str], list[FileMatrix]] = field(default_factory=dict)
     batch: dict[int, Evidence] = field(default_factory=dict)
+    opened: OrderedDict[int, tuple[Entry, NDArray[np.float32]]] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         for phase in self.phases:
@@ -109,6 +113,14 @@ class Evidence:
     def values(self, e: Entry) -> NDArray[np.float32]:
         """What a file holds of its stage. Above the diagonal of scores and before a window each source has its own (raw
         products, -inf, a large negative number, NaN, nothing), which no later stage reads: 0 stands for it."""
+        if id(e) not in self.opened:
+            self.opened[id(e)] = e, self._values(e)
+            while len(self.opened) > 1 and sum(v.nbytes for _, v in self.opened.values()) > OPENED:
+                self.opened.popitem(last=False)
+        self.opened.move_to_end(id(e))
+        return self.opened[id(e)][1]
+
+    def _values(self, e: Entry) -> NDArray[np.float32]:
         values = e.values()
         if e.stage.kind != "scores":
             return values
