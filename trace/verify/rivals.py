@@ -29,7 +29,7 @@ LOOSE = "contracted"  # of Recipe.turn
 TIGHT = ("rounded", "tables", "float32")
 MISTAKES = tuple(h for h in rope.TABLE if h.name in ("rope-frequencies", "rope-angles"))
 TRIES = 2  # stages in which no mistake was nearer, after which none is sought
-SURE = 6.0  # standard deviations of a fair coin, thrown for each head at each position: once in a billion
+CHANCE = 1e-9  # that a fair coin, thrown for each head at each position, shows as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def doubted(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
             hopeless += found is None
             rivals += [] if found is None else [found]
     nearer, farther = sum(r.nearer for r in rivals), sum(r.farther for r in rivals)
-    if nearer - farther < SURE * np.sqrt(nearer + farther) or not rivals:
+    if nearer <= farther or by_chance(nearer, farther) > CHANCE:
         return list(findings)
     seen = {f.key: f for f in findings}
     for r in rivals:
@@ -74,6 +74,12 @@ def doubted(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
         else:
             del judge.good[group]
     return list(seen.values())
+
+
+def by_chance(heads: int, tails: int) -> float:
+    """How likely so many more heads of a fair coin are at most (Chernoff's bound)."""
+    n = heads + tails
+    return float(np.exp(-sum(k * np.log(2 * k / n) for k in (heads, tails) if k)))
 
 
 def entry(judge: Judge, f: Finding) -> Entry:
