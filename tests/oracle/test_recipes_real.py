@@ -197,6 +197,20 @@ def test_dynamic_int8(length: int, saved: Path, score: Score) -> None:
     assert "matrices in int8, one scale (torch.ao)" in v.recipe.name.split("; ")
 
 
+@pytest.mark.parametrize("length", [7, 60])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_model_cast_with_its_buffers(attention: str, length: int, saved: Path) -> None:
+    """model.to(torch.bfloat16) rounds RoPE's inverse frequencies: in every layer, and no contraction explains it."""
+    model = load(saved, "float32", attention).to(torch.bfloat16)
+    assert model.model.rotary_emb.inv_freq.dtype == torch.bfloat16
+    v = verify(*run(model, saved, length))
+    wrong = [f for f in v.findings if f.verdict == UNEXPLAINED]
+    assert {(f.layer, f.stage) for f in wrong} == {(n, "attention") for n in range(3)}
+    said = "RoPE's inverse frequencies are rounded to bfloat16, as the weights are"
+    assert {f.hypotheses[0].sentence for f in wrong} == {said}
+    assert "contracted" not in v.recipe.name
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_mistake_in_it_is_still_found(dtype: str, layer: int, saved: Path) -> None:

@@ -126,8 +126,8 @@ def fair(judge: Judge, p: Judged, a: Agreement, tight: float, places: int) -> bo
 def under(judge: Judge, p: Judged, best: Recipe) -> Finding:
     """The finding under the arithmetic of its group."""
     f, fit = p.finding, judge.explains(p.entry, best)
-    if f.hypotheses:
-        return f  # an overflow is one, whoever computes so
+    if f.hypotheses or f.key in judge.rivals:
+        return f  # an overflow is one, whoever computes so; and what a mistake explains better
     if fit is not None:
         return replace(f, verdict=EXACT if fit.exact else REPRODUCED, fit=fit)
     if f.explained and p.spoilt and (looser := loosened(judge, p, best)) is not None:

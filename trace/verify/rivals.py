@@ -2,8 +2,9 @@
 
 Attention without its rotation beside it: products that a compiler contracted leave each number of Q and K open to a
 rounding of 16 bits, which is about what inverse frequencies are off by that were rounded to 16 bits themselves (a model
-cast with all of its buffers). The two part in size: the spans hold both, but the errors that are left are those of the
-right explanation, or larger.
+cast with all of its buffers). Spans hold both, so errors are held against each other, of each head at each position. An
+engine that is right and contracts is nearer to the right frequencies in more than half of these, since what else is off
+is a matter of chance; one that is wrong is nearer to the wrong ones.
 """
 
 from __future__ import annotations
@@ -17,29 +18,30 @@ from ..dump import Entry
 from .arithmetic import whole_engines, wide
 from .facts import Unjudgeable
 from .finding import UNEXPLAINED, Finding
-from .fit import Fit
 from .formulas import ROPE
-from .hypotheses.table import explain
-from .judge import Judge
+from .hypotheses import rope
+from .hypotheses.ways import turned
+from .judge import Judge, shown
 from .recipes.recipe import Recipe
-from .span import FLOAT32
+from .span import FLOAT32, Array
 
 LOOSE = "contracted"  # of Recipe.turn
 TIGHT = ("rounded", "tables", "float32")
-MISTAKES = frozenset({"rope-frequencies", "rope-angles"})
-SMALLER = 0.8  # of the error: what the mistake must leave at most
-SURE = 20.0  # nats of likelihood by which it must be better, over all such stages
+MISTAKES = tuple(h for h in rope.TABLE if h.name in ("rope-frequencies", "rope-angles"))
+TRIES = 2  # stages in which no mistake was nearer, after which none is sought
+CHANCE = 1e-9  # that a fair coin, thrown for each head at each position, shows as many
 
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A stage, and the arithmetic and mistake that may explain it better. gain: in nats."""
+    """A stage, and the arithmetic and mistake that may explain it better. nearer, farther: heads and positions."""
 
     finding: Finding
     entry: Entry
     recipe: Recipe
     sentence: str
-    gain: float
+    nearer: int
+    farther: int
 
 
 def doubted(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
@@ -48,14 +50,13 @@ def doubted(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
     hopeless = 0
     for f in findings:
         e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
-        loose = None if e is None else loosely(judge, f, e)
-        if e is None or loose is None or f.fit is None or hopeless > 2:
-            continue
-        found = better(judge, f, e, loose, rivals)
-        hopeless += found is None
-        if found is not None:
-            rivals.append(found)
-    if sum(r.gain for r in rivals) < SURE:
+        loose = None if e is None or hopeless > TRIES else loosely(judge, f, e)
+        if e is not None and loose is not None:
+            found = nearest(judge, f, e, loose, rivals)
+            hopeless += found is None
+            rivals += [] if found is None else [found]
+    nearer, farther = sum(r.nearer for r in rivals), sum(r.farther for r in rivals)
+    if nearer <= farther or by_chance(nearer, farther) > CHANCE:
         return list(findings)
     seen = {f.key: f for f in findings}
     for r in rivals:
@@ -66,13 +67,19 @@ def doubted(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
         judge.rivals[r.finding.key] = r.recipe
         seen[r.finding.key] = replace(r.finding, verdict=UNEXPLAINED)
     for group in {judge.group(r.entry) for r in rivals}:
-        places = [f for f in seen.values() if f.explained and (e := entry(judge, f)) and judge.group(e) == group]
+        places = [f for f in seen.values() if f.explained and judge.group(entry(judge, f)) == group]
         left = [r for r in judge.good[group] if any(judge.explains(entry(judge, f), r) for f in places)]
         if left:
             judge.good[group] = left
         else:
             del judge.good[group]
     return list(seen.values())
+
+
+def by_chance(heads: int, tails: int) -> float:
+    """How likely so many more heads of a fair coin are at most (Chernoff's bound)."""
+    n = heads + tails
+    return float(np.exp(-sum(k * np.log(2 * k / n) for k in (heads, tails) if k)))
 
 
 def entry(judge: Judge, f: Finding) -> Entry:
@@ -95,49 +102,51 @@ def loosely(judge: Judge, f: Finding, e: Entry) -> Recipe | None:
     return next((r for r in explaining if r.turn == LOOSE), None)
 
 
-def better(judge: Judge, f: Finding, e: Entry, loose: Recipe, known: Sequence[Rival]) -> Rival | None:
-    """The best of the mistakes, if it is better than the loose arithmetic; once one is known, that one is looked at."""
-    fit = judge.explains(e, loose)
-    assert fit is not None
-    best: tuple[float, str, Recipe] | None = None
+def nearest(judge: Judge, f: Finding, e: Entry, loose: Recipe, known: Sequence[Rival]) -> Rival | None:
+    """The mistake that is nearer at most heads and positions than none under the same arithmetic, or the loose one.
+    Once one is known, no other is looked at, and it counts where it is farther, too."""
+    got = np.asarray(judge.evidence.values(e), np.float64)
+    as_loose = off(got, judge.again(e, loose)[1].mid)
+    best: Rival | None = None
     for recipe in [known[0].recipe] if known else recipes(judge, e, loose):
-        for name, left in left_by(judge, e, recipe):
-            if (not known or name == known[0].sentence) and (best is None or left < best[0]):
-                best = left, name, recipe
-        if best is not None and best[0] <= tiny(fit):
+        right = np.minimum(as_loose, off(got, judge.again(e, recipe)[1].mid))
+        for sentence, mid in by_mistake(judge, e, recipe):
+            wrong = off(got, mid)
+            told = Rival(f, e, recipe, sentence, int((wrong < right).sum()), int((wrong > right).sum()))
+            if known and sentence == known[0].sentence:
+                return told
+            if not known and told.nearer - told.farther > (0 if best is None else best.nearer - best.farther):
+                best = told
+        if best is not None and not best.farther:
             break
-    if best is None or best[0] > SMALLER * fit.left:
-        return None
-    left, name, recipe = best
-    return Rival(f, e, recipe, name, scores_of(judge, e) * float(np.log(fit.left / max(left, tiny(fit)))))
+    return best
 
 
-def tiny(fit: Fit) -> float:
-    """What is left if one of the values is off by as little as the others may be."""
-    return max(fit.allowed, 1e-12) / np.sqrt(max(1, fit.size))
+def off(got: Array, mid: Array) -> Array:
+    """How far each head is at each position, squared."""
+    return np.square(got - mid).sum(-1)
 
 
 def recipes(judge: Judge, e: Entry, loose: Recipe) -> Iterator[Recipe]:
-    spots = judge.involved(e)
-    engines = whole_engines(spots, [loose.result], judge.votes)
+    """The same without the looseness, engines that have a name, and, last, the same."""
+    engines = whole_engines(judge.involved(e), [loose.result], judge.votes)
     named = [judge.meant(r) for r in engines if r.angle == loose.angle]
     told = set()
     for r in (*(replace(loose, turn=turn) for turn in TIGHT), *named, loose):
-        if (shown := judge.shows(e, r)) not in told:
-            told.add(shown)
+        if (shows := judge.shows(e, r)) not in told:
+            told.add(shows)
             yield r
 
 
-def left_by(judge: Judge, e: Entry, recipe: Recipe) -> Iterator[tuple[str, float]]:
-    """What each of the mistakes leaves that explain the stage."""
-    try:
-        site = judge.site(e, recipe)
-        for named in explain(site, judge.evidence.values(e), MISTAKES):
-            yield named.sentence, named.left
-    except Unjudgeable:
-        return
-
-
-def scores_of(judge: Judge, e: Entry) -> int:
-    """How many numbers of the stage hang on the angles: scores of a query and a key at another position."""
-    return judge.evidence.config.num_attention_heads * sum(judge.evidence.positions(e))
+def by_mistake(judge: Judge, e: Entry, recipe: Recipe) -> Iterator[tuple[str, Array]]:
+    """What each of the mistakes makes of the stage that explain it."""
+    got = judge.evidence.values(e)
+    site = judge.site(e, recipe)
+    for h in MISTAKES:
+        try:
+            for (detail, _), whole in turned(h, site, None):
+                span = shown(got, whole, e)
+                if judge.compared(e, site, got, span).good:
+                    yield h.sentence.format(detail), span.mid
+        except Unjudgeable:
+            continue

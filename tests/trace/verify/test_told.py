@@ -103,3 +103,11 @@ def test_ggmls_operands_of_16_bit_weights_are_no_8_bits() -> None:
         "F32": "",
     }
     assert FACT.amounts("x86", ["F16", "Q4_K"]) == "x86"
+
+
+@pytest.mark.parametrize("engine", ["HF bfloat16", "HF float16"])
+def test_residuals_alone_tell_the_format_that_they_were_rounded_to(engine: str) -> None:
+    """Through a whole layer float32's span holds them too; what is near in their own format is tried before it."""
+    v = judged(engine, tiny_weights(layers=3, formats="F16"), "embedding", "post_ffn_residual")
+    assert v.status == 0
+    assert engine.removeprefix("HF ") in engine_words(v)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from ...plural import plural
 from ...stages import layer_name
-from ..facts import FirstNotFinite, FromTokens, IdsUnknown, NotFinite, OtherModel, OtherTokens
+from ..facts import FirstNotFinite, FromTokens, IdsUnknown, NotFinite, OtherModel, OtherTokens, Recomputed
 from ..finding import BUDGET, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .text import by_size, engine_words, mistakes, named, runs, sentence
 
-UNTOLD = "What the engine computes with cannot be told from this dump."
+UNTOLD = "What the engine computes with cannot be told from this dump"
 
 
 def paragraph(v: Verification) -> list[str]:
@@ -19,7 +19,7 @@ def paragraph(v: Verification) -> list[str]:
     said = [sentence(v), *_judged(v)]
     if any(f.explained for f in v.findings):
         words = engine_words(v)
-        said.append(f"The engine computes with: {words}." if words else UNTOLD)
+        said.append(f"The engine computes with: {words}." if words else f"{UNTOLD}{_why_untold(v)}.")
     return [*said, *_first(v), *_follows(v), f"Next: {next_step(v)}."]
 
 
@@ -36,6 +36,15 @@ def _judged(v: Verification) -> Iterator[str]:
 def wrong(v: Verification) -> list[Finding]:
     """The unexplained in order of execution."""
     return [f for f in v.findings if f.verdict == UNEXPLAINED]
+
+
+def _why_untold(v: Verification) -> str:
+    """Where stages are right, but each through others that the dump lacks."""
+    made = [n for f in v.findings if f.explained for n in f.notes if isinstance(n, Recomputed)]
+    if not made:
+        return ""
+    most = max(len(n.missing) for n in made)
+    return f": up to {most} stages are missing on the way to one, and their roundings leave room for several engines"
 
 
 def _first(v: Verification) -> Iterator[str]:
@@ -102,6 +111,8 @@ def _when_right(v: Verification) -> str:
         return f"dump what {named(missing)} lacks ({plural(_unjudged(v), 'stage')} could not be judged)"
     if weak := next((f for f in v.findings if f.verdict == BUDGET), None):
         return f"where a small mistake would matter, dump what {named(weak)} is computed from: noise may hide one there"
+    if not engine_words(v) and _why_untold(v):
+        return "dump more stages of a layer, attention and attn_out first: nothing is wrong, but they tell the engine"
     if not engine_words(v):
         return "dump a stage that computes, together with its inputs: what is copied tells nothing of the engine"
     if not any(f.phase for f in v.findings):
