@@ -19,6 +19,8 @@ from ..quant.tensor import QTensor, dequantize, quantize, row_slabs
 from .config import Config
 from .files import Checkpoint, same_values
 from .files.lora import Lora, read_lora
+from .files.lora_gguf import read_gguf_lora
+from .files.mapped import read_head
 from .models.architecture import Architecture, Tensor
 from .models.heads import KINDS
 from .models.vision import find_vision
@@ -32,7 +34,13 @@ def opened_loras(specs: Spec | Sequence[Spec]) -> list[Lora]:
     """The adapters of one or several specifications, in their order. Raises BadInput that names what is wrong."""
     pair = isinstance(specs, tuple) and len(specs) == 2 and isinstance(specs[1], int | float)
     several: Sequence[Any] = [specs] if pair or isinstance(specs, str | os.PathLike) else list(specs)
-    return [read_lora(*_split(spec)) for spec in several]
+    return [_read(*_split(spec)) for spec in several]
+
+
+def _read(path: Path, factor: float) -> Lora:
+    """A folder of PEFT's, or a GGUF file of llama.cpp's."""
+    in_gguf = path.is_file() and read_head(path, 4) == b"GGUF"
+    return read_gguf_lora(path, factor) if in_gguf else read_lora(path, factor)
 
 
 def _split(spec: Spec) -> tuple[Path, float]:

@@ -19,7 +19,6 @@ import numpy as np
 from ...errors import BadInput, blamed_on
 from ...quant.tensor import QTensor, dequantize, transposed
 from .hf_tokenizer import read_object
-from .mapped import read_head
 from .safetensors_header import read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -79,14 +78,10 @@ class Lora:
 
 
 def read_lora(path: Path, factor: float = 1.0) -> Lora:
-    """The adapter of a folder, of its adapter_model.safetensors, or of a GGUF file; every scale times `factor`.
+    """The adapter of a folder, or of its adapter_model.safetensors; every scale times `factor`.
 
     Raises BadInput that names the file, and the field or tensor that is wrong, or that does more than LoRA does here.
     """
-    if path.is_file() and read_head(path, 4) == b"GGUF":
-        from .lora_gguf import read_gguf_lora
-
-        return read_gguf_lora(path, factor)
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG).is_file():
         what = "no such folder" if not path.exists() else f"no {CONFIG} there; an adapter is a folder as PEFT saves it"
