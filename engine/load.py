@@ -17,7 +17,7 @@ from .files import Checkpoint, Vocabulary, open_checkpoint
 from .files.lora import Lora
 from .kernels import Backend, backend, check_precision
 from .kernels.adapted import adapting
-from .lora import with_loras
+from .lora import with_loras, with_saved
 from .models.heads import KINDS, LM
 from .nonfinite import NotFinite
 from .text.tokenizer import Tokenizer, Tokens
@@ -62,7 +62,11 @@ def with_adapters(opened: Opened, loras: Sequence[Lora]) -> Opened:
         return opened
     with blamed_on(opened.checkpoint.path):
         adapters = (*opened.checkpoint.adapters, *(lora.facts for lora in loras))
-        return Opened(replace(opened.checkpoint, adapters=adapters), with_loras(opened.weights, loras))
+        checkpoint = replace(opened.checkpoint, adapters=adapters)
+        if any(lora.saved_of for lora in loras):
+            checkpoint = with_saved(checkpoint, loras)
+            opened = Opened(checkpoint, bind(checkpoint.config, checkpoint.tensors))
+        return Opened(checkpoint, with_loras(opened.weights, loras))
 
 
 def with_scaling(checkpoint: Checkpoint, rope_scaling: Mapping[str, Any] | None) -> Checkpoint:

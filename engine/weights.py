@@ -126,12 +126,13 @@ class Weights:
 
     @property
     def adapted(self) -> bool:
-        """Whether an adapter belongs to one of the matrices."""
+        """Whether an adapter belongs to one of the matrices, or to the embedding."""
         return any(True for _ in self.adapted_matrices())
 
     def adapted_matrices(self) -> Iterator[Adapted]:
-        """Those with adapters, in the order of matrices()."""
-        return (part for _, part in self._products() if isinstance(part, Adapted))
+        """Those with adapters: the embedding, then in the order of matrices()."""
+        every = (self.embed, *(part for _, part in self._products()))
+        return (part for part in every if isinstance(part, Adapted))
 
     def _products(self) -> Iterator[tuple[str, Any]]:
         nodes: tuple[Layer | Weights, ...] = (*self.layers, self)

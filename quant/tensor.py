@@ -187,6 +187,12 @@ def take(w: QTensor, rows: NDArray[np.integer[Any]]) -> QTensor:
     return QTensor(w.format, (len(rows), *w.shape[1:]), data.reshape(-1), w.name)
 
 
+def transposed(w: QTensor) -> QTensor:
+    """A matrix's columns as its rows, in float32."""
+    values = np.ascontiguousarray(dequantize(w).T)
+    return QTensor("F32", values.shape, values.reshape(-1).view(np.uint8), w.name)
+
+
 def quantize(values: NDArray[np.floating], name: str, tensor: str = "") -> QTensor:
     """Values [..., width] in the format of that name, a slab of blocks at a time.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from qwenref.engine.generate import generate
 from qwenref.engine.kernels import backend
 from qwenref.engine.load import open_weights
 from qwenref.engine.models.heads import NONE, POOLINGS
+from qwenref.engine.models.vision import find_vision
 from qwenref.tools.dev.golden_config import IDS
 from qwenref.tools.dev.golden_embed import IDS as TEXT
 from qwenref.tools.dev.golden_embed import MODELS as HEADS
@@ -37,6 +39,7 @@ from qwenref.trace.verify.verify import verify
 
 from .engine.files.test_quantised import MODELS as QUANTISED
 from .engine.files.test_quantised import model
+from .oracle.test_family import by_gguf_py
 from .tiny import collect, relative
 
 QWEN2 = SIZES | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
@@ -102,8 +105,12 @@ def truth(folder: Path) -> tuple[list[int], list[Any]]:
 
 
 def in_containers(folder: Path, place: Path) -> Iterator[tuple[str, Path]]:
-    """The model as each container has it, by `engine convert`."""
+    """The model as each container has it, by `engine convert`; one that sees also in GGUF by gguf-py, as llama.cpp's
+    converter names it."""
     yield "safetensors", folder
+    sees = find_vision(json.loads((folder / "config.json").read_text("utf-8"))["model_type"])
+    if sees is not None:
+        yield f"GGUF, {sees.gguf}", by_gguf_py(folder, place / "sees.gguf")
     for name in ("gguf", "apr"):
         made = place / f"made.{name}"
         said("convert", folder, made)
@@ -195,8 +202,9 @@ def of_quantised() -> Iterator[Row]:
 HEAD = """# The family: releases and containers
 
 Each architecture's small random model, run by Transformers {transformers} (torch {torch}) and by this engine out of
-each container, into which `engine convert` brought it. Quantised folders are as their own libraries wrote them
-(tools/dev/golden_quantised.py). Written by `python -P -m qwenref.tests.family docs/family.md`; the same by a test:
+each container, into which `engine convert` brought it; of one that sees also in GGUF as gguf-py names it. Quantised
+folders are as their own libraries wrote them (tools/dev/golden_quantised.py). Written by `python -P -m
+qwenref.tests.family docs/family.md`; the same by a test:
 `pytest tests/engine/test_family.py -k NAME`, of a quantised one `pytest tests/engine/files/test_quantised.py -k NAME`.
 
 Ids: how many of a greedy answer are Transformers', on the CPU backend. Stages: the worst relative error of one, in

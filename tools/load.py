@@ -84,7 +84,7 @@ def add_rope_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_lora_argument(parser: argparse.ArgumentParser) -> None:
     """--lora, once for each adapter."""
-    what = "LoRA adapter as PEFT saves it, its scale times SCALE; may be given again (docs/models.md)"
+    what = "LoRA adapter, PEFT's folder or a GGUF file, its scale times SCALE; may be given again (docs/models.md)"
     parser.add_argument("--lora", action="append", default=[], metavar="DIR[:SCALE]", help=what)
 
 

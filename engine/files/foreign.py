@@ -165,7 +165,6 @@ def _only(folder: Path, found: list[Path], what: str) -> Path:
     raise BadInput(f"{folder}: holds {len(found)} {what}; give one of them: {names}{more}")
 
 
-MERGE_LORA = "merge it into its base with llama.cpp's llama-export-lora -m BASE.gguf --lora THIS.gguf -o MERGED.gguf"
 # What else than a model a GGUF file may be: by general.architecture, by general.type (gguf-py's GGUFType).
 GGUF_ARCHITECTURES = {
     "clip": "the vision or audio part of a model (mmproj); give the language model's file, which lies beside it",
@@ -173,7 +172,7 @@ GGUF_ARCHITECTURES = {
     "imatrix": "an importance matrix, from which llama-quantize takes advice; give the model",
 }
 GGUF_TYPES = {
-    "adapter": f"a LoRA adapter, not a model; {MERGE_LORA}",
+    "adapter": "a LoRA adapter, not a model; give its base as the model and this as --lora",
     "mmproj": GGUF_ARCHITECTURES["clip"],
     "imatrix": GGUF_ARCHITECTURES["imatrix"],
 }

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import BadInput, blamed_on
-from ...quant.tensor import QTensor, dequantize
+from ...quant.tensor import QTensor, dequantize, transposed
 from .hf_tokenizer import read_object
 from .safetensors_header import read_tensors
 
@@ -31,11 +31,17 @@ TOLD = {
 }  # fmt: skip
 READ = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "bias",
-    "exclude_modules", "layers_to_transform", "init_lora_weights",
+    "exclude_modules", "layers_to_transform", "init_lora_weights", "modules_to_save",
 }  # fmt: skip
 # What leaves the base as it is; the others (pissa, olora, corda, loftq ...) change it before training.
 STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 PATTERN = re.compile(r"[\w.^$\\*|-]{1,200}", re.ASCII)  # without groups, so that matching takes no exponential time
+# A tensor of a module that was trained whole, as PEFT 0.9 and later name it, and before.
+SAVED = re.compile(r"(?:base_model\.model\.)?([\w.]+?)(?:\.modules_to_save(?:\.default)?)?\.(weight|bias)", re.ASCII)
+HALF = re.compile(r"(?:base_model\.model\.)?([\w.]+)\.lora_([AB])(?:\.default)?\.weight", re.ASCII)
+OF_EMBEDDING = re.compile(
+    r"(?:base_model\.model\.)?([\w.]*embed_tokens)\.lora_embedding_([AB])(?:\.default)?", re.ASCII
+)
 COPY = re.compile(r"(?:base_model\.model\.)?((?:[\w.]+\.)?(?:embed_tokens|lm_head))(?:\.base_layer)?\.weight", re.ASCII)
 
 
@@ -51,7 +57,9 @@ class Pair(NamedTuple):
 class Lora:
     """An adapter that was opened. modules: by the names that it has for the base's modules. copies: the base's matrices
     that PEFT saved too, by their modules: where the head has an adapter, it saves head and embedding, in case they have
-    grown. factor: what its own scales were multiplied with; sha256: of its weights.
+    grown. saved: tensors of modules that were trained whole, by the base's names of them; saved_of: what the
+    configuration names so (modules_to_save). architecture: GGUF's name of the base's, where the file says it. factor:
+    what its own scales were multiplied with; sha256: of its weights.
     """
 
     path: Path
@@ -59,6 +67,9 @@ class Lora:
     copies: Mapping[str, QTensor]
     factor: float
     sha256: str
+    saved: Mapping[str, QTensor] = field(default_factory=dict)
+    saved_of: tuple[str, ...] = ()
+    architecture: str = ""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -82,10 +93,14 @@ def read_lora(path: Path, factor: float = 1.0) -> Lora:
         other = next((p.name for p in sorted(folder.glob("adapter_model*"))), None)
         raise BadInput(f"{folder}: no {WEIGHTS}" + (f"; {other} is a pickle, and never opened" if other else ""))
     held, _ = read_tensors(folder / WEIGHTS, BYTES)
+    if not held:
+        raise BadInput(f"{folder / WEIGHTS}: holds no tensor")
     with blamed_on(folder / WEIGHTS):
-        halves, copies = _halves(
-            {name: QTensor(dtype, shape, data, name) for name, (dtype, shape, data) in held.items()}
-        )
+        tensors = {name: QTensor(dtype, shape, data, name) for name, (dtype, shape, data) in held.items()}
+        whole = tuple(said.get("modules_to_save") or ())
+        saved = _saved(tensors, whole)
+        own = {w.name for w in saved.values()}
+        halves, copies = _halves({name: w for name, w in tensors.items() if name not in own})
     modules = {}
     for module, (down, up) in halves.items():
         with blamed_on(folder / CONFIG):
@@ -99,7 +114,10 @@ def read_lora(path: Path, factor: float = 1.0) -> Lora:
         scale = factor * alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
         modules[module] = Pair(down, up, scale)
     with (folder / WEIGHTS).open("rb") as file:
-        return Lora(folder, modules, copies, factor, file_digest(file, "sha256").hexdigest())
+        sha256 = file_digest(file, "sha256").hexdigest()
+    if saved and factor != 1:
+        raise BadInput(f"--lora {path}: {whole[0]} was trained whole, and has no scale; leave {factor} out")
+    return Lora(folder, modules, copies, factor, sha256, saved, whole)
 
 
 def _check(said: Mapping[str, Any]) -> None:
@@ -121,6 +139,9 @@ def _check(said: Mapping[str, Any]) -> None:
         neutral = value is None or value is False or value in ({}, [])
         if name not in READ | TOLD and not neutral:
             raise BadInput(f"{name} is {value!r:.80}: it changes the result and is not supported; merge the adapter")
+    listed = said.get("modules_to_save") or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise BadInput(f"modules_to_save is {listed!r:.80}; it must be a list of modules' names")
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = said.get(name) or {}
         if not isinstance(pattern, dict):
@@ -159,8 +180,26 @@ def _check_wanted(said: Mapping[str, Any], module: str) -> None:
         raise BadInput(f"layers_to_transform does not name {module}, of which {WEIGHTS} has weights")
 
 
-def _named(module: str, names: list[Any]) -> bool:
+def _named(module: str, names: Sequence[str]) -> bool:
+    """Whether one of these is the module's name, or the end of it."""
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _saved(tensors: Mapping[str, QTensor], modules: Sequence[str]) -> dict[str, QTensor]:
+    """The tensors of modules that were trained whole, by the base's names: those that end in one of these texts, for
+    PEFT does not ask for a dot before it. Raises BadInput for values that are none."""
+    found: dict[str, QTensor] = {}
+    for name, w in tensors.items():
+        part = SAVED.fullmatch(name)
+        if part is None or ".lora_" in name or not part[1].endswith(tuple(modules)):
+            continue
+        own = f"{part[1]}.{part[2]}"
+        if own in found:
+            raise BadInput(f"tensor {name!r:.120}: {part[1]} has two of it")
+        if not np.isfinite(dequantize(w)).all():
+            raise BadInput(f"tensor {name}: holds values that are not finite")
+        found[own] = w
+    return found
 
 
 Halves = dict[str, tuple[QTensor, QTensor]]
@@ -175,30 +214,36 @@ def _halves(tensors: Mapping[str, QTensor]) -> tuple[Halves, dict[str, QTensor]]
         if copy := COPY.fullmatch(name):
             copies[copy[1]] = w
             continue
-        part = re.fullmatch(r"(?:base_model\.model\.)?([\w.]+)\.lora_([AB])(?:\.default)?\.weight", name, re.ASCII)
+        part = HALF.fullmatch(name) or OF_EMBEDDING.fullmatch(name)
         if part is None:
             raise BadInput(f"tensor {name!r:.120}: {_kind(name)}")
         if len(w.shape) != 2 or 0 in w.shape:
             raise BadInput(f"tensor {name}: shape {list(w.shape)}; a matrix is needed")
         if part[2] in found.setdefault(part[1], {}):
             raise BadInput(f"tensor {name!r:.120}: {part[1]} has two of it")
-        values = dequantize(w)
-        if not np.isfinite(values).all():
-            raise BadInput(f"tensor {name}: {int((~np.isfinite(values)).sum())} values are not finite")
-        found[part[1]][part[2]] = QTensor("F32", w.shape, values.reshape(-1).view(np.uint8), name)
-    if not found:
-        raise BadInput("holds no tensor")
+        found[part[1]][part[2]] = as_f32(w)
+        if part.re is OF_EMBEDDING:  # the matrix's rows are looked up, and these are its columns
+            found[part[1]][part[2]] = transposed(found[part[1]][part[2]])
     for module, halves in found.items():
         if len(halves) != 2:
             raise BadInput(f"{module}: lora_{'B' if 'A' in halves else 'A'} is missing")
+        if module.endswith("embed_tokens"):
+            halves["A"], halves["B"] = halves["B"], halves["A"]
     return {module: (halves["A"], halves["B"]) for module, halves in found.items()}, copies
+
+
+def as_f32(w: QTensor) -> QTensor:
+    """In float32, which PEFT computes with. Raises BadInput for values that are none."""
+    values = dequantize(w)
+    if not np.isfinite(values).all():
+        raise BadInput(f"tensor {w.name}: {int((~np.isfinite(values)).sum())} values are not finite")
+    return QTensor("F32", w.shape, values.reshape(-1).view(np.uint8), w.name)
 
 
 def _kind(name: str) -> str:
     """What a tensor is that is no half of a plain LoRA."""
     for mark, what in (
         ("lora_magnitude", "of DoRA (use_dora)"),
-        ("lora_embedding", "of an embedding"),
         (".bias", "a bias (lora_bias)"),
         ("modules_to_save", "a module that was trained whole (modules_to_save)"),
         ("trainable_tokens", "trained rows of the embedding (trainable_token_indices)"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
-from ..weights import Adapted
+from ...quant.tensor import transposed
+from ..weights import Adapted, Adapter, Weights, plain
 from . import Backend, Kernels
 
 
 class Adapting:
-    """The functions of a backend; `linear` takes an Adapted as well.
+    """The functions of a backend; `linear` and `embed` take an Adapted as well.
 
     The steps are those of PEFT (tuners/lora/layer.py) where adapters are not merged, y + (up (down x)) * scale, each
     rounded as the backend rounds.
@@ -30,6 +32,32 @@ class Adapting:
         for a in w.adapters:
             y_TO = ops.add(y_TO, ops.scaled(ops.linear(ops.linear(x_TI, a.down), a.up), a.scale))
         return y_TO
+
+    def embed(self, tokens_T: Any, w: Any) -> Any:
+        """An embedding's adapter: rows of up [V, r] are looked up, and multiplied with down [r, D]."""
+        ops = self._plain
+        if not isinstance(w, Adapted):
+            return ops.embed(tokens_T, w)
+        x_TD = ops.embed(tokens_T, w.base)
+        for a in w.adapters:
+            x_TD = ops.add(x_TD, ops.scaled(ops.linear(ops.embed(tokens_T, a.up), a.down), a.scale))
+        return x_TD
+
+    def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
+        self._plain.compile_kernels(replace(w, embed=plain(w.embed)), precision, progress)
+
+    def prepare(self, w: Weights, precision: str) -> Weights:
+        prepared: Weights = self._plain.prepare(replace(w, embed=plain(w.embed)), precision)
+        if not isinstance(w.embed, Adapted):
+            return prepared
+
+        def formed(a: Adapter) -> Adapter:
+            """Its halves in the forms that the backend gives an embedding and a head."""
+            model = replace(w, layers=(), embed=a.up, lm_head=transposed(a.down), score_hidden=None, score=None)
+            made: Weights = self._plain.prepare(model, precision)
+            return Adapter(made.lm_head, made.embed, a.scale)
+
+        return replace(prepared, embed=Adapted(prepared.embed, tuple(map(formed, w.embed.adapters))))
 
     def batch(self, forward: Callable[[Kernels], Any]) -> Any:
         return self._plain.batch(lambda ops: forward(adapting(ops)))

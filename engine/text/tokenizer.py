@@ -123,7 +123,7 @@ class Tokenizer(Tokens):
         super().__init__(v.tokens, v.types, vocab_size, v.eos_ids, v.spaces, v.strip, _led(v))
         self.bos_id, self.pad_id, self.prefix, self.suffix = v.bos_id, v.pad_id, v.prefix, v.suffix
         self._ids = {token: id for id, token in enumerate(v.tokens)}
-        _check(v, self._ids, vocab_size)
+        self._lost = _check(v, self._ids, vocab_size)
         self.control = {v.tokens[id]: id for id, type_ in enumerate(v.types) if type_ in (UNKNOWN, CONTROL)}
         self._bpe = _library_tokenizer(v, self._ids)
         inner = sentencepiece.SPACES[v.spaces].inner if v.spaces else None
@@ -156,10 +156,15 @@ class Tokenizer(Tokens):
 
         User-defined tokens (<tool_call>) always do, as in Hugging Face and llama.cpp. Adds nothing round the text.
         start: it is a text's beginning, and not what follows a control token.
+        Raises BadInput for a byte that has no token (SmolLM2's vocabulary lacks 21): the library would drop it without
+        a word, and so would llama.cpp.
         """
         bpe = self._bpe if start or self._inner is None else self._inner
         bpe.encode_special_tokens = not special
-        return self._run(bpe, text).ids
+        ids: list[int] = self._run(bpe, text).ids
+        if self._lost and (lost := self._lost.intersection(bpe.normalizer.normalize_str(text).encode())):
+            raise BadInput(f"the text holds byte 0x{min(lost):02X}, of which this model has no token; take it out")
+        return ids
 
     def prompt_ids(self, text: str) -> list[int]:
         """Ids of a raw prompt, as of `tokenizer(text)`: prefix and suffix round it; control tokens count."""
@@ -244,8 +249,8 @@ def _added(v: Vocabulary) -> list[Any]:
     ]
 
 
-def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
-    """What the library would accept, and should not."""
+def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> frozenset[int]:
+    """What the library would accept, and should not. The bytes that have no token."""
     if len(v.types) != len(v.tokens):
         raise BadInput(f"tokenizer: {len(v.types)} token types for {len(v.tokens)} tokens")
     if len(v.tokens) > vocab_size:
@@ -259,11 +264,13 @@ def _check(v: Vocabulary, ids: dict[str, int], vocab_size: int) -> None:
         if not NORMAL <= type_ <= BYTE or (type_ == BYTE and not _SPELLED_BYTE.fullmatch(v.tokens[id])):
             raise BadInput(f"tokenizer: token {id} {v.tokens[id]!r:.80} can not be of type {type_}")
     byte = {token: b for b, token in enumerate(sentencepiece.BYTES)} if v.spaces else _BYTE
-    if lost := [b for c, b in byte.items() if c not in ids]:  # the library would drop such bytes without a word
+    lost = frozenset(b for c, b in byte.items() if c not in ids)
+    if lost and v.spaces:  # which are what any other text falls back to
         raise BadInput(f"tokenizer: no token for {len(lost)} of the 256 bytes, the first 0x{min(lost):02X}")
     for field, special in [("bos", v.bos_id), ("pad", v.pad_id), *(("eos", id) for id in v.eos_ids)]:
         if special is not None and not 0 <= special < vocab_size:
             raise BadInput(f"tokenizer: {field} token id {special} is out of range (0 to {vocab_size - 1})")
+    return lost
 
 
 def _bad_merge(merges: list[str], ids: dict[str, int]) -> str:

@@ -116,9 +116,9 @@ def test_merged_values(folders: Path, was: str, becomes: str) -> None:
     halves = (QTensor("F32", x.shape, x.reshape(-1).view(np.uint8), "x") for x in (down, up))
     base = w.layers[1].ffn_down
     adapted = replace(w.layers[1], ffn_down=Adapted(base, (Adapter(*halves, 0.75),)))
-    m = replace(model(was, layers=1), tensors={"d": base})
+    m = replace(model(was, layers=1), tensors={base.name: base})
     changed, said = merged(m, replace(w, layers=(w.layers[0], adapted)))
-    got = changed.tensors["d"]
+    (got,) = changed.tensors.values()
     exact = dequantize(base) + 0.75 * up.astype(np.float64) @ down
     assert got.format == becomes and said == [f"1 matrices merged with their adapters: values rounded to {becomes}"]
     assert np.abs(dequantize(got) - exact).max() <= (2.0**-8 if becomes == "BF16" else 2.0**-23) * np.abs(exact).max()
@@ -140,6 +140,8 @@ def changed(folders: Path, tmp_path: Path, settings: dict[str, Any], tensors: di
 
 
 PREFIX = "base_model.model.model.layers.0.mlp.up_proj"
+WHOLE, SCORE = "base_model.model.lm_head.weight", "base_model.model.score.weight"
+EMBEDDING_A = "base_model.model.model.embed_tokens.lora_embedding_A"
 A, B = f"{PREFIX}.lora_A.weight", f"{PREFIX}.lora_B.weight"
 
 
@@ -153,7 +155,11 @@ def values(*shape: int) -> np.ndarray:
         ({"peft_type": "LOHA"}, {}, ["peft_type is 'LOHA'", "only LORA"]),
         ({"peft_type": ...}, {}, ["peft_type is None"]),
         ({"use_dora": True}, {}, ["use_dora is True", "merge the adapter"]),
-        ({"modules_to_save": ["lm_head"]}, {}, ["modules_to_save"]),
+        ({"modules_to_save": ["lm_head"]}, {}, ["modules_to_save names lm_head", "no tensor of it"]),
+        ({"modules_to_save": "lm_head"}, {}, ["modules_to_save is 'lm_head'", "list"]),
+        ({"modules_to_save": ["lm_head"]}, {WHOLE: values(65, 32)}, ["lm_head.weight is [65, 32]", "grown"]),
+        ({"modules_to_save": ["lm_head"]}, {WHOLE: values(64, 32) * np.inf}, ["lm_head", "not finite"]),
+        ({"modules_to_save": ["score"]}, {SCORE: values(2, 32)}, ["score", "no such matrix"]),
         ({"fan_in_fan_out": True}, {}, ["fan_in_fan_out"]),
         ({"lora_bias": True}, {}, ["lora_bias"]),
         ({"bias": "all"}, {}, ["bias is 'all'"]),
@@ -179,9 +185,9 @@ def values(*shape: int) -> np.ndarray:
         ({}, {B: values(48, 4) * np.nan}, ["192 values are not finite"]),
         ({}, {f"{PREFIX}.lora_magnitude_vector": values(48)}, ["DoRA"]),
         ({}, {f"{PREFIX}.lora_B.bias": values(48)}, ["lora_bias"]),
-        ({}, {"base_model.model.model.embed_tokens.lora_embedding_A": values(4, 64)}, ["embedding", "not supported"]),
+        ({}, {EMBEDDING_A: values(4, 64)}, ["embed_tokens: lora_", "is missing"]),
         ({}, {"x": values(1)}, ["tensor 'x'", "as PEFT saves it"]),
-        ({}, {"base_model.model.lm_head.weight": values(64, 32)}, ["holds another lm_head", "trained"]),
+        ({}, {WHOLE: values(64, 32)}, ["holds another lm_head", "trained"]),
         (
             {"target_modules": "all-linear"},
             {A.replace("layers.0", "layers.7"): values(4, 32), B.replace("layers.0", "layers.7"): values(48, 4)},

@@ -48,12 +48,13 @@ def base(dtype: str = "float32", title: str = "Qwen2", **more: Any) -> Any:
 def folders(tmp_path: Path) -> Callable[..., Any]:
     """Saves a base and a random adapter of it, and gives the adapter as PEFT loads it."""
 
-    def make(dtype: str = "float32", title: str = "Qwen2", **arguments: Any) -> Any:
+    def make(dtype: str = "float32", title: str = "Qwen2", tie_word_embeddings: bool = False, **arguments: Any) -> Any:
         biases = {"attention_bias": True, "mlp_bias": True} if title == "Llama" else {}
+        biases["tie_word_embeddings"] = tie_word_embeddings
         base(dtype, title, **biases).save_pretrained(tmp_path / "base")
         made = peft.get_peft_model(base(dtype, title, **biases), peft.LoraConfig(task_type="CAUSAL_LM", **arguments))
         for name, p in made.named_parameters():
-            if ".lora_" in name:
+            if ".lora_" in name or ".modules_to_save." in name:
                 p.data.normal_(0, 0.2)
         made.save_pretrained(tmp_path / "adapter")
         return peft.PeftModel.from_pretrained(base(dtype, title, **biases), tmp_path / "adapter").eval()
@@ -65,6 +66,11 @@ def folders(tmp_path: Path) -> Callable[..., Any]:
     {"r": 6, "lora_alpha": 10, "target_modules": ALL},
     {"r": 6, "lora_alpha": 10, "target_modules": ALL, "title": "Llama"},
     {"r": 16, "lora_alpha": 16, "use_rslora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+    {"r": 4, "lora_alpha": 6, "target_modules": ["embed_tokens", "v_proj"]},
+    {"r": 4, "lora_alpha": 6, "target_modules": ["embed_tokens", "lm_head"], "tie_word_embeddings": True},
+    {"r": 4, "lora_alpha": 6, "target_modules": ALL, "modules_to_save": ["lm_head"], "tie_word_embeddings": True},
+    {"r": 4, "lora_alpha": 6, "target_modules": ALL, "modules_to_save": ["embed_tokens"], "tie_word_embeddings": True},
+    {"r": 4, "lora_alpha": 6, "target_modules": ALL, "modules_to_save": ["embed_tokens", "norm"], "title": "Llama"},
 ])  # fmt: skip
 def test_stages_and_ids(folders: Callable[..., Any], arguments: dict[str, Any], tmp_path: Path) -> None:
     m = folders(**arguments)

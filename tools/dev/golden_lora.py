@@ -34,11 +34,16 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "r": 8, "lora_alpha": 1, "target_modules": ALL[4:], "layers_to_transform": [1], "dtype": "bfloat16",
     },
     "head": {"r": 1, "lora_alpha": 2, "target_modules": ["lm_head", "o_proj"]},
+    "embedding": {"r": 3, "lora_alpha": 4, "target_modules": ["embed_tokens", "q_proj"]},
+    "embedding, rslora": {"r": 2, "lora_alpha": 3, "use_rslora": True, "target_modules": ["embed_tokens"]},
+    "whole": {"r": 2, "lora_alpha": 3, "target_modules": ALL[:2], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "whole norms": {"r": 2, "lora_alpha": 3, "target_modules": ALL[:2], "modules_to_save": ["input_layernorm"]},
 }  # fmt: skip
 # name: adapters that are active together, and what each one's scale is multiplied with.
 CASES: dict[str, list[tuple[str, float]]] = {name: [(name, 1.0)] for name in ADAPTERS} | {
     "scaled": [("all", -0.37)],
     "two": [("rslora", 1.0), ("all", 0.5)],
+    "embedding scaled": [("embedding", 0.5)],
 }
 NEW = 12
 
@@ -52,7 +57,7 @@ def with_adapter(model: Any, name: str, seed: int, folder: Path) -> None:
     made = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **arguments))
     rng = np.random.default_rng(seed)
     for parameter_name, p in made.named_parameters():
-        if ".lora_" in parameter_name:
+        if ".lora_" in parameter_name or ".modules_to_save." in parameter_name:
             p.data = torch.from_numpy(rng.normal(0, 0.3, tuple(p.shape)).astype(np.float32))
             p.data = p.data.to(getattr(torch, ADAPTERS[name].get("dtype", "float32")))
     made.save_pretrained(folder)

@@ -75,7 +75,7 @@ def test_arrays_where_a_number_belongs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"general.type": "adapter", "adapter.type": "lora"}, ["LoRA adapter", "llama-export-lora"]),
+        ({"general.type": "adapter", "adapter.type": "lora"}, ["LoRA adapter", "this as --lora"]),
         ({"adapter.type": "lora"}, ["LoRA adapter"]),
         ({"general.type": "mmproj", "general.architecture": "clip"}, ["mmproj", "language model's file"]),
         ({"general.architecture": "clip"}, ["mmproj"]),
