@@ -51,6 +51,7 @@ def describe(c: Checkpoint) -> dict[str, Any]:
     """All that there is to say about a checkpoint, as JSON has it. Sizes are in bytes."""
     from ..quant.tensor import as_stored
 
+    stored = {name: as_stored(t) for name, t in c.tensors.items()}
     formats = [
         {"format": name, "tensors": count, "parameters": parameters, "bytes": size}
         for name, (count, parameters, size) in sorted(by_format(c.tensors.values()).items(), key=lambda f: -f[1][2])
@@ -61,12 +62,12 @@ def describe(c: Checkpoint) -> dict[str, Any]:
         "container": c.container,
         "config": c.config.spelled(),
         "parameters": sum(prod(t.shape) for t in c.tensors.values()),
-        "bytes": sum(as_stored(t)[1] for t in c.tensors.values()),
+        "bytes": sum(size for _, size in stored.values()),
         "formats": formats,
         "tokenizer": describe_vocabulary(c.vocabulary()),
         "metadata": {key: plain(c.metadata[key]) for key in c.metadata},
         "tensors": [
-            {"name": name, "shape": list(t.shape)} | dict(zip(("format", "bytes"), as_stored(t), strict=True))
+            {"name": name, "shape": list(t.shape), "format": stored[name][0], "bytes": stored[name][1]}
             for name, t in c.tensors.items()
         ],
     }
