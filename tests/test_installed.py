@@ -17,6 +17,9 @@ import pytest
 
 import qwenref
 from qwenref.engine.aliases import DEFAULT
+from qwenref.engine.files.convert import convert
+
+from .models import model
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.oracle  # pip fetches setuptools from the index, and the kernels are compiled
@@ -94,6 +97,21 @@ def test_it_runs_from_another_folder(scripts: Path, tmp_path: Path) -> None:
     assert models.startswith(DEFAULT)
     at = said(scripts, "python", "-c", "import qwenref; print(qwenref.__file__)", cwd=tmp_path)
     assert Path(at).is_relative_to(scripts.parent)
+    assert said(scripts, "python", "-m", "qwenref", "--help", cwd=tmp_path).startswith("usage: ")
+
+
+def test_it_answers_and_speaks_json(scripts: Path, tmp_path: Path) -> None:
+    """A small model, whose file lies where the command does not: the ids of this checkout's own `engine run`."""
+    path = tmp_path / "model" / "tiny.gguf"
+    path.parent.mkdir()
+    convert(model("Q8_0"), path)
+    words = ["run", str(path), "-p", "low", "-n", "4", "--json"]
+    ours = subprocess.run([sys.executable, "-m", "qwenref.tools.main", *words], capture_output=True, check=True)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    report = json.loads(said(scripts, "qwenref", *words, cwd=elsewhere))
+    assert report["ids"] == json.loads(ours.stdout)["ids"] and len(report["ids"]) == 4, report
+    known = json.loads(said(scripts, "engine", "list", "--json", cwd=elsewhere))
+    assert DEFAULT in json.dumps(known)
 
 
 def test_it_computes_the_right_bits(scripts: Path, tmp_path: Path) -> None:

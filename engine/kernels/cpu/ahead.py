@@ -18,7 +18,9 @@ import numba
 from ....child import end_with_parent, own_process
 from . import attention, rows
 from .machine import compiled
+from .machine.compiled import Jitted
 from .machine.kernel import Kernel
+from .machine.work import TEAM
 from .matmul.linear import kernels_for
 from .matmul.packed import form_named, interleave
 
@@ -26,10 +28,10 @@ HELPERS = 7  # at most: with so many, the longest kernel is what takes the time
 WORTH_IT = 4  # kernels that are left: a helper needs a second to begin
 
 
-def kernels(formats: Sequence[str], precisions: Sequence[str]) -> list[Kernel]:
+def kernels(formats: Sequence[str], precisions: Sequence[str]) -> list[Kernel | Jitted]:
     """What matrices packed in these formats need, in these precisions, and what every model does; the longest first."""
     products = [k for p in precisions for name in formats for k in kernels_for(form_named(name), p)]
-    return list(dict.fromkeys([*products, *attention.KERNELS, *rows.KERNELS, interleave]))
+    return list(dict.fromkeys([*products, *TEAM, *attention.KERNELS, *rows.KERNELS, interleave]))
 
 
 def compile_kernels(
@@ -60,7 +62,7 @@ def _silent(done: int, total: int) -> None:
 
 
 def _with_helpers(
-    needed: Sequence[Kernel],
+    needed: Sequence[Kernel | Jitted],
     left: Sequence[int],
     names: tuple[Sequence[str], Sequence[str]],
     progress: Callable[[int, int], None],

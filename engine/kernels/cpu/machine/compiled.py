@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import cached_property, lru_cache, reduce
 from hashlib import sha256
 from operator import or_
 from pathlib import Path
@@ -225,17 +225,31 @@ def c_function(function: Callable[..., None], signature: Any) -> Any:
     return made
 
 
-def jitted(signature: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """numba.njit of one signature, kept here."""
+class Jitted:
+    """numba.njit of one signature, compiled when first called or asked for, then kept here."""
 
-    def make(function: Callable[..., Any]) -> Any:
-        made = njit(**options)(function)
-        made._cache = _Kept(function)
-        made.compile(signature)
+    def __init__(self, function: Callable[..., Any], signature: str, **options: Any) -> None:
+        self.function, self._signature, self._options = function, signature, options
+
+    @cached_property
+    def _compiled(self) -> Any:
+        made = njit(**self._options)(self.function)
+        made._cache = _Kept(self.function)
+        made.compile(self._signature)
         made.disable_compile()
         return made
 
-    return make
+    def compile(self) -> bool:
+        """Whether it had to be compiled now, because it was not kept."""
+        there = "_compiled" in vars(self)
+        return not (self._compiled.stats.cache_hits or there)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._compiled(*arguments)
+
+
+def jitted(signature: str, **options: Any) -> Callable[[Callable[..., Any]], Jitted]:
+    return lambda function: Jitted(function, signature, **options)
 
 
 def choose_threads() -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from . import compiled
 from .codegen import intp
+from .inlined import Inlined
 
 ARGUMENTS = 12  # of a kernel, after first and last
 # The columns of a job. Of jobs that are joined the first has the items and the chunk of them all; COUNT is a job's own
@@ -89,8 +90,8 @@ def specialise(template: Callable[..., None], name: str, **names: Any) -> Kernel
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """A function that kernels call; it becomes part of the caller's machine code."""
-    return njit(forceinline=True, error_model="numpy")(function)
+    """A function that kernels call; it becomes part of the caller's machine code, and has none for Python to call."""
+    return njit(pipeline_class=Inlined, forceinline=True, error_model="numpy")(function)
 
 
 # ---- a kernel's arguments

@@ -174,3 +174,6 @@ def run_alone(jobs, count, states, stopped):
 def run_together(jobs, count, states, stopped, threads):
     for _ in prange(threads):
         _work(jobs, count, states, threads, stopped)
+
+
+TEAM = run_alone, run_together
