@@ -81,6 +81,6 @@ def by(s: Site, layer: int) -> Span:
     assert own is not None
     layers = list(weights.layers)
     layers[own] = layers[layer]
-    evidence = replace(s.evidence, weights=replace(weights, layers=type(weights.layers)(layers)), codes={})
+    evidence = replace(s.evidence, weights=replace(weights, layers=type(weights.layers)(layers)), codes={}, held={})
     other = replace(s, evidence=evidence, kept=Kept(evidence), used={}, recomputed={})
     return through(other) if s.stage in PRODUCTS and weights_in(s) == 1 else other.compute()
