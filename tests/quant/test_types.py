@@ -95,7 +95,7 @@ def judged(path: Path, tmp: Path, capsys: pytest.CaptureFixture[str], rows: np.n
         assert held.tobytes() == rows.tobytes()
 
 
-@pytest.mark.parametrize("name", thinned(TYPES, str, 5))
+@pytest.mark.parametrize("name", thinned(TYPES, str, 8))
 def test_trace_and_verify(name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judged(written(folder, name), tmp_path, capsys, expected(of_type(name).embed)[TOKENS])
 

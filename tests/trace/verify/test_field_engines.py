@@ -38,7 +38,7 @@ def prompt(length: int) -> list[int]:
 HEALTHY = [(engine, length) for engine in FIELD for length in (2, 7, 60)]
 
 
-@pytest.mark.parametrize(("engine", "length"), thinned(HEALTHY, lambda t: f"{t[0].name}-{t[1]}", 2))
+@pytest.mark.parametrize(("engine", "length"), thinned(HEALTHY, lambda t: f"{t[0].name}-{t[1]}", 4))
 def test_healthy(engine: Engine, length: int, score: Score) -> None:
     v = verify(engine.dump(weights(), prompt(length)), weights())
     healthy(v, "engines of the field", engine.name, score)

@@ -108,7 +108,7 @@ def turns() -> list[tuple[Plant, str, int]]:
     return found
 
 
-PLANTED = thinned(turns(), lambda t: f"{t[0].id}-{t[1]}-{t[2]}", 10)
+PLANTED = thinned(turns(), lambda t: f"{t[0].id}-{t[1]}-{t[2]}", 17)
 
 
 def test_every_engine_and_kind_of_stage_has_turns_that_run_always() -> None:
