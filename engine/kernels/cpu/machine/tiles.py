@@ -60,7 +60,9 @@ def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
     i = b.trunc(index, i32)
     far = b.icmp_unsigned(">=", i, ir.Constant(i32, 3 if bits < 8 else 2))  # above the digits
     brought = b.select(far, b.lshr(c, constant(i32, 24 if bits < 8 else 16)), c)
-    at = b.shl(b.select(far, ir.Constant(i32, 0), i) if bits < 8 else b.and_(i, ir.Constant(i32, 1)), ir.Constant(i32, 3))
+    at = b.shl(
+        b.select(far, ir.Constant(i32, 0), i) if bits < 8 else b.and_(i, ir.Constant(i32, 1)), ir.Constant(i32, 3)
+    )
     code = b.and_(brought, splat_of(b, b.shl(ir.Constant(i32, 0xFF), at)))
     power = b.shl(b.sub(ir.Constant(i32, 127 + 23), at), ir.Constant(i32, 23))
     number = b.bitcast(b.or_(code, splat_of(b, power)), VF)
@@ -442,14 +444,31 @@ def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
 TOGETHER = {2: 42, 3: 18, 4: 8, 5: 4, 6: 2}
 
 
+def _in_words(bits: int) -> bool:
+    """Whether sums of 16 bits are multiplied, two to a lane."""
+    return PATH == "avx2" and bits in TOGETHER
+
+
+def group_scale(bits: int) -> Any:
+    """An operation: a group's scales as group_tile wants them. Decoded once, they meet many tokens."""
+
+    def factors(b: Any, scale: Any) -> Any:
+        if not _in_words(bits):
+            return scale
+        return b.or_(b.and_(scale, constant(i32, 0xFFFF)), b.shl(scale, constant(i32, 16)))
+
+    return operation(ints, ints)(factors)
+
+
 def group_tile(quads: int, bits: int) -> Any:
     """An intrinsic (panel, x, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
 
     panel: the address of `quads` vectors of codes, four of `bits` bits to a lane; x: of their bytes, four to a token,
-    a quad's tokens behind those of the one before; scale: 16 bits a lane, signed. All exact, so in any order.
+    a quad's tokens behind those of the one before; scale: what group_scale makes of 16 bits a lane, signed. All exact,
+    so in any order.
     """
 
-    in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
+    in_order = PATH == "avxvnni" or _in_words(bits)
     write = _piece_by_piece if PATH == "neon" else _register_by_register if in_order else _group32
 
     def typed(typingctx: Any, panel: Any, x: Any, scale: Any, acc: Any) -> Any:
@@ -551,7 +570,7 @@ def _register_by_register(
     They are enough where a quad's products are all added before the next one's: sums of two tokens take 8. Of four
     quads the codes of 8 lanes and the tokens' bytes fit, and 8 lanes are done before the next.
     """
-    factors = pieces_of(b, _factors(b, scale), 8)
+    factors = pieces_of(b, scale, 8)
     split = [pieces_of(b, total, 8) for total in totals]
     pieces = range(len(factors))
     together = len(codes) if SET.dots else TOGETHER[bits]
@@ -576,11 +595,6 @@ def _add_products(b: Any, sums: Any, u: Any, s: Any) -> Any:
         return call(b, SET.dots[0], vector_type(i32, 8), [zero if sums is None else sums, u, s])
     more = _maddubs(b, u, s)
     return more if sums is None else b.add(sums, more)
-
-
-def _factors(b: Any, scale: Any) -> Any:
-    """What sums are multiplied by: of two sums of 16 bits the scale twice."""
-    return scale if SET.dots else b.or_(b.and_(scale, constant(i32, 0xFFFF)), b.shl(scale, constant(i32, 16)))
 
 
 def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
