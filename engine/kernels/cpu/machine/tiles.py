@@ -54,9 +54,12 @@ def _byte(b: Any, c: Any, index: Any) -> Any:
 
 
 def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
-    """A code k bits up in its lane, where 2^(23 - k) has its last bit but k, is that number's lower digits: or-ed into
-    it, it makes the float 2^(23 - k) + code, exactly. So there is nothing to convert, and few shifts.
+    """Nothing to convert, and few shifts: or-ed into the float 2^(23 - k), of whose digits the one k bits up is worth
+    1, a code that lies there makes it 2^(23 - k) + code, exactly. On NEON the code is converted: LLVM's model of
+    Apple's processors has these operations slower.
     """
+    if PATH == "neon":
+        return b.fsub(b.sitofp(_byte(b, c, index), VF), constant(f32, float(offset)))
     i = b.trunc(index, i32)
     far = b.icmp_unsigned(">=", i, ir.Constant(i32, 3 if bits < 8 else 2))  # above the digits
     brought = b.select(far, b.lshr(c, constant(i32, 24 if bits < 8 else 16)), c)
