@@ -261,11 +261,12 @@ def test_integer_dots_are_exact(operation: Any, top: int) -> None:
 @pytest.mark.parametrize(("quads", "bits"), [(8, 4), (8, 5), (4, 6), (8, 8)])
 def test_groups_are_exact(quads: int, bits: int) -> None:
     """Where as many products add up in 16 bits as a format's codes allow, also with the largest of both signs."""
-    group, top = tiles.group_tile(quads, bits), (1 << min(bits, 7 if SET.signed else 8)) - 1
+    group, scaled = tiles.group_tile(quads, bits), tiles.group_scale(bits)
+    top = (1 << min(bits, 7 if SET.signed else 8)) - 1
 
     @njit
     def kernel(out, u, x, scale):
-        p = group(u, x, simd.load_i32(scale), tiles.zeros_like(zero_f()))
+        p = group(u, x, scaled(simd.load_i32(scale)), tiles.zeros_like(zero_f()))
         tiles.store_tile(out, 128, tiles.scale_tile(p, simd.splat_f32(np.float32(1)), zero_f()), 32)
 
     u = RNG.integers(0, top + 1, (quads, LANES, 4), dtype=np.uint8)

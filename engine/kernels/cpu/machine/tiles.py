@@ -57,9 +57,12 @@ def _byte(b: Any, c: Any, index: Any) -> Any:
 
 
 def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
-    """A code k bits up in its lane, where 2^(23 - k) has its last bit but k, is that number's lower digits: or-ed into
-    it, it makes the float 2^(23 - k) + code, exactly. So there is nothing to convert, and few shifts.
+    """Nothing to convert, and few shifts: or-ed into the float 2^(23 - k), of whose digits the one k bits up is worth
+    1, a code that lies there makes it 2^(23 - k) + code, exactly. On NEON the code is converted: LLVM's model of
+    Apple's processors has these operations slower.
     """
+    if PATH == "neon":
+        return b.fsub(b.sitofp(_byte(b, c, index), VF), constant(f32, float(offset)))
     i = b.trunc(index, i32)
     far = b.icmp_unsigned(">=", i, ir.Constant(i32, 3 if bits < 8 else 2))  # above the digits
     brought = b.select(far, b.lshr(c, constant(i32, 24 if bits < 8 else 16)), c)
@@ -399,14 +402,31 @@ def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
 TOGETHER = {2: 42, 3: 18, 4: 8, 5: 4, 6: 2}
 
 
+def _in_words(bits: int) -> bool:
+    """Whether sums of 16 bits are multiplied, two to a lane."""
+    return PATH == "avx2" and bits in TOGETHER
+
+
+def group_scale(bits: int) -> Any:
+    """An operation: a group's scales as group_tile wants them. Decoded once, they meet many tokens."""
+
+    def factors(b: Any, scale: Any) -> Any:
+        if not _in_words(bits):
+            return scale
+        return b.or_(b.and_(scale, constant(i32, 0xFFFF)), b.shl(scale, constant(i32, 16)))
+
+    return operation(ints, ints)(factors)
+
+
 def group_tile(quads: int, bits: int) -> Any:
     """An intrinsic (panel, x, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
 
     panel: the address of `quads` vectors of codes, four of `bits` bits to a lane; x: of their bytes, four to a token,
-    a quad's tokens behind those of the one before; scale: 16 bits a lane, signed. All exact, so in any order.
+    a quad's tokens behind those of the one before; scale: what group_scale makes of 16 bits a lane, signed. All exact,
+    so in any order.
     """
 
-    in_order = PATH == "avxvnni" or (PATH == "avx2" and bits in TOGETHER)
+    in_order = PATH == "avxvnni" or _in_words(bits)
     write = neon.group if PATH == "neon" else _register_by_register if in_order else _group32
     if PATH == "plain" and bits in TOGETHER:
         write = _by_words
@@ -469,7 +489,7 @@ def _register_by_register(
     They are enough where a quad's products are all added before the next one's: sums of two tokens take 8. Of four
     quads the codes of 8 lanes and the tokens' bytes fit, and 8 lanes are done before the next.
     """
-    factors = pieces_of(b, _factors(b, scale), 8)
+    factors = pieces_of(b, scale, 8)
     split = [pieces_of(b, total, 8) for total in totals]
     pieces = range(len(factors))
     together = len(codes) if SET.dots else TOGETHER[bits]
@@ -494,11 +514,6 @@ def _add_products(b: Any, sums: Any, u: Any, s: Any) -> Any:
         return call(b, SET.dots[0], vector_type(i32, 8), [zero if sums is None else sums, u, s])
     more = _maddubs(b, u, s)
     return more if sums is None else b.add(sums, more)
-
-
-def _factors(b: Any, scale: Any) -> Any:
-    """What sums are multiplied by: of two sums of 16 bits the scale twice."""
-    return scale if SET.dots else b.or_(b.and_(scale, constant(i32, 0xFFFF)), b.shl(scale, constant(i32, 16)))
 
 
 def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:

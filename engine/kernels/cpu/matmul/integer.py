@@ -33,6 +33,7 @@ from ..machine.tiles import (
     dot4_tile,
     dot4_wide_tile,
     fma_tile,
+    group_scale,
     group_tile,
     multiply_tile,
     scale2_tile,
@@ -203,9 +204,9 @@ def fill_codes(codes, planes, scale, minimum, w, k, width, panel):
 
 
 @helper
-def fill_block(codes, scales, minima, factor, min_factor, quads, power, size, w, k, panel):
-    """The block of 256 columns from k on: 64 vectors of codes, the groups' scales, then pairs of bytes for dot2, two
-    vectors for four groups, and the factors.
+def fill_block(codes, scales, of_group, minima, factor, min_factor, quads, power, size, w, k, panel):
+    """The block of 256 columns from k on: 64 vectors of codes, the groups' scales as of_group makes them, then pairs of
+    bytes for dot2, two vectors for four groups, and the factors.
     """
     w += k // 256 * size
     groups = 64 // quads
@@ -216,7 +217,7 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, power, size, w,
         for i in range(4):
             for quad in range(quads):
                 store_i32(panel + ((4 * four + i) * quads + quad) * VECTOR, codes(w, 4 * four + i, quad))
-            store_i32(at + (4 * four + i) * VECTOR, signed_byte(bytes_, i))
+            store_i32(at + (4 * four + i) * VECTOR, of_group(signed_byte(bytes_, i)))
         if minima is None and power is not None:
             store_pairs(bytes_, power, pairs + 2 * four * VECTOR)
         if minima is not None:
@@ -228,7 +229,7 @@ def fill_block(codes, scales, minima, factor, min_factor, quads, power, size, w,
 
 
 @helper
-def q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
+def q8_0_many(group, of_group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
     """acc and a panel of fill_codes times a tile in Q8_0 or Q8_1. group: of 8 quads."""
     steps = x + (K + k // 32 * 4) * TILE
     sums = steps + K // 32 * TILE * 4
@@ -238,7 +239,7 @@ def q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
         if ABREAST:
             p = start_tile(own, -offset, acc)
             for plane in range(planes):
-                p = group(at + plane * 8 * VECTOR, x + g * 32 * TILE, splat_i32(np.int32(1 << 4 * plane)), p)
+                p = group(at + plane * 8 * VECTOR, x + g * 32 * TILE, of_group(splat_i32(np.int32(1 << 4 * plane))), p)
             acc = scale2_tile(p, load_f32(panel + scale * VECTOR), step, acc)
         else:
             acc = scaled_group_tile(at, x + g * 32 * TILE, own, -offset, panel + scale * VECTOR, step, acc)
@@ -282,7 +283,7 @@ def blocks_of_32(
     """The products of a format in blocks of 32 with activations of 8 and of 16 bits. bits: of a code, or of each plane
     of one. minimum(w, group): where it has minima, and so meets Q8_1 instead of Q8_0.
     """
-    group = group_tile(8, bits)
+    group, of_group = group_tile(8, bits), group_scale(bits)
 
     def products(precision: str, halves: int, meet: Any) -> Products:
         @helper
@@ -295,7 +296,7 @@ def blocks_of_32(
 
         @helper
         def many(panel, x, k, width, K, acc):
-            return q8_0_many(group, planes, offset, minimum, meet, panel, x, k, width, K, acc)
+            return q8_0_many(group, of_group, planes, offset, minimum, meet, panel, x, k, width, K, acc)
 
         return kernels(form, precision, one, fill, many, TILE, 1, halves)
 
@@ -316,7 +317,7 @@ def blocks_of_256(
     """The same of a format in blocks of 256 (q8_k_one says what these are). bits: of a code; one of 8 bits is signed
     where dot products take it so.
     """
-    group, signed = group_tile(quads, bits), SET.signed and bits > 7
+    group, of_group, signed = group_tile(quads, bits), group_scale(bits), SET.signed and bits > 7
     multiply = dot4_wide_tile if bits > 7 and not signed else dot4_tile
     block_size, power = size, None if signed else bits - 1
 
@@ -326,7 +327,7 @@ def blocks_of_256(
 
     @helper
     def fill(w, size, k, width, K, panel):
-        fill_block(codes, scales, minima, factor, min_factor, quads, power, block_size, w, k, panel)
+        fill_block(codes, scales, of_group, minima, factor, min_factor, quads, power, block_size, w, k, panel)
 
     @helper
     def many(panel, x, k, width, K, acc):
