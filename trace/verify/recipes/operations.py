@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ....engine.config import ALL
 from ....engine.kernels import reference
+from ..parallel import each
 from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, by_rows, joined, plus, times
 from . import ggml_cache
 from .products import SIGMAS_ONE_SIGN, summation
@@ -24,7 +25,7 @@ from .recipe import Recipe
 from .scaled import ROUNDED, held
 
 U = FLOAT32.u
-PIECE = 1 << 19  # scores at a time: what bounds them takes a dozen arrays of their size
+PIECE = 1 << 17  # scores at a time: what bounds them takes a dozen arrays of their size, for each thread
 Positions = NDArray[np.int32]
 
 
@@ -207,10 +208,13 @@ def by_queries(shape: tuple[int, int, int], some: Callable[[slice], Span]) -> Sp
     if step >= T:
         return some(slice(None))
     mid, lo, hi = (np.empty(shape) for _ in range(3))
-    for t in range(0, T, step):
+
+    def put(t: int) -> None:
         rows = slice(t, t + step)
         part = some(rows)
         mid[:, rows], lo[:, rows], hi[:, rows] = part.mid, part.lo, part.hi
+
+    each(put, range(0, T, step))
     return Span(mid, lo, hi)
 
 
