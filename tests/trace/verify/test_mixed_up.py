@@ -140,7 +140,7 @@ def test_a_source_of_a_batch_has_the_others_beside(tmp_path: Path) -> None:
 
 LONG = np.random.default_rng(5).integers(0, 259, 24).tolist()
 ROPE = ("q_post_rope", "k_post_rope")
-BIG = tiny_weights(layers=2, hidden=128, head_dim=32, heads=8, mlp=128, formats="F16")
+BIG = tiny_weights(layers=2, hidden=256, head_dim=32, heads=8, mlp=256, formats="F16")
 
 
 def everywhere(id: str, layers: int = 2) -> dict[Any, Mistake]:
@@ -151,15 +151,8 @@ def hooked(dump: Dump) -> Dump:
     return changed(dump, lambda e: None if e.stage.name in UNSEEN else e)
 
 
-EACH = [
-    pytest.param("HF bfloat16", 7, id="eager, 7", marks=pytest.mark.matrix),
-    pytest.param(FAST, 24, id="sdpa, 24"),
-    pytest.param("HF bfloat16", 24, id="eager, 24", marks=pytest.mark.matrix),
-    pytest.param(FAST, 7, id="sdpa, 7", marks=pytest.mark.matrix),
-]
-
-
-@pytest.mark.parametrize(("engine", "length"), EACH)
+@pytest.mark.parametrize("length", [24, pytest.param(7, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("engine", ["HF bfloat16"])
 def test_frequencies_in_16_bits_are_no_contraction(engine: Any, length: int) -> None:
     """A model cast with its buffers: every layer turns by them, and no other arithmetic is to be blamed."""
     dump = dump_of(BIG, engine, LONG[:length], mistakes=everywhere("rope-frequencies-cast"))
