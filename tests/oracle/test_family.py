@@ -282,7 +282,6 @@ def test_llama_cpp_healthy(name: str, folder: Path, tmp_path: Path) -> None:
     found = [f for f in v.findings if f.verdict not in (EXACT, REPRODUCED)]
     if name in ("qwen2_vl", "qwen2_5_vl"):  # llama.cpp 0.3.36's loader of qwen2vl no longer reads the norms' eps
         assert {f.stage for f in found} == {"attn_norm", "ffn_norm", "final_norm"}
-        assert all("eps is 0, not 1e-06" in h.sentence for f in found for h in f.hypotheses if h.name == "norm-eps")
         assert all("norm-eps" in {h.name for h in f.hypotheses} for f in found)
     else:
         assert not found
