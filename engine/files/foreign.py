@@ -172,7 +172,7 @@ GGUF_ARCHITECTURES = {
     "imatrix": "an importance matrix, from which llama-quantize takes advice; give the model",
 }
 GGUF_TYPES = {
-    "adapter": "a LoRA adapter, not a model; give its base as the model and this as --lora",
+    "adapter": "a LoRA adapter, not a model; give its base as the model and this as --lora (engine convert merges)",
     "mmproj": GGUF_ARCHITECTURES["clip"],
     "imatrix": GGUF_ARCHITECTURES["imatrix"],
 }

@@ -279,5 +279,10 @@ def test_llama_cpp_healthy(name: str, folder: Path, tmp_path: Path) -> None:
     argv = ["dump-llamacpp", str(path), str(tmp_path / "dump"), "--tokens", ",".join(map(str, IDS)), "--kv", "f32"]
     assert main([*argv, "--decode-steps", "2"]) == 0
     v = verify(open_dump(tmp_path / "dump"), open_weights(path).weights)
-    assert {f.verdict for f in v.findings} <= {EXACT, REPRODUCED}
+    found = [f for f in v.findings if f.verdict not in (EXACT, REPRODUCED)]
+    if name in ("qwen2_vl", "qwen2_5_vl"):  # llama.cpp 0.3.36's loader of qwen2vl no longer reads the norms' eps
+        assert {f.stage for f in found} == {"attn_norm", "ffn_norm", "final_norm"}
+        assert all("norm-eps" in {h.name for h in f.hypotheses} for f in found)
+    else:
+        assert not found
     assert len(v.findings) > 90

@@ -75,7 +75,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
         "text_config": SIZES | {
             "model_type": "qwen3_vl_text", "head_dim": 16,
-            "rope_parameters": MROPE | {"mrope_interleaved": True, "mrope_section": [4, 2, 2]},
+            "rope_parameters": MROPE | {"mrope_interleaved": True, "mrope_section": [3, 3, 2]},
         },
         "vision_config": VISION | {
             "hidden_size": 4, "out_hidden_size": 32, "intermediate_size": 4, "deepstack_visual_indexes": [],
