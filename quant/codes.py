@@ -16,7 +16,8 @@ Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 LARGEST = 1 << 24  # values in a group; a row is one, where it has one scale
-SCALES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}  # how a scale lies in a block
+# How a scale lies in a block.
+SCALES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 def unpack(stream: Codes, bits: int) -> Codes:
