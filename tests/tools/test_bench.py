@@ -96,7 +96,7 @@ def test_prompt_is_inside_the_vocabulary() -> None:
         (["--precision", "f16"], "no precision 'f16'; it has f32, int16, int8"),
         (["-t", "0"], "-t 0: give numbers of at least 1"),
         (["-t", "two"], "-t two: give numbers of at least 1"),
-        (["-n", "0"], "-p, -n and -r must be at least 1"),
+        (["-n", "0"], "-n 0: give at least 1"),
         (["-p", "99999"], "99999 + 64 tokens do not fit 32768 positions"),
         (["--depth", "32768"], "32768 + 64 tokens do not fit 32768 positions"),
         (["-t", "4000"], "4000 threads: this machine has"),

@@ -100,6 +100,21 @@ def test_a_map_is_bounded_and_says_so() -> None:
     assert "head 16<" in part and "The last" not in part
 
 
+def test_attention_spread_over_a_long_prompt_is_seen() -> None:
+    """The largest probability shown has the full colour, the others theirs beside it, and the page says which it is."""
+    T = 3 * KEYS
+    scores = np.random.default_rng(0).normal(size=(2, T, T))
+    p = np.exp(np.where(np.arange(T) > np.arange(T)[:, None], -np.inf, scores))
+    e = entry("attn_softmax", p / p.sum(-1, keepdims=True))
+    html = stage_page("d", view(e), [view(e)], Names([], None))
+    shown = e.values()[:, -KEYS:, -KEYS:]
+    assert f"The full colour is {shown.max():.2g}." in html and shown.max() < 0.25
+    cells = re.findall(r'<rect class="within"[^>]*fill-opacity="([\d.]+)"><title>(?:.*?): (\S+)</title>', html)
+    assert max(float(shade) for shade, _ in cells) == 1
+    assert all(abs(float(shade) - float(value) / shown.max()) <= 0.006 for shade, value in cells)
+    assert "full colour" not in stage_page("d", view(softmax()), [view(softmax())], NAMES)
+
+
 def test_massive_activations_are_marked_where_they_are() -> None:
     x = np.random.default_rng(0).normal(size=(8, 64)) * 0.1
     x[3, 17], x[5, 40], x[6, 2] = 700, -1200, 90

@@ -108,7 +108,7 @@ def heads(r: Row, tokens: Sequence[str] | None) -> str:
     seen = np.tri(T, S, S - T, dtype=bool)
     a, b = (np.where(seen, x, 0) for x in (a, b))
     error = np.where(a == b, 0, np.abs(a - b))
-    return attention(head_of(b, a, np.where(np.isnan(error), np.inf, error)), tokens, ("B", "A"))
+    return attention(head_of(a, b, np.where(np.isnan(error), np.inf, error)), tokens, ("A", "B"))
 
 
 def numbers(d: Diff) -> str:
