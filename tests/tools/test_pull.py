@@ -354,7 +354,7 @@ def test_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         aliases.resolve("no/such.gguf")
     with pytest.raises(BadInput, match=f"known: .*{aliases.DEFAULT}"):
         aliases.resolve("qwen2.5-coder-0.5b")
-    with pytest.raises(BadInput, match="''"):
+    with pytest.raises(BadInput, match="the model's name is empty"):
         aliases.resolve("")
 
 

@@ -31,7 +31,7 @@ def test_stages_are_understood_as_aprender_does() -> None:
         ("  ", "no stage is named"),
         ("attn_norm,,ffn_out", "empty stage name"),
         (",", "empty stage name"),
-        ("attn_norm,all", "unknown stage 'all'"),
+        ("attn_norm,all", "`all` stands alone"),
         ("attn-norm", "unknown stage 'attn-norm'"),
         ("moe_router", "unknown stage 'moe_router'"),
         ("../../x", "unknown stage"),
