@@ -33,5 +33,11 @@ def each(f: Callable[[X], Y], pieces: Sequence[X]) -> list[Y]:
     threads = min(len(pieces), THREADS, cores())
     if threads <= 1:
         return [f(piece) for piece in pieces]
-    with ThreadPoolExecutor(threads) as pool:
-        return [one.result() for one in [pool.submit(copy_context().run, f, piece) for piece in pieces]]
+
+    def share(first: int) -> list[Y]:
+        return [f(piece) for piece in pieces[first::threads]]
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(copy_context().run, share, first) for first in range(1, threads)]
+        shares = [share(0), *(one.result() for one in others)]
+    return [shares[i % threads][i // threads] for i in range(len(pieces))]
