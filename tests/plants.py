@@ -3,7 +3,7 @@ the judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import erf
 
@@ -564,9 +564,9 @@ def table(run: Run) -> A:
     return (run.pos_T.astype(f32)[:, None] * run.weights.inv_freq_h).astype(f32)
 
 
-def by_tables(run: Run, x: A, angle: A, other: A) -> A:
+def by_tables(run: Run, x: A, angle: A, other: A, functions: Sequence[np.ufunc] = (np.cos, np.sin)) -> A:
     """x cos + other sin, each angle of a channel of its own [T, H], by the engine's own operations."""
-    cos, sin = (np.broadcast_to(tail(run, f(angle))[:, None], x.shape).copy() for f in (np.cos, np.sin))
+    cos, sin = (np.broadcast_to(tail(run, f(angle))[:, None], x.shape).copy() for f in functions)
     return run.kernels.add(run.kernels.mul(x, cos), run.kernels.mul(other, sin))
 
 
@@ -604,7 +604,7 @@ def _(run: Run, y: A) -> A:
 def _(run: Run, y: A) -> A:
     """float2's .x and .y taken for each other."""
     x = unrotated(run, y)
-    return by_tables(run, x, f32(np.pi / 2) - np.concatenate([table(run)] * 2, 1), other_half(x))
+    return by_tables(run, x, np.concatenate([table(run)] * 2, 1), other_half(x), (np.sin, np.cos))
 
 
 @plant("rope-formula-sign", *ROPE, named="rope-formula", engines=(*OWN, *HF))
