@@ -19,11 +19,11 @@ from .....quant.codes import scales_of
 from .....quant.tensor import QTensor, by_column, format_of
 from ..machine.codegen import LANES
 from ..machine.kernel import helper
-from ..machine.simd import fma, get_i32, get_u16, load_f32, store_f32
+from ..machine.simd import fma, get_i32, get_u16, load_f32
 from ..machine.tiles import add_tile, fma_tile, tile_width
 from ..matmul.form import Columns, Form, Products
 from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, abreast, words_at
-from ..matmul.product import VECTOR, columns_many, fetch_ahead, kernels
+from ..matmul.product import PART, VECTOR, columns_many, fetch_ahead, kernels, store_all
 
 LINE = 64  # bytes: what stands in front is whole lines
 GROUPS = 1 << 16  # at most
@@ -97,7 +97,7 @@ def products(bits: str, scales: str) -> Products:
             for part in range(CHAIN // per_word):
                 words, c = words_at(codes + g // CHAIN * width * VECTOR, part, width), g + part * per_word
                 for i in range(per_word):
-                    store_f32(panel + (c + i - k) * VECTOR, value(words, i, shared_at(w, front, c + i)))
+                    store_all(panel + (c + i - k) * PART, value(words, i, shared_at(w, front, c + i)))
 
     return kernels(__name__, f"f32_{bits}_{scales}", one, fill, columns_many)
 
