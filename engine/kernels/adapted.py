@@ -25,23 +25,22 @@ class Adapting:
         return getattr(self._plain, name)
 
     def linear(self, x_TI: Any, w: Any) -> Any:
-        ops = self._plain
-        if not isinstance(w, Adapted):
-            return ops.linear(x_TI, w)
-        y_TO = ops.linear(x_TI, w.base)
-        for a in w.adapters:
-            y_TO = ops.add(y_TO, ops.scaled(ops.linear(ops.linear(x_TI, a.down), a.up), a.scale))
-        return y_TO
+        return self._with_adapters(self._plain.linear, x_TI, w, lambda a: (a.down, a.up))
 
     def embed(self, tokens_T: Any, w: Any) -> Any:
         """An embedding's adapter: rows of up [V, r] are looked up, and multiplied with down [r, D]."""
+        return self._with_adapters(self._plain.embed, tokens_T, w, lambda a: (a.up, a.down))
+
+    def _with_adapters(self, of: Callable[..., Any], x: Any, w: Any, halves: Callable[[Any], tuple[Any, Any]]) -> Any:
+        """of(x, w) and what the adapters add. halves: that which `of` takes for w, and the one that multiplies it."""
         ops = self._plain
         if not isinstance(w, Adapted):
-            return ops.embed(tokens_T, w)
-        x_TD = ops.embed(tokens_T, w.base)
+            return of(x, w)
+        y = of(x, w.base)
         for a in w.adapters:
-            x_TD = ops.add(x_TD, ops.scaled(ops.linear(ops.embed(tokens_T, a.up), a.down), a.scale))
-        return x_TD
+            first, second = halves(a)
+            y = ops.add(y, ops.scaled(ops.linear(of(x, first), second), a.scale))
+        return y
 
     def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
         self._plain.compile_kernels(replace(w, embed=plain(w.embed)), precision, progress)

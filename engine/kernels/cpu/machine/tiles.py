@@ -74,15 +74,16 @@ def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
     return b.fsub(number, splat_of(b, b.fadd(b.bitcast(power, f32), ir.Constant(f32, float(offset)))))
 
 
-def _looked_up(b: Any, at: Any, bits: int, offset: int) -> Any:
-    """Each lane's lowest bits, at most 5, less the offset, whatever bits lie above them."""
-    book = [float(i % (1 << bits) - offset) for i in range(max(16, 1 << bits))]
-    low, *high = (constant(f32, book[s : s + 16]) for s in range(0, len(book), 16))
-    if not high:
-        name = "llvm.x86.avx512.permvar.sf.512"
-        return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [low, i]), at)
-    name = "llvm.x86.avx512.vpermi2var.ps.512"
+def _looked_up(b: Any, at: Any, book: Sequence[float]) -> Any:
+    """What stands in a book of 16 or 32 at each lane's lowest 4 or 5 bits, whatever bits lie above them."""
+    low, *high = (constant(f32, list(book[s : s + 16])) for s in range(0, len(book), 16))
+    name = "llvm.x86.avx512.vpermi2var.ps.512" if high else "llvm.x86.avx512.permvar.sf.512"
     return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [low, i, *high]), at)
+
+
+def _values(bits: int, offset: int) -> list[float]:
+    """Of codes of so many bits, at most 5, less the offset: a book for _looked_up."""
+    return [float(i % (1 << bits) - offset) for i in range(max(16, 1 << bits))]
 
 
 def _code(bits: int, offset: int) -> Callable[..., Any]:
@@ -94,7 +95,7 @@ def _code(bits: int, offset: int) -> Callable[..., Any]:
         if PATH != "avx512" or bits > 5:
             return _code_value(b, c, index, bits, offset)
         at = b.lshr(c, splat_of(b, b.shl(b.trunc(index, i32), ir.Constant(i32, 3))))
-        return _looked_up(b, at, bits, offset)
+        return _looked_up(b, at, _values(bits, offset))
 
     write.__name__ = f"code{bits}_{offset}"
     return write
@@ -116,9 +117,7 @@ def table16_f32(values: Sequence[float]) -> Any:
     def write(b: Any, c: Any, index: Any) -> Any:
         at = _nibble(b, c, index)
         if PATH == "avx512":
-            book = constant(f32, list(values))
-            name = "llvm.x86.avx512.permvar.sf.512"
-            return in_pieces(b, 16, lambda i: call(b, name, vector_type(f32, 16), [book, i]), at)
+            return _looked_up(b, at, values)
         left: list[Any] = [constant(f32, v) for v in values]
         first = 0
         if PATH in ("avx2", "avxvnni"):  # three of the four bits choose within a register
@@ -161,7 +160,7 @@ def unsigned_code(bits: int) -> Any:
 
     def write(b: Any, words: Any, index: Any) -> Any:
         at = b.lshr(words, splat_of(b, b.mul(b.trunc(index, i32), ir.Constant(i32, bits))))
-        return _looked_up(b, at, bits, 0) if PATH == "avx512" and bits <= 5 else _low_bits(b, at, bits)
+        return _looked_up(b, at, _values(bits, 0)) if PATH == "avx512" and bits <= 5 else _low_bits(b, at, bits)
 
     write.__name__ = f"unsigned_code{bits}"
     return operation(floats, ints, intp)(write)
