@@ -7,6 +7,7 @@ the name: of module x.py with FORMAT(group: int, scales: str), "X/64/F16" is FOR
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -86,6 +87,19 @@ def as_stored(w: QTensor) -> tuple[str, int]:
     """The name of the format that a tensor's file has it in, and its bytes there or, in blocks, here."""
     columns = by_column(w)
     return (columns.name, columns.bytes) if columns else (w.format, w.data.size)
+
+
+def forget(data: Bytes) -> None:
+    """Lets go of the memory behind a piece of a mapped file: it is read again from the file if anyone asks."""
+    base: Any = data
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", getattr(base, "obj", None))
+    if base is None or data.flags.writeable or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + data.size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        base.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 @cache

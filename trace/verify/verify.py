@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ...engine.weights import Adapted, Weights, plain
+from ...engine.weights import Adapted, Layer, Weights, parts, plain
 from ...errors import BadInput
+from ...quant.tensor import Assembled, forget
 from ..dump import Dump
 from ..stages import of_pieces
 from .engine import settled
@@ -60,6 +61,8 @@ def verify(
     judge = Judge(evidence)
     findings = []
     for n, e in enumerate(dump.entries):
+        if n and e.layer != (before := dump.entries[n - 1].layer) and before is not None:
+            forget_layer(weights.layers[before])
         findings.append(judge.judge(e))
         done(n + 1)
     findings, recipe = settled(judge, doubted(judge, findings))
@@ -76,6 +79,14 @@ def verify(
         operands=tuple(sorted(operands)),
         turned=told and any(f.stage in ROPE and f.verdict in (EXACT, REPRODUCED) for f in findings),
     )
+
+
+def forget_layer(layer: Layer) -> None:
+    """Lets go of the pages of a layer's matrices: layers are read one after another, and in 4 bits a model of 7B has
+    4.7 GB of them."""
+    for part in map(plain, (*parts(layer.qkv), *parts(layer.attn_out), *parts(layer.gate_up), *parts(layer.ffn_down))):
+        if not isinstance(part, Assembled):
+            forget(part.data)
 
 
 def check_shape(dump: Dump, weights: Weights) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import BadInput
-from ....quant.tensor import QTensor, dequantize, format_of, take
+from ....quant.tensor import QTensor, dequantize, forget, format_of, take
 from ...config import ALL, Config
 from ...weights import Weights
 from .. import Backend, Kernels
@@ -29,7 +29,7 @@ from .machine.replay import Batch, Jobs, Recording
 from .machine.team import run_now
 from .matmul import linear as products
 from .matmul.linear import Stack, stack
-from .matmul.packed import forget, form_of
+from .matmul.packed import form_of
 
 BLOCK = 1 << 23  # bytes of scores that are there at once, where nobody looks at them
 

@@ -6,17 +6,15 @@ F32.
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .....quant.codes import SCALES
-from .....quant.tensor import Assembled, QTensor, by_column, dequantize
+from .....quant.tensor import Assembled, QTensor, by_column, dequantize, forget
 from ..machine.codegen import LANES
 from ..machine.kernel import Kernel, at
 from ..machine.memory import aligned
@@ -114,19 +112,6 @@ def form_named(name: str) -> Form:
     declared = import_module(f"...formats.{file.lower()}", __name__).FORM
     form: Form | None = declared(*sizes) if sizes else declared
     return form or form_named("F32")
-
-
-def forget(data: NDArray[np.uint8]) -> None:
-    """Lets go of the memory behind a piece of a mapped file: it is read again from the file if anyone asks."""
-    base: Any = data
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = getattr(base, "base", getattr(base, "obj", None))
-    if base is None or data.flags.writeable or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    begin = at(data) - at(np.frombuffer(base, np.uint8))
-    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + data.size) // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
-        base.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _behind(front: NDArray[np.uint8] | None, count: int) -> NDArray[np.uint8]:
