@@ -118,11 +118,21 @@ class Parser(argparse.ArgumentParser):
         for kind, read in ((int, whole_number), (float, number), (Path, path)):
             self.register("type", kind, read)
         self.register("action", None, Last)
+        self.given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = list(args or ())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        known = self._option_string_actions
+        names = (w.split("=")[0] for w in self.given if re.match("--?[a-z]", w))
+        strange = next((n for n in names if not any(o.startswith(n) or n.startswith(o) for o in known)), None)
+        if strange and "not allowed with" in message:  # its value was taken for a positional argument
+            message = f"unrecognized arguments: {strange}{near(strange, known)}"
         if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
-            known = re.findall(r"[\w-]+", wrong[2])
-            message += near(wrong[1], [*known, "help"] if "COMMAND" in message else known)
+            choices = re.findall(r"[\w-]+", wrong[2])
+            message += near(wrong[1], [*choices, "help"] if "COMMAND" in message else choices)
         on_stderr(f"{self.prog}: {message:.1500} (what there is: {self.prog} --help)")
         self.exit(2)
 

@@ -139,6 +139,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("verify dump -m m.gguf --html folder", ["folder: a folder", "a file's name"]),
     ("verify dump -m m.gguf --html nowhere/r.html", ["nowhere: no such folder", "make it first"]),
     ("verify dump -m m.gguf --map broken.json", ["broken.json", "not JSON"]),
+    ("trace -m m.gguf --tokens 1 --save-tensor all -o folder", ["unrecognized arguments: -o"]),
+    ("run -m m.gguf --promt hi", ["unrecognized arguments: --promt", "did you mean --prompt?"]),
     ("verify dump m.gguf -m m.gguf", ["--model", "not allowed with argument MODEL"]),
     # import and the others
     ("import arrays.npz -m m.gguf", ["DIR", "--explain"]),
