@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from .recipes import flash, ggml_flash, operations
 from .recipes.facts.fused import PRODUCT
 from .recipes.facts.mixing import GGML
 from .recipes.matrix import FileMatrix
-from .recipes.products import added, in_float64, operand, product, summation
+from .recipes.products import Beside, added, in_float64, operand, product, summation
 from .recipes.recipe import Recipe
 from .recipes.scaled import WHOLE
 from .span import FLOAT32, Array, Span, joined
@@ -69,6 +69,10 @@ class Inputs(Protocol):
     def so_far(self, stage: str) -> Span:
         """Keys (k_post_rope) or values (Evidence.valued) of every position so far: [S, K, H]."""
 
+    @property
+    def beside(self) -> Beside | None:
+        """Which rows of a product are wanted in float64, too, of the file's weights."""
+
     def matrices(self) -> list[FileMatrix]: ...
     def gain(self, name: str) -> Array: ...
 
@@ -87,7 +91,7 @@ def as_heads(c: Config, x: Span, part: int) -> Span:
 
 def linear(s: Inputs, x: Span, matrices: list[FileMatrix] | None = None, rows: slice = slice(None)) -> Span:
     """The stage's product of x [T, I], or of some of its rows, its parts side by side, rounded as the recipe has it."""
-    parts = [product(s.recipe, x, m, rows) for m in (matrices or s.matrices())]
+    parts = [product(s.recipe, x, m, rows, s.beside) for m in (matrices or s.matrices())]
     return operations.rounded(s.recipe, joined(parts, 1))
 
 
@@ -144,15 +148,15 @@ def product_of(s: Inputs) -> Span:
     return linear(s, x, rows=slice(-1, None)).shaped(lambda v: v[0])
 
 
-def product_in_float64(s: Inputs) -> Array | None:
+def product_in_float64(s: Inputs, parts: Sequence[Array]) -> Array | None:
     """The product of a stage's inputs with the file's weights, as float32 numbers, without what rounding may make of
-    it: half of the work. None where adapters are added."""
+    it: half of the work, or, where its parts were made beside another, none. None where adapters are added."""
     x, matrices = flat(input_of(s)).mid, s.matrices()
     if any(m.adapters for m in matrices):
         return None
-    if s.evidence.stage(s.stage).positions == "all":
-        return FLOAT32.round(np.concatenate([in_float64(x, m) for m in matrices], 1))
-    return FLOAT32.round(np.concatenate([in_float64(x[-1:], m) for m in matrices], 1))[0]
+    whole = s.evidence.stage(s.stage).positions == "all"
+    y = FLOAT32.round(np.concatenate(parts or [in_float64(x if whole else x[-1:], m) for m in matrices], 1))
+    return y if whole else y[0]
 
 
 def bias_of(s: Inputs) -> Span:

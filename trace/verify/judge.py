@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -23,7 +23,7 @@ from .leaning import MOST, leaning
 from .recipes.facts import fused
 from .recipes.loaded import ROWS as LOADED
 from .recipes.matrix import FileMatrix
-from .recipes.products import product
+from .recipes.products import Beside, product
 from .recipes.recipe import FLOAT32_RECIPE, Recipe
 from .recipes.scaled import WHOLE
 from .site import Site
@@ -122,7 +122,7 @@ class Judge:
         tried = self.fits.setdefault(e.key, {})
         spans: list[tuple[Recipe, Span, Fit]] = []
         failed: list[Recipe] = []
-        plain = None
+        plain, beside = None, self.beside(e, got)
         for recipe in self.tries(e, got):
             shown_here = self.shows(e, recipe)
             if shown_here in tried:
@@ -134,6 +134,8 @@ class Judge:
                     break
                 continue
             site = self.site(e, recipe)
+            if e.stage.kind == "product" and recipe != FLOAT32_RECIPE and not beside.parts:
+                site = replace(site, beside=beside)
             span = shown(got, site.compute(), e)
             notes |= dict.fromkeys(notes_on(site))
             fit = tried[shown_here] = self.compared(e, site, got, span)
@@ -145,7 +147,7 @@ class Judge:
             if fit.good or len(tried) >= TRIES:
                 break
         if plain is None:
-            plain = self.plain(e, got)
+            plain = self.plain(e, got, beside.parts)
         if e.stage.name == "lm_head" and not broken:
             notes[next_token(got, plain[0].mid)] = None
         recipe, span, fit = min(spans, key=lambda t: (not t[2].good, t[2].left, t[2].outside))
@@ -202,10 +204,20 @@ class Judge:
         site, some = self.site(e, recipe).at_few(got, few)
         return some, shown(some, site.compute(), e)
 
-    def plain(self, e: Entry, got: NDArray[np.float32]) -> tuple[Span, Fit]:
-        """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told."""
+    def beside(self, e: Entry, got: NDArray[np.float32]) -> Beside:
+        """Which rows `plain` has of a product."""
+        if e.stage.positions != "all":
+            return Beside(slice(-1, None))
+        T = len(self.evidence.positions(e))
+        return Beside(few_of(T, ROWS).tolist() if len(got) == T else slice(None))
+
+    def plain(self, e: Entry, got: NDArray[np.float32], parts: Sequence[Array]) -> tuple[Span, Fit]:
+        """The plain float64 stage, at no more than ROWS of its positions: how far the dump is from it is only told.
+
+        parts: of a product, what is there of it already (Beside).
+        """
         site, some = self.site(e, FLOAT32_RECIPE).at_few(got, ROWS)
-        of_file = product_in_float64(site) if e.stage.kind == "product" else None
+        of_file = product_in_float64(site, parts) if e.stage.kind == "product" else None
         span = shown(some, site.compute() if of_file is None else Span.point(of_file), e)
         return span, fit_of(some, span)
 

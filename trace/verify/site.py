@@ -22,6 +22,7 @@ from .fit import few_of
 from .formulas import ROPE, as_heads, formula
 from .recipes.facts.fused import PRODUCT
 from .recipes.matrix import FileMatrix
+from .recipes.products import Beside
 from .recipes.recipe import Recipe
 from .span import FLOAT32, Array, Span, joined
 
@@ -39,6 +40,7 @@ class Keeps(Protocol):
 class Site:
     """A stage to recompute. pos: absolute positions of its rows. given: inputs to use instead of the dump's.
 
+    beside: see formulas.py; of this stage alone.
     how: the recipe of the stage that is judged, which may be another one, on the way to which this is recomputed.
     used, recomputed: what `compute` read from the dump, and what it had to make up for (filled as it goes).
     """
@@ -53,6 +55,7 @@ class Site:
     judged: str
     given: Mapping[str, Span] = field(default_factory=dict)
     missing_layers: int = 0
+    beside: Beside | None = None
     used: dict[Key, None] = field(default_factory=dict)
     recomputed: dict[tuple[int, int | None, str, tuple[int, ...]], None] = field(default_factory=dict)
 
@@ -94,7 +97,7 @@ class Site:
         phase = self.phase if phase is None else phase
         pos = self.pos if pos is None else pos
         given = self.given if (layer, phase, pos) == (self.layer, self.phase, self.pos) else {}
-        return replace(self, stage=stage, layer=layer, pos=pos, phase=phase, given=given)
+        return replace(self, stage=stage, layer=layer, pos=pos, phase=phase, given=given, beside=None)
 
     def compute(self) -> Span:
         """The stage under the recipe. Raises Unjudgeable."""

@@ -13,7 +13,7 @@ roundings in 2.8.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,23 @@ def summation(K: float | Array, size: Array, squares: Array, sigmas: float = SIG
     return sigmas * kept.u * np.sqrt(K / 3) * np.sqrt(size + squares)
 
 
-def product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice = slice(None)) -> Span:
+@dataclass(frozen=True)
+class Beside:
+    """The product in float64, unrounded, of these rows of the same activations, by weights that are decoded anyway.
+
+    parts: of each matrix, [rows, O] (filled as it goes); of none whose weights the recipe rounds.
+    """
+
+    rows: Sequence[int] | slice
+    parts: list[Array] = field(default_factory=list)
+
+
+def product(
+    r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice = slice(None), beside: Beside | None = None
+) -> Span:
     """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it. With what its adapters add."""
-    return adapted(r, plain_product(r, x, w, rows), x.shaped(lambda v: v[rows]) if w.adapters else x, w.adapters)
+    y = plain_product(r, x, w, rows, None if w.adapters else beside)
+    return adapted(r, y, x.shaped(lambda v: v[rows]) if w.adapters else x, w.adapters)
 
 
 def adapted(r: Recipe, y: Span, x: Span, adapters: Sequence[Adapter]) -> Span:
@@ -67,13 +81,17 @@ def _steps(r: Recipe, x: Span, a: Adapter) -> Span:
     return y.map(lambda v: r.result.round(v * a.scale))
 
 
-def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice = slice(None)) -> Span:
+def plain_product(
+    r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice = slice(None), beside: Beside | None = None
+) -> Span:
     """The product with the matrix alone.
 
     Formats whose groups have minima are a difference, w = c - m. Kernels that never form w add up c x and m x apart,
     and the two sums may cancel to a small y; what each can be off counts then. (c x)^2 <= 2 (w x)^2 + 2 (m x)^2.
     """
     made = loaded(r.requantised, w)
+    as_it_is = r.weights is None or r.operand(w.format) in KINDS
+    beside_TI = x.mid[beside.rows] if beside is not None and as_it_is and made is None else x.mid[:0]
     if made is not None and made.both is not None:
         x = x.map(made.both.round)
     elif r.weights is not None and r.operand(w.format) == "F32":
@@ -92,14 +110,13 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
     x_TI = x_TI[rows]
     extra_TB, radius_TI = (None if v is None else v[rows] for v in (extra_TB, radius_TI))
     again = None if made is None else made.rows(w)
-    as_it_is = r.weights is None or r.operand(w.format) in KINDS
     square_TI = np.square(x_TI)
     rough_TI = square_TI.astype(np.float32)  # a bound needs no more; should it overflow, it allows nothing
     sums_TB, square_sums_TB = x_TI[:, :0], x_TI[:, :0]
     if w.facts.minimum is not None or extra_TB is not None:
         sums_TB, square_sums_TB = (group_sums(v, w.facts.group) for v in (x_TI, square_TI))
 
-    def part(cut: tuple[int, int]) -> tuple[Array, Array]:
+    def part(cut: tuple[int, int]) -> tuple[Array, Array, Array]:
         start, stop = cut
         unsure_OI = None
         if again is not None:
@@ -128,9 +145,11 @@ def plain_product(r: Recipe, x: Span, w: FileMatrix, rows: Sequence[int] | slice
             radius_TO += 3 * np.sqrt(np.square(radius_TI) @ square_OI.T)
         if unsure_OI is not None:
             radius_TO += np.abs(x_TI) @ unsure_OI.T
-        return y_TO, radius_TO
+        return y_TO, radius_TO, beside_TI @ w_OI.T
 
-    y, radius = (np.concatenate(parts, 1) for parts in zip(*each(part, w.cuts(len(x_TI))), strict=True))
+    y, radius, plain = (np.concatenate(parts, 1) for parts in zip(*each(part, w.cuts(len(x_TI))), strict=True))
+    if beside is not None and len(beside_TI):
+        beside.parts.append(plain)
     span = Span(y, y - radius, np.add(y, radius, out=radius))
     return span if made is None or made.both is None else span.map(made.both.round)
 
