@@ -843,7 +843,7 @@ def _(run: Run, y: A) -> A:
     fill = np.zeros((*scores.shape[:2], -scores.shape[2] % 16), f32)
     visible = np.concatenate([np.broadcast_to(seen(run, scores), scores.shape), fill == 0], -1)
     p = free_softmax(run, np.concatenate([scores, fill], -1), -1, visible)
-    return run.kernels.attn_mix(p[:, :, : scores.shape[2]], values(run), run.pos_T)
+    return run.kernels.attn_mix(p, np.pad(values(run), ((0, fill.shape[2]), (0, 0), (0, 0))), run.pos_T)
 
 
 @plant("softmax-not-normalised", "attn_softmax")

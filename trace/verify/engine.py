@@ -103,9 +103,12 @@ def agreed(judge: Judge, group: Group, places: Sequence[Judged]) -> Recipe:
             whole = found[0]
     best = known[0]
     if whole is not None:
-        # In 16 bits no other arithmetic has every bit of half of the places by chance.
-        sharpest = max(found, key=lambda a: a.exact)
-        best = (sharpest if 2 * whole.exact < len(explained) <= 2 * sharpest.exact else whole).recipe
+        # In 16 bits no other arithmetic has every bit of half of the places by chance. Of two that have, the one that
+        # leaves far less open is meant: what the other allows (products that may be contracted) would hide a mistake.
+        sharp = [a for a in found if 0 < len(explained) <= 2 * a.exact]
+        if whole in sharp:
+            sharp = [a for a in sharp if WIDER * a.allowed < whole.allowed]
+        best = max(sharp, key=lambda a: (a.exact, -a.allowed), default=whole).recipe
     elif explained:
         most = [a for a in found if 2 * a.count >= len(explained)] or found
         tight = min((a.allowed for a in most if a.count), default=np.inf)

@@ -83,7 +83,7 @@ def planted(p: Plant, engine: str) -> Mistake:
     def made(run: Run, x: A) -> A:
         if p.step and not run.phase:
             return x
-        if KERNELS[engine] is FLASH and p.stage in WITHIN:
+        if KERNELS[engine] is FLASH and p.stage not in ROPE:
             run = replace(run, kernels=SimpleNamespace(**{**vars(run.kernels), "mul": WIDE.mul}))
         return p.make(run, x)
 
