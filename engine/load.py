@@ -63,7 +63,7 @@ def with_adapters(opened: Opened, loras: Sequence[Lora]) -> Opened:
     with blamed_on(opened.checkpoint.path):
         adapters = (*opened.checkpoint.adapters, *(lora.facts for lora in loras))
         checkpoint = replace(opened.checkpoint, adapters=adapters)
-        if any(lora.saved_of for lora in loras):
+        if any(lora.saved or lora.saved_of for lora in loras):
             checkpoint = with_saved(checkpoint, loras)
             opened = Opened(checkpoint, bind(checkpoint.config, checkpoint.tensors))
         return Opened(checkpoint, with_loras(opened.weights, loras))

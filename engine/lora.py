@@ -1,10 +1,9 @@
-"""LoRA adapters and the model that they are for: added to its matrices, or merged into them."""
+"""LoRA adapters and the model that they are for: added to its matrices (merged into them: merge.py)."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import isfinite
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import BadInput
-from ..quant.tensor import QTensor, dequantize, quantize, row_slabs
+from ..quant.tensor import QTensor
 from .config import Config
+from .dora import dora_of
 from .files import Checkpoint, same_values
-from .files.lora import Lora, read_lora
+from .files.lora import Lora, Pair, read_lora
 from .files.lora_gguf import read_gguf_lora
 from .files.mapped import read_head
 from .models.architecture import Architecture, Tensor
@@ -67,8 +66,8 @@ def _split(spec: Spec) -> tuple[Path, float]:
 
 
 def with_saved(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
-    """The checkpoint with what these adapters hold of modules that were trained whole, in place of its own tensors: a
-    tied matrix becomes two, as in PEFT.
+    """The checkpoint with what these adapters hold of modules that were trained whole, and of biases, in place of its
+    own tensors: a tied matrix becomes two, as in PEFT, unless the adapter ties them (ensure_weight_tying).
 
     Raises BadInput for a module that the model has not, of another shape, or that two adapters hold.
     """
@@ -79,11 +78,13 @@ def with_saved(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
     tensors = {a.renamed(name, "hf") or name: (name, w) for name, w in checkpoint.tensors.items()}
     if c.tie_word_embeddings:
         tensors[head] = (head, replace(tensors[embed][1], name=head))
-    seen: dict[str, Path] = {}
+    tied, seen = c.tie_word_embeddings, dict[str, Path]()
     for lora in loras:
         for name, w in lora.saved.items():
             hf = name if name in known else f"model.{name}"
             if hf not in known or hf not in tensors:
+                if name in lora.biases:
+                    raise BadInput(f"{lora.path}: {name}: the model has no such bias; it was trained on another model")
                 raise BadInput(f"{lora.path}: {_unknown(name.rpartition('.')[0], c)}")
             if w.shape != tensors[hf][1].shape:
                 raise BadInput(
@@ -98,7 +99,13 @@ def with_saved(checkpoint: Checkpoint, loras: Sequence[Lora]) -> Checkpoint:
             module = hf.rpartition(".")[0]
             if module.endswith(lora.saved_of) and not any(one.rpartition(".")[0] == module for one in seen):
                 raise BadInput(f"{lora.path}: modules_to_save names {module}, and there is no tensor of it")
-    tied = c.tie_word_embeddings and not {embed, head} & seen.keys()
+        own = [tensors[hf][1] for hf in (embed, head) if seen.get(hf) is lora.path]
+        if own and lora.tied:
+            if not same_values(own[0], own[-1]):
+                raise BadInput(f"{lora.path}: ensure_weight_tying, and its embed_tokens and lm_head are not the same")
+            tensors.update({hf: (hf, replace(own[0], name=hf)) for hf in (embed, head)})
+        elif own:
+            tied = False
     if tied:
         tensors.pop(head)
     found = {name: w for name, w in tensors.values()}
@@ -135,14 +142,10 @@ def _with_lora(w: Weights, lora: Lora) -> Weights:
         matrix = parts(getattr(w if layer is None else w.layers[layer], field))[part]
         if matrix is None:
             raise BadInput(f"{lora.path}: {module}: this model ends in no head that an adapter could belong to")
-        shape = (a.up.shape[0], a.down.shape[1])
-        if shape != matrix.shape:
-            raise BadInput(
-                f"{lora.path}: {module}: is for a matrix of {list(shape)}, and this model's is {list(matrix.shape)}; "
-                "it was trained on another model"
-            )
-        up = replace(a.up, name=f"{module}.weight")
-        own[layer, field, part] = Adapter(a.down, arch.in_order(up, "hf", w.config.sizes) if ggml else a.up, a.scale)
+        up = arch.in_order(replace(a.up, name=f"{module}.weight"), "hf", w.config.sizes) if ggml else a.up
+        own[layer, field, part] = _adapter(lora, module, a._replace(up=up), matrix, by_column=field == "embed")
+    if lora.tied:
+        _tie(lora, own, w)
 
     for module, copy in lora.copies.items():
         whole = plain(w.embed) if module.endswith("embed_tokens") else plain(w.lm_head)
@@ -163,6 +166,46 @@ def _with_lora(w: Weights, lora: Lora) -> Weights:
 
     layers = tuple(replace(layer, **adapted(layer, i)) for i, layer in enumerate(w.layers))
     return replace(w, layers=layers, **adapted(w, None))
+
+
+def _adapter(lora: Lora, module: str, a: Pair, matrix: QTensor | Adapted, by_column: bool) -> Adapter:
+    """An adapter of this matrix. by_column: it is the embedding. Raises BadInput for another shape."""
+    shape, width = (a.up.shape[0], a.down.shape[1]), matrix.shape[by_column]
+    if shape != matrix.shape:
+        raise BadInput(
+            f"{lora.path}: {module}: is for a matrix of {list(shape)}, and this model's is {list(matrix.shape)}; "
+            "it was trained on another model"
+        )
+    for what, values in (("lora_magnitude_vector", a.magnitude), ("lora_B.bias", a.bias)):
+        if values is not None and values.shape != (width,):
+            raise BadInput(f"{lora.path}: {module}: {what} is {list(values.shape)}, and must be [{width}]")
+    if a.magnitude is None:
+        return Adapter(a.down, a.up, a.scale, a.bias)
+    dora = dora_of(plain(matrix), a.down, a.up, a.magnitude, by_column)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        finite = np.isfinite(dora.gain(a.scale))
+    if not finite.all():
+        what = f"{'column' if by_column else 'row'} {int(finite.argmin())}"
+        raise BadInput(f"{lora.path}: {module}: {what} of matrix and adapter is 0, and DoRA divides by its length")
+    return Adapter(a.down, a.up, a.scale, None, dora)
+
+
+def _tie(lora: Lora, own: dict[tuple[int | None, str, int], Adapter], w: Weights) -> None:
+    """Gives head and embedding the same adapter (ensure_weight_tying). Raises BadInput for two, or untied matrices."""
+    embed, head = (own.get((None, field, 0)) for field in ("embed", "lm_head"))
+    one = embed or head
+    if one is None:
+        return
+    if not w.config.tie_word_embeddings:
+        raise BadInput(f"{lora.path}: ensure_weight_tying, and this model's head is not tied to its embedding")
+    if embed and head:
+        if not (same_values(embed.down, head.down) and same_values(embed.up, head.up)):
+            raise BadInput(f"{lora.path}: ensure_weight_tying, and the adapters of embed_tokens and lm_head differ")
+        if one.dora or embed.scale != head.scale:
+            return
+    elif one.dora:
+        raise BadInput(f"{lora.path}: ensure_weight_tying with use_dora, and one of head and embedding has no adapter")
+    own[None, "embed", 0] = own[None, "lm_head", 0] = one
 
 
 def _with(matrix: QTensor | Adapted, a: Adapter | None) -> QTensor | Adapted:
@@ -193,59 +236,3 @@ def _unknown(module: str, c: Config) -> str:
         return f"{module}: the model has layers 0 to {c.num_hidden_layers - 1}; it was trained on another model"
     known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in modules_of(c)))
     return f"{module}: the model has no such matrix; adapters may be of {known}"
-
-
-def merged(checkpoint: Checkpoint, w: Weights) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint with the adapters of its weights merged: W + scale up down, summed in float64 and rounded to the
-    format of W or, where that has blocks, to float32. And a line for each format, with how many became it.
-
-    Raises BadInput for a tied head, which is the embedding too.
-    """
-    a = checkpoint.config.architecture
-    mine = {a.renamed(name, "hf"): name for name in checkpoint.tensors}
-    new, formats = dict[str, QTensor](), Counter[str]()
-    last: list[Any] = [None, None]
-    for part in w.adapted_matrices():
-        if part.base is plain(w.embed) and w.config.tie_word_embeddings:
-            raise BadInput(
-                f"{checkpoint.path}: the head is tied to the embedding, and an adapter of one alone cannot be merged; "
-                "give the adapter to engine run as it is"
-            )
-        hf = str(a.renamed(part.name, "hf"))
-        new[mine[hf]] = made = _Merged(part, last, hf)  # whose rows are in the order of that name
-        formats[made.format] += 1
-    said = [f"{n} matrices merged with their adapters: values rounded to {format}" for format, n in formats.items()]
-    tensors = {(new[name].name if name in new else name): new.get(name, w) for name, w in checkpoint.tensors.items()}
-    return replace(checkpoint, tensors=tensors), said
-
-
-class _Merged(QTensor):
-    """A tensor whose bytes are made when they are asked for. Only the last one's are kept: a model's would not fit into
-    memory, and each is read to its end before the next.
-
-    last: the part whose bytes were made last, and these.
-    """
-
-    _part: Adapted
-    _last: list[Any]
-
-    def __init__(self, part: Adapted, last: list[Any], name: str) -> None:
-        format = part.base.format if part.base.format in {"F16", "BF16"} else "F32"
-        own = {"format": format, "shape": part.shape, "name": name, "_part": part, "_last": last}
-        for field, value in own.items():
-            object.__setattr__(self, field, value)
-
-    @property
-    def data(self) -> NDArray[np.uint8]:
-        last: list[Any] = self._last
-        if last[0] is not self._part:
-            last[:] = self._part, np.concatenate([self._rows(*cut) for cut in row_slabs(self._part.base)])
-        made: NDArray[np.uint8] = last[1]
-        return made
-
-    def _rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        values = dequantize(self._part.base, start, stop).astype(np.float64)
-        for a in self._part.adapters:
-            up, down = dequantize(a.up, start, stop).astype(np.float64), dequantize(a.down).astype(np.float64)
-            values += a.scale * (up @ down)
-        return quantize(values, self.format, self.name).data

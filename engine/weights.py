@@ -23,11 +23,34 @@ Matrix: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What LoRA (Hu et al. 2021) adds to y = W x: scale * up (down x), with down [r, I] and up [O, r]."""
+    """What LoRA (Hu et al. 2021) adds to y = W x: scale * (up (down x) + bias), with down [r, I], up [O, r], bias [O].
+
+    dora: of a file a Dora, in a backend's form its gain, and that less 1.
+    """
 
     down: Any
     up: Any
     scale: float
+    bias: Vector = None
+    dora: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dora:
+    """DoRA (Liu et al. 2024, section 4): each row of W + scale * up down has a length of its own. Of an embedding, each
+    column.
+
+    magnitude: these lengths, float64 [O], or [D] of an embedding. squares: |w|^2, w.d and |d|^2 of each row w of W and
+    d of up down, float64 [3, O].
+    """
+
+    magnitude: Any
+    squares: Any
+
+    def gain(self, scale: float) -> Any:
+        """What each row of W + scale * up down is multiplied with, float64 [O]."""
+        own, both, added = self.squares
+        return self.magnitude / np.sqrt(own + scale * (2 * both + scale * added))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +134,9 @@ class Weights:
 
         def mapped(node: Layer | Weights) -> dict[str, Any]:
             leaves = {f.name: (forms[str(f.type)], getattr(node, f.name)) for f in fields(node) if f.type in forms}
-            return {name: _formed(form, parts(leaf)) for name, (form, leaf) in leaves.items() if leaf is not None}
+            return {
+                name: _formed(form, vector, parts(leaf)) for name, (form, leaf) in leaves.items() if leaf is not None
+            }
 
         layers = tuple(replace(layer, **mapped(layer)) for layer in self.layers)
         return replace(self, layers=layers, **mapped(self))
@@ -152,32 +177,61 @@ def plain(part: Any) -> Any:
     return part.base if isinstance(part, Adapted) else part
 
 
-def _formed(form: Callable[..., Any], stacked: tuple[Any, ...]) -> Any:
+def _formed(form: Callable[..., Any], vector: Callable[..., Any], stacked: tuple[Any, ...]) -> Any:
     """The leaf of these parts in a backend's form; with adapters, these in that form, too."""
     base = form(*map(plain, stacked))
     if not any(isinstance(part, Adapted) for part in stacked):
         return base
-    return Adapted(base, tuple(Adapter(form(*a.down), form(a.up), a.scale) for a in _stacked(stacked)))
+    return Adapted(base, tuple(formed(a, form, vector) for a in _stacked(stacked)))
+
+
+def formed(a: Adapter, matrix: Callable[..., Any], vector: Callable[..., Any]) -> Adapter:
+    """An adapter in a backend's form; its `down`, and `up`, may be several that are stacked."""
+    gain = None if a.dora is None else a.dora.gain(a.scale)
+    return Adapter(
+        matrix(*parts(a.down)),
+        matrix(*parts(a.up)),
+        a.scale,
+        None if a.bias is None else vector(a.bias),
+        None if gain is None else (vector(gain), vector(gain - 1)),
+    )
 
 
 def _stacked(stacked: tuple[Any, ...]) -> Iterator[Adapter]:
     """The adapters of stacked parts as such of the whole: `down` one under the other, `up` a matrix whose blocks are
     theirs and which is 0 elsewhere. Only those of one scale and one place among their part's adapters go together.
 
-    Adding 0 changes no sum but -0, so each part gets what its own adapter alone would have given it.
+    Adding 0 changes no sum but -0, and multiplying with 1 nothing, so each part gets what its own adapter alone would
+    have given it.
     """
     of = [part.adapters if isinstance(part, Adapted) else () for part in stacked]
     for place in range(max(map(len, of))):
         for scale in dict.fromkeys(own[place].scale for own in of if place < len(own)):
             here = [own[place] if place < len(own) and own[place].scale == scale else None for own in of]
-            up_OR = np.zeros((sum(p.shape[0] for p in stacked), sum(a.down.shape[0] for a in here if a)), np.float32)
+            rows = [part.shape[0] for part in stacked]
+            up_OR = np.zeros((sum(rows), sum(a.down.shape[0] for a in here if a)), np.float32)
             row = column = 0
-            for part, a in zip(stacked, here, strict=True):
+            for n, a in zip(rows, here, strict=True):
                 if a is not None:
-                    rows, columns = a.up.shape
-                    up_OR[row : row + rows, column : column + columns] = dequantize(a.up)
-                    column += columns
-                row += part.shape[0]
+                    ranks = a.up.shape[1]
+                    up_OR[row : row + n, column : column + ranks] = dequantize(a.up)
+                    column += ranks
+                row += n
             name = next(a.up.name for a in here if a)
             up = QTensor("F32", up_OR.shape, up_OR.reshape(-1).view(np.uint8), name)
-            yield Adapter(tuple(a.down for a in here if a), up, scale)
+            bias = dora = None
+            if any(a and a.bias is not None for a in here):
+                own = [np.zeros(n) if a is None or a.bias is None else a.bias for a, n in zip(here, rows, strict=True)]
+                bias = np.concatenate(own)
+            if any(a and a.dora for a in here):
+                dora = _side_by_side([(a and a.dora) or _neutral(n) for a, n in zip(here, rows, strict=True)])
+            yield Adapter(tuple(a.down for a in here if a), up, scale, bias, dora)
+
+
+def _neutral(rows: int) -> Dora:
+    """Whose gain is 1, whatever the scale."""
+    return Dora(np.ones(rows), np.stack([np.ones(rows), np.zeros(rows), np.zeros(rows)]))
+
+
+def _side_by_side(several: list[Dora]) -> Dora:
+    return Dora(np.concatenate([d.magnitude for d in several]), np.concatenate([d.squares for d in several], 1))

@@ -187,6 +187,11 @@ def dequantize(w: QTensor, start: int = 0, stop: int | None = None) -> NDArray[n
     return values.reshape(-1, *w.shape[1:]) if outer else values.reshape(-1)[start:stop]
 
 
+def vector_of(*parts: QTensor | NDArray[np.float64]) -> NDArray[np.floating[Any]]:
+    """Vectors one after the other, in float32, or in float64 where numbers that no file holds are among them."""
+    return np.concatenate([dequantize(p) if isinstance(p, QTensor) else p for p in parts])
+
+
 def row_slabs(w: QTensor, most: int = DECODED) -> Iterator[tuple[int, int]]:
     """Ranges of rows (of the outermost dimension), first and behind the last, of at most so many values, but of a row
     each: what to decode at a time, so that memory stays bounded."""

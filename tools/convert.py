@@ -47,7 +47,7 @@ compared, and only then renamed."""
 
 
 def main(args: argparse.Namespace) -> int:
-    from ..engine.lora import merged
+    from ..engine.merge import merged
     from .load import is_model, open_weights
     from .progress import progress
     from .terminal import on_stderr, one_line

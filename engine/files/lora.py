@@ -1,7 +1,6 @@
 """LoRA adapters as PEFT saves them: a folder of adapter_config.json and adapter_model.safetensors.
 
-What a field does to the result is from PEFT's own sources (tuners/lora/config.py, layer.py). Fields that would change
-it otherwise than by scale * up (down x) are refused by their names.
+What the fields of its configuration do is in lora_config.py.
 """
 
 from __future__ import annotations
@@ -15,51 +14,52 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import BadInput, blamed_on
 from ...quant.tensor import QTensor, dequantize, transposed
 from .hf_tokenizer import read_object
+from .lora_config import CONFIG, ONES, WEIGHTS, check, check_wanted, of_module
 from .safetensors_header import read_tensors
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-# Fields that say where an adapter came from, or how it was trained.
-TOLD = {
-    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "lora_dropout", "megatron_core", "runtime_config", "eva_config", "loftq_config", "qalora_group_size",
-    "layers_pattern",
-}  # fmt: skip
-READ = {
-    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "bias",
-    "exclude_modules", "layers_to_transform", "init_lora_weights", "modules_to_save",
-}  # fmt: skip
-# What leaves the base as it is; the others (pissa, olora, corda, loftq ...) change it before training.
-STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-PATTERN = re.compile(r"[\w.^$\\*|-]{1,200}", re.ASCII)  # without groups, so that matching takes no exponential time
+# What a matrix's adapter may have beside its halves: the field that asks for it, and its tensor's name.
+VECTORS = {"bias": ("lora_bias", "lora_B.bias"), "magnitude": ("use_dora", "lora_magnitude_vector")}
 # A tensor of a module that was trained whole, as PEFT 0.9 and later name it, and before.
 SAVED = re.compile(r"(?:base_model\.model\.)?([\w.]+?)(?:\.modules_to_save(?:\.default)?)?\.(weight|bias)", re.ASCII)
 HALF = re.compile(r"(?:base_model\.model\.)?([\w.]+)\.lora_([AB])(?:\.default)?\.weight", re.ASCII)
+VECTOR = re.compile(
+    r"(?:base_model\.model\.)?([\w.]+)\.(?:lora_(magnitude)_vector(?:\.default)?(?:\.weight)?|lora_B(?:\.default)?\.(bias))",
+    re.ASCII,
+)
+BIAS = re.compile(r"(?:base_model\.model\.)?([\w.]+?)(?:\.base_layer)?\.bias", re.ASCII)  # the base's, trained
 OF_EMBEDDING = re.compile(
     r"(?:base_model\.model\.)?([\w.]*embed_tokens)\.lora_embedding_([AB])(?:\.default)?", re.ASCII
 )
 COPY = re.compile(r"(?:base_model\.model\.)?((?:[\w.]+\.)?(?:embed_tokens|lm_head))(?:\.base_layer)?\.weight", re.ASCII)
 
+Values = NDArray[np.float64]
+
 
 class Pair(NamedTuple):
-    """What is added to a matrix [O, I]: scale * up (down x), with down [r, I] and up [O, r], both F32."""
+    """What is added to a matrix [O, I]: scale * (up (down x) + bias), with down [r, I] and up [O, r], both F32, and of
+    some bias [O]. magnitude: of DoRA, how long each row is made, [O]; of an embedding each column, [I]."""
 
     down: QTensor
     up: QTensor
     scale: float
+    bias: Values | None = None
+    magnitude: Values | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
     """An adapter that was opened. modules: by the names that it has for the base's modules. copies: the base's matrices
     that PEFT saved too, by their modules: where the head has an adapter, it saves head and embedding, in case they have
-    grown. saved: tensors of modules that were trained whole, by the base's names of them; saved_of: what the
-    configuration names so (modules_to_save). architecture: GGUF's name of the base's, where the file says it. factor:
-    what its own scales were multiplied with; sha256: of its weights.
+    grown. saved: tensors of modules that were trained whole, and biases, by the base's names of them; saved_of: what
+    the configuration names so (modules_to_save); biases: which of them are there for their own sake (bias). tied: head
+    and embedding have one adapter (ensure_weight_tying). architecture: GGUF's name of the base's, where the file says
+    it. factor: what its own scales were multiplied with; sha256: of its weights.
     """
 
     path: Path
@@ -69,6 +69,8 @@ class Lora:
     sha256: str
     saved: Mapping[str, QTensor] = field(default_factory=dict)
     saved_of: tuple[str, ...] = ()
+    biases: frozenset[str] = frozenset()
+    tied: bool = False
     architecture: str = ""
 
     @property
@@ -88,7 +90,7 @@ def read_lora(path: Path, factor: float = 1.0) -> Lora:
         raise BadInput(f"--lora {path}: {what}")
     with blamed_on(folder / CONFIG):
         said = read_object(folder / CONFIG)
-        _check(said)
+        check(said)
     if not (folder / WEIGHTS).is_file():
         other = next((p.name for p in sorted(folder.glob("adapter_model*"))), None)
         raise BadInput(f"{folder}: no {WEIGHTS}" + (f"; {other} is a pickle, and never opened" if other else ""))
@@ -97,92 +99,40 @@ def read_lora(path: Path, factor: float = 1.0) -> Lora:
         raise BadInput(f"{folder / WEIGHTS}: holds no tensor")
     with blamed_on(folder / WEIGHTS):
         tensors = {name: QTensor(dtype, shape, data, name) for name, (dtype, shape, data) in held.items()}
-        whole = tuple(said.get("modules_to_save") or ())
-        saved = _saved(tensors, whole)
+        whole, tied = tuple(said.get("modules_to_save") or ()), said.get("ensure_weight_tying") is True
+        ends = (*whole, *ONES) if tied and any(name.endswith(ONES) for name in whole) else whole
+        saved = _saved(tensors, ends)
         own = {w.name for w in saved.values()}
-        halves, copies = _halves({name: w for name, w in tensors.items() if name not in own})
+        biases = _biases({name: w for name, w in tensors.items() if name not in own}, said.get("bias", "none"))
+        own |= {w.name for w in biases.values()}
+        halves, vectors, copies = _halves({name: w for name, w in tensors.items() if name not in own})
     modules = {}
     for module, (down, up) in halves.items():
         with blamed_on(folder / CONFIG):
-            _check_wanted(said, module)
-            rank = int(_of_module(said, "rank_pattern", module, said["r"]))
-            alpha = _of_module(said, "alpha_pattern", module, said["lora_alpha"])
+            check_wanted(said, module)
+            rank = int(of_module(said, "rank_pattern", module, said["r"]))
+            alpha = of_module(said, "alpha_pattern", module, said["lora_alpha"])
         if down.shape[0] != rank or up.shape[1] != rank:
             shapes = f"{list(down.shape)} and {list(up.shape)}"
             raise BadInput(f"{folder / WEIGHTS}: {module}: lora_A and lora_B are {shapes}; r is {rank} in {CONFIG}")
         # The order of PEFT's set_scale, which has the same bits where the factor is 1.
         scale = factor * alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
-        modules[module] = Pair(down, up, scale)
+        more = {}
+        for kind, (asked, name) in VECTORS.items():
+            more[kind] = vectors.pop((module, kind), None)
+            if (more[kind] is not None) != bool(said.get(asked)):
+                odd = f"{name} is {'missing' if said.get(asked) else 'there'}; {asked} is {said.get(asked)} in {CONFIG}"
+                raise BadInput(f"{folder / WEIGHTS}: {module}: {odd}")
+        modules[module] = Pair(down, up, scale, more["bias"], more["magnitude"])
+    if alone := next(iter(vectors), None):
+        what = f"{VECTORS[alone[1]][1]} is there, and lora_A and lora_B are missing"
+        raise BadInput(f"{folder / WEIGHTS}: {alone[0]}: {what}")
     with (folder / WEIGHTS).open("rb") as file:
         sha256 = file_digest(file, "sha256").hexdigest()
-    if saved and factor != 1:
-        raise BadInput(f"--lora {path}: {whole[0]} was trained whole, and has no scale; leave {factor} out")
-    return Lora(folder, modules, copies, factor, sha256, saved, whole)
-
-
-def _check(said: Mapping[str, Any]) -> None:
-    """Raises BadInput for a configuration that is not LoRA's, or that asks for more."""
-    kind = said.get("peft_type")
-    if kind != "LORA":
-        raise BadInput(f"peft_type is {kind!r:.80}; only LORA is computed")
-    for name in ("r", "lora_alpha"):
-        value = said.get(name)
-        whole = name == "r"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < 1e6:
-            raise BadInput(f"{name} is {value!r:.80}; it must be a {'whole ' if whole else ''}number above 0")
-    if said.get("bias", "none") != "none":
-        raise BadInput(f"bias is {said['bias']!r:.80}: trained biases are not supported; merge the adapter")
-    start = said.get("init_lora_weights")
-    if not any(start is known or (isinstance(start, str) and start == known) for known in STARTS):
-        raise BadInput(f"init_lora_weights is {start!r:.80}, which changes the base's weights; merge the adapter")
-    for name, value in said.items():
-        neutral = value is None or value is False or value in ({}, [])
-        if name not in READ | TOLD and not neutral:
-            raise BadInput(f"{name} is {value!r:.80}: it changes the result and is not supported; merge the adapter")
-    listed = said.get("modules_to_save") or []
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise BadInput(f"modules_to_save is {listed!r:.80}; it must be a list of modules' names")
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern = said.get(name) or {}
-        if not isinstance(pattern, dict):
-            raise BadInput(f"{name} must be an object that gives a number for a module's name")
-        for key, value in pattern.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
-            if not number or (name == "rank_pattern" and not isinstance(value, int)):
-                raise BadInput(f"{name}: {key!r:.80} is {value!r:.80}; it must be a number above 0")
-            if not PATTERN.fullmatch(key) or key.count("*") > 2:
-                raise BadInput(f"{name}: {key!r:.80} is not understood; a module's name, dots and two stars are")
-            try:
-                re.compile(key)
-            except re.error as error:
-                raise BadInput(f"{name}: {key!r:.80} is no pattern: {error}") from None
-
-
-def _of_module(said: Mapping[str, Any], field: str, module: str, usual: float) -> float:
-    """A number of this module, by the first pattern that fits the end of its name, as PEFT's get_pattern_key."""
-    for key, value in (said.get(field) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return float(value)
-    return usual
-
-
-def _check_wanted(said: Mapping[str, Any], module: str) -> None:
-    """Raises BadInput for weights of a module that the configuration does not name: PEFT would not load them. A pattern
-    (target_modules as one text) is taken to fit what was saved."""
-    targets, layers = said.get("target_modules"), said.get("layers_to_transform")
-    if isinstance(targets, list) and not _named(module, targets):
-        raise BadInput(f"target_modules does not name {module}, of which {WEIGHTS} has weights")
-    if isinstance(said.get("exclude_modules"), list) and _named(module, said["exclude_modules"]):
-        raise BadInput(f"exclude_modules names {module}, of which {WEIGHTS} has weights")
-    layer = re.search(r"\.(\d+)\.", module)
-    wanted = [layers] if isinstance(layers, int) else layers
-    if wanted and isinstance(wanted, list) and (layer is None or int(layer[1]) not in wanted):
-        raise BadInput(f"layers_to_transform does not name {module}, of which {WEIGHTS} has weights")
-
-
-def _named(module: str, names: Sequence[str]) -> bool:
-    """Whether one of these is the module's name, or the end of it."""
-    return any(module == name or module.endswith(f".{name}") for name in names)
+    if (saved or biases) and factor != 1:
+        what = whole[0] if saved else f"{next(iter(biases))} (bias)"
+        raise BadInput(f"--lora {path}: {what} was trained whole, and has no scale; leave {factor} out")
+    return Lora(folder, modules, copies, factor, sha256, saved | biases, whole, frozenset(biases), tied)
 
 
 def _saved(tensors: Mapping[str, QTensor], modules: Sequence[str]) -> dict[str, QTensor]:
@@ -203,16 +153,23 @@ def _saved(tensors: Mapping[str, QTensor], modules: Sequence[str]) -> dict[str, 
 
 
 Halves = dict[str, tuple[QTensor, QTensor]]
+Vectors = dict[tuple[str, str], Values]
 
 
-def _halves(tensors: Mapping[str, QTensor]) -> tuple[Halves, dict[str, QTensor]]:
-    """down and up of each module, in float32, which PEFT computes with; and copies of the base's. Raises BadInput for
-    what is neither."""
+def _halves(tensors: Mapping[str, QTensor]) -> tuple[Halves, Vectors, dict[str, QTensor]]:
+    """down and up of each module, in float32, which PEFT computes with; what it has beside them; and copies of the
+    base's. Raises BadInput for what is none of these."""
     found: dict[str, dict[str, QTensor]] = {}
+    vectors: Vectors = {}
     copies: dict[str, QTensor] = {}
     for name, w in tensors.items():
         if copy := COPY.fullmatch(name):
             copies[copy[1]] = w
+            continue
+        if beside := VECTOR.fullmatch(name):
+            if len(w.shape) != 1 or 0 in w.shape:
+                raise BadInput(f"tensor {name}: shape {list(w.shape)}; a vector is needed")
+            vectors[beside[1], beside[2] or beside[3]] = dequantize(as_f32(w)).astype(np.float64)
             continue
         part = HALF.fullmatch(name) or OF_EMBEDDING.fullmatch(name)
         if part is None:
@@ -229,7 +186,22 @@ def _halves(tensors: Mapping[str, QTensor]) -> tuple[Halves, dict[str, QTensor]]
             raise BadInput(f"{module}: lora_{'B' if 'A' in halves else 'A'} is missing")
         if module.endswith("embed_tokens"):
             halves["A"], halves["B"] = halves["B"], halves["A"]
-    return {module: (halves["A"], halves["B"]) for module, halves in found.items()}, copies
+    return {module: (halves["A"], halves["B"]) for module, halves in found.items()}, vectors, copies
+
+
+def _biases(tensors: Mapping[str, QTensor], wanted: Any) -> dict[str, QTensor]:
+    """The base's biases that were trained, by its names of them. Raises BadInput where none were asked for."""
+    found: dict[str, QTensor] = {}
+    for name, w in tensors.items():
+        if ".lora_" in name or not (bias := BIAS.fullmatch(name)):
+            continue
+        if wanted == "none":
+            raise BadInput(f"tensor {name!r:.120}: a bias of the base's, and bias is none in {CONFIG}")
+        if f"{bias[1]}.bias" in found:
+            raise BadInput(f"tensor {name!r:.120}: {bias[1]} has two of it")
+        as_f32(w)
+        found[f"{bias[1]}.bias"] = w
+    return found
 
 
 def as_f32(w: QTensor) -> QTensor:
@@ -243,8 +215,6 @@ def as_f32(w: QTensor) -> QTensor:
 def _kind(name: str) -> str:
     """What a tensor is that is no half of a plain LoRA."""
     for mark, what in (
-        ("lora_magnitude", "of DoRA (use_dora)"),
-        (".bias", "a bias (lora_bias)"),
         ("modules_to_save", "a module that was trained whole (modules_to_save)"),
         ("trainable_tokens", "trained rows of the embedding (trainable_token_indices)"),
     ):

@@ -58,7 +58,8 @@ class Kernels(Protocol):
     def add(self, x_TD: Any, y: Any) -> Any:
         """x + y, with y of the same shape or one row [D]."""
 
-    def mul(self, x_TF: Any, y_TF: Any) -> Any: ...
+    def mul(self, x_TF: Any, y: Any) -> Any:
+        """x times y, with y of the same shape or one row [F]."""
 
     def scaled(self, x_TD: Any, factor: float) -> Any:
         """x times a number, which is rounded to x's type first."""

@@ -14,8 +14,9 @@ from . import Backend, Kernels
 class Adapting:
     """The functions of a backend; `linear` and `embed` take an Adapted as well.
 
-    The steps are those of PEFT (tuners/lora/layer.py) where adapters are not merged, y + (up (down x)) * scale, each
-    rounded as the backend rounds.
+    The steps are those of PEFT (tuners/lora/layer.py, dora.py) where adapters are not merged, each rounded as the
+    backend rounds: y + (up (down x) + bias) * scale; with DoRA's gain y + ((gain - 1) y + gain (up (down x)) * scale),
+    and gain y + gain (up (down x)) * scale of an embedding.
     """
 
     def __init__(self, plain: Any) -> None:
@@ -25,21 +26,33 @@ class Adapting:
         return getattr(self._plain, name)
 
     def linear(self, x_TI: Any, w: Any) -> Any:
-        return self._with_adapters(self._plain.linear, x_TI, w, lambda a: (a.down, a.up))
+        ops = self._plain
+        if not isinstance(w, Adapted):
+            return ops.linear(x_TI, w)
+        y = ops.linear(x_TI, w.base)
+        for a in w.adapters:
+            more = ops.linear(ops.linear(x_TI, a.down), a.up)
+            if a.bias is not None:
+                more = ops.add(more, a.bias)
+            if a.dora is None:
+                y = ops.add(y, ops.scaled(more, a.scale))
+            else:
+                gain, less = a.dora
+                y = ops.add(y, ops.add(ops.mul(y, less), ops.scaled(ops.mul(more, gain), a.scale)))
+        return y
 
     def embed(self, tokens_T: Any, w: Any) -> Any:
         """An embedding's adapter: rows of up [V, r] are looked up, and multiplied with down [r, D]."""
-        return self._with_adapters(self._plain.embed, tokens_T, w, lambda a: (a.up, a.down))
-
-    def _with_adapters(self, of: Callable[..., Any], x: Any, w: Any, halves: Callable[[Any], tuple[Any, Any]]) -> Any:
-        """of(x, w) and what the adapters add. halves: that which `of` takes for w, and the one that multiplies it."""
         ops = self._plain
         if not isinstance(w, Adapted):
-            return of(x, w)
-        y = of(x, w.base)
+            return ops.embed(tokens_T, w)
+        y = ops.embed(tokens_T, w.base)
         for a in w.adapters:
-            first, second = halves(a)
-            y = ops.add(y, ops.scaled(ops.linear(of(x, first), second), a.scale))
+            more = ops.linear(ops.embed(tokens_T, a.up), a.down)
+            if a.dora is not None:
+                gain, _ = a.dora
+                y, more = ops.mul(y, gain), ops.mul(more, gain)
+            y = ops.add(y, ops.scaled(more, a.scale))
         return y
 
     def compile_kernels(self, w: Weights, precision: str, progress: Callable[[int, int], None]) -> None:
@@ -50,13 +63,15 @@ class Adapting:
         if not isinstance(w.embed, Adapted):
             return prepared
 
-        def formed(a: Adapter) -> Adapter:
-            """Its halves in the forms that the backend gives an embedding and a head."""
-            model = replace(w, layers=(), embed=a.up, lm_head=transposed(a.down), score_hidden=None, score=None)
+        def in_form(a: Adapter) -> Adapter:
+            """Its parts in the forms that the backend gives an embedding, a head and vectors."""
+            gain = w.final_norm_D if a.dora is None else a.dora.gain(a.scale)
+            model = replace(w, layers=(), embed=a.up, lm_head=transposed(a.down), final_norm_D=gain)
+            model = replace(model, score_hidden=None, score_hidden_bias_D=None, score=None, score_bias_C=None)
             made: Weights = self._plain.prepare(model, precision)
-            return Adapter(made.lm_head, made.embed, a.scale)
+            return Adapter(made.lm_head, made.embed, a.scale, None, a.dora and (made.final_norm_D, None))
 
-        return replace(prepared, embed=Adapted(prepared.embed, tuple(map(formed, w.embed.adapters))))
+        return replace(prepared, embed=Adapted(prepared.embed, tuple(map(in_form, w.embed.adapters))))
 
     def batch(self, forward: Callable[[Kernels], Any]) -> Any:
         return self._plain.batch(lambda ops: forward(adapting(ops)))

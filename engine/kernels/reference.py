@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput
-from ...quant.tensor import QTensor, dequantize, take
+from ...quant.tensor import QTensor, dequantize, take, vector_of
 from ..config import ALL, Config
 from ..weights import Weights
 from . import Backend, Kernels
@@ -58,7 +58,7 @@ def prepare(w: Weights, precision: str) -> Weights:
     dtype = {"f32": np.float32, "f64": np.float64}[precision]
 
     def vector(*parts: QTensor) -> Array:
-        return np.concatenate([dequantize(p) for p in parts]).astype(dtype)
+        return vector_of(*parts).astype(dtype)
 
     def matrix(*parts: QTensor) -> Matrix:
         return Matrix(parts, dtype)
@@ -113,8 +113,8 @@ def add(x_TD: Array, y: Array) -> Array:
     return x_TD + y
 
 
-def mul(x_TF: Array, y_TF: Array) -> Array:
-    return x_TF * y_TF
+def mul(x_TF: Array, y: Array) -> Array:
+    return x_TF * y
 
 
 def scaled(x_TD: Array, factor: float) -> Array:

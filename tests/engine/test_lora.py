@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 import qwenref
 from qwenref.engine.files.safetensors_header import read_tensors
 from qwenref.engine.load import Opened, open_weights
-from qwenref.engine.lora import merged, opened_loras
+from qwenref.engine.lora import opened_loras
+from qwenref.engine.merge import merged
 from qwenref.engine.weights import Adapted, Adapter, Weights
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import QTensor, dequantize
@@ -142,6 +143,9 @@ def changed(folders: Path, tmp_path: Path, settings: dict[str, Any], tensors: di
 PREFIX = "base_model.model.model.layers.0.mlp.up_proj"
 WHOLE, SCORE = "base_model.model.lm_head.weight", "base_model.model.score.weight"
 EMBEDDING_A = "base_model.model.model.embed_tokens.lora_embedding_A"
+MAGNITUDE = f"{PREFIX}.lora_magnitude_vector"
+BIAS = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"
+DORA = {"use_dora": True, "target_modules": ["up_proj"]}
 A, B = f"{PREFIX}.lora_A.weight", f"{PREFIX}.lora_B.weight"
 
 
@@ -154,15 +158,25 @@ def values(*shape: int) -> np.ndarray:
     [
         ({"peft_type": "LOHA"}, {}, ["peft_type is 'LOHA'", "only LORA"]),
         ({"peft_type": ...}, {}, ["peft_type is None"]),
-        ({"use_dora": True}, {}, ["use_dora is True", "merge the adapter"]),
+        ({"use_dora": True}, {}, ["lora_magnitude_vector is missing; use_dora is True"]),
+        ({"use_dora": "yes"}, {}, ["use_dora is 'yes'", "true or false"]),
+        ({"use_dora": True, "lora_bias": True}, {}, ["use_dora and lora_bias are both set"]),
+        ({}, {MAGNITUDE: values(48)}, ["up_proj", "lora_magnitude_vector is there; use_dora is False"]),
+        (DORA, {MAGNITUDE: values(47)}, ["up_proj", "lora_magnitude_vector is [47], and must be [48]"]),
+        (DORA, {MAGNITUDE: values(48, 1)}, ["lora_magnitude_vector", "[48, 1]", "a vector is needed"]),
+        (DORA, {MAGNITUDE: values(48) * np.nan}, ["lora_magnitude_vector", "48 values are not finite"]),
         ({"modules_to_save": ["lm_head"]}, {}, ["modules_to_save names lm_head", "no tensor of it"]),
         ({"modules_to_save": "lm_head"}, {}, ["modules_to_save is 'lm_head'", "list"]),
         ({"modules_to_save": ["lm_head"]}, {WHOLE: values(65, 32)}, ["lm_head.weight is [65, 32]", "grown"]),
         ({"modules_to_save": ["lm_head"]}, {WHOLE: values(64, 32) * np.inf}, ["lm_head", "not finite"]),
         ({"modules_to_save": ["score"]}, {SCORE: values(2, 32)}, ["score", "no such matrix"]),
         ({"fan_in_fan_out": True}, {}, ["fan_in_fan_out"]),
-        ({"lora_bias": True}, {}, ["lora_bias"]),
-        ({"bias": "all"}, {}, ["bias is 'all'"]),
+        ({"lora_bias": True}, {}, ["lora_B.bias is missing; lora_bias is True"]),
+        ({"bias": "some"}, {}, ["bias is 'some'", "none, all and lora_only"]),
+        ({}, {BIAS: values(32)}, ["q_proj.base_layer.bias", "bias is none"]),
+        ({"bias": "all"}, {BIAS: values(31)}, ["q_proj.bias is [31], and this model's [32]"]),
+        ({"bias": "all"}, {BIAS.replace("q_proj", "o_proj"): values(32)}, ["o_proj.bias", "no such bias"]),
+        ({"ensure_weight_tying": 1}, {}, ["ensure_weight_tying is 1", "true or false"]),
         ({"init_lora_weights": "pissa_niter_4"}, {}, ["init_lora_weights is 'pissa_niter_4'", "base's weights"]),
         ({"trainable_token_indices": [1, 2]}, {}, ["trainable_token_indices"]),
         ({"layer_replication": [[0, 2]]}, {}, ["layer_replication"]),
@@ -177,14 +191,15 @@ def values(*shape: int) -> np.ndarray:
         ({"alpha_pattern": {"up_proj": -1}}, {}, ["alpha_pattern: 'up_proj' is -1"]),
         ({"alpha_pattern": [1]}, {}, ["alpha_pattern must be an object"]),
         ({"target_modules": ["q_proj"]}, {}, ["target_modules does not name", "down_proj"]),
+        ({"target_modules": r".*\.(q|up)_proj"}, {}, ["target_modules does not name", "down_proj"]),
         ({"layers_to_transform": [1]}, {}, ["layers_to_transform does not name"]),
         ({"exclude_modules": ["o_proj"]}, {}, ["exclude_modules names"]),
         ({}, {A: ...}, ["up_proj: lora_A is missing"]),
         ({}, {A: values(4, 48)}, ["is for a matrix of [48, 48]", "[48, 32]", "another model"]),
         ({}, {A: values(4, 32, 1)}, ["[4, 32, 1]", "a matrix is needed"]),
         ({}, {B: values(48, 4) * np.nan}, ["192 values are not finite"]),
-        ({}, {f"{PREFIX}.lora_magnitude_vector": values(48)}, ["DoRA"]),
-        ({}, {f"{PREFIX}.lora_B.bias": values(48)}, ["lora_bias"]),
+        ({}, {f"{PREFIX}.lora_B.bias": values(48)}, ["up_proj: lora_B.bias is there; lora_bias is False"]),
+        ({}, {f"{PREFIX}s.lora_B.bias": values(48)}, ["up_projs: lora_B.bias is there, and lora_A"]),
         ({}, {EMBEDDING_A: values(4, 64)}, ["embed_tokens: lora_", "is missing"]),
         ({}, {"x": values(1)}, ["tensor 'x'", "as PEFT saves it"]),
         ({}, {WHOLE: values(64, 32)}, ["holds another lm_head", "trained"]),

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from qwenref.engine.files import open_checkpoint
 from qwenref.engine.files.convert import convert
 from qwenref.engine.load import Opened, open_weights
-from qwenref.engine.lora import merged, opened_loras
+from qwenref.engine.lora import opened_loras
+from qwenref.engine.merge import merged
 from qwenref.errors import BadInput
 from qwenref.quant.tensor import dequantize
 from qwenref.tools.dev.golden_config import CONFIG, IDS, write_folder, write_tensors

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....errors import BadInput
-from ....quant.tensor import QTensor, dequantize, forget, format_of, take
+from ....quant.tensor import QTensor, dequantize, forget, format_of, take, vector_of
 from ...config import ALL, Config
 from ...weights import Weights
 from .. import Backend, Kernels
@@ -102,7 +102,7 @@ class Cpu:
         """
 
         def vector(*parts: QTensor) -> Array:
-            return np.concatenate([dequantize(p) for p in parts])
+            return vector_of(*parts).astype(np.float32, copy=False)
 
         def matrix(*parts: QTensor) -> Stack:
             return stack(parts, precision)
@@ -209,8 +209,8 @@ class Cpu:
     def add(self, x_TD: Array, y: Array) -> Array:
         return self._pairwise(rows.add, x_TD, y)
 
-    def mul(self, x_TF: Array, y_TF: Array) -> Array:
-        return self._pairwise(rows.mul, x_TF, y_TF)
+    def mul(self, x_TF: Array, y: Array) -> Array:
+        return self._pairwise(rows.mul, x_TF, y)
 
     def scaled(self, x_TD: Array, factor: float) -> Array:
         return self.mul(x_TD, self.jobs.keep(self.row_of(factor, x_TD.shape[1])))

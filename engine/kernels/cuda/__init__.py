@@ -154,11 +154,11 @@ class Cuda:
     def add(self, x_TD: Rows, y: Any) -> Rows:
         return self._by_element(rows.add, x_TD, *(y.where if isinstance(y, Rows) else (y, 0, 0)))
 
-    def mul(self, x_TF: Rows, y_TF: Rows) -> Rows:
-        return self._by_element(rows.mul, x_TF, *y_TF.where)
+    def mul(self, x_TF: Rows, y: Any) -> Rows:
+        return self._by_element(rows.mul, x_TF, *(y.where if isinstance(y, Rows) else (y, 0, 0)))
 
     def scaled(self, x_TD: Rows, factor: float) -> Rows:
-        return self._by_element(rows.mul, x_TD, self.row_of(factor, x_TD.shape[1]), 0, 0)
+        return self.mul(x_TD, self.row_of(factor, x_TD.shape[1]))
 
     def silu(self, x_TF: Rows) -> Rows:
         return self._by_element(rows.silu, x_TF)

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from .....quant.tensor import QTensor, blocks_of, dequantize, format_of
+from .....quant.tensor import QTensor, blocks_of, dequantize, format_of, vector_of
 from ..formats import bf16, f16, f32, q4_0, q4_k, q5_0, q6_k, q8_0
 from ..machine.memory import Queue
 
@@ -105,4 +105,4 @@ def _blocks(w: QTensor, form: ModuleType, start: int, stop: int) -> NDArray[np.u
 
 def vector(*parts: QTensor) -> Any:
     """Decoded values on the card, one part after the other."""
-    return cuda.to_device(np.concatenate([dequantize(p) for p in parts]))
+    return cuda.to_device(vector_of(*parts).astype(np.float32, copy=False))
