@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from .codegen import (
     LANES,
     Tile,
+    Vector,
     call,
     constant,
     f32,
@@ -29,6 +30,7 @@ from .codegen import (
     in_pieces,
     in_place,
     intp,
+    ints,
     joined,
     make_intrinsic,
     operation,
@@ -240,6 +242,29 @@ def fma_part(part: int, parts: int) -> Any:
     def fma_part_tile() -> None: ...
 
     return make_intrinsic(fma_part_tile, 3, lambda *types_: (types_[-1](*types_), codegen))
+
+
+def words_part(part: int, parts: int) -> tuple[Any, Any, Any]:
+    """Three intrinsics: v -> that part of it; the part and n -> the part shifted right by n bits, zeros coming in; the
+    part -> a v of which the others are anything. What a loop carries is the part, for LLVM carries all of a v.
+    """
+    lanes = LANES // parts
+    kind = Vector(f"ints{lanes}", i32, lanes)
+    order = [lane - lanes * part if lane // lanes == part else lanes for lane in range(LANES)]
+
+    def part_of_words(b: Any, v: Any) -> Any:
+        return pieces_of(b, v, lanes)[part]
+
+    def shift_part(b: Any, v: Any, n: Any) -> Any:
+        return b.lshr(v, splat_of(b, b.trunc(n, i32), lanes))
+
+    def words_of_part(b: Any, v: Any) -> Any:
+        return b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), constant(i32, order))
+
+    writers = part_of_words, shift_part, words_of_part
+    makers = operation(kind, ints), operation(kind, kind, intp), operation(ints, kind)
+    take, shift, spread = (make(write) for make, write in zip(makers, writers, strict=True))
+    return take, shift, spread
 
 
 def zeros_part(parts: int) -> Any:

@@ -165,34 +165,37 @@ def keep_address(shared, w):
     return w
 
 
-def _of_quarter(fma: Any, add: Any, store: Any) -> tuple[Any, Any]:
+def _of_quarter(of_words: tuple[Any, Any, Any], fma: Any, add: Any, store: Any) -> tuple[Any, Any]:
     """Of add_whole and fill_whole what concerns a quarter of the rows."""
+    take, shift, spread = of_words
 
     @helper
     def add_quarter(value, shared, bits, w, group, x, zero, acc):
         own, per_word, word = shared(group), abreast(bits), 4 * tile_width(zero)
         p = parts.zeros_quarter(zero)
         for number in range(CHAIN // per_word):
-            words = words_at(w, number, bits)
+            part = take(words_at(w, number, bits))
             for k in range(number * per_word, (number + 1) * per_word, 4):
+                words = spread(part)
                 p = fma(value(words, 0, k, own), x + k * word, p)
                 p = fma(value(words, 1, k + 1, own), x + (k + 1) * word, p)
                 p = fma(value(words, 2, k + 2, own), x + (k + 2) * word, p)
                 p = fma(value(words, 3, k + 3, own), x + (k + 3) * word, p)
-                words = shift_right(words, 4 * bits)
+                part = shift(part, 4 * bits)
         add(acc, p)
 
     @helper
     def fill_quarter(value, shared, bits, w, group, panel):
         own, per_word = shared(group), abreast(bits)
         for number in range(CHAIN // per_word):
-            words = words_at(w, number, bits)
+            part = take(words_at(w, number, bits))
             for k in range(number * per_word, (number + 1) * per_word, 4):
+                words = spread(part)
                 store(panel + k * PART, value(words, 0, k, own))
                 store(panel + (k + 1) * PART, value(words, 1, k + 1, own))
                 store(panel + (k + 2) * PART, value(words, 2, k + 2, own))
                 store(panel + (k + 3) * PART, value(words, 3, k + 3, own))
-                words = shift_right(words, 4 * bits)
+                part = shift(part, 4 * bits)
 
     return add_quarter, fill_quarter
 

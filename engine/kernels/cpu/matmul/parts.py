@@ -11,14 +11,14 @@ from typing import Any
 
 from ..machine.codegen import LANES
 from ..machine.kernel import helper
-from ..machine.neon import add_part, fma_part, hidden, join, store_part, zeros_part
+from ..machine.neon import add_part, fma_part, hidden, join, store_part, words_part, zeros_part
 from ..machine.paths import SET
 from ..machine.simd import scratch
 from ..machine.tiles import put_tile, tile_width
 from ..machine.work import fetch_ahead
 
 VECTOR = 4 * LANES  # bytes
-quarters = tuple((fma_part(i, 4), add_part(i, 4), store_part(i, 4)) for i in range(4))
+quarters = tuple((words_part(i, 4), fma_part(i, 4), add_part(i, 4), store_part(i, 4)) for i in range(4))
 zeros_half, zeros_quarter, join_halves = zeros_part(2), zeros_part(4), join(2)
 memory = scratch(SET.few * VECTOR)
 
