@@ -20,10 +20,11 @@ from .....quant.tensor import QTensor, by_column, format_of
 from ..machine.codegen import LANES
 from ..machine.kernel import helper
 from ..machine.simd import fma, get_i32, get_u16, load_f32
-from ..machine.tiles import add_tile, fma_tile, tile_width
+from ..machine.tiles import tile_width
+from ..machine.work import fetch_ahead
 from ..matmul.form import Columns, Form, Products
-from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, abreast, words_at
-from ..matmul.product import PART, VECTOR, columns_many, fetch_ahead, kernels, store_all
+from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, add_chain, as_it_is, begin, end, fill_chain
+from ..matmul.product import PART, VECTOR, columns_many, kernels
 
 LINE = 64  # bytes: what stands in front is whole lines
 GROUPS = 1 << 16  # at most
@@ -68,36 +69,28 @@ def products(bits: str, scales: str) -> Products:
     width = int(bits)
 
     @helper
-    def value(words, i, at):
+    def value(words, i, k, row):
+        w, front, first = row
+        at = shared_at(w, front, first + k)
         return rounded(number(code(words, i), load_f32(at), load_f32(at + VECTOR)))
 
     @helper
     def one(w, size, x, K, zero):
-        token, per_word = 4 * tile_width(zero), abreast(width)
         front, codes = front_of(w, size, K), w + size - K * width // 8 * LANES
         fetch_ahead(w, codes - w)
-        acc = zero
+        acc = begin(zero)
         for g in range(0, K, CHAIN):
-            p = zero
-            for part in range(CHAIN // per_word):
-                if part < width:
-                    fetch_ahead(codes + part * VECTOR, VECTOR)
-                words, k = words_at(codes, part, width), g + part * per_word
-                for i in range(per_word):
-                    p = fma_tile(value(words, i, shared_at(w, front, k + i)), x + (k + i) * token, p)
+            at = x + g * 4 * tile_width(zero)
+            acc = add_chain(value, as_it_is, width, codes, (w, front, g), at, zero, acc)
             codes += width * VECTOR
-            acc = add_tile(p, acc)
-        return acc
+        return end(acc, zero)
 
     @helper
     def fill(w, size, k, count, K, panel):
         front, codes = front_of(w, size, K), w + size - K * width // 8 * LANES
-        per_word = abreast(width)
         for g in range(k, k + count, CHAIN):
-            for part in range(CHAIN // per_word):
-                words, c = words_at(codes + g // CHAIN * width * VECTOR, part, width), g + part * per_word
-                for i in range(per_word):
-                    store_all(panel + (c + i - k) * PART, value(words, i, shared_at(w, front, c + i)))
+            at = panel + (g - k) * PART
+            fill_chain(value, as_it_is, width, codes + g // CHAIN * width * VECTOR, (w, front, g), at)
 
     return kernels(__name__, f"f32_{bits}_{scales}", one, fill, columns_many)
 

@@ -56,6 +56,11 @@ VI, VF = ints.llvm, floats.llvm
 ZERO = {ints: constant(i32, 0), floats: constant(f32, 0.0)}
 
 
+def part_of(parts: int) -> Vector:
+    """The kind of vector that is one of so many parts of 32 lanes of floats."""
+    return floats if parts == 1 else Vector(f"floats{LANES // parts}", f32, LANES // parts)
+
+
 # ---- helpers of the code generators
 
 

@@ -6,14 +6,18 @@ tokens before the next 4: left alone, LLVM loads all of a group's codes first, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from numba import types
 from numba.extending import intrinsic
 
 from .codegen import (
     LANES,
+    Tile,
+    Vector,
     call,
     constant,
     f32,
@@ -21,23 +25,30 @@ from .codegen import (
     i16,
     i32,
     i64,
+    floats,
+    fused,
+    in_pieces,
     in_place,
+    intp,
+    ints,
     joined,
     make_intrinsic,
+    operation,
+    part_of,
     pieces_of,
     quads_at,
     read_from,
     splat_of,
     vector_type,
+    write_to,
 )
 
-FOUR = vector_type(i32, 4)
+FOUR, BYTES = vector_type(i32, 4), vector_type(i8, 16)
 
 
 def sdot(b: Any, acc: Any, x: Any, y: Any) -> Any:
     """acc + the sum of 4 products of signed bytes, in each of 4 lanes (ARMv8.2 DotProd)."""
-    kind = vector_type(i8, 16)
-    return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", FOUR, [acc, b.bitcast(x, kind), b.bitcast(y, kind)])
+    return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", FOUR, [acc, b.bitcast(x, BYTES), b.bitcast(y, BYTES)])
 
 
 def unsigned_sdot(b: Any, acc: Any, u: Any, s: Any) -> Any:
@@ -61,8 +72,56 @@ def dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
 
 
 def look_up(b: Any, book: Any, indices: Any) -> Any:
-    """The byte of `book`, which has 16, at each of 16 indices."""
-    return call(b, "llvm.aarch64.neon.tbl1.v16i8", vector_type(i8, 16), [book, indices])
+    """The byte of `book`, which has 16, at each of 16 indices; 0 at others."""
+    return call(b, "llvm.aarch64.neon.tbl1.v16i8", BYTES, [book, indices])
+
+
+def signed_value(b: Any, bytes_: Any, index: Any) -> Any:
+    """Byte `index` of each lane, signed, as float32: at the top of the lane it is a number with 24 bits behind the
+    point, which the conversion takes as such.
+    """
+    i, kind = b.trunc(index, i32), vector_type(f32, 4)
+    from_lane = constant(i32, [(4 * lane << 24 | 0xFFFFFF) for lane in range(4)])
+    places = b.bitcast(b.or_(from_lane, splat_of(b, b.shl(i, ir.Constant(i32, 24)), 4)), BYTES)
+    first, last = (b.icmp_unsigned("==", i, ir.Constant(i32, n)) for n in (0, 3))
+
+    def value(piece: Any) -> Any:
+        found = b.bitcast(look_up(b, b.bitcast(piece, BYTES), places), FOUR)
+        found = b.select(first, b.shl(piece, constant(i32, 24, 4)), found)
+        found = b.select(last, b.and_(piece, constant(i32, -1 << 24, 4)), found)
+        return call(b, "llvm.aarch64.neon.vcvtfxs2fp.v4f32.v4i32", kind, [found, ir.Constant(i32, 24)])
+
+    return in_pieces(b, 4, value, bytes_)
+
+
+def code_value(b: Any, codes: Any, index: Any, offset: int) -> Any:
+    """Byte `index` of each lane, unsigned, less the offset, as float32: four columns' bytes become signed at once."""
+    every = vector_type(i8, 4 * LANES)
+    signed = b.sub(b.bitcast(codes, every), ir.Constant(every, [offset - 256 if offset > 127 else offset] * 4 * LANES))
+    return signed_value(b, b.bitcast(signed, codes.type), index)
+
+
+def table16_f32(b: Any, codes: Any, index: Any, values: Sequence[float]) -> Any:
+    """What each lane's nibble `index` stands for: by a table of bytes, where values are such numbers; else by one of
+    all 64 bytes of 16 floats, in four registers.
+    """
+    i = b.trunc(index, i32)
+    if all(v == int(v) and -128 <= v <= 127 for v in values):
+        book = ir.Constant(BYTES, [int(v) for v in values])
+        up = splat_of(b, b.shl(b.and_(i, ir.Constant(i32, 1)), ir.Constant(i32, 2)))
+        nibbles = b.and_(b.lshr(codes, up), constant(i32, 0x0F0F0F0F))
+        found = in_pieces(b, 4, lambda p: b.bitcast(look_up(b, book, b.bitcast(p, BYTES)), FOUR), nibbles)
+        return signed_value(b, found, b.lshr(index, ir.Constant(i64, 1)))
+    words = np.array(values, np.float32).view(np.int8).reshape(4, 16)
+    books = [ir.Constant(BYTES, w.tolist()) for w in words]
+    nibble = b.and_(b.lshr(codes, splat_of(b, b.shl(i, ir.Constant(i32, 2)))), constant(i32, 15))
+    places = b.add(b.mul(nibble, constant(i32, 0x04040404)), constant(i32, 0x03020100))
+
+    def value(piece: Any) -> Any:
+        found = call(b, "llvm.aarch64.neon.tbl4.v16i8", BYTES, [*books, b.bitcast(piece, BYTES)])
+        return b.bitcast(found, vector_type(f32, 4))
+
+    return in_pieces(b, 4, value, places)
 
 
 def _here(b: Any, v: Any) -> Any:
@@ -167,3 +226,108 @@ def _scaled_group(quads: int) -> Any:
 
 
 scaled_group_tile = _scaled_group(8)
+
+
+# ---- parts of 32 rows: of one a chain's sums, a word of codes and what a group shares fit the registers together
+
+
+def fma_part(part: int, parts: int) -> Any:
+    """An intrinsic (v, x, acc) -> acc[t] + that part of v * x[t], acc a tile of such parts."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        v, x, acc = args
+        own = pieces_of(b, v, LANES // parts)[part]
+        return products(b, lambda b, v, x, acc: fused(b, v, x, acc), own, x, acc, sig.args[2].n, f32)
+
+    def fma_part_tile() -> None: ...
+
+    return make_intrinsic(fma_part_tile, 3, lambda *types_: (types_[-1](*types_), codegen))
+
+
+def words_part(part: int, parts: int) -> tuple[Any, Any, Any]:
+    """Three intrinsics: v -> that part of it; the part and n -> the part shifted right by n bits, zeros coming in; the
+    part -> a v of which the others are anything. What a loop carries is the part, for LLVM carries all of a v.
+    """
+    lanes = LANES // parts
+    kind = Vector(f"ints{lanes}", i32, lanes)
+    order = [lane - lanes * part if lane // lanes == part else lanes for lane in range(LANES)]
+
+    def part_of_words(b: Any, v: Any) -> Any:
+        return pieces_of(b, v, lanes)[part]
+
+    def shift_part(b: Any, v: Any, n: Any) -> Any:
+        return b.lshr(v, splat_of(b, b.trunc(n, i32), lanes))
+
+    def words_of_part(b: Any, v: Any) -> Any:
+        return b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), constant(i32, order))
+
+    writers = part_of_words, shift_part, words_of_part
+    makers = operation(kind, ints), operation(kind, kind, intp), operation(ints, kind)
+    take, shift, spread = (make(write) for make, write in zip(makers, writers, strict=True))
+    return take, shift, spread
+
+
+def zeros_part(parts: int) -> Any:
+    """An intrinsic (like) -> a tile of such parts, 0, as many as `like` has vectors."""
+
+    def typed(like: Any) -> Any:
+        made = Tile(part_of(parts), like.n)
+        zero = constant(f32, 0.0, LANES // parts)
+        return made(like), lambda context, b, sig, args: ir.Constant(made.llvm, [zero] * like.n)
+
+    return make_intrinsic(typed, 1, typed)
+
+
+def join(parts: int) -> Any:
+    """An intrinsic (part, ...) -> the tile of 32 lanes whose parts these are."""
+
+    def typed(*tiles: Any) -> Any:
+        made = Tile(floats, tiles[0].n)
+
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            whole = ir.Constant(made.llvm, ir.Undefined)
+            for t in range(made.n):
+                whole = b.insert_value(whole, joined(b, [b.extract_value(p, t) for p in args]), t)
+            return whole
+
+        return made(*tiles), codegen
+
+    return make_intrinsic(typed, parts, typed)
+
+
+@operation(intp, intp)
+def hidden(b: Any, address: Any) -> Any:
+    """An address of which LLVM does not know whose it is: what lies there stays in memory until it is loaded."""
+    return b.asm(ir.FunctionType(i64, [i64]), "", "=r,0", [address], True)
+
+
+def _add_to(address: Any, tile: Any, first: int) -> Any:
+    """Vector t added to what lies `first` bytes into the t-th vector of 32 lanes at the address."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        for t in range(sig.args[1].n):
+            at, p = b.add(args[0], ir.Constant(i64, 4 * LANES * t + first)), b.extract_value(args[1], t)
+            write_to(b, at, b.fadd(read_from(b, at, p.type), p))
+        return context.get_dummy_value()
+
+    return types.void(address, tile), codegen
+
+
+def add_part(part: int, parts: int) -> Any:
+    """An intrinsic (address, p): the tile of 32 lanes at the address, that part of it plus p."""
+
+    def typed(address: Any, tile: Any) -> Any:
+        return _add_to(address, tile, 4 * LANES // parts * part)
+
+    return make_intrinsic(typed, 2, typed)
+
+
+def store_part(part: int, parts: int) -> Any:
+    """An intrinsic (address, v): that part of v to its place in the vector at the address, 4 lanes after 4."""
+
+    def write(b: Any, address: Any, v: Any) -> None:
+        each = LANES // 4 // parts
+        for i in range(part * each, (part + 1) * each):
+            write_to(b, b.add(address, ir.Constant(i64, 16 * i)), _here(b, pieces_of(b, v, 4)[i]))
+
+    return operation(types.void, intp, floats)(write)

@@ -39,6 +39,7 @@ from .codegen import (
     joined,
     make_intrinsic,
     operation,
+    part_of,
     pieces_of,
     quads_at,
     read_from,
@@ -58,11 +59,10 @@ def _byte(b: Any, c: Any, index: Any) -> Any:
 
 def _code_value(b: Any, c: Any, index: Any, bits: int, offset: int) -> Any:
     """Nothing to convert, and few shifts: or-ed into the float 2^(23 - k), of whose digits the one k bits up is worth
-    1, a code that lies there makes it 2^(23 - k) + code, exactly. On NEON the code is converted: LLVM's model of
-    Apple's processors has these operations slower.
+    1, a code that lies there makes it 2^(23 - k) + code, exactly.
     """
     if PATH == "neon":
-        return b.fsub(b.sitofp(_byte(b, c, index), VF), constant(f32, float(offset)))
+        return neon.code_value(b, c, index, offset)
     i = b.trunc(index, i32)
     far = b.icmp_unsigned(">=", i, ir.Constant(i32, 3 if bits < 8 else 2))  # above the digits
     brought = b.select(far, b.lshr(c, constant(i32, 24 if bits < 8 else 16)), c)
@@ -115,6 +115,8 @@ def table16_f32(values: Sequence[float]) -> Any:
     """An operation (codes, index): nibble `index` of each lane, the lowest first, becomes the value it stands for."""
 
     def write(b: Any, c: Any, index: Any) -> Any:
+        if PATH == "neon":
+            return neon.table16_f32(b, c, index, values)
         at = _nibble(b, c, index)
         if PATH == "avx512":
             return _looked_up(b, at, values)
@@ -585,6 +587,21 @@ def _store_tile(address: Any, stride: Any, acc: Any, count: Any) -> Any:
 store_tile = make_intrinsic(_store_tile, 4, _store_tile)
 
 
+def _put_tile(address: Any, acc: Any) -> Any:
+    """Vectors one behind the other to an address."""
+
+    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        for t in range(sig.args[1].n):
+            v = b.extract_value(args[1], t)
+            write_to(b, b.add(args[0], ir.Constant(i64, 4 * v.type.count * t)), v)
+        return context.get_dummy_value()
+
+    return types.void(address, acc), codegen
+
+
+put_tile = make_intrinsic(_put_tile, 2, _put_tile)
+
+
 def _load_tile(address: Any, like: Any) -> Any:
     """A tile of floats whose vectors follow one another in memory, as many as `like` has."""
     vector = like.vector.llvm
@@ -600,11 +617,6 @@ def _load_tile(address: Any, like: Any) -> Any:
 
 
 load_tile = make_intrinsic(_load_tile, 2, _load_tile)
-
-
-def part_of(parts: int) -> Vector:
-    """The kind of vector that is one of so many parts of 32 lanes of floats."""
-    return floats if parts == 1 else Vector(f"floats{LANES // parts}", f32, LANES // parts)
 
 
 def store_parts(parts: int, size: int) -> Any:

@@ -25,9 +25,11 @@ from ..machine.simd import (
     splat_f32,
     where_less,
 )
-from ..machine.tiles import add_tile, fma_tile, tile_width, unsigned_code
+from ..machine.tiles import add_tile, fma_tile, load_tile, tile_width, unsigned_code
+from ..machine.work import fetch_ahead
+from . import parts
 from .form import Products
-from .product import PART, VECTOR, columns_many, fetch_ahead, kernels, store_all
+from .product import ABREAST, PART, VECTOR, columns_many, kernels, store_all
 
 CHAIN = 32  # columns that are summed before they meet the others; a group is a number of them
 COLUMN = LANES // 8  # bytes of a column of a row block, for each bit of a code
@@ -114,58 +116,165 @@ def words_at(w, number, bits):
 
 
 @helper
+def begin_whole(zero):
+    return zero
+
+
+@helper
+def keep_whole(shared, w):
+    """What values_one keeps of a group."""
+    return shared(w)
+
+
+@helper
+def add_whole(value, shared, bits, w, group, x, zero, acc):
+    """acc and, of CHAIN columns from w on, the sums of weight * x."""
+    per_word, word = abreast(bits), 4 * tile_width(zero)
+    p = zero
+    for number in range(CHAIN // per_word):
+        if number < bits:
+            fetch_ahead(w + number * VECTOR, VECTOR)
+        words = words_at(w, number, bits)
+        for i in range(per_word):
+            k = number * per_word + i
+            p = fma_tile(value(words, i, k, group), x + k * word, p)
+    return add_tile(p, acc)
+
+
+@helper
+def end_whole(acc, zero):
+    return acc
+
+
+@helper
+def fill_whole(value, shared, bits, w, group, panel):
+    """The same columns one behind the other."""
+    per_word = abreast(bits)
+    for number in range(CHAIN // per_word):
+        words = words_at(w, number, bits)
+        for i in range(per_word):
+            k = number * per_word + i
+            store_all(panel + k * PART, value(words, i, k, group))
+
+
+# ---- the same in parts: what a group shares is decoded anew for each, and sums are in memory meanwhile
+
+
+@helper
+def keep_address(shared, w):
+    return w
+
+
+def _of_quarter(of_words: tuple[Any, Any, Any], fma: Any, add: Any, store: Any) -> tuple[Any, Any]:
+    """Of add_whole and fill_whole what concerns a quarter of the rows."""
+    take, shift, spread = of_words
+
+    @helper
+    def add_quarter(value, shared, bits, w, group, x, zero, acc):
+        own, per_word, word = shared(group), abreast(bits), 4 * tile_width(zero)
+        p = parts.zeros_quarter(zero)
+        for number in range(CHAIN // per_word):
+            part = take(words_at(w, number, bits))
+            for k in range(number * per_word, (number + 1) * per_word, 4):
+                words = spread(part)
+                p = fma(value(words, 0, k, own), x + k * word, p)
+                p = fma(value(words, 1, k + 1, own), x + (k + 1) * word, p)
+                p = fma(value(words, 2, k + 2, own), x + (k + 2) * word, p)
+                p = fma(value(words, 3, k + 3, own), x + (k + 3) * word, p)
+                part = shift(part, 4 * bits)
+        add(acc, p)
+
+    @helper
+    def fill_quarter(value, shared, bits, w, group, panel):
+        own, per_word = shared(group), abreast(bits)
+        for number in range(CHAIN // per_word):
+            part = take(words_at(w, number, bits))
+            for k in range(number * per_word, (number + 1) * per_word, 4):
+                words = spread(part)
+                store(panel + k * PART, value(words, 0, k, own))
+                store(panel + (k + 1) * PART, value(words, 1, k + 1, own))
+                store(panel + (k + 2) * PART, value(words, 2, k + 2, own))
+                store(panel + (k + 3) * PART, value(words, 3, k + 3, own))
+                part = shift(part, 4 * bits)
+
+    return add_quarter, fill_quarter
+
+
+(add0, add1, add2, add3), (fill0, fill1, fill2, fill3) = zip(*(_of_quarter(*q) for q in parts.quarters), strict=True)
+
+
+@helper
+def add_by_parts(value, shared, bits, w, group, x, zero, acc):
+    for number in range(bits):
+        fetch_ahead(w + number * VECTOR, VECTOR)
+    add0(value, shared, bits, w, group, x, zero, acc)
+    add1(value, shared, bits, w, group, x, zero, acc)
+    add2(value, shared, bits, w, group, x, zero, acc)
+    add3(value, shared, bits, w, group, x, zero, acc)
+    return acc
+
+
+@helper
+def fill_by_parts(value, shared, bits, w, group, panel):
+    fill0(value, shared, bits, w, group, panel)
+    fill1(value, shared, bits, w, group, panel)
+    fill2(value, shared, bits, w, group, panel)
+    fill3(value, shared, bits, w, group, panel)
+
+
+if ABREAST:
+    keep, fill_chain = keep_whole, fill_whole
+    begin, add_chain, end = begin_whole, add_whole, end_whole
+else:
+    keep, fill_chain = keep_address, fill_by_parts
+    begin, add_chain, end = parts.sums_in_memory, add_by_parts, load_tile
+
+
+@helper
 def values_one(shared, value, bits, header, w, size, x, K, zero):
     """A row block times a tile in float32.
 
-    shared(w): what a group's columns share. value(words, i, shared): the weight that is code i of those in words_at.
+    shared(w): what a group's columns share. value(words, i, k, shared): the weight that is code i of those in words_at,
+    and column k of CHAIN.
     """
-    word = 4 * tile_width(zero)
-    per_word = abreast(bits)
     width = group_width(bits, header, size, K)
-    acc = zero
+    acc = begin(zero)
     for _ in range(K // width):
-        group = shared(w)
+        group = keep(shared, w)
         fetch_ahead(w, header)
         w += header
         for _ in range(width // CHAIN):
-            p = zero
-            for number in range(CHAIN // per_word):
-                if number < bits:
-                    fetch_ahead(w + number * VECTOR, VECTOR)
-                words = words_at(w, number, bits)
-                for i in range(per_word):
-                    p = fma_tile(value(words, i, group), x + i * word, p)
-                x += per_word * word
-            w += bits * VECTOR
-            acc = add_tile(p, acc)
-    return acc
+            acc = add_chain(value, shared, bits, w, group, x, zero, acc)
+            w, x = w + bits * VECTOR, x + CHAIN * 4 * tile_width(zero)
+    return end(acc, zero)
 
 
 @helper
 def fill_group_values(shared, value, bits, header, w, size, k, width, K, panel):
     """Columns k..k + width of a row block, one behind the other."""
-    per_word = abreast(bits)
     every = group_width(bits, header, size, K)
     for c in range(k, k + width, CHAIN):
         at = w + c // every * (header + every * bits * COLUMN)
-        group = shared(at)
-        at += header + c % every * bits * COLUMN
-        for number in range(CHAIN // per_word):
-            words = words_at(at, number, bits)
-            for i in range(per_word):
-                store_all(panel + i * PART, value(words, i, group))
-            panel += per_word * PART
+        codes = at + header + c % every * bits * COLUMN
+        fill_chain(value, shared, bits, codes, keep(shared, at), panel)
+        panel += CHAIN * PART
 
 
 def grouped(form: str, name: str, shared: Any, value: Any, bits: int, header: int) -> Products:
-    """The products of a format with groups, of float32 activations (values_one says what these are)."""
+    """The products of a format with groups, of float32 activations. shared(w): what a group's columns share.
+    value(words, i, shared): the weight that is code i of those in words_at.
+    """
+
+    @helper
+    def value_of(words, i, k, group):
+        return value(words, i, group)
 
     @helper
     def one(w, size, x, K, zero):
-        return values_one(shared, value, bits, header, w, size, x, K, zero)
+        return values_one(shared, value_of, bits, header, w, size, x, K, zero)
 
     @helper
     def fill(w, size, k, width, K, panel):
-        fill_group_values(shared, value, bits, header, w, size, k, width, K, panel)
+        fill_group_values(shared, value_of, bits, header, w, size, k, width, K, panel)
 
     return kernels(form, f"f32_{name}", one, fill, columns_many)

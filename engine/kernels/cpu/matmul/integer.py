@@ -44,8 +44,9 @@ from ..machine.tiles import (
     zero_tile,
     zeros_like,
 )
+from ..machine.work import fetch_ahead
 from .form import Integer, Products
-from .product import ABREAST, PIECE, VECTOR, fetch_ahead, kernels
+from .product import ABREAST, PIECE, VECTOR, kernels
 
 TILE = SET.tile
 many = zero_tile(floats, TILE)

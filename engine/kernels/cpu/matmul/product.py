@@ -31,7 +31,8 @@ from ..machine.tiles import (
     tile_width,
     zero_tile,
 )
-from ..machine.work import fetch
+from ..machine.work import fetch_ahead
+from . import parts
 from .form import Products
 
 TILE, FEW, ABREAST, PARTS = SET.tile_f32, SET.few, SET.abreast, SET.parts
@@ -39,7 +40,6 @@ VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 ROWS = 4  # row blocks that a piece of x is in the cache for: the sums of more would take its place
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
-AHEAD = 8192  # bytes: more than a block of any format, within which the order of reading is the format's own
 
 PART, PANEL = VECTOR // PARTS, (PIECE + 64) * VECTOR // PARTS  # bytes: of a vector, and of a panel
 one, many = zero_tile(floats, 1), zero_tile(part_of(PARTS), TILE)
@@ -161,12 +161,19 @@ lay_out_16 = specialise(_lay_out, "lay_out_16", __name__=__name__, SUMMED=16)
 
 
 @helper
-def fetch_ahead(w, count):
-    """Asks for the weights AHEAD of these `count` bytes. Prefetching by the machine alone gave a third of the speed;
-    asking for many lines at once, two thirds: who waits for memory does not compute. Two lines where registers are few:
-    no format has more at a time, and a loop over `count` takes registers.
-    """
-    fetch(w + AHEAD, count if ABREAST else 128)
+def whole_chain(codes, value, quads, w, g, step, x, zero):
+    """Of one group, the sums of code * x; each quad reads `step` bytes."""
+    word = 4 * tile_width(zero)
+    p = zero
+    for quad in range(quads):
+        fetch_ahead(w + (g * quads + quad) * step, step)
+        c = codes(w, g, quad)
+        for byte in range(4):
+            p = fma_tile(value(c, byte), x + (quad * 4 + byte) * word, p)
+    return p
+
+
+chain = whole_chain if ABREAST else parts.codes_chain
 
 
 @helper
@@ -205,12 +212,7 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
         if rest is not None:
             acc = fma_tile(rest(w, g + 1), sums + word * (g + 1), acc)
     for g in range(paired, groups):
-        p = zero
-        for quad in range(quads):
-            fetch_ahead(w + g * group_size + quad * (step // 2), step // 2)
-            c = codes(w, g, quad)
-            for byte in range(4):
-                p = fma_tile(value(c, byte), x + ((g * quads + quad) * 4 + byte) * word, p)
+        p = chain(codes, value, quads, w, g, step // 2, x + g * quads * 4 * word, zero)
         acc = scale_tile(p, scale(w, g), acc)
         if rest is not None:
             acc = fma_tile(rest(w, g), sums + word * g, acc)
