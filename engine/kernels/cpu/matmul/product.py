@@ -38,14 +38,16 @@ TILE, FEW, ABREAST, PARTS = SET.tile_f32, SET.few, SET.abreast, SET.parts
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 ROWS = 4  # row blocks that a piece of x is in the cache for: the sums of more would take its place
-TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
+SUMS = 48 * max(SET.tile_f32, SET.tile)  # that wait for one part of a row block, a vector's part each
+TILES = SUMS // SET.tile_f32  # that pass over a panel before the next is decoded
 AHEAD = 8192  # bytes: more than a block of any format, within which the order of reading is the format's own
 
 PART, PANEL = VECTOR // PARTS, (PIECE + 64) * VECTOR // PARTS  # bytes: of a vector, and of a panel
 one, many = zero_tile(floats, 1), zero_tile(part_of(PARTS), TILE)
 load_own, store_all = load_part(PARTS), store_parts(PARTS, PANEL)
-panel_memory, sums_memory = scratch(PARTS * PANEL), scratch(ROWS * TILES * max(TILE, SET.tile) * VECTOR)
+panel_memory, sums_memory = scratch(PARTS * PANEL), scratch(ROWS * SUMS * VECTOR)
 OUT = TILE  # tokens of a tile
+COLUMN, ASKS = 4 * TILE, False  # bytes of a column of a tile, and whether it is asked for before its turn
 block: Any = None  # `kernels` puts a format's own in the place of these four
 fill: Any = None
 pass_over: Any = None
@@ -63,7 +65,11 @@ def product_few(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
 
 
 def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
-    """The same where so many tokens come that decoding of its own pays. They pass over each part's panel by itself."""
+    """The same where so many tokens come that decoding of its own pays. They pass over each part's panel by itself.
+
+    ASKS: a tile's bytes are few, and lie far behind the last one's, so that the machine does not foresee them; and an
+    output's lines come from afar before they are written, while the sums of the next tiles wait.
+    """
     panel, sums = panel_memory(), sums_memory()
     for start in range(first, last, ROWS):
         for i in range(0, tiles, TILES):
@@ -75,6 +81,11 @@ def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
                     for part in range(PARTS):
                         for j in range(here):
                             at = sums + (((r - start) * PARTS + part) * TILES + j) * TILE * PART
+                            if ASKS and r == start:
+                                fetch(x + (i + j + 1) * x_size + k * COLUMN, width * COLUMN)
+                            if ASKS and k + PIECE >= K:
+                                for t in range((i + j + 2) * OUT, (i + j + 3) * OUT):
+                                    fetch(y + t * stride + r * VECTOR + part * PART, PART)
                             acc = many()
                             if k:
                                 acc = load_tile(at, acc)
@@ -111,6 +122,7 @@ def kernels(
     one, few = zero_tile(floats, halves), zero_tile(floats, FEW)
     own: dict[str, Any] = {"__name__": form, "block": block, "finish": finish}
     of_many = {"many": zero_tile(part_of(parts), tile), "TILE": tile, "PARTS": parts, "PART": VECTOR // parts}
+    of_many |= {"TILES": SUMS // tile, "COLUMN": tile, "ASKS": SET.asks} if name != "f32" else {}
     return (
         specialise(product_few, f"{name}_one", one=one, OUT=1, **own),
         specialise(product_few, f"{name}_few", one=few, OUT=FEW // halves, **own),
