@@ -26,6 +26,7 @@ from ..machine.tiles import (
     load_tile,
     part_of,
     scale_tile,
+    store_columns,
     store_parts,
     store_tile,
     tile_width,
@@ -141,6 +142,7 @@ def kernels(
 # ---- float32 activations
 
 
+turn, TURNS = store_columns(TILE), TILE > 2  # two tokens' lines are soon full
 SUMMED = 32  # columns of a group, whose sum a minimum meets; for groups of 16 `lay_out_16` puts its own here
 
 
@@ -149,9 +151,27 @@ def tile_size(K: int, tile: int, summed: int) -> int:
     return (K + K // summed) * tile * 4
 
 
+@helper
+def turn_tile(x, stride, K, to, summed):
+    """A tile whose tokens are all there: what _lay_out writes, 8 columns of all tokens at a time."""
+    for k in range(0, K, PIECE):
+        end = min(k + PIECE, K)
+        for c in range(k, end - 7, 8):
+            turn(x + 4 * c, stride, to + 4 * TILE * c)
+        for t in range(TILE):
+            row = x + t * stride
+            for c in range(end // 8 * 8, end):
+                set_f32(to + 4 * (TILE * c + t), get_f32(row + 4 * c))
+            for g in range(k // summed, end // summed):
+                set_f32(to + 4 * (TILE * (K + g) + t), total(load_f32_first(row + 4 * summed * g, summed)))
+
+
 def _lay_out(first, last, x, stride, T, K, tile, out, out_size):
     """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros."""
     for i in range(first, last):
+        if TURNS and tile == TILE and (i + 1) * tile <= T:
+            turn_tile(x + i * tile * stride, stride, K, out + i * out_size, SUMMED)
+            continue
         for t in range(tile):
             row, to = x + (i * tile + t) * stride, out + i * out_size + 4 * t
             sums = to + K * tile * 4
