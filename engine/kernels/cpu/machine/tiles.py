@@ -406,6 +406,13 @@ def _in_words(bits: int) -> bool:
     return PATH == "avx2" and bits in TOGETHER
 
 
+def planes_of(bits: int) -> int:
+    """In how many parts codes with a scale of integers are multiplied: nibbles' sums fit 16 bits where 8 bits' do not.
+    Where LLVM multiplies 32 bits for want of better, parts take longer.
+    """
+    return SET.planes if bits > 7 and PATH == "avx2" else 1
+
+
 def group_scale(bits: int) -> Any:
     """An operation: a group's scales as group_tile wants them. Decoded once, they meet many tokens."""
 
