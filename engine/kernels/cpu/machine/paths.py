@@ -29,7 +29,8 @@ class InstructionSet:
     few: tokens of a tile where weights are decoded on their way, and take registers, too. heads: that attention takes
     together. abreast: whether two groups' chains lie side by side, which hides the latency of one; where a vector of 32
     lanes is eight registers its own are enough. planes: in how many parts 8-bit codes are multiplied: of two products
-    with bytes the sum takes 17 bits, of nibbles 13. signed: whether dot products take codes as signed numbers. lacks:
+    with bytes the sum takes 17 bits, of nibbles 13. asks: whether integer products of many tokens ask for memory before
+    it is needed, which nobody has measured on ARM. signed: whether dot products take codes as signed numbers. lacks:
     how features begin that such a machine has not, and that machine code does without where the path is asked for on a
     better one. dots: LLVM's names of the dot products of bytes and of 16-bit numbers, and the lanes that they take,
     where the machine has them.
@@ -43,6 +44,7 @@ class InstructionSet:
     heads: int = 2
     abreast: bool = True
     planes: int = 1
+    asks: bool = True
     signed: bool = False
     dots: tuple[str, str, int] | None = None
     lacks: tuple[str, ...] = ()
@@ -58,7 +60,7 @@ SETS = {  # the best first
         AVX2 | {"avxvnni"}, tile_f32=6, parts=2, few=4, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)
     ),
     "avx2": InstructionSet(AVX2, tile_f32=6, parts=2, planes=2, lacks=("avx512", "avxvnni")),
-    "neon": InstructionSet(NEON, heads=1, abreast=False, signed=True),
+    "neon": InstructionSet(NEON, heads=1, abreast=False, asks=False, signed=True),
     "plain": InstructionSet(frozenset(), heads=1, planes=2),
 }
 PATHS = tuple(SETS)

@@ -408,6 +408,13 @@ def _in_words(bits: int) -> bool:
     return PATH == "avx2" and bits in TOGETHER
 
 
+def planes_of(bits: int) -> int:
+    """In how many parts codes with a scale of integers are multiplied: nibbles' sums fit 16 bits where 8 bits' do not.
+    Where LLVM multiplies 32 bits for want of better, parts take longer.
+    """
+    return SET.planes if bits > 7 and PATH == "avx2" else 1
+
+
 def group_scale(bits: int) -> Any:
     """An operation: a group's scales as group_tile wants them. Decoded once, they meet many tokens."""
 
@@ -600,6 +607,28 @@ def _put_tile(address: Any, acc: Any) -> Any:
 
 
 put_tile = make_intrinsic(_put_tile, 2, _put_tile)
+
+
+def store_columns(n: int) -> Any:
+    """An intrinsic (x, stride, to): 8 numbers of each of n rows, `stride` bytes apart, n is even; to `to` the columns,
+    each one's n numbers side by side. Four rows are turned at a time, or the two that are left.
+    """
+    ones = [constant(i32, [8 * (i % 2) + i // 4 * 4 + i % 4 // 2 + second for i in range(8)]) for second in (0, 2)]
+    twos = [constant(i32, [8 * (i % 4 // 2) + i // 4 * 4 + i % 2 + second for i in range(8)]) for second in (0, 2)]
+
+    def turn(b: Any, x: Any, stride: Any, to: Any) -> None:
+        row = [read_from(b, b.add(x, b.mul(stride, ir.Constant(i64, t))), vector_type(f32, 8)) for t in range(n)]
+        two = [[b.shuffle_vector(row[t], row[t + 1], order) for order in ones] for t in range(0, n, 2)]
+        for t in range(0, n, 4):
+            for half in (0, 1):  # columns 0, 1, 4 and 5, then 2, 3, 6 and 7
+                turned, size = [two[t // 2][half]], 2
+                if t + 4 <= n:
+                    turned, size = [b.shuffle_vector(turned[0], two[t // 2 + 1][half], order) for order in twos], 4
+                found = [piece for v in turned for piece in pieces_of(b, v, size)]
+                for c, piece in zip((0, 1, 4, 5) if size == 2 else (0, 4, 1, 5), found, strict=True):
+                    write_to(b, b.add(to, ir.Constant(i64, 4 * (n * (c + 2 * half) + t))), piece)
+
+    return operation(types.void, intp, intp, intp)(turn)
 
 
 def _load_tile(address: Any, like: Any) -> Any:

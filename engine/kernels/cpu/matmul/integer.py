@@ -22,6 +22,7 @@ from ..machine.simd import (
     load_i32,
     mask,
     odd_bytes,
+    shift_left,
     shift_right,
     signed_byte,
     splat_i32,
@@ -36,6 +37,7 @@ from ..machine.tiles import (
     group_scale,
     group_tile,
     multiply_tile,
+    planes_of,
     scale2_tile,
     scale_tile,
     spread_tile,
@@ -184,6 +186,16 @@ def q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, 
 
 
 @helper
+def store_planes(code, planes, at, step):
+    """Four columns' codes to `at`; of two planes their low nibbles, and `step` bytes on the high ones."""
+    if planes == 1:
+        store_i32(at, code)
+    else:
+        store_i32(at, mask(code, 0x0F0F0F0F))
+        store_i32(at + step, mask(shift_right(code, 4), 0x0F0F0F0F))
+
+
+@helper
 def fill_codes(codes, planes, scale, minimum, w, k, width, panel):
     """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales and
     minima.
@@ -193,32 +205,33 @@ def fill_codes(codes, planes, scale, minimum, w, k, width, panel):
     first = k // 32
     for g in range(width // 32):
         for quad in range(8):
-            at, code = panel + (g * planes * 8 + quad) * VECTOR, codes(w, first + g, quad)
-            if planes == 1:
-                store_i32(at, code)
-            else:
-                store_i32(at, mask(code, 0x0F0F0F0F))
-                store_i32(at + 8 * VECTOR, mask(shift_right(code, 4), 0x0F0F0F0F))
+            at = panel + (g * planes * 8 + quad) * VECTOR
+            store_planes(codes(w, first + g, quad), planes, at, 8 * VECTOR)
         store_f32(panel + (PIECE + g) * VECTOR, scale(w, first + g))
         if minimum is not None:
             store_f32(panel + (PIECE + GROUPS + g) * VECTOR, minimum(w, first + g))
 
 
 @helper
-def fill_block(codes, scales, of_group, minima, factor, min_factor, quads, power, size, w, k, panel):
-    """The block of 256 columns from k on: 64 vectors of codes, the groups' scales as of_group makes them, then pairs of
-    bytes for dot2, two vectors for four groups, and the factors.
+def fill_block(codes, planes, scales, of_group, minima, factor, min_factor, quads, power, size, w, k, panel):
+    """The block of 256 columns from k on: 64 vectors of codes (of each plane, a group's one after the other), the
+    groups' scales as of_group makes them (for each plane), then pairs of bytes for dot2, two vectors for four groups,
+    and the factors.
     """
     w += k // 256 * size
     groups = 64 // quads
-    at = panel + 64 * VECTOR
-    pairs = at + groups * VECTOR
+    at = panel + 64 * planes * VECTOR
+    pairs = at + groups * planes * VECTOR
     for four in range(groups // 4):
         bytes_ = scales(w, four)
         for i in range(4):
+            first = (4 * four + i) * planes
             for quad in range(quads):
-                store_i32(panel + ((4 * four + i) * quads + quad) * VECTOR, codes(w, 4 * four + i, quad))
-            store_i32(at + (4 * four + i) * VECTOR, of_group(signed_byte(bytes_, i)))
+                code = codes(w, 4 * four + i, quad)
+                store_planes(code, planes, panel + (first * quads + quad) * VECTOR, quads * VECTOR)
+            for plane in range(planes):
+                scale = shift_left(signed_byte(bytes_, i), 4 * plane)
+                store_i32(at + (first + plane) * VECTOR, of_group(scale))
         if minima is None and power is not None:
             store_pairs(bytes_, power, pairs + 2 * four * VECTOR)
         if minima is not None:
@@ -251,20 +264,20 @@ def q8_0_many(group, of_group, planes, offset, minimum, meet, panel, x, k, width
 
 
 @helper
-def q8_k_many(group, minima, quads, power, panel, x, k, K, acc):
+def q8_k_many(group, planes, minima, quads, power, panel, x, k, K, acc):
     """acc and a panel of fill_block times a tile in Q8_K. group: of `quads` quads."""
     groups = 64 // quads
-    scales = panel + 64 * VECTOR
-    pairs = scales + groups * VECTOR
+    scales = panel + 64 * planes * VECTOR
+    pairs = scales + groups * planes * VECTOR
     factors = pairs + groups // 2 * VECTOR
     steps = x + (K + k // 256 * 4) * TILE
     sums16 = x + (K + K // 256 * 4 + k // 32 * 4) * TILE
     sums32 = x + (K + K // 256 * 4 + K // 32 * 4 + k // 64 * 4) * TILE
     x += k * TILE
     total = zeros_like(acc)
-    for g in range(groups):
+    for g in range(groups * planes):
         at = panel + g * quads * VECTOR
-        total = group(at, x + g * quads * 4 * TILE, load_i32(scales + g * VECTOR), total)
+        total = group(at, x + g // planes * quads * 4 * TILE, load_i32(scales + g * VECTOR), total)
     own = sums16 if quads == 4 else sums32
     if minima is None and power is not None:
         for i in range(groups // 2):
@@ -316,9 +329,10 @@ def blocks_of_256(
     bits: int,
 ) -> Integer:
     """The same of a format in blocks of 256 (q8_k_one says what these are). bits: of a code; one of 8 bits is signed
-    where dot products take it so.
+    where dot products take it so, and two planes of nibbles where many tokens' sums would not fit 16 bits.
     """
-    group, of_group, signed = group_tile(quads, bits), group_scale(bits), SET.signed and bits > 7
+    signed, planes = SET.signed and bits > 7, planes_of(bits)
+    group, of_group = group_tile(quads, bits // planes), group_scale(bits // planes)
     multiply = dot4_wide_tile if bits > 7 and not signed else dot4_tile
     block_size, power = size, None if signed else bits - 1
 
@@ -328,11 +342,11 @@ def blocks_of_256(
 
     @helper
     def fill(w, size, k, width, K, panel):
-        fill_block(codes, scales, of_group, minima, factor, min_factor, quads, power, block_size, w, k, panel)
+        fill_block(codes, planes, scales, of_group, minima, factor, min_factor, quads, power, block_size, w, k, panel)
 
     @helper
     def many(panel, x, k, width, K, acc):
-        return q8_k_many(group, minima, quads, power, panel, x, k, K, acc)
+        return q8_k_many(group, planes, minima, quads, power, panel, x, k, K, acc)
 
     of_bytes, of_words = (kernels(form, f"int{8 * n}", one, fill, many, TILE, 1, halves=n) for n in (1, 2))
     return Integer(int8=of_bytes, int16=of_words)

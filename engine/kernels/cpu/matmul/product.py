@@ -26,6 +26,7 @@ from ..machine.tiles import (
     load_tile,
     part_of,
     scale_tile,
+    store_columns,
     store_parts,
     store_tile,
     tile_width,
@@ -39,13 +40,16 @@ TILE, FEW, ABREAST, PARTS = SET.tile_f32, SET.few, SET.abreast, SET.parts
 VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 ROWS = 4  # row blocks that a piece of x is in the cache for: the sums of more would take its place
-TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
+SUMS = 48 * max(SET.tile_f32, SET.tile)  # that wait for one part of a row block, a vector's part each
+TILES = SUMS // SET.tile_f32  # that pass over a panel before the next is decoded
+AHEAD = 8192  # bytes: more than a block of any format, within which the order of reading is the format's own
 
 PART, PANEL = VECTOR // PARTS, (PIECE + 64) * VECTOR // PARTS  # bytes: of a vector, and of a panel
 one, many = zero_tile(floats, 1), zero_tile(part_of(PARTS), TILE)
 load_own, store_all = load_part(PARTS), store_parts(PARTS, PANEL)
-panel_memory, sums_memory = scratch(PARTS * PANEL), scratch(ROWS * TILES * max(TILE, SET.tile) * VECTOR)
+panel_memory, sums_memory = scratch(PARTS * PANEL), scratch(ROWS * SUMS * VECTOR)
 OUT = TILE  # tokens of a tile
+COLUMN, ASKS = 4 * TILE, False  # bytes of a column of a tile, and whether it is asked for before its turn
 block: Any = None  # `kernels` puts a format's own in the place of these four
 fill: Any = None
 pass_over: Any = None
@@ -63,7 +67,11 @@ def product_few(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
 
 
 def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
-    """The same where so many tokens come that decoding of its own pays. They pass over each part's panel by itself."""
+    """The same where so many tokens come that decoding of its own pays. They pass over each part's panel by itself.
+
+    ASKS: a tile's bytes are few, and lie far behind the last one's, so that the machine does not foresee them; and an
+    output's lines come from afar before they are written, while the sums of the next tiles wait.
+    """
     panel, sums = panel_memory(), sums_memory()
     for start in range(first, last, ROWS):
         for i in range(0, tiles, TILES):
@@ -75,6 +83,11 @@ def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
                     for part in range(PARTS):
                         for j in range(here):
                             at = sums + (((r - start) * PARTS + part) * TILES + j) * TILE * PART
+                            if ASKS and r == start:
+                                fetch(x + (i + j + 1) * x_size + k * COLUMN, width * COLUMN)
+                            if ASKS and k + PIECE >= K:
+                                for t in range((i + j + 2) * OUT, (i + j + 3) * OUT):
+                                    fetch(y + t * stride + r * VECTOR + part * PART, PART)
                             acc = many()
                             if k:
                                 acc = load_tile(at, acc)
@@ -111,6 +124,7 @@ def kernels(
     one, few = zero_tile(floats, halves), zero_tile(floats, FEW)
     own: dict[str, Any] = {"__name__": form, "block": block, "finish": finish}
     of_many = {"many": zero_tile(part_of(parts), tile), "TILE": tile, "PARTS": parts, "PART": VECTOR // parts}
+    of_many |= {"TILES": SUMS // tile, "COLUMN": tile, "ASKS": SET.asks} if name != "f32" else {}
     return (
         specialise(product_few, f"{name}_one", one=one, OUT=1, **own),
         specialise(product_few, f"{name}_few", one=few, OUT=FEW // halves, **own),
@@ -129,6 +143,7 @@ def kernels(
 # ---- float32 activations
 
 
+turn, TURNS = store_columns(TILE), TILE > 2  # two tokens' lines are soon full
 SUMMED = 32  # columns of a group, whose sum a minimum meets; for groups of 16 `lay_out_16` puts its own here
 
 
@@ -137,9 +152,27 @@ def tile_size(K: int, tile: int, summed: int) -> int:
     return (K + K // summed) * tile * 4
 
 
+@helper
+def turn_tile(x, stride, K, to, summed):
+    """A tile whose tokens are all there: what _lay_out writes, 8 columns of all tokens at a time."""
+    for k in range(0, K, PIECE):
+        end = min(k + PIECE, K)
+        for c in range(k, end - 7, 8):
+            turn(x + 4 * c, stride, to + 4 * TILE * c)
+        for t in range(TILE):
+            row = x + t * stride
+            for c in range(end // 8 * 8, end):
+                set_f32(to + 4 * (TILE * c + t), get_f32(row + 4 * c))
+            for g in range(k // summed, end // summed):
+                set_f32(to + 4 * (TILE * (K + g) + t), total(load_f32_first(row + 4 * summed * g, summed)))
+
+
 def _lay_out(first, last, x, stride, T, K, tile, out, out_size):
     """Tiles first..last of x, float32 [T, K] with rows `stride` bytes apart; tokens past T are zeros."""
     for i in range(first, last):
+        if TURNS and tile == TILE and (i + 1) * tile <= T:
+            turn_tile(x + i * tile * stride, stride, K, out + i * out_size, SUMMED)
+            continue
         for t in range(tile):
             row, to = x + (i * tile + t) * stride, out + i * out_size + 4 * t
             sums = to + K * tile * 4
