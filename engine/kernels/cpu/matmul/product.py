@@ -100,20 +100,22 @@ def kernels(
     tile: int = TILE,
     parts: int = PARTS,
     halves: int = 1,
+    few: int = FEW,
 ) -> Products:
     """The product kernels of a format, for one token, for few and for many.
 
     block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, size, k, width, K, panel): its
     columns k to k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile, of
-    `tile` vectors of 32 / parts lanes. halves: vectors of a tile that make one token, their sum.
+    `tile` vectors of 32 / parts lanes. halves: vectors of a tile that make one token, their sum. few: vectors of a tile
+    where there are few tokens.
     """
     finish = as_it_is if halves == 1 else add_neighbours
-    one, few = zero_tile(floats, halves), zero_tile(floats, FEW)
+    of_one, of_few = zero_tile(floats, halves), zero_tile(floats, few)
     own: dict[str, Any] = {"__name__": form, "block": block, "finish": finish}
     of_many = {"many": zero_tile(part_of(parts), tile), "TILE": tile, "PARTS": parts, "PART": VECTOR // parts}
     return (
-        specialise(product_few, f"{name}_one", one=one, OUT=1, **own),
-        specialise(product_few, f"{name}_few", one=few, OUT=FEW // halves, **own),
+        specialise(product_few, f"{name}_one", one=of_one, OUT=1, **own),
+        specialise(product_few, f"{name}_few", one=of_few, OUT=few // halves, **own),
         specialise(
             product_many,
             f"{name}_many",
