@@ -21,12 +21,12 @@ from .codegen import (
     call,
     constant,
     f32,
+    floats,
+    fused,
     i8,
     i16,
     i32,
     i64,
-    floats,
-    fused,
     in_pieces,
     in_place,
     intp,
@@ -237,7 +237,7 @@ def fma_part(part: int, parts: int) -> Any:
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         v, x, acc = args
         own = pieces_of(b, v, LANES // parts)[part]
-        return products(b, lambda b, v, x, acc: fused(b, v, x, acc), own, x, acc, sig.args[2].n, f32)
+        return products(b, fused, own, x, acc, sig.args[2].n, f32)
 
     def fma_part_tile() -> None: ...
 
@@ -261,7 +261,7 @@ def words_part(part: int, parts: int) -> tuple[Any, Any, Any]:
     def words_of_part(b: Any, v: Any) -> Any:
         return b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), constant(i32, order))
 
-    writers = part_of_words, shift_part, words_of_part
+    writers: tuple[Callable[..., Any], ...] = part_of_words, shift_part, words_of_part
     makers = operation(kind, ints), operation(kind, kind, intp), operation(ints, kind)
     take, shift, spread = (make(write) for make, write in zip(makers, writers, strict=True))
     return take, shift, spread

@@ -26,14 +26,15 @@ class InstructionSet:
     """needs: features of the machine, by LLVM's names. tile: tokens of a tile of integer products, which is even, for
     halves of a token lie side by side. tile_f32: the same in float32. parts: in how many parts 32 rows pass over such a
     tile: sums of 6 tokens and 16 rows are 12 of 16 registers of 8 lanes, chains enough for two additions a cycle.
-    few: tokens of a tile where weights are decoded on their way, and take registers, too. heads: that attention takes
-    together. abreast: whether two groups' chains lie side by side, which hides the latency of one; where a vector of 32
-    lanes is eight registers its own are enough. planes: in how many parts 8-bit codes are multiplied: of two products
-    with bytes the sum takes 17 bits, of nibbles 13. asks: whether integer products of many tokens ask for memory before
-    it is needed, which nobody has measured on ARM. signed: whether dot products take codes as signed numbers. lacks:
-    how features begin that such a machine has not, and that machine code does without where the path is asked for on a
-    better one. dots: LLVM's names of the dot products of bytes and of 16-bit numbers, and the lanes that they take,
-    where the machine has them.
+    few, few_ints: tokens of a tile where weights are decoded on their way, and take registers, too, in float32 and in
+    integers. eights: whether integer products of one token and of few go 8 rows at a time (eights.py). heads: that
+    attention takes together. abreast: whether two groups' chains lie side by side, which hides the latency of one;
+    where a vector of 32 lanes is eight registers its own are enough. planes: in how many parts 8-bit codes are
+    multiplied: of two products with bytes the sum takes 17 bits, of nibbles 13. asks: whether integer products of many
+    tokens ask for memory before it is needed, which nobody has measured on ARM. signed: whether dot products take codes
+    as signed numbers. lacks: how features begin that such a machine has not, and that machine code does without where
+    the path is asked for on a better one. dots: LLVM's names of the dot products of bytes and of 16-bit numbers, and
+    the lanes that they take, where the machine has them.
     """
 
     needs: frozenset[str]
@@ -41,6 +42,8 @@ class InstructionSet:
     tile_f32: int = 2
     parts: int = 1
     few: int = 2
+    few_ints: int = 2
+    eights: bool = False
     heads: int = 2
     abreast: bool = True
     planes: int = 1
@@ -55,11 +58,19 @@ AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
 NEON = frozenset({"neon", "dotprod"})
 VPDP = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512.vpdpwssd"
 SETS = {  # the best first
-    "avx512": InstructionSet(AVX512, tile=6, tile_f32=6, few=4, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)),
-    "avxvnni": InstructionSet(
-        AVX2 | {"avxvnni"}, tile_f32=6, parts=2, few=4, dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8), lacks=("avx512",)
+    "avx512": InstructionSet(
+        AVX512, tile=6, tile_f32=6, few=4, few_ints=4, heads=4, dots=(f"{VPDP[0]}.512", f"{VPDP[1]}.512", 16)
     ),
-    "avx2": InstructionSet(AVX2, tile_f32=6, parts=2, planes=2, lacks=("avx512", "avxvnni")),
+    "avxvnni": InstructionSet(
+        AVX2 | {"avxvnni"},
+        tile_f32=6,
+        parts=2,
+        few=4,
+        few_ints=4,
+        dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8),
+        lacks=("avx512",),
+    ),
+    "avx2": InstructionSet(AVX2, tile_f32=6, parts=2, few_ints=4, eights=True, planes=2, lacks=("avx512", "avxvnni")),
     "neon": InstructionSet(NEON, heads=1, abreast=False, asks=False, signed=True),
     "plain": InstructionSet(frozenset(), heads=1, planes=2),
 }

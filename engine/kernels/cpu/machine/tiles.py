@@ -229,12 +229,12 @@ def table32(words: Callable[[], Sequence[int]]) -> Any:
 BYTES, WORDS = vector_type(i8, 32), vector_type(i16, 16)  # of a register of 256 bits
 
 
-def _maddubs(b: Any, u: Any, s: Any) -> Any:
+def maddubs(b: Any, u: Any, s: Any) -> Any:
     """Sums of 2 products of unsigned and signed bytes, 16 bits each, of 8 lanes. They must not overflow."""
     return call(b, "llvm.x86.avx2.pmadd.ub.sw", WORDS, [b.bitcast(u, BYTES), b.bitcast(s, BYTES)])
 
 
-def _madd(b: Any, x: Any, y: Any) -> Any:
+def madd(b: Any, x: Any, y: Any) -> Any:
     """Sums of 2 products of signed 16-bit numbers, 32 bits each, of 8 lanes."""
     return call(b, "llvm.x86.avx2.pmadd.wd", vector_type(i32, 8), [b.bitcast(x, WORDS), b.bitcast(y, WORDS)])
 
@@ -255,7 +255,7 @@ def _dot4(b: Any, acc: Any, u: Any, s: Any, wide: bool) -> Any:
 
         def add(a: Any, x: Any, y: Any) -> Any:
             for part in _halves(b, x) if wide else (x,):
-                a = b.add(a, _madd(b, _maddubs(b, part, y), ones))
+                a = b.add(a, madd(b, maddubs(b, part, y), ones))
             return a
 
         return in_pieces(b, 8, add, acc, u, s)
@@ -273,7 +273,7 @@ def _dot2(b: Any, acc: Any, u: Any, s: Any) -> Any:
         _, name, lanes = SET.dots
         return in_pieces(b, lanes, lambda *a: call(b, name, vector_type(i32, lanes), list(a)), acc, u, s)
     if PATH == "avx2":
-        return in_pieces(b, 8, lambda a, x, y: b.add(a, _madd(b, x, y)), acc, u, s)
+        return in_pieces(b, 8, lambda a, x, y: b.add(a, madd(b, x, y)), acc, u, s)
     if PATH == "neon":
         return in_pieces(b, 4, lambda *a: neon.dot2(b, *a), acc, u, s)
     sixteen = constant(i32, 16)
@@ -359,13 +359,14 @@ def scale_tile(b: Any, t: int, p: Any, s: Any, acc: Any) -> Any:
 @_tile_operation
 def scale2_tile(b: Any, t: int, p: Any, s: Any, x: Any, acc: Any) -> Any:
     """acc[t] + p[t] * (s * x[t]), x the address of one float32 per token."""
-    return fused(b, p if p.type == VF else b.sitofp(p, VF), b.fmul(s, _token(b, x, t, f32)), acc)
+    product = p if p.type == acc.type else b.sitofp(p, acc.type)
+    return fused(b, product, b.fmul(s, _token(b, x, t, f32, lanes=acc.type.count)), acc)
 
 
 @_tile_operation
 def spread_tile(b: Any, t: int, p: Any, x: Any, acc: Any) -> Any:
     """acc[t] + p[t] * x[t], x the address of one float32 per token."""
-    return fused(b, p, _token(b, x, t, f32), acc)
+    return fused(b, p, _token(b, x, t, f32, lanes=acc.type.count), acc)
 
 
 @_tile_operation
@@ -520,12 +521,12 @@ def _add_products(b: Any, sums: Any, u: Any, s: Any) -> Any:
     if SET.dots:
         zero = constant(i32, 0, 8)
         return call(b, SET.dots[0], vector_type(i32, 8), [zero if sums is None else sums, u, s])
-    more = _maddubs(b, u, s)
+    more = maddubs(b, u, s)
     return more if sums is None else b.add(sums, more)
 
 
 def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
-    return b.add(total, b.mul(sums, factor) if SET.dots else _madd(b, sums, factor))
+    return b.add(total, b.mul(sums, factor) if SET.dots else madd(b, sums, factor))
 
 
 def _zeros_like(like: Any) -> Any:
@@ -564,12 +565,13 @@ add_neighbours = make_intrinsic(_add_neighbours, 1, _add_neighbours)
 
 def _start_tile(x: Any, factor: Any, like: Any) -> Any:
     """A tile of ints, as many as `like` has vectors: factor * x[t], x the address of one int32 per token."""
-    made = Tile(ints, like.n)
+    lanes = like.vector.llvm.count
+    made = Tile(ints if lanes == LANES else Vector(f"ints{lanes}", i32, lanes), like.n)
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         acc = ir.Constant(made.llvm, ir.Undefined)
         for t in range(like.n):
-            token = b.mul(_token(b, args[0], t, i32), splat_of(b, b.trunc(args[1], i32)))
+            token = b.mul(_token(b, args[0], t, i32, lanes=lanes), splat_of(b, b.trunc(args[1], i32), lanes))
             acc = b.insert_value(acc, token, t)
         return acc
 

@@ -47,6 +47,8 @@ from ..machine.tiles import (
     zeros_like,
 )
 from ..machine.work import fetch_ahead
+from . import eights
+from .eights import FEW, store_pairs
 from .form import Integer, Products
 from .product import ABREAST, PIECE, VECTOR, kernels
 
@@ -133,13 +135,6 @@ def dot_pairs(bytes_, power, sums, acc):
     """acc and four groups' bytes, times 2^power, times the sums of their activations."""
     acc = dot2_tile(even_bytes(bytes_, power), sums, acc)
     return dot2_tile(odd_bytes(bytes_, power), sums + 4 * tile_width(acc), acc)
-
-
-@helper
-def store_pairs(bytes_, power, at):
-    """The same bytes for q8_k_many: two vectors for dot2."""
-    store_i32(at, even_bytes(bytes_, power))
-    store_i32(at + VECTOR, odd_bytes(bytes_, power))
 
 
 @helper
@@ -312,7 +307,17 @@ def blocks_of_32(
         def many(panel, x, k, width, K, acc):
             return q8_0_many(group, of_group, planes, offset, minimum, meet, panel, x, k, width, K, acc)
 
-        return kernels(form, precision, one, fill, many, TILE, 1, halves)
+        made = kernels(form, precision, one, fill, many, TILE, 1, halves, FEW)
+        if not SET.eights:
+            return made
+        lines = 1 + 2 * bits * planes + (minimum is not None)
+        few = eights.group_products(8, bits, planes)
+
+        @helper
+        def block(w, size, x, K, shared, sums, zeros):
+            eights.q8_0_eights(few, codes, offset, scale, minimum, meet, lines, w, size, x, K, shared, sums, zeros)
+
+        return *eights.kernels(form, precision, block, halves), made[2]
 
     return Integer(int8=products("int8", 1, meet_stored), int16=products("int16", 2, meet_counted))
 
@@ -333,6 +338,7 @@ def blocks_of_256(
     """
     signed, planes = SET.signed and bits > 7, planes_of(bits)
     group, of_group = group_tile(quads, bits // planes), group_scale(bits // planes)
+    groups = eights.groups_of_256(quads, bits, size)
     multiply = dot4_wide_tile if bits > 7 and not signed else dot4_tile
     block_size, power = size, None if signed else bits - 1
 
@@ -348,5 +354,14 @@ def blocks_of_256(
     def many(panel, x, k, width, K, acc):
         return q8_k_many(group, planes, minima, quads, power, panel, x, k, K, acc)
 
-    of_bytes, of_words = (kernels(form, f"int{8 * n}", one, fill, many, TILE, 1, halves=n) for n in (1, 2))
-    return Integer(int8=of_bytes, int16=of_words)
+    @helper
+    def few(w, size, x, K, shared, sums, zeros):
+        eights.q8_k_eights(
+            groups, codes, scales, minima, factor, min_factor, quads, power, w, block_size, x, K, shared, sums, zeros
+        )
+
+    def products(precision: str, halves: int) -> Products:
+        made = kernels(form, precision, one, fill, many, TILE, 1, halves, FEW)
+        return (*eights.kernels(form, precision, few, halves), made[2]) if SET.eights else made
+
+    return Integer(int8=products("int8", 1), int16=products("int16", 2))

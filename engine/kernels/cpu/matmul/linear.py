@@ -49,7 +49,7 @@ class Layout:
     @property
     def widths(self) -> tuple[int, int, int]:
         """Tokens of a tile, or their halves, where there is one, where there are few, or many."""
-        return 1, product.FEW, product.TILE if self.block == 1 else integer.TILE
+        return (1, product.FEW, product.TILE) if self.block == 1 else (1, integer.FEW, integer.TILE)
 
     def tile_size(self, K: int, tile: int) -> int:
         if self.block == 1:

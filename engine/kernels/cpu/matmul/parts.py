@@ -1,8 +1,8 @@
 """Chains in parts of the rows, where registers are few: a vector of 32 lanes is eight of NEON's 32.
 
 Sums of two tokens, weights on their way from codes to floats and what a group shares are together more than that. Of a
-half or a quarter of the rows they fit. So a group's columns, which lie in the first-level cache then, pass once for each
-part; each output's additions are those of product.py and grouped.py, in their order.
+half or a quarter of the rows they fit. So a group's columns, which lie in the first-level cache then, pass once for
+each part; each output's additions are those of product.py and grouped.py, in their order.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from ..machine.tiles import (
     tile_width,
     zero_tile,
 )
-from ..machine.work import fetch_ahead
+from ..machine.work import fetch, fetch_ahead
 from . import parts
 from .form import Products
 
@@ -42,7 +42,6 @@ PIECE = 256  # columns decoded at a time: a panel of them fits the first-level c
 ROWS = 4  # row blocks that a piece of x is in the cache for: the sums of more would take its place
 SUMS = 48 * max(SET.tile_f32, SET.tile)  # that wait for one part of a row block, a vector's part each
 TILES = SUMS // SET.tile_f32  # that pass over a panel before the next is decoded
-AHEAD = 8192  # bytes: more than a block of any format, within which the order of reading is the format's own
 
 PART, PANEL = VECTOR // PARTS, (PIECE + 64) * VECTOR // PARTS  # bytes: of a vector, and of a panel
 one, many = zero_tile(floats, 1), zero_tile(part_of(PARTS), TILE)
@@ -113,21 +112,23 @@ def kernels(
     tile: int = TILE,
     parts: int = PARTS,
     halves: int = 1,
+    few: int = FEW,
 ) -> Products:
     """The product kernels of a format, for one token, for few and for many.
 
     block(w, size, x, K, zero): a row block times a tile as wide as `zero`. fill(w, size, k, width, K, panel): its
     columns k to k + width, decoded. pass_over(panel, x, k, width, K, acc): acc and those columns times a tile, of
-    `tile` vectors of 32 / parts lanes. halves: vectors of a tile that make one token, their sum.
+    `tile` vectors of 32 / parts lanes. halves: vectors of a tile that make one token, their sum. few: vectors of a tile
+    where there are few tokens.
     """
     finish = as_it_is if halves == 1 else add_neighbours
-    one, few = zero_tile(floats, halves), zero_tile(floats, FEW)
+    of_one, of_few = zero_tile(floats, halves), zero_tile(floats, few)
     own: dict[str, Any] = {"__name__": form, "block": block, "finish": finish}
     of_many = {"many": zero_tile(part_of(parts), tile), "TILE": tile, "PARTS": parts, "PART": VECTOR // parts}
     of_many |= {"TILES": SUMS // tile, "COLUMN": tile, "ASKS": SET.asks} if name != "f32" else {}
     return (
-        specialise(product_few, f"{name}_one", one=one, OUT=1, **own),
-        specialise(product_few, f"{name}_few", one=few, OUT=FEW // halves, **own),
+        specialise(product_few, f"{name}_one", one=of_one, OUT=1, **own),
+        specialise(product_few, f"{name}_few", one=of_few, OUT=few // halves, **own),
         specialise(
             product_many,
             f"{name}_many",
