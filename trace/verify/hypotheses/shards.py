@@ -22,6 +22,8 @@ hypothesis = entering(TABLE)
 
 RANKS = (2, 4, 8)
 TILES = (4, 8, 16, 32, 64, 128, 256, 512)  # inputs that a kernel takes at a time
+MOST_ROWS = 512  # positions among which another's row is sought
+SHARES = (2, 4, 8, 16, 32)  # of the inputs, of which only the first is summed
 SUMMED = ("attn_out", "ffn_out")  # of which each rank computes a share of the sum
 AXES = {"T": "position", "N": "head", "K": "kv head", "H": "channel", "D": "column", "F": "column", "E": "column",
         "V": "token"}  # fmt: skip
@@ -72,6 +74,10 @@ def inputs_left_out(s: Site) -> Several:
     for n in sorted({I % size for size in TILES} | {*TILES}):
         if 0 < n < I:
             yield f"{n} of {I} inputs", through(s, kept(x, np.arange(I) < I - n))
+    for share in SHARES:
+        n = I - I // share
+        if I % share == 0 and n not in TILES:
+            yield f"{n} of {I} inputs", through(s, kept(x, np.arange(I) < I - n))
 
 
 def kept(x: Span, kept_I: Mask) -> Span:
@@ -110,6 +116,29 @@ def part_stale(s: Site) -> Several:
     if 0 < len(wrong) <= len(order) // 2:
         said = [f"position {s.pos[t]} holds {s.pos[order[t]]}'s row" for t in wrong[:4].tolist()]
         yield ", ".join(said), span.shaped(lambda v: np.take(v, order, T))
+
+
+@hypothesis("residual-row", "{}", "post_attn_residual", "post_ffn_residual")
+def residual_row(s: Site) -> Several:
+    """Some positions' sums are of one summand of theirs and another position's other: of an engine that leaves out the
+    positions whose logits nobody asked for, and takes different rows of the two."""
+    got, T = dumped(s), len(s.pos)
+    x, y = (s.input(name) for name in s.evidence.stage(s.stage).inputs)
+    if got is None or got.shape != x.mid.shape or T < 2 or T > MOST_ROWS or not np.isfinite(got).all():
+        return
+    span = s.compute()
+    wrong = np.flatnonzero(((got < span.lo) | (got > span.hi)).any(1)).tolist()
+    for what, moved, fixed in (("residual", x, y), ("the block's output", y, x)):
+        order = np.arange(T)
+        for t in wrong:
+            order[t] = int(np.square(got[t] - fixed.mid[t] - moved.mid).sum(1).argmin())
+        if wrong and (order[wrong] != wrong).all():
+            said = [f"position {s.pos[t]} gets that of position {s.pos[order[t]]}" for t in wrong[:4]]
+            rows = moved.shaped(lambda v, order=order: np.take(v, order, 0))  # type: ignore[misc]
+            yield (
+                f"the {what.removeprefix('the ')} is another position's: {', '.join(said)}",
+                operations.add(s.recipe, *((rows, fixed) if what == "residual" else (fixed, rows))),
+            )
 
 
 @hypothesis("part-factor", "a factor of {}")
