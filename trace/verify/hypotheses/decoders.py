@@ -291,7 +291,10 @@ def strides(m: FileMatrix) -> Iterator[tuple[str, int]]:
     for words, n in (("as if there were no scales", blocks * code_bytes), ("a block too few", own - f.bytes),
                      ("a block too many", own + f.bytes)):  # fmt: skip
         if n > 0 and n not in told:
+            told.add(n)
             yield words, n
+    for more in (1, 2, 4, 8, 16, 32, 64):
+        yield from ((f"{more} too {few}", n) for few, n in (("few", own - more), ("many", own + more)) if n not in told)
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------

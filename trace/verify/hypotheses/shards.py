@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...stages import by_name
+from ...stages import by_name, layer_name
 from ..formulas import PRODUCTS, flat, input_of, weight_of
 from ..recipes import operations
 from ..site import Site
@@ -116,6 +117,43 @@ def part_stale(s: Site) -> Several:
     if 0 < len(wrong) <= len(order) // 2:
         said = [f"position {s.pos[t]} holds {s.pos[order[t]]}'s row" for t in wrong[:4].tolist()]
         yield ", ".join(said), span.shaped(lambda v: np.take(v, order, T))
+
+
+@hypothesis("part-elsewhere", "{}")
+def part_elsewhere(s: Site) -> Several:
+    """Some heads or channels hold, bit for bit, what another layer, pass or position has there: a buffer that nobody
+    wrote to."""
+    got, letters = dumped(s), by_name(s.stage).letters
+    if got is None or letters[0] != "T" or "S" in letters or not np.isfinite(got).all():
+        return
+    span = s.compute()
+    if span.mid.shape != got.shape:
+        return
+    wrong = (got < span.lo) | (got > span.hi)
+    for axis, letter in enumerate(letters[1:], 1):
+        hit = np.asarray(wrong.any(tuple(i for i in range(wrong.ndim) if i != axis))).reshape(-1)
+        if 1 < np.count_nonzero(hit) < len(hit):
+            index = np.flatnonzero(hit)
+            rows = np.take(got, index, axis).reshape(len(got), -1).astype(np.float32)
+            found = [_held_elsewhere(s, row, index, axis) for row in rows]
+            if all(found) and rows.any():
+                where = " and ".join(dict.fromkeys(str(w) for w in found))
+                shape = [-1 if i == axis else 1 for i in range(got.ndim)]
+                part = np.asarray(hit.reshape(shape))
+                ends = (np.where(part, got, end) for end in (span.mid, span.lo, span.hi))
+                yield f"{which(s, letter, hit, 'holds', 'hold')} what {where} has there", Span(*ends)
+
+
+def _held_elsewhere(s: Site, row: NDArray[np.float32], index: NDArray[np.intp], axis: int) -> str | None:
+    """Where else the dump has those numbers, at those indices of the same stage."""
+    for e in s.evidence.dump.entries:
+        if e.stage.name == s.stage and e.key != (s.phase, s.layer, s.stage):
+            other = e.values()
+            same = np.flatnonzero((np.take(other, index, axis).reshape(len(other), -1) == row).all(1))
+            if len(same):
+                step = f" of {f'decode step {e.phase}' if e.phase else 'the prompt'}" if e.phase != s.phase else ""
+                return f"{layer_name(e.layer)}, position {s.evidence.positions(e)[int(same[0])]}{step}"
+    return None
 
 
 @hypothesis("residual-row", "{}", "post_attn_residual", "post_ffn_residual")
