@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from ..recipes.ggml_cache import turned
+from ..recipes.ggml_cache import TURNED, TYPES, turned
 from ..site import Site
-from ..span import E4M3, E5M2, Array
+from ..span import E4M3, E5M2, FLOAT32, Array
 from .attention import scored
 from .hypothesis import Hypothesis, Several, entering
 
@@ -49,6 +50,10 @@ def cast(rounded: Callable[[Array], Array], most: float, x: Array) -> Array:
 @hypothesis("values-turned", "the values were turned (Hadamard, {} channels) to be held in few bits, and the "
             "result is not turned back", "attention")  # fmt: skip
 def values_turned(s: Site) -> Several:
-    y, H = s.compute(), s.config.head_dim
-    for size in (n for n in (H & -H, 64, 32) if n > 1 and H % n == 0):
-        yield str(size), turned(y, size)
+    """As the recipe holds them, or as ggml does a cache of few bits, which turns queries and keys too."""
+    H, own = s.config.head_dim, s.recipe
+    kinds = (kind + TURNED for kind in TYPES) if own.result is FLOAT32 and own.cache is None else ()
+    for cache in (own.cache, *kinds):
+        y = s.under(replace(own, cache=cache)).compute()
+        for size in dict.fromkeys(n for n in (H & -H, 64, 32) if n > 1 and H % n == 0):
+            yield str(size), turned(y, size)
