@@ -27,6 +27,8 @@ class Format:
     group: how many values share a scale of their own; unless told, the whole block.
     scale: the field that every scale of the block hangs on, and minimum the same of its minima, where it has any.
     six_bits: the field that packs the groups' scales and minima as Q4_K does (q4_k.unpack_scales).
+    scales: the field that packs scales of six bits without minima, and what unpacks and packs it: [n, bytes] <->
+    [n, groups].
 
     codes: the fields that hold nothing but codes. levels: how many values a code can stand for, spaced evenly or nearly
     so; 0: not even. offset: the code that stands for 0, or for the minimum.
@@ -47,6 +49,7 @@ class Format:
     scale: str | None = None
     minimum: str | None = None
     six_bits: str | None = None
+    scales: tuple[str, Callable[[Bytes], Bytes], Callable[[Bytes], Bytes]] | None = None
     codes: tuple[str, ...] = ()
     levels: int = 0
     offset: int = 0

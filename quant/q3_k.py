@@ -19,10 +19,21 @@ SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
 BITS = np.arange(8, dtype=np.uint8)[:, None]
 
 
+def unpack_scales(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[n, 12] -> the 16 scales of six bits, [n, 16]."""
+    low, high = packed[:, :8], packed[:, None, 8:] >> SHIFTS & 3
+    return np.concatenate((low & 15, low >> 4), axis=1) | high.reshape(-1, 16) << 4
+
+
+def pack_scales(scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The other way."""
+    low, high = scales & np.uint8(15), (scales >> np.uint8(4)).reshape(-1, 4, 4)
+    return np.concatenate((low[:, :8] | low[:, 8:] << 4, np.bitwise_or.reduce(high << SHIFTS, axis=1)), axis=1)
+
+
 def decode(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     b = blocks.view(STRUCT)[:, 0]
-    low, high = b["scales"][:, :8], b["scales"][:, None, 8:] >> SHIFTS & 3
-    scale = np.concatenate((low & 15, low >> 4), axis=1) | high.reshape(-1, 16) << 4
+    scale = unpack_scales(b["scales"])
     scale = b["d"].astype(np.float32)[:, None] * (scale.view(np.int8) - np.int8(32))
     q = (b["qs"].reshape(-1, 2, 1, 32) >> SHIFTS & 3).reshape(-1, 8, 32)
     q |= (b["hmask"][:, None] >> BITS & 1) << 2
@@ -38,6 +49,7 @@ FORMAT = Format(
     decode,
     group=16,
     scale="d",
+    scales=("scales", unpack_scales, pack_scales),
     codes=("hmask", "qs"),
     levels=8,
     offset=4,

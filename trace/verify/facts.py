@@ -185,7 +185,17 @@ class FirstNotFinite:
     key: Key
 
 
-First = OtherTokens | OtherModel | FirstNotFinite
+@dataclass(frozen=True, slots=True)
+class FormatWrong:
+    """Every stage with a product by weights of a format is wrong, without a name, and no stage without one. phases: the
+    only ones in which that is so; empty for all."""
+
+    format: str
+    stages: int
+    phases: tuple[int, ...] = ()
+
+
+First = OtherTokens | OtherModel | FirstNotFinite | FormatWrong
 
 
 @dataclass(frozen=True, slots=True)

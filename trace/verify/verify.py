@@ -16,16 +16,17 @@ from ...engine.weights import Adapted, Layer, Weights, parts, plain
 from ...errors import BadInput
 from ...quant.tensor import Assembled, forget
 from ..dump import Dump
-from ..stages import of_pieces
+from ..stages import Key, of_pieces
+from .arithmetic import formats_of
 from .engine import settled
 from .evidence import Evidence
-from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, OtherModel, OtherTokens
+from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, FormatWrong, NotFinite, OtherModel, OtherTokens
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .formulas import PRODUCTS, ROPE, as_heads
 from .judge import Judge
 from .parallel import keep_pages
 from .recipes.rope import fitted
-from .review import review
+from .review import entry, review
 from .rivals import doubted
 from .span import Span
 from .tokens import known_tokens, nearest
@@ -113,6 +114,26 @@ def first_of_all(judge: Judge, findings: Sequence[Finding]) -> Iterator[First]:
         yield OtherTokens(ids) if products and all(f.explained for f in products) else OtherModel()
     if judge.broken:
         yield FirstNotFinite(judge.broken[0])
+    yield from format_wrong(judge, findings)
+
+
+def format_wrong(judge: Judge, findings: Sequence[Finding]) -> Iterator[FormatWrong]:
+    """The format whose every product is wrong, where no mistake is known and no other stage is wrong."""
+    formats: dict[Key, set[str]] = {}
+    for f in findings:
+        if f.verdict != UNJUDGED:
+            formats[f.key] = set(formats_of(judge.evidence, judge.involved(entry(judge, f))))
+    bad = [f for f in findings if f.verdict == UNEXPLAINED]
+    if len(bad) < 2 or any(f.hypotheses or any(isinstance(n, NotFinite) for n in f.notes) for f in bad):
+        return
+    wrong = {f.key for f in bad}
+    for name in sorted(set.intersection(*(formats[key] for key in wrong))):
+        with_it = {key for key, held in formats.items() if name in held}
+        phases = {key[0] for key in wrong}
+        if {key for key in with_it if key[0] in phases} == wrong and any(formats[key] - {name} for key in formats):
+            everywhere = phases == {key[0] for key in with_it}
+            yield FormatWrong(name, len(wrong), () if everywhere else tuple(sorted(phases)))
+            return
 
 
 def rotations_seen(evidence: Evidence) -> Iterator[tuple[Any, Any, Any]]:

@@ -12,11 +12,12 @@ import pytest
 
 from qwenref.trace.verify.finding import UNEXPLAINED
 from qwenref.trace.verify.hypotheses.masks import described
+from qwenref.trace.verify.span import E4M3
 from qwenref.trace.verify.verify import verify
 
 from ...cases import CASES, NAMED, outcome, rows_of, turned_from, unset_head, weights, windowed
 from ...engines import Run, dump_of, f32
-from ...plants import layer, tail
+from ...plants import keys, layer, tail
 
 A = np.ndarray
 Wrong = Callable[[Run, A], A]
@@ -86,6 +87,82 @@ def log_softmax(run: Run, y: A) -> A:
     return y - y.max() - np.log(np.exp(y - y.max()).sum())
 
 
+def normed(run: Run, x: A, of: A) -> A:
+    scale = f32(1) / np.sqrt(np.square(of).sum(-1, keepdims=True) / f32(x.shape[1]) + f32(run.config.rms_norm_eps))
+    return x * scale * layer(run).ffn_norm_D
+
+
+def squares_lost(run: Run, y: A) -> A:
+    x = run.get("post_attn_residual")
+    return normed(run, x, x[:, :200])
+
+
+def old_residual(run: Run, y: A) -> A:
+    return normed(run, run.before(), run.get("post_attn_residual"))
+
+
+def half_heads(run: Run, y: A) -> A:
+    q, k = run.get("q_post_rope").copy(), keys(run)
+    q[..., q.shape[-1] // 2 :] = 0
+    return run.kernels.attn_scores(q, k, run.pos_T)
+
+
+def in_fp8(run: Run, y: A) -> A:
+    q, k = (E4M3.round(x.astype(np.float64)).astype(f32) for x in (run.get("q_post_rope"), keys(run)))
+    return run.kernels.attn_scores(q, k, run.pos_T)
+
+
+def hadamard(run: Run, y: A) -> A:
+    H = np.ones((1, 1), f32)
+    while len(H) < y.shape[-1]:
+        H = np.block([[H, H], [H, -H]])
+    return (y.astype(np.float64) @ (H / np.sqrt(len(H)))).astype(f32)
+
+
+def eight_bits(x: A, cut: bool, first: bool) -> A:
+    """Blocks of 32 as Q8_0 has them."""
+    b = x.reshape(len(x), -1, 32)
+    scale = np.abs(b).max(-1, keepdims=True) / f32(127)
+    scale = scale[:1] + 0 * scale if first else scale
+    codes = b * (f32(1) / scale)
+    codes = np.trunc(codes) if cut else np.rint(codes)
+    return (np.clip(codes, -127, 127) * scale.astype(np.float16).astype(f32)).reshape(x.shape)
+
+
+def cut_to_eight(run: Run, y: A) -> A:
+    return run.kernels.linear(eight_bits(run.get("attn_norm"), True, False), layer(run).qkv)
+
+
+def first_scale(run: Run, y: A) -> A:
+    return run.kernels.linear(eight_bits(run.get("ffn_swigl"), False, True), layer(run).ffn_down)
+
+
+def wrong_row(run: Run, y: A) -> A:
+    y = y.copy()
+    y[-1] = run.kernels.add(run.before()[:1], run.get("attn_out")[-1:])[0]
+    return y
+
+
+def unwritten(run: Run, y: A) -> A:
+    y = y.copy()
+    y[..., y.shape[-1] // 2 :] = run.get("q_post_rope", run.at - 1)[..., y.shape[-1] // 2 :]
+    return y
+
+
+def unsigned_codes(run: Run, y: A) -> A:
+    """Q8_0 by a language whose bytes have no sign."""
+    (w,) = run.weights.embed.parts  # type: ignore[attr-defined]
+    raw = w.data.reshape(w.shape[0], -1, 34)[TOKENS]
+    scale = raw[..., :2].copy().view("<f2").astype(f32)
+    return tail(run, (raw[..., 2:].astype(f32) * scale).reshape(y.shape))
+
+
+# What needs another engine than the others': of float32, so that one rounding more is none of 16 bits.
+ENGINES = dict.fromkeys(
+    ("norm-squares", "norm-scale-of", "activations-cut", "activations-first-scale", "values-turned"), "HF float32"
+)
+LATER = ("part-elsewhere",)  # what the first layer cannot have
+
 # name -> stage, mistake, what the sentence holds. One that is only described is not named after a cause.
 FITTED: dict[str, tuple[str, Wrong, str]] = {
     "mask-other": ("attn_softmax", partial(windowed, size=4), "a window of 4 positions, where this layer has none"),
@@ -105,13 +182,25 @@ FITTED: dict[str, tuple[str, Wrong, str]] = {
     "clamp": ("ffn_gate", clamped, "-1.5 to 1.5"),
     "log-n": ("attn_scores", by_log, "log(512)"),
     "cache-scale": ("attn_scores", unscaled_keys, "1.0 stands for it"),
+    "norm-squares": ("ffn_norm", squares_lost, "the last 56 of 256"),
+    "norm-scale-of": ("ffn_norm", old_residual, "what is scaled is the layer's input"),
+    "scores-part": ("attn_scores", half_heads, "the first 16 of 32 channels"),
+    "scores-fp8": ("attn_scores", in_fp8, "queries and keys are rounded to e4m3"),
+    "values-turned": ("attention", hadamard, "Hadamard, 32 channels"),
+    "activations-cut": ("qkv_matmul", cut_to_eight, "towards zero"),
+    "activations-first-scale": ("ffn_out", first_scale, "the scale of the first position"),
+    "residual-row": ("post_attn_residual", wrong_row, "position 8 gets that of position 0"),
+    "part-elsewhere": ("q_post_rope", unwritten, "channels 16 to 31 hold what layer"),
+    "decoder-look-up": ("embedding", unsigned_codes, "signed codes are read as unsigned"),
 }
 
 
 @pytest.mark.parametrize("name", FITTED)
 def test_planted(name: str, engine: str = "HF bfloat16") -> None:
     stage, wrong, words = FITTED[name]
-    at = None if stage == "lm_head" else list(FITTED).index(name) % 3
+    engine = ENGINES.get(name, engine)
+    at = None if stage == "lm_head" else 0 if stage == "embedding" else list(FITTED).index(name) % 3
+    at = 1 if name in LATER else at
     found = [
         f
         for f in verify(dump_of(weights(), engine, TOKENS, mistakes={(stage, at): wrong}), weights()).findings

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...stages import of_kind
 from ..formulas import input_of, norm, weight_of
@@ -13,6 +15,7 @@ from ..recipes import operations
 from ..site import Site
 from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Span, joined, times
 from .hypothesis import Hypothesis, Several, Variants, entering
+from .masks import dumped
 from .vectors import point
 
 TABLE: list[Hypothesis] = []
@@ -150,6 +153,62 @@ def norm_count(s: Site) -> Several:
         if n != width:
             share = x.map(partial(np.multiply, np.sqrt(width / n)))
             yield words, operations.norm(stored(s).recipe, x, gain, c.rms_norm_eps, share)
+
+
+@hypothesis("norm-squares", "the norm's sum of squares leaves out {}", *NORMS)
+def norm_squares(s: Site) -> Several:
+    """What a reduction loses whose threads are no power of two, or that ends before the row does."""
+    x, gain = normed(s)
+    width = len(gain)
+    for words, kept_D in (*lost_lanes(width), *lost_tails(s, x, gain)):
+        part = x.map(partial(np.multiply, kept_D.astype(np.float64)))
+        yield words, operations.norm(stored(s).recipe, x, gain, s.config.rms_norm_eps, part)
+        share = part.map(partial(np.multiply, np.sqrt(width / np.count_nonzero(kept_D))))
+        yield (
+            f"{words}, and so does its count",
+            operations.norm(stored(s).recipe, x, gain, s.config.rms_norm_eps, share),
+        )
+
+
+def lost_lanes(width: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Of threads that halve their number until one is left: an odd one's sum is lost."""
+    for lanes in (width // n for n in (1, 2, 4, 8, 16, 32) if width % n == 0):
+        at, kept, n = np.arange(lanes), np.ones(lanes, bool), lanes
+        while n > 1:
+            half = n // 2
+            kept &= at < 2 * half
+            at, n = np.where(at >= half, at - half, at), half
+        if not kept.all():
+            for order in (np.tile(kept, width // lanes), np.repeat(kept, width // lanes)):
+                lost = width - np.count_nonzero(order)
+                yield f"{lost} of {width}: {lanes} threads that are halved, where an odd one is lost", order
+
+
+def lost_tails(s: Site, x: Span, gain: Array) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The last squares, as many as the dump's own scale lacks."""
+    got, width = dumped(s), len(gain)
+    if got is None or got.shape != x.mid.shape or not np.isfinite(got).all() or got.ndim != 2:
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale_T = np.nanmedian(got / (x.mid * gain), axis=-1)
+        mean_T = 1 / np.square(scale_T) - s.config.rms_norm_eps
+    if not np.isfinite(mean_T).all():
+        return
+    sum_TD = np.square(x.mid).cumsum(-1)
+    count_D = np.arange(1, width + 1)
+    for of in (width, count_D):
+        away_D = np.abs(sum_TD / of / mean_T[:, None] - 1).max(0)
+        n = int(away_D[:-1].argmin()) + 1
+        yield f"the last {width - n} of {width}", np.arange(width) < n
+
+
+@hypothesis("norm-scale-of", "the norm's scale is of its own input, and what is scaled is {}", "ffn_norm")
+def norm_scale_of(s: Site) -> Several:
+    """A sum and its norm in one kernel, whose result lies over what another thread has yet to read."""
+    x, gain = normed(s)
+    added = s.evidence.stage("post_attn_residual").inputs[1]
+    for name, other in (("the layer's input", s.before()), (added, s.input(added))):
+        yield name, operations.norm(stored(s).recipe, other, gain, s.config.rms_norm_eps, x)
 
 
 @hypothesis("norm-short", "the norm is computed in {}, not in float32", *NORMS)

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....engine.config import Config
-from ....quant.q4_k import pack_scales, unpack_scales
 from ..fit import fit_of
 from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
 from ..recipes import operations
-from ..recipes.matrix import Blocks, FileMatrix, cleared
+from ..recipes.matrix import FileMatrix
 from ..recipes.products import product
 from ..recipes.scaled import WHOLE
 from ..site import Site
@@ -165,100 +164,6 @@ def operands_rounded(s: Site) -> Several:
         x = flat(input_of(s)).map(f.round)
         yield f.name, through(site, x)
         yield f"{f.name} (activations only)", through(s.under(replace(s.recipe, quantiser=None)), x)
-
-
-# -- decoders ---------------------------------------------------------------------------------------------------------
-
-
-def constant_times(m: FileMatrix, factor: float) -> FileMatrix:
-    """The matrix whose groups' constants count `factor` times."""
-    more = np.float32(factor - 1)
-    return replace(m, change=lambda start, w: w + more * m.constants(start, start + len(w)))
-
-
-def zero_points_off(m: FileMatrix) -> Iterator[tuple[str, FileMatrix]]:
-    """The zero point counts one step more or less."""
-
-    def moved(n: int, start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
-        step = m.steps(start, start + len(w))
-        assert step is not None
-        return w + np.float32(n) * step
-
-    if m.steps(0, 1) is not None:
-        for n in (-1, 1):
-            yield (
-                f"zero points (or minima) are off by one step, values are {n:+d} step",
-                replace(m, change=partial(moved, n)),
-            )
-
-
-def swapped_nibbles(b: Blocks, field: str) -> Blocks:
-    b[field] = b[field] >> 4 | b[field] << 4
-    return b
-
-
-def swapped_fields(b: Blocks, one: str, other: str) -> Blocks:
-    b[one], b[other] = b[other].copy(), b[one].copy()
-    return b
-
-
-def wrong_decoders(m: FileMatrix) -> Iterator[tuple[str, FileMatrix]]:
-    """Each way to decode the matrix's format wrongly that is known: name, matrix."""
-    f = m.facts
-    if f.block == 1:
-        return
-    if f.nibbles is not None:
-        field, run = f.nibbles
-        yield "the nibbles of a byte are swapped", m.rebuilt(lambda b: swapped_nibbles(b, field))
-        if run > 2 and m.shape[1] % run == 0:
-            order = np.arange(run).reshape(2, -1).T.reshape(-1)
-            pairs = replace(m, change=lambda start, w: w.reshape(len(w), -1, run)[..., order].reshape(w.shape))
-            yield "the two nibbles of a byte are taken for neighbours", pairs
-    if f.constants:
-        yield "each group's constant (offset or minimum) is left out", constant_times(m, 0)
-        yield "each group's constant (offset or minimum) has the wrong sign", constant_times(m, -1)
-    yield from zero_points_off(m)
-    if f.high is not None:
-        high = f.high
-        yield "the high bits are left out", m.rebuilt(lambda b: cleared(b, high))
-    if f.six_bits is not None:
-        yield from wrong_six_bits(m, f.six_bits)
-    yield "blocks are read one too far", m.rebuilt(lambda b: np.roll(b, -1))
-    yield "blocks are read one too early", m.rebuilt(lambda b: np.roll(b, 1))
-
-
-def wrong_six_bits(m: FileMatrix, field: str) -> Iterator[tuple[str, FileMatrix]]:
-    """Of scales and minima that a field packs as Q4_K does, under the halves of scale and minimum."""
-    scale, minimum = m.facts.scale, m.facts.minimum
-    assert scale is not None and minimum is not None
-    yield f"{scale} and {minimum} are swapped", m.rebuilt(lambda b: swapped_fields(b, scale, minimum))
-
-    def low_bits(b: Blocks) -> Blocks:
-        b[field][..., :8] &= 63
-        return b
-
-    def swapped(b: Blocks) -> Blocks:
-        packed = b[field]
-        scales, minima = unpack_scales(packed.reshape(-1, packed.shape[-1]))
-        b[field] = pack_scales(minima, scales).reshape(packed.shape)
-        return b
-
-    yield "the upper two bits of the scales and minima of groups 4 to 7 are left out", m.rebuilt(low_bits)
-    yield "the 6-bit scales and minima are swapped", m.rebuilt(swapped)
-
-
-@hypothesis("decoder", "the {}", *PRODUCTS)
-def decoder(s: Site) -> Several:
-    matrices = s.matrices()
-    ways: dict[str, list[FileMatrix]] = {}
-    for i, m in enumerate(matrices):
-        if m.shape[0] * m.shape[1] > MOST:
-            return
-        for name, wrong in wrong_decoders(m):
-            full = f"{m.format} decoder is wrong: {name}"
-            ways.setdefault(full, list(matrices))[i] = wrong
-    for name, wrong_matrices in ways.items():
-        yield name, through(s, matrices=wrong_matrices)
 
 
 @hypothesis("rows-shifted", "the rows of the weights are shifted by {}", *PRODUCTS)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ....engine.rope import LENGTH, UNSCALED, Scaling, frequencies, read
 from ..formulas import ROPE, as_heads, heads_of, norm, rotated
 from ..recipes import operations
-from ..recipes.rope import Product
+from ..recipes.rope import Product, rotations
 from ..site import Site
 from ..span import BFLOAT16, FLOAT16, Array, Float, Span, joined
 from .hypothesis import Hypothesis, Several, Variants, entering
@@ -101,11 +101,21 @@ def rope_rows(s: Site) -> Several:
         wrong = np.flatnonzero(found != s.pos_T)
         said = [f"position {s.pos[t]} by {found[t]}" for t in wrong[:4].tolist()]
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        yield ", ".join(said) + more, rotated(s, turned(s), at_positions(s, found))
+        for table in (at_positions(s, found), *unfitted(s, found)):
+            yield ", ".join(said) + more, rotated(s, turned(s), table)
 
 
 def at_positions(s: Site, pos_T: NDArray[np.int32]) -> Array:
     return s.evidence.rotations[s.recipe.angle].angle(pos_T)
+
+
+def unfitted(s: Site, pos_T: NDArray[np.int32]) -> Iterator[Array]:
+    """Angles by every way with the model's own frequencies: where positions are wrong, those that were fitted to the
+    dump fit what nobody computed."""
+    c, session = s.config, 1 + max(max(rows) for rows in s.evidence.rows.values())
+    table = np.asarray(s.evidence.weights.frequencies(session), np.float32)
+    for way in rotations(c.rope_theta, table, c.rope_scaling, c.rope_scaling.beyond(session)).values():
+        yield way.angle(pos_T)
 
 
 def fitted(s: Site) -> NDArray[np.int32] | None:
@@ -234,7 +244,9 @@ def rope_angles(s: Site) -> Several:
             rotated(s, x, f.round(f.round(cast.inv_freq_h.astype(np.float64)) * whole[:, None])),
         )
         if (whole != s.pos_T).any():
-            yield f"positions are rounded to {f.name}", rotated(s, x, at_positions(s, whole.astype(np.int32)))
+            rows = whole.astype(np.int32)
+            for table in (at_positions(s, rows), *unfitted(s, rows)):
+                yield f"positions are rounded to {f.name}", rotated(s, x, table)
 
 
 @hypothesis("rope-before-bias", "RoPE turns the product before its bias is added{}", *ROPE)

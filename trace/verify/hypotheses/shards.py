@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...stages import by_name
+from ...stages import by_name, layer_name
 from ..formulas import PRODUCTS, flat, input_of, weight_of
 from ..recipes import operations
 from ..site import Site
@@ -22,6 +23,8 @@ hypothesis = entering(TABLE)
 
 RANKS = (2, 4, 8)
 TILES = (4, 8, 16, 32, 64, 128, 256, 512)  # inputs that a kernel takes at a time
+MOST_ROWS = 512  # positions among which another's row is sought
+SHARES = (2, 4, 8, 16, 32)  # of the inputs, of which only the first is summed
 SUMMED = ("attn_out", "ffn_out")  # of which each rank computes a share of the sum
 AXES = {"T": "position", "N": "head", "K": "kv head", "H": "channel", "D": "column", "F": "column", "E": "column",
         "V": "token"}  # fmt: skip
@@ -72,6 +75,10 @@ def inputs_left_out(s: Site) -> Several:
     for n in sorted({I % size for size in TILES} | {*TILES}):
         if 0 < n < I:
             yield f"{n} of {I} inputs", through(s, kept(x, np.arange(I) < I - n))
+    for share in SHARES:
+        n = I - I // share
+        if I % share == 0 and n not in TILES:
+            yield f"{n} of {I} inputs", through(s, kept(x, np.arange(I) < I - n))
 
 
 def kept(x: Span, kept_I: Mask) -> Span:
@@ -110,6 +117,66 @@ def part_stale(s: Site) -> Several:
     if 0 < len(wrong) <= len(order) // 2:
         said = [f"position {s.pos[t]} holds {s.pos[order[t]]}'s row" for t in wrong[:4].tolist()]
         yield ", ".join(said), span.shaped(lambda v: np.take(v, order, T))
+
+
+@hypothesis("part-elsewhere", "{}")
+def part_elsewhere(s: Site) -> Several:
+    """Some heads or channels hold, bit for bit, what another layer, pass or position has there: a buffer that nobody
+    wrote to."""
+    got, letters = dumped(s), by_name(s.stage).letters
+    if got is None or letters[0] != "T" or "S" in letters or not np.isfinite(got).all():
+        return
+    span = s.compute()
+    if span.mid.shape != got.shape:
+        return
+    wrong = (got < span.lo) | (got > span.hi)
+    for axis, letter in enumerate(letters[1:], 1):
+        hit = np.asarray(wrong.any(tuple(i for i in range(wrong.ndim) if i != axis))).reshape(-1)
+        if 1 < np.count_nonzero(hit) < len(hit):
+            index = np.flatnonzero(hit)
+            rows = np.take(got, index, axis).reshape(len(got), -1).astype(np.float32)
+            found = [_held_elsewhere(s, row, index, axis) for row in rows]
+            if all(found) and rows.any():
+                where = " and ".join(dict.fromkeys(str(w) for w in found))
+                shape = [-1 if i == axis else 1 for i in range(got.ndim)]
+                part = np.asarray(hit.reshape(shape))
+                ends = (np.where(part, got, end) for end in (span.mid, span.lo, span.hi))
+                yield f"{which(s, letter, hit, 'holds', 'hold')} what {where} has there", Span(*ends)
+
+
+def _held_elsewhere(s: Site, row: NDArray[np.float32], index: NDArray[np.intp], axis: int) -> str | None:
+    """Where else the dump has those numbers, at those indices of the same stage."""
+    for e in s.evidence.dump.entries:
+        if e.stage.name == s.stage and e.key != (s.phase, s.layer, s.stage):
+            other = e.values()
+            same = np.flatnonzero((np.take(other, index, axis).reshape(len(other), -1) == row).all(1))
+            if len(same):
+                step = f" of {f'decode step {e.phase}' if e.phase else 'the prompt'}" if e.phase != s.phase else ""
+                return f"{layer_name(e.layer)}, position {s.evidence.positions(e)[int(same[0])]}{step}"
+    return None
+
+
+@hypothesis("residual-row", "{}", "post_attn_residual", "post_ffn_residual")
+def residual_row(s: Site) -> Several:
+    """Some positions' sums are of one summand of theirs and another position's other: of an engine that leaves out the
+    positions whose logits nobody asked for, and takes different rows of the two."""
+    got, T = dumped(s), len(s.pos)
+    x, y = (s.input(name) for name in s.evidence.stage(s.stage).inputs)
+    if got is None or got.shape != x.mid.shape or T < 2 or T > MOST_ROWS or not np.isfinite(got).all():
+        return
+    span = s.compute()
+    wrong = np.flatnonzero(((got < span.lo) | (got > span.hi)).any(1)).tolist()
+    for what, moved, fixed in (("residual", x, y), ("the block's output", y, x)):
+        order = np.arange(T)
+        for t in wrong:
+            order[t] = int(np.square(got[t] - fixed.mid[t] - moved.mid).sum(1).argmin())
+        if wrong and (order[wrong] != wrong).all():
+            said = [f"position {s.pos[t]} gets that of position {s.pos[order[t]]}" for t in wrong[:4]]
+            rows = moved.shaped(lambda v, order=order: np.take(v, order, 0))  # type: ignore[misc]
+            yield (
+                f"the {what.removeprefix('the ')} is another position's: {', '.join(said)}",
+                operations.add(s.recipe, *((rows, fixed) if what == "residual" else (fixed, rows))),
+            )
 
 
 @hypothesis("part-factor", "a factor of {}")

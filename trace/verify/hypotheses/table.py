@@ -12,11 +12,34 @@ from ..judge import FEW
 from ..recipes.scaled import WHOLE
 from ..site import Site, Values
 from ..span import FLOAT32, Span
-from . import adapters, attention, batch, caps, dump, head, layers, masks, norms, products, rope, rows, shards, vectors
+from . import (
+    activations,
+    adapters,
+    attention,
+    batch,
+    caps,
+    channels,
+    decoders,
+    dump,
+    head,
+    layers,
+    masks,
+    norms,
+    products,
+    rope,
+    rows,
+    shards,
+    vectors,
+)  # fmt: skip
+from .by_part import parts_of
 from .hypothesis import Hypothesis
 from .ways import Way, in_itself, ways
 
-FILES = (adapters, attention, masks, rows, caps, dump, shards, products, head, rope, norms, vectors, layers, batch)
+FILES = (
+    adapters, attention, masks, rows, caps, channels, dump, shards, products, decoders, activations, head, rope, norms,
+    vectors, layers, batch,
+)  # fmt: skip
+ZEROS = "zeros"  # which any part may be
 ALIKE = 2 * FLOAT32.u  # of the error that is left: less tells no mistake from another, and the earlier stage's is told
 TABLE: tuple[Hypothesis, ...] = tuple(h for file in FILES for h in file.TABLE)
 
@@ -44,7 +67,29 @@ def explain(
                     detail, fit = best
                     known = Named(h.name, h.sentence.format(detail), at, fit.left, fit.allowed)
                     named.append((not h.stages, known))
+    if not named and only is None:
+        return _in_part(site, got, fits)
     return [known for _, known in sorted(named, key=lambda n: (n[0], max(n[1].left, ALIKE)))]
+
+
+def _in_part(site: Site, got: Values, fits: Callable[[Values, Span], Fit]) -> list[Named]:
+    """Mistakes that reproduce a part of the stage, where the rest is right."""
+    parts, named = parts_of(site, got), list[Named]()
+    if parts is None:
+        return named
+    for at, way in ways(site):
+        for h in TABLE:
+            if at in h.stages or h.name == ZEROS:
+                try:
+                    for name, whole in way(h, site, None):
+                        for part, merged in parts.merged(got, whole) if whole.mid.shape == got.shape else ():
+                            fit = fits(got, merged)
+                            if fit.good:
+                                said = f"{h.sentence.format(name[0])}, in {part.words} alone"
+                                named.append(Named(h.name, said, at, fit.left, fit.allowed))
+                except (Unjudgeable, BadInput):
+                    continue
+    return sorted(named, key=lambda n: max(n.left, ALIKE))
 
 
 def _best(

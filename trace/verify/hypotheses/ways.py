@@ -19,6 +19,7 @@ Variants = Iterator[tuple[Name, Span]]
 Way = Callable[[Hypothesis, Site, Collection[Name] | None], Variants]  # the variants wanted, None for all; of the stage
 
 Q, K = ROPE
+GATE, UP = "ffn_gate", "ffn_up"
 
 
 def ways(site: Site) -> Iterator[tuple[str, Way]]:
@@ -29,6 +30,8 @@ def ways(site: Site) -> Iterator[tuple[str, Way]]:
     lacking = [stage.name for layer, stage in involved(site.evidence, here) if layer == site.layer][1:]
     if {Q, K} <= set(lacking):
         yield Q, turned
+    if {GATE, UP} <= set(lacking):
+        yield GATE, of_both
     for at in reversed(lacking):
         yield at, of_keys if at == K else partial(made_up, at)
 
@@ -41,6 +44,14 @@ def made_up(at: str, h: Hypothesis, site: Site, wanted: Collection[Name] | None)
     """The stage, if another of the same positions is made by the mistake."""
     for name, span in _numbered(h, site.at(at), wanted):
         yield name, site.having(**{at: span}).compute()
+
+
+def of_both(h: Hypothesis, site: Site, wanted: Collection[Name] | None) -> Variants:
+    """The stage, if gate and up, which weights of one format make of one input, are both made by the mistake."""
+    other = dict(_numbered(h, site.at(UP), wanted)) if UP in h.stages else {}
+    for name, gate in _numbered(h, site.at(GATE), wanted) if other else ():
+        if name in other:
+            yield name, site.having(**{GATE: gate, UP: other[name]}).compute()
 
 
 def of_keys(h: Hypothesis, site: Site, wanted: Collection[Name] | None) -> Variants:

@@ -36,11 +36,11 @@ def _eight(kind: str) -> Loaded:
 
     def rows(w: FileMatrix) -> Rows:
         own = scaled
-        if scaled.over == "all":
+        if scaled.over == "all" and scaled.fixed is None:
             own = replace(scaled, fixed=float(np.float32(w.top() / scaled.top)))
         return lambda start, stop: own.of(w.rows(start, stop).astype(np.float64))
 
-    return Loaded(rows, lambda weight_format: True, decoded=True, top=scaled.over == "all")
+    return Loaded(rows, lambda weight_format: True, decoded=True, top=scaled.over == "all" and scaled.fixed is None)
 
 
 def _levels(w: FileMatrix) -> Rows:
@@ -48,8 +48,9 @@ def _levels(w: FileMatrix) -> Rows:
 
 
 LEVELS = "levels in bfloat16"
+LOADED = ("int8 even tensor", "int8 tensor", "int8 token", "e4m3 tensor", "e4m3 token", "float16", "bfloat16")
 ROWS: dict[str, Loaded] = {
-    **{kind: _eight(kind) for kind in ("int8 even tensor", "int8 tensor", "int8 token", "e4m3 tensor", "e4m3 token")},
+    **{kind: _eight(kind) for kind in LOADED},
     LEVELS: Loaded(_levels, levels.known, decoded=False, both=BFLOAT16),
 }
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ....engine.config import ALL
 from ....engine.kernels import reference
 from ..parallel import each
-from ..span import FLOAT32, TF32, TF32_CUT, Array, Span, by_rows, joined, plus, times
+from ..span import BFLOAT16, FLOAT16, FLOAT32, TF32, TF32_CUT, Array, Span, by_rows, joined, plus, times
 from . import ggml_cache
 from .products import SIGMAS_ONE_SIGN, summation
 from .recipe import Recipe
@@ -125,10 +125,13 @@ def _power(r: Recipe, x: Span) -> Span:
 SIGMOIDS = {"rounded": steps, "mirrored": mirrored}
 
 
+TABLES = {"float32": FLOAT32, "float16 tables": FLOAT16, "bfloat16 tables": BFLOAT16}  # of cosines and sines
+
+
 def rope(r: Recipe, x: Span, angle_Th: Array, magnitude: float = 1.0) -> Span:
     """Split-half rotation [T, n, H]: cosine and sine to 2u, rounded; the products rounded (or fused, in float32); the
     sum rounded. A magnitude is a float32 number, and cosine and sine are multiplied with it in float32: 2u more."""
-    table = FLOAT32 if r.turn == "float32" else r.result
+    table = TABLES.get(r.turn, r.result)
     inner = r.result if r.turn in ("rounded", "contracted") else FLOAT32
     wider = FLOAT32.u if inner is FLOAT32 else 0.0
     # In 16 bits nothing tells an angle's last bits apart, so each may be that of another pow, cosine or product.

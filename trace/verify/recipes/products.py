@@ -179,7 +179,7 @@ def operand(r: Recipe, x_TI: Array, weight_format: str) -> tuple[Array, Array | 
     assert f.encode is not None
     blocks = f.encode(x)
     b = blocks.view(f.struct)[:, 0]
-    if kind != "Q8_K" and r.quantiser != "reference":
+    if kind != "Q8_K" and r.quantiser not in ("reference", "sumless"):
         requantise(b, x, r.quantiser == "x86")
     values = f.decode(blocks).astype(np.float64).reshape(T, -1)[:, :I]
     if kind != "Q8_1":

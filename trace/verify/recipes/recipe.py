@@ -24,6 +24,7 @@ class Recipe:
     quantiser: None, or which of ggml's routines makes 8-bit activations: "reference" (1/d, ties away from zero), "x86"
     (127/amax, ties to even), "arm" (1/d, ties to even); they part at ties only. "int16": this package's own 16 bits.
     attention: operands of both attention products are rounded to it (ggml: the type of the KV cache).
+    "sumless": the reference without Q8_1: Q8_0 for all formats of 32 values, as ports of ggml have it.
     "cuda rows", "cuda tiles": ggml's blocks on CUDA (cuda_blocks.py).
     "int8 token" ...: numbers of 8 bits with a scale, see scaled.py. requantised: the same of the matrices.
     sums: in what products are summed. cache: how keys and values are held, beside `attention` (scaled.py).
@@ -55,6 +56,8 @@ class Recipe:
         if self.quantiser in ("cuda rows", "cuda tiles"):
             known = f.activations.startswith("Q8") and (f.minimum is None or f.group == 32)  # not Q2_K, of groups of 16
             return f"{self.quantiser} {weight_format}" if known else f.activations
+        if self.quantiser == "sumless" and f.activations == "Q8_1":
+            return "Q8_0"
         return f.activations_int16 if self.quantiser == "int16" else f.activations
 
     @property

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..span import E4M3, E5M2, FLOAT32, Array, Float, Span
+from ..span import BFLOAT16, E4M3, E5M2, FLOAT16, FLOAT32, Array, Float, Span
 
 TIE = 4 * FLOAT32.u  # how far, relatively, x / s may be off
 
@@ -22,7 +22,7 @@ TIE = 4 * FLOAT32.u  # how far, relatively, x / s may be off
 class Scaled:
     """top: what the largest size becomes; whole numbers, or those of `grid`. over: the values that share a scale: so
     many of a row, a row, a column, or all. around: the numbers are 0 to top, and 0.0 is one of them (codes without a
-    sign). fixed: a scale that no value changes.
+    sign). fixed: a scale that no value changes. kept: what the scale is rounded to, once the numbers are made.
     """
 
     top: float
@@ -30,6 +30,7 @@ class Scaled:
     grid: Float | None = None
     around: bool = False
     fixed: float | None = None
+    kept: Float = FLOAT32
 
     def of(self, x: Array) -> Span:
         """x [..., rows, columns] as it is held. Rows are cut in blocks from their start."""
@@ -56,6 +57,7 @@ class Scaled:
         if self.fixed == 1:  # a conversion, in which no quotient is rounded
             return Span.point(np.clip(nearest(x), least, most))
         slack = TIE * (np.abs(real) + self.top * self.around)  # the zero point may be added before the rounding
+        scale = scale if self.kept is FLOAT32 else self.kept.round(scale)
         mid, less, more = (np.clip(nearest(v), least, most) for v in (real, real - slack, real + slack))
         if np.array_equal(less, more):
             return Span.point(mid * scale)
@@ -86,6 +88,11 @@ KINDS: dict[str, Scaled] = {
     "e4m3 block": Scaled(FP8, 128, E4M3),
     "e4m3": Scaled(FP8, "all", E4M3, fixed=1.0),
     "e5m2": Scaled(E5M2.most, "all", E5M2, fixed=1.0),
+    "int8 32": Scaled(INT8, 32),
+    "int8 32 halves": Scaled(INT8, 32, kept=FLOAT16),
+    "int8 128": Scaled(INT8, 128),
+    "float16": Scaled(FLOAT16.most, "all", FLOAT16, fixed=1.0),
+    "bfloat16": Scaled(BFLOAT16.most, "all", BFLOAT16, fixed=1.0),
 }
 
 ROUNDED = ", rounded"  # of a cache: what the numbers stand for is rounded to 16 bits before it is used

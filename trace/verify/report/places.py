@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..finding import Where, WrongNumber, WrongRow
 
+FIRST = 3  # indices of a part that is no run
+PART = 0.9  # of an axis: an error in more of it is in all of it
 SURE = 0.95  # of a block, before it is named without a doubt
 ENOUGH = 128  # positions that decide between the blocks of a row, as measured on the 0.5B (docs/budgets.md)
 
@@ -24,6 +26,23 @@ def where_words(where: Where) -> list[str]:
             parts.append(f"{axis.count} of {axis.of} {name} ({', '.join(map(str, axis.which))}{more})")
     lines = ["where: " + ", ".join(parts)] if parts else []
     return lines + [row_words(r) for r in where.rows or ()]
+
+
+def part_words(where: Where) -> str:
+    """In which part of the stage all of the error sits, if in a part: `positions 1 to 8`, `256 of 512 channels`."""
+    said = []
+    for name, axis in where.axes.items():
+        if axis.count <= PART * axis.of and name != "keys":
+            run = axis.count > 1 and axis.which == tuple(range(axis.which[0], axis.which[0] + axis.count))
+            one, last = name.removesuffix("s"), axis.which[-1]
+            if axis.count == 1:
+                said.append(f"{one} {last}")
+            elif run:
+                said.append(f"{name} {axis.which[0]} to {last}")
+            else:
+                more = ", ..." if axis.count > FIRST else ""
+                said.append(f"{axis.count} of {axis.of} {name} ({', '.join(map(str, axis.which[:FIRST]))}{more})")
+    return ", ".join(said)
 
 
 def surely(r: WrongRow) -> str:

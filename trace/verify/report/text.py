@@ -11,7 +11,7 @@ from ..facts import FromTokens, NotFinite
 from ..finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Named, Verification
 from ..recipes.facts.fused import PRODUCT
 from ..recipes.recipe import RECIPES, Recipe
-from .places import surely, where_words
+from .places import part_words, surely, where_words
 from .words import words
 
 SIGNS = {EXACT: "=", REPRODUCED: "+", BUDGET: "~", UNEXPLAINED: "X", UNJUDGED: "?"}
@@ -81,7 +81,12 @@ def _guess(f: Finding, told: bool) -> str:
     if f.where is not None and f.where.rows:
         spots = ", ".join(f"row {r.row} of {r.matrix}{surely(r)}" for r in f.where.rows)
         return f": {spots} {'is' if len(f.where.rows) == 1 else 'are'} not the model's"
-    return "" if told else ", and no mistake that is known here explains it"
+    part = part_words(f.where) if f.where is not None else ""
+    return (
+        (f": wrong in {part} alone" if part else "")
+        if told
+        else f", and no mistake that is known here explains it{part and f': it is wrong in {part} alone'}"
+    )
 
 
 def _files(v: Verification) -> str:

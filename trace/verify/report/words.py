@@ -13,6 +13,7 @@ from ..facts import (
     FileWrong,
     First,
     FirstNotFinite,
+    FormatWrong,
     FromTokens,
     IdsFromEmbedding,
     IdsUnknown,
@@ -77,6 +78,11 @@ def words(fact: Reason | Note | First | Remark) -> str:
         case FirstNotFinite((phase, layer, stage)):
             step = f" of decode step {phase}" if phase else ""
             return f"Values that are NaN or infinite first appear in {stage} of {layer_name(layer)}{step}."
+        case FormatWrong(name, stages, phases):
+            only = f" in {_phases(phases)}" if phases else ""
+            return (
+                f"Every product with weights in {name} is wrong{only} ({plural(stages, 'stage')}), and nothing else is."
+            )
         case FilesMissing(files):
             return f"the manifest lists, and the dump lacks: {_few(files)}"
         case FilesIgnored(files):
@@ -117,3 +123,7 @@ def _next_token(n: NextToken) -> str:
         return f"next token {n.token}, as float64 has it from the same input (gap to the second: {gap})"
     rank = f"next token {n.token} is float64's number {n.rank} from the same input"
     return f"{rank}; float64 takes {n.best} (top-2 gap: {gap})"
+
+
+def _phases(phases: tuple[int, ...]) -> str:
+    return "the prompt" if phases == (0,) else "some passes" if 0 in phases else "decode steps"

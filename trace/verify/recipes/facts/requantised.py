@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....stages import Stage
-from ...span import Float
+from ...span import FLOAT32, Float
 from ..loaded import LEVELS, ROWS
 from .fact import Fact
 
@@ -15,12 +15,17 @@ WORDS = {
     "int8 token": "matrices in int8, a scale for each row",
     "e4m3 tensor": "matrices in FP8 (e4m3), one scale",
     "e4m3 token": "matrices in FP8 (e4m3), a scale for each row",
+    "float16": "matrices in float16",
+    "bfloat16": "matrices in bfloat16",
     LEVELS: "4-bit levels and sizes in bfloat16, products too (bitsandbytes on a CPU)",
 }
+SIXTEEN = ("float16", "bfloat16")  # of engines of 16 bits `weights` says it
 
 
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
-    return (None, *ROWS) if stage.kind == "product" else ()
+    if stage.kind != "product":
+        return ()
+    return (None, *(kind for kind in ROWS if result is FLOAT32 or kind not in SIXTEEN))
 
 
 FACT = Fact("requantised", values, lambda value, result: "" if value is None else WORDS[value])

@@ -1,4 +1,5 @@
-"""What of RoPE is rounded to 16 bits: cosine and sine, and the two products of each number.
+"""What of RoPE is rounded to 16 bits: cosine and sine, and the two products of each number. An engine that keeps
+float32 may have its table of cosines and sines in 16 bits.
 
 Contracted: a compiler made one product and the sum a fused operation, so that either product may be unrounded.
 """
@@ -17,10 +18,16 @@ WORDS = {
     "float32": "RoPE in float32",
     "contracted": "RoPE in 16 bits with contracted products",
 }
+TABLES = {
+    "float16 tables": "RoPE's cosines and sines in float16",
+    "bfloat16 tables": "RoPE's cosines and sines in bfloat16",
+}
 
 
 def values(stage: Stage, result: Float) -> Sequence[str]:
-    return tuple(WORDS) if stage.kind == "rotation" and result is not FLOAT32 else ()
+    if stage.kind != "rotation":
+        return ()
+    return tuple(WORDS) if result is not FLOAT32 else ("rounded", *TABLES)
 
 
-FACT = Fact("turn", values, lambda value, result: WORDS[value])
+FACT = Fact("turn", values, lambda value, result: (WORDS | TABLES)[value])
