@@ -23,7 +23,7 @@ from ..machine.simd import fma, get_i32, get_u16, load_f32
 from ..machine.tiles import tile_width
 from ..machine.work import fetch_ahead
 from ..matmul.form import Columns, Form, Products
-from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, add_chain, as_it_is, begin, end, fill_chain
+from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, add_chain, as_it_is, begin, end, fill_chain, memory
 from ..matmul.product import PART, VECTOR, columns_many, kernels
 
 LINE = 64  # bytes: what stands in front is whole lines
@@ -78,7 +78,7 @@ def products(bits: str, scales: str) -> Products:
     def one(w, size, x, K, zero):
         front, codes = front_of(w, size, K), w + size - K * width // 8 * LANES
         fetch_ahead(w, codes - w)
-        acc = begin(zero)
+        acc = begin(memory(), zero)
         for g in range(0, K, CHAIN):
             at = x + g * 4 * tile_width(zero)
             acc = add_chain(value, as_it_is, width, codes, (w, front, g), at, zero, acc)

@@ -61,6 +61,12 @@ def part_of(parts: int) -> Vector:
     return floats if parts == 1 else Vector(f"floats{LANES // parts}", f32, LANES // parts)
 
 
+def ints_of(vector: Vector) -> Vector:
+    """The kind of vector of ints that has as many lanes."""
+    lanes = vector.llvm.count
+    return ints if lanes == LANES else Vector(f"ints{lanes}", i32, lanes)
+
+
 # ---- helpers of the code generators
 
 

@@ -17,12 +17,10 @@ from numba.extending import intrinsic
 from .codegen import (
     LANES,
     Tile,
-    Vector,
     call,
     constant,
     f32,
     floats,
-    fused,
     i8,
     i16,
     i32,
@@ -31,6 +29,7 @@ from .codegen import (
     in_place,
     intp,
     ints,
+    ints_of,
     joined,
     make_intrinsic,
     operation,
@@ -135,39 +134,18 @@ def _elements(b: Any, address: Any, element: ir.Type, count: int) -> list[Any]:
     return [b.shuffle_vector(v, u, constant(i32, t, 4)) for t in range(count)]
 
 
-def products(
-    b: Any, write: Callable[..., Any], v: Any, x: Any, acc: Any, n: int, element: ir.Type, part: slice = slice(None)
-) -> Any:
+def products(b: Any, write: Callable[..., Any], v: Any, x: Any, acc: Any, n: int, element: ir.Type) -> Any:
     """acc[t] + what `write` makes of v and the element of each of n tokens at x: 4 lanes of v meet all tokens before
     the next 4.
-
-    part: which of acc's eighths meet v's first.
     """
     elements = _elements(b, x, element, n)
     parts = [pieces_of(b, b.extract_value(acc, t), 4) for t in range(n)]
-    for i, piece in zip(range(LANES // 4)[part], pieces_of(b, v, 4), strict=False):
+    for i, piece in enumerate(pieces_of(b, v, 4)):
         for t in range(n):
             parts[t][i] = _here(b, write(b, piece, elements[t], parts[t][i]))
     for t in range(n):
         acc = b.insert_value(acc, joined(b, parts[t]), t)
     return acc
-
-
-def _dot4(b: Any, piece: Any, x: Any, acc: Any) -> Any:
-    return sdot(b, acc, piece, x)
-
-
-def _half(part: slice) -> Any:
-    """An intrinsic (u, x, acc) -> dot4_tile's sums, of the first 16 lanes of u with the first or the last of acc."""
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        v, x, acc = args
-        return products(b, _dot4, v, x, acc, sig.args[2].n, i32, part)
-
-    return make_intrinsic(_half, 3, lambda *types_: (types_[-1](*types_), codegen))
-
-
-dot4_low_tile, dot4_high_tile = _half(slice(4)), _half(slice(4, 8))
 
 
 def _group_sums(b: Any, codes: list[Any], tokens: list[Any], starts: list[Any]) -> Iterator[list[Any]]:
@@ -231,29 +209,23 @@ scaled_group_tile = _scaled_group(8)
 # ---- parts of 32 rows: of one a chain's sums, a word of codes and what a group shares fit the registers together
 
 
-def fma_part(part: int, parts: int) -> Any:
-    """An intrinsic (v, x, acc) -> acc[t] + that part of v * x[t], acc a tile of such parts."""
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        v, x, acc = args
-        own = pieces_of(b, v, LANES // parts)[part]
-        return products(b, fused, own, x, acc, sig.args[2].n, f32)
-
-    def fma_part_tile() -> None: ...
-
-    return make_intrinsic(fma_part_tile, 3, lambda *types_: (types_[-1](*types_), codegen))
-
-
-def words_part(part: int, parts: int) -> tuple[Any, Any, Any]:
-    """Three intrinsics: v -> that part of it; the part and n -> the part shifted right by n bits, zeros coming in; the
-    part -> a v of which the others are anything. What a loop carries is the part, for LLVM carries all of a v.
-    """
+def take_part(part: int, parts: int) -> Any:
+    """An intrinsic v -> that part of it. What only the others need is not computed."""
     lanes = LANES // parts
-    kind = Vector(f"ints{lanes}", i32, lanes)
-    order = [lane - lanes * part if lane // lanes == part else lanes for lane in range(LANES)]
 
-    def part_of_words(b: Any, v: Any) -> Any:
-        return pieces_of(b, v, lanes)[part]
+    def typed(v: Any) -> Any:
+        made = part_of(parts) if v == floats else ints_of(part_of(parts))
+        return made(v), lambda context, b, sig, args: pieces_of(b, args[0], lanes)[part]
+
+    return make_intrinsic(typed, 1, typed)
+
+
+def words_part(part: int, parts: int) -> tuple[Any, Any]:
+    """Two intrinsics: a part of words and n -> the part shifted right by n bits, zeros coming in; the part -> words of
+    which the others are anything. What a loop carries is the part, for LLVM carries all of a vector.
+    """
+    kind, lanes = ints_of(part_of(parts)), LANES // parts
+    order = [lane - lanes * part if lane // lanes == part else lanes for lane in range(LANES)]
 
     def shift_part(b: Any, v: Any, n: Any) -> Any:
         return b.lshr(v, splat_of(b, b.trunc(n, i32), lanes))
@@ -261,10 +233,7 @@ def words_part(part: int, parts: int) -> tuple[Any, Any, Any]:
     def words_of_part(b: Any, v: Any) -> Any:
         return b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), constant(i32, order))
 
-    writers: tuple[Callable[..., Any], ...] = part_of_words, shift_part, words_of_part
-    makers = operation(kind, ints), operation(kind, kind, intp), operation(ints, kind)
-    take, shift, spread = (make(write) for make, write in zip(makers, writers, strict=True))
-    return take, shift, spread
+    return operation(kind, kind, intp)(shift_part), operation(ints, kind)(words_of_part)
 
 
 def zeros_part(parts: int) -> Any:
@@ -295,31 +264,18 @@ def join(parts: int) -> Any:
     return make_intrinsic(typed, parts, typed)
 
 
-@operation(intp, intp)
-def hidden(b: Any, address: Any) -> Any:
-    """An address of which LLVM does not know whose it is: what lies there stays in memory until it is loaded."""
-    return b.asm(ir.FunctionType(i64, [i64]), "", "=r,0", [address], True)
+def hidden_memory(size: int) -> Any:
+    """An intrinsic without arguments: the address of so many bytes on the stack, of which LLVM does not know whose it
+    is: what lies there stays in memory until it is loaded.
+    """
 
+    def memory(b: Any) -> Any:
+        with b.goto_entry_block():
+            at = b.alloca(i8, ir.Constant(i32, size))
+            at.align = 64
+        return b.asm(ir.FunctionType(i64, [i64]), "", "=r,0", [b.ptrtoint(at, i64)], True)
 
-def _add_to(address: Any, tile: Any, first: int) -> Any:
-    """Vector t added to what lies `first` bytes into the t-th vector of 32 lanes at the address."""
-
-    def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        for t in range(sig.args[1].n):
-            at, p = b.add(args[0], ir.Constant(i64, 4 * LANES * t + first)), b.extract_value(args[1], t)
-            write_to(b, at, b.fadd(read_from(b, at, p.type), p))
-        return context.get_dummy_value()
-
-    return types.void(address, tile), codegen
-
-
-def add_part(part: int, parts: int) -> Any:
-    """An intrinsic (address, p): the tile of 32 lanes at the address, that part of it plus p."""
-
-    def typed(address: Any, tile: Any) -> Any:
-        return _add_to(address, tile, 4 * LANES // parts * part)
-
-    return make_intrinsic(typed, 2, typed)
+    return operation(intp)(memory)
 
 
 def store_part(part: int, parts: int) -> Any:

@@ -36,6 +36,7 @@ from .codegen import (
     in_place,
     intp,
     ints,
+    ints_of,
     joined,
     make_intrinsic,
     operation,
@@ -359,8 +360,8 @@ def scale_tile(b: Any, t: int, p: Any, s: Any, acc: Any) -> Any:
 @_tile_operation
 def scale2_tile(b: Any, t: int, p: Any, s: Any, x: Any, acc: Any) -> Any:
     """acc[t] + p[t] * (s * x[t]), x the address of one float32 per token."""
-    product = p if p.type == acc.type else b.sitofp(p, acc.type)
-    return fused(b, product, b.fmul(s, _token(b, x, t, f32, lanes=acc.type.count)), acc)
+    token = _token(b, x, t, f32, lanes=acc.type.count)
+    return fused(b, p if p.type == acc.type else b.sitofp(p, acc.type), b.fmul(s, token), acc)
 
 
 @_tile_operation
@@ -530,9 +531,10 @@ def _add_scaled(b: Any, total: Any, sums: Any, factor: Any) -> Any:
 
 
 def _zeros_like(like: Any) -> Any:
-    """A tile of ints, 0, as many as `like` has vectors."""
-    made = Tile(ints, like.n)
-    return made(like), lambda context, b, sig, args: ir.Constant(made.llvm, [ZERO[ints]] * like.n)
+    """A tile of ints, 0, as many as `like` has vectors, of as many lanes."""
+    made = Tile(ints_of(like.vector), like.n)
+    zero = constant(i32, 0, made.vector.llvm.count)
+    return made(like), lambda context, b, sig, args: ir.Constant(made.llvm, [zero] * like.n)
 
 
 zeros_like = make_intrinsic(_zeros_like, 1, _zeros_like)
@@ -564,9 +566,11 @@ add_neighbours = make_intrinsic(_add_neighbours, 1, _add_neighbours)
 
 
 def _start_tile(x: Any, factor: Any, like: Any) -> Any:
-    """A tile of ints, as many as `like` has vectors: factor * x[t], x the address of one int32 per token."""
-    lanes = like.vector.llvm.count
-    made = Tile(ints if lanes == LANES else Vector(f"ints{lanes}", i32, lanes), like.n)
+    """A tile of ints, as many as `like` has vectors, of as many lanes: factor * x[t], x the address of one int32 per
+    token.
+    """
+    made = Tile(ints_of(like.vector), like.n)
+    lanes = made.vector.llvm.count
 
     def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
         acc = ir.Constant(made.llvm, ir.Undefined)

@@ -116,7 +116,12 @@ def words_at(w, number, bits):
 
 
 @helper
-def begin_whole(zero):
+def no_memory():
+    return 0
+
+
+@helper
+def begin_whole(at, zero):
     return zero
 
 
@@ -161,13 +166,24 @@ def fill_whole(value, shared, bits, w, group, panel):
 
 
 @helper
+def begin_parts(at, zero):
+    parts.begin(at, parts.zeros_quarter(zero), 4)
+    return at
+
+
+@helper
 def keep_address(shared, w):
     return w
 
 
-def _of_quarter(of_words: tuple[Any, Any, Any], fma: Any, add: Any, store: Any) -> tuple[Any, Any]:
+@helper
+def end_parts(acc, zero):
+    return parts.all_quarters(acc, parts.zeros_quarter(zero))
+
+
+def _of_quarter(index: int, take: Any, of_words: tuple[Any, Any], store: Any) -> tuple[Any, Any]:
     """Of add_whole and fill_whole what concerns a quarter of the rows."""
-    take, shift, spread = of_words
+    shift, spread = of_words
 
     @helper
     def add_quarter(value, shared, bits, w, group, x, zero, acc):
@@ -177,12 +193,13 @@ def _of_quarter(of_words: tuple[Any, Any, Any], fma: Any, add: Any, store: Any) 
             part = take(words_at(w, number, bits))
             for k in range(number * per_word, (number + 1) * per_word, 4):
                 words = spread(part)
-                p = fma(value(words, 0, k, own), x + k * word, p)
-                p = fma(value(words, 1, k + 1, own), x + (k + 1) * word, p)
-                p = fma(value(words, 2, k + 2, own), x + (k + 2) * word, p)
-                p = fma(value(words, 3, k + 3, own), x + (k + 3) * word, p)
+                p = fma_tile(take(value(words, 0, k, own)), x + k * word, p)
+                p = fma_tile(take(value(words, 1, k + 1, own)), x + (k + 1) * word, p)
+                p = fma_tile(take(value(words, 2, k + 2, own)), x + (k + 2) * word, p)
+                p = fma_tile(take(value(words, 3, k + 3, own)), x + (k + 3) * word, p)
                 part = shift(part, 4 * bits)
-        add(acc, p)
+        at = acc + index * LANES * tile_width(zero)
+        parts.put_tile(at, add_tile(p, load_tile(at, p)))
 
     @helper
     def fill_quarter(value, shared, bits, w, group, panel):
@@ -200,7 +217,9 @@ def _of_quarter(of_words: tuple[Any, Any, Any], fma: Any, add: Any, store: Any) 
     return add_quarter, fill_quarter
 
 
-(add0, add1, add2, add3), (fill0, fill1, fill2, fill3) = zip(*(_of_quarter(*q) for q in parts.quarters), strict=True)
+(add0, add1, add2, add3), (fill0, fill1, fill2, fill3) = zip(
+    *(_of_quarter(i, *q) for i, q in enumerate(parts.quarters)), strict=True
+)
 
 
 @helper
@@ -223,11 +242,11 @@ def fill_by_parts(value, shared, bits, w, group, panel):
 
 
 if ABREAST:
-    keep, fill_chain = keep_whole, fill_whole
-    begin, add_chain, end = begin_whole, add_whole, end_whole
+    memory, begin, keep, end = no_memory, begin_whole, keep_whole, end_whole
+    add_chain, fill_chain = add_whole, fill_whole
 else:
-    keep, fill_chain = keep_address, fill_by_parts
-    begin, add_chain, end = parts.sums_in_memory, add_by_parts, load_tile
+    memory, begin, keep, end = parts.memory, begin_parts, keep_address, end_parts
+    add_chain, fill_chain = add_by_parts, fill_by_parts
 
 
 @helper
@@ -238,7 +257,7 @@ def values_one(shared, value, bits, header, w, size, x, K, zero):
     and column k of CHAIN.
     """
     width = group_width(bits, header, size, K)
-    acc = begin(zero)
+    acc = begin(memory(), zero)
     for _ in range(K // width):
         group = keep(shared, w)
         fetch_ahead(w, header)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..machine.codegen import floats
 from ..machine.kernel import helper
-from ..machine.neon import dot4_high_tile, dot4_low_tile, scaled_group_tile
+from ..machine.neon import scaled_group_tile
 from ..machine.paths import SET
 from ..machine.simd import (
     even_bytes,
@@ -50,6 +50,7 @@ from ..machine.work import fetch_ahead
 from . import eights
 from .eights import FEW, store_pairs
 from .form import Integer, Products
+from .integer_parts import q8_0_by_halves, q8_k_by_halves
 from .product import ABREAST, PIECE, VECTOR, kernels
 
 TILE = SET.tile
@@ -59,19 +60,12 @@ GROUPS = PIECE // 32  # of a panel, where blocks are of 32
 
 @helper
 def dot_group(codes, multiply, w, g, quads, x, p, here, step):
-    """p and the sums of code * x of the group g, for a tile; each quad reads `step` of the bytes from `here` on.
-
-    Where registers are few, of two tokens 16 rows at a time, whose words lie half a vector behind the others'.
-    """
+    """p and the sums of code * x of the group g, for a tile; each quad reads `step` of the bytes from `here` on."""
     word = 4 * tile_width(p)
     x += g * quads * word
     for quad in range(quads):
         fetch_ahead(here + quad * step, step)
-        if ABREAST or tile_width(p) == 1:
-            p = multiply(codes(w, g, quad), x + word * quad, p)
-        else:
-            p = dot4_low_tile(codes(w, g, quad), x + word * quad, p)
-            p = dot4_high_tile(codes(w + VECTOR // 2, g, quad), x + word * quad, p)
+        p = multiply(codes(w, g, quad), x + word * quad, p)
     return p
 
 
@@ -109,7 +103,7 @@ def q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
     steps = x + K // 4 * word
     sums = steps + K // 32 * word
     groups = K // 32
-    paired = groups // 2 * 2 if ABREAST else 0
+    paired = groups // 2 * 2
     group_size = size // groups
     acc = zero
     for g in range(0, paired, 2):
@@ -157,16 +151,12 @@ def q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, 
         total, least = zeros_like(zero), zeros_like(zero)
         for four in range(fours):
             bytes_ = scales(w, four)
-            for i in range(0, 4 if ABREAST else 0, 2):
+            for i in range(0, 4, 2):
                 g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
                 p, q = zeros_like(zero), zeros_like(zero)
                 p, q = dot_pair(codes, multiply, w, g, quads, x, p, q, here, size // 32)
                 total = multiply_tile(p, signed_byte(bytes_, i), total)
                 total = multiply_tile(q, signed_byte(bytes_, i + 1), total)
-            for i in range(4 if ABREAST else 0, 4):
-                g, here = 4 * four + i, w + (4 * four + i) * (size // fours // 4)
-                p = dot_group(codes, multiply, w, g, quads, x, zeros_like(zero), here, size // 64)
-                total = multiply_tile(p, signed_byte(bytes_, i), total)
             own = sums16 if quads == 4 else sums32
             if minima is None and power is not None:
                 total = dot_pairs(bytes_, power, own + 2 * four * word, total)
@@ -178,6 +168,9 @@ def q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, 
         acc = spread_tile(part, steps + word * b, acc)
         w, x, sums16, sums32 = w + size, x + 64 * word, sums16 + 8 * word, sums32 + 4 * word
     return acc
+
+
+q8_0, q8_k = (q8_0_one, q8_k_one) if ABREAST else (q8_0_by_halves, q8_k_by_halves)
 
 
 @helper
@@ -297,7 +290,7 @@ def blocks_of_32(
     def products(precision: str, halves: int, meet: Any) -> Products:
         @helper
         def one(w, size, x, K, zero):
-            return q8_0_one(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
+            return q8_0(codes, multiply, offset, scale, minimum, meet, w, size, x, K, zero)
 
         @helper
         def fill(w, size, k, width, K, panel):
@@ -344,7 +337,7 @@ def blocks_of_256(
 
     @helper
     def one(w, size, x, K, zero):
-        return q8_k_one(codes, multiply, scales, minima, factor, min_factor, quads, power, block_size, w, x, K, zero)
+        return q8_k(codes, multiply, scales, minima, factor, min_factor, quads, power, block_size, w, x, K, zero)
 
     @helper
     def fill(w, size, k, width, K, panel):

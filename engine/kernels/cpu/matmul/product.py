@@ -195,22 +195,6 @@ lay_out_16 = specialise(_lay_out, "lay_out_16", __name__=__name__, SUMMED=16)
 
 
 @helper
-def whole_chain(codes, value, quads, w, g, step, x, zero):
-    """Of one group, the sums of code * x; each quad reads `step` bytes."""
-    word = 4 * tile_width(zero)
-    p = zero
-    for quad in range(quads):
-        fetch_ahead(w + (g * quads + quad) * step, step)
-        c = codes(w, g, quad)
-        for byte in range(4):
-            p = fma_tile(value(c, byte), x + (quad * 4 + byte) * word, p)
-    return p
-
-
-chain = whole_chain if ABREAST else parts.codes_chain
-
-
-@helper
 def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
     """A row block of codes times a tile in float32.
 
@@ -224,7 +208,7 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
     None.
     """
     groups = K // (4 * quads)
-    paired = groups // 2 * 2 if ABREAST else 0
+    paired = groups // 2 * 2
     group_size = size // groups
     step = 2 * group_size // quads
     word = 4 * tile_width(zero)
@@ -246,11 +230,19 @@ def codes_one(codes, value, scale, rest, quads, w, size, x, K, zero):
         if rest is not None:
             acc = fma_tile(rest(w, g + 1), sums + word * (g + 1), acc)
     for g in range(paired, groups):
-        p = chain(codes, value, quads, w, g, step // 2, x + g * quads * 4 * word, zero)
+        p = zero
+        for quad in range(quads):
+            fetch_ahead(w + g * group_size + quad * (step // 2), step // 2)
+            c = codes(w, g, quad)
+            for byte in range(4):
+                p = fma_tile(value(c, byte), x + ((g * quads + quad) * 4 + byte) * word, p)
         acc = scale_tile(p, scale(w, g), acc)
         if rest is not None:
             acc = fma_tile(rest(w, g), sums + word * g, acc)
     return acc
+
+
+codes_kernel = codes_one if ABREAST else parts.codes_by_halves
 
 
 @helper
@@ -289,7 +281,7 @@ def coded(form: str, codes: Any, value: Any, scale: Any, rest: Any, quads: int) 
 
     @helper
     def one(w, size, x, K, zero):
-        return codes_one(codes, value, scale, rest, quads, w, size, x, K, zero)
+        return codes_kernel(codes, value, scale, rest, quads, w, size, x, K, zero)
 
     @helper
     def fill(w, size, k, width, K, panel):
