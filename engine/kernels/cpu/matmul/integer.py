@@ -240,9 +240,9 @@ def fill_block(codes, planes, vectors, scales, of_group, minima, factor, min_fac
                 code = codes(w, 4 * four + i, quad)
                 to = panel + (first * quads + quad) * vectors * VECTOR
                 store_planes(code, planes, vectors, to, quads * vectors * VECTOR)
-            for plane in range(planes):
-                scale = shift_left(signed_byte(bytes_, i), 4 * plane)
-                store_i32(at + (first + plane) * VECTOR, of_group(scale))
+            store_i32(at + first * VECTOR, of_group(signed_byte(bytes_, i)))
+            if planes == 2:
+                store_i32(at + (first + 1) * VECTOR, of_group(shift_left(signed_byte(bytes_, i), 4)))
         if minima is None and power is not None:
             store_pairs(bytes_, power, pairs + 2 * four * VECTOR)
         if minima is not None:
