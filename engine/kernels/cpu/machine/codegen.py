@@ -115,18 +115,18 @@ def in_pieces(b: ir.IRBuilder, lanes: int, f: Callable[..., Any], *vectors: Any)
 
 
 def in_place(b: ir.IRBuilder, v: Any, constraint: str) -> Any:
-    """v, computed at this place of the program: LLVM would load all codes first, and spill most of them.
+    """v, computed at this place of the program, and nothing else that LLVM knows of: it would load all codes first, and
+    spill most of them.
 
-    constraint: of an empty piece of assembly, whose result is v in a register of the machine's vectors.
+    constraint: of an empty piece of assembly, whose result is v in a register of that kind.
     """
     return b.asm(ir.FunctionType(v.type, [v.type]), "", constraint, [v], True)
 
 
-def quads_at(b: ir.IRBuilder, quads: int, n: int, panel: Any, x: Any) -> tuple[list[Any], list[Any]]:
-    """The addresses of each quad's codes, a vector, and of its n tokens, four bytes each."""
-    codes, tokens = (
-        [b.add(at, ir.Constant(i64, size * q)) for q in range(quads)] for at, size in ((panel, 4 * LANES), (x, 4 * n))
-    )
+def quads_at(b: ir.IRBuilder, quads: int, n: int, panel: Any, x: Any, vectors: int = 1) -> tuple[list[Any], list[Any]]:
+    """The addresses of each quad's codes, so many vectors, and of its n tokens, four bytes each."""
+    sizes = (panel, 4 * LANES * vectors), (x, 4 * n)
+    codes, tokens = ([b.add(at, ir.Constant(i64, size * q)) for q in range(quads)] for at, size in sizes)
     return codes, tokens
 
 

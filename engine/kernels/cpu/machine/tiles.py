@@ -410,6 +410,13 @@ def _in_words(bits: int) -> bool:
     return PATH == "avx2" and bits in TOGETHER
 
 
+def vectors_of(bits: int) -> int:
+    """How many a quad's codes take in a panel: one of bytes, or where products are of 16 bits one of the even bytes as
+    words, and one of the odd ones.
+    """
+    return 2 if PATH == "plain" and bits in TOGETHER else 1
+
+
 def planes_of(bits: int) -> int:
     """In how many parts codes with a scale of integers are multiplied: nibbles' sums fit 16 bits where 8 bits' do not.
     Where LLVM multiplies 32 bits for want of better, parts take longer.
@@ -431,21 +438,21 @@ def group_scale(bits: int) -> Any:
 def group_tile(quads: int, bits: int) -> Any:
     """An intrinsic (panel, x, scale, acc) -> acc[t] + scale * the sum of a group's products, ints.
 
-    panel: the address of `quads` vectors of codes, four of `bits` bits to a lane; x: of their bytes, four to a token,
-    a quad's tokens behind those of the one before; scale: what group_scale makes of 16 bits a lane, signed. All exact,
-    so in any order.
+    panel: the address of `quads` vectors of codes (or twice as many, vectors_of), four of `bits` bits to a lane; x: of
+    their bytes, four to a token, a quad's tokens behind those of the one before; scale: what group_scale makes of 16
+    bits a lane, signed. All exact, so in any order.
     """
 
     in_order = PATH == "avxvnni" or _in_words(bits)
     write = neon.group if PATH == "neon" else _register_by_register if in_order else _group32
-    if PATH == "plain" and bits in TOGETHER:
+    if vectors_of(bits) == 2:
         write = _by_words
 
     def typed(typingctx: Any, panel: Any, x: Any, scale: Any, acc: Any) -> Any:
         def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
             panel, x, scale, acc = args
             n = sig.args[3].n
-            codes, tokens = quads_at(b, quads, n, panel, x)
+            codes, tokens = quads_at(b, quads, n, panel, x, vectors_of(bits))
             totals = write(b, codes, tokens, scale, [b.extract_value(acc, t) for t in range(n)], bits)
             for t, total in enumerate(totals):
                 acc = b.insert_value(acc, total, t)
@@ -470,25 +477,38 @@ def _group32(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: li
 
 def _by_words(b: Any, codes: list[Any], tokens: list[Any], scale: Any, totals: list[Any], bits: int) -> list[Any]:
     """The same without a machine's dot product: products and sums of 16 bits, which every machine's vectors have twice
-    as many of as of 32.
+    as many of as of 32. In a loop over the quads, for LLVM would put what many of them need on the stack.
     """
-    count = 2 * LANES
-    words, eight, sixteen = vector_type(i16, count), constant(i16, 8, 2), constant(i32, 16)
-    totals = list(totals)
+    count, n = 2 * LANES, len(totals)
+    words, eight, sixteen = vector_type(i16, count), constant(i16, 8, count), constant(i32, 16)
+    apart = [b.sub(at[1], at[0]) for at in (codes, tokens)]
+    wide: list[Any] = [None] * n
     for first in range(0, len(codes), TOGETHER[bits]):
-        sums = [constant(i16, 0, count)] * len(totals)
-        for at, x in list(zip(codes, tokens, strict=True))[first : first + TOGETHER[bits]]:
-            code = read_from(b, at, words)
-            halves = b.and_(code, constant(i16, 0xFF, count)), b.lshr(code, constant(i16, 8, count))
-            for t in range(len(totals)):
-                own = read_from(b, b.add(x, ir.Constant(i64, 4 * t)), vector_type(i16, 2))
-                for half, bytes_ in zip(halves, (b.ashr(b.shl(own, eight), eight), b.ashr(own, eight)), strict=True):
-                    byte = b.bitcast(splat_of(b, b.bitcast(bytes_, i32)), words)
-                    sums[t] = b.add(sums[t], b.mul(half, byte))
-        for t, both in enumerate(b.bitcast(v, VI) for v in sums):
-            wide = b.add(b.ashr(b.shl(both, sixteen), sixteen), b.ashr(both, sixteen))
-            totals[t] = b.add(totals[t], b.mul(wide, scale))
-    return totals
+        last = min(first + TOGETHER[bits], len(codes))
+        before, loop, after = b.block, b.append_basic_block("quads"), b.append_basic_block("summed")
+        end = in_place(b, b.add(tokens[last - 1], apart[1]), "=r,0")  # unknown: the loop is to stay one
+        b.branch(loop)
+        b.position_at_end(loop)
+        at, x, *sums = (b.phi(kind) for kind in (i64, i64, *[words] * n))
+        starts = codes[first], tokens[first], *[constant(i16, 0, count)] * n
+        for phi, start in zip((at, x, *sums), starts, strict=True):
+            phi.add_incoming(start, before)
+        found = list(sums)
+        halves = [read_from(b, b.add(at, ir.Constant(i64, 4 * LANES * odd)), words) for odd in (0, 1)]
+        for t in range(n):
+            own = b.bitcast(splat_of(b, read_from(b, b.add(x, ir.Constant(i64, 4 * t)), i32)), words)
+            for half, byte in zip(halves, (b.ashr(b.shl(own, eight), eight), b.ashr(own, eight)), strict=True):
+                found[t] = b.add(found[t], b.mul(half, byte))
+        for phi, more in zip((at, x), apart, strict=True):
+            phi.add_incoming(b.add(phi, more), loop)
+        for phi, more in zip(sums, found, strict=True):
+            phi.add_incoming(more, loop)
+        b.cbranch(b.icmp_signed("<", x.incomings[1][0], end), loop, after)
+        b.position_at_end(after)
+        for t, both in enumerate(b.bitcast(v, VI) for v in found):
+            own = b.add(b.ashr(b.shl(both, sixteen), sixteen), b.ashr(both, sixteen))
+            wide[t] = own if first == 0 else b.add(wide[t], own)
+    return [b.add(total, b.mul(own, scale)) for total, own in zip(totals, wide, strict=True)]
 
 
 def _register_by_register(

@@ -43,6 +43,7 @@ from ..machine.tiles import (
     spread_tile,
     start_tile,
     tile_width,
+    vectors_of,
     zero_tile,
     zeros_like,
 )
@@ -174,17 +175,27 @@ q8_0, q8_k = (q8_0_one, q8_k_one) if ABREAST else (q8_0_by_halves, q8_k_by_halve
 
 
 @helper
-def store_planes(code, planes, at, step):
-    """Four columns' codes to `at`; of two planes their low nibbles, and `step` bytes on the high ones."""
-    if planes == 1:
+def store_code(code, vectors, at):
+    """Four columns' codes to `at` as group_tile wants them (vectors_of)."""
+    if vectors == 1:
         store_i32(at, code)
     else:
-        store_i32(at, mask(code, 0x0F0F0F0F))
-        store_i32(at + step, mask(shift_right(code, 4), 0x0F0F0F0F))
+        store_i32(at, mask(code, 0x00FF00FF))
+        store_i32(at + VECTOR, mask(shift_right(code, 8), 0x00FF00FF))
 
 
 @helper
-def fill_codes(codes, planes, scale, minimum, w, k, width, panel):
+def store_planes(code, planes, vectors, at, step):
+    """The same; of two planes low nibbles, and `step` bytes on the high ones."""
+    if planes == 1:
+        store_code(code, vectors, at)
+    else:
+        store_code(mask(code, 0x0F0F0F0F), vectors, at)
+        store_code(mask(shift_right(code, 4), 0x0F0F0F0F), vectors, at + step)
+
+
+@helper
+def fill_codes(codes, planes, vectors, scale, minimum, w, k, width, panel):
     """Columns k..k + width of a row block in blocks of 32: codes, four columns to a vector, then the groups' scales and
     minima.
 
@@ -193,22 +204,22 @@ def fill_codes(codes, planes, scale, minimum, w, k, width, panel):
     first = k // 32
     for g in range(width // 32):
         for quad in range(8):
-            at = panel + (g * planes * 8 + quad) * VECTOR
-            store_planes(codes(w, first + g, quad), planes, at, 8 * VECTOR)
+            at = panel + (g * planes * 8 + quad) * vectors * VECTOR
+            store_planes(codes(w, first + g, quad), planes, vectors, at, 8 * vectors * VECTOR)
         store_f32(panel + (PIECE + g) * VECTOR, scale(w, first + g))
         if minimum is not None:
             store_f32(panel + (PIECE + GROUPS + g) * VECTOR, minimum(w, first + g))
 
 
 @helper
-def fill_block(codes, planes, scales, of_group, minima, factor, min_factor, quads, power, size, w, k, panel):
+def fill_block(codes, planes, vectors, scales, of_group, minima, factor, min_factor, quads, power, size, w, k, panel):
     """The block of 256 columns from k on: 64 vectors of codes (of each plane, a group's one after the other), the
     groups' scales as of_group makes them (for each plane), then pairs of bytes for dot2, two vectors for four groups,
     and the factors.
     """
     w += k // 256 * size
     groups = 64 // quads
-    at = panel + 64 * planes * VECTOR
+    at = panel + 64 * planes * vectors * VECTOR
     pairs = at + groups * planes * VECTOR
     for four in range(groups // 4):
         bytes_ = scales(w, four)
@@ -216,10 +227,11 @@ def fill_block(codes, planes, scales, of_group, minima, factor, min_factor, quad
             first = (4 * four + i) * planes
             for quad in range(quads):
                 code = codes(w, 4 * four + i, quad)
-                store_planes(code, planes, panel + (first * quads + quad) * VECTOR, quads * VECTOR)
-            for plane in range(planes):
-                scale = shift_left(signed_byte(bytes_, i), 4 * plane)
-                store_i32(at + (first + plane) * VECTOR, of_group(scale))
+                to = panel + (first * quads + quad) * vectors * VECTOR
+                store_planes(code, planes, vectors, to, quads * vectors * VECTOR)
+            store_i32(at + first * VECTOR, of_group(signed_byte(bytes_, i)))
+            if planes == 2:
+                store_i32(at + (first + 1) * VECTOR, of_group(shift_left(signed_byte(bytes_, i), 4)))
         if minima is None and power is not None:
             store_pairs(bytes_, power, pairs + 2 * four * VECTOR)
         if minima is not None:
@@ -231,17 +243,19 @@ def fill_block(codes, planes, scales, of_group, minima, factor, min_factor, quad
 
 
 @helper
-def q8_0_many(group, of_group, planes, offset, minimum, meet, panel, x, k, width, K, acc):
+def q8_0_many(group, of_group, planes, vectors, offset, minimum, meet, panel, x, k, width, K, acc):
     """acc and a panel of fill_codes times a tile in Q8_0 or Q8_1. group: of 8 quads."""
     steps = x + (K + k // 32 * 4) * TILE
     sums = steps + K // 32 * TILE * 4
     x += k * TILE
     for g in range(width // 32):
-        at, own, step, scale = panel + g * planes * 8 * VECTOR, sums + g * TILE * 4, steps + g * TILE * 4, PIECE + g
+        at, scale = panel + g * planes * 8 * vectors * VECTOR, PIECE + g
+        own, step = sums + g * TILE * 4, steps + g * TILE * 4
         if ABREAST:
             p = start_tile(own, -offset, acc)
             for plane in range(planes):
-                p = group(at + plane * 8 * VECTOR, x + g * 32 * TILE, of_group(splat_i32(np.int32(1 << 4 * plane))), p)
+                codes = at + plane * 8 * vectors * VECTOR
+                p = group(codes, x + g * 32 * TILE, of_group(splat_i32(np.int32(1 << 4 * plane))), p)
             acc = scale2_tile(p, load_f32(panel + scale * VECTOR), step, acc)
         else:
             acc = scaled_group_tile(at, x + g * 32 * TILE, own, -offset, panel + scale * VECTOR, step, acc)
@@ -252,10 +266,10 @@ def q8_0_many(group, of_group, planes, offset, minimum, meet, panel, x, k, width
 
 
 @helper
-def q8_k_many(group, planes, minima, quads, power, panel, x, k, K, acc):
+def q8_k_many(group, planes, vectors, minima, quads, power, panel, x, k, K, acc):
     """acc and a panel of fill_block times a tile in Q8_K. group: of `quads` quads."""
     groups = 64 // quads
-    scales = panel + 64 * planes * VECTOR
+    scales = panel + 64 * planes * vectors * VECTOR
     pairs = scales + groups * planes * VECTOR
     factors = pairs + groups // 2 * VECTOR
     steps = x + (K + k // 256 * 4) * TILE
@@ -264,7 +278,7 @@ def q8_k_many(group, planes, minima, quads, power, panel, x, k, K, acc):
     x += k * TILE
     total = zeros_like(acc)
     for g in range(groups * planes):
-        at = panel + g * quads * VECTOR
+        at = panel + g * quads * vectors * VECTOR
         total = group(at, x + g // planes * quads * 4 * TILE, load_i32(scales + g * VECTOR), total)
     own = sums16 if quads == 4 else sums32
     if minima is None and power is not None:
@@ -285,7 +299,7 @@ def blocks_of_32(
     """The products of a format in blocks of 32 with activations of 8 and of 16 bits. bits: of a code, or of each plane
     of one. minimum(w, group): where it has minima, and so meets Q8_1 instead of Q8_0.
     """
-    group, of_group = group_tile(8, bits), group_scale(bits)
+    group, of_group, vectors = group_tile(8, bits), group_scale(bits), vectors_of(bits)
 
     def products(precision: str, halves: int, meet: Any) -> Products:
         @helper
@@ -294,11 +308,11 @@ def blocks_of_32(
 
         @helper
         def fill(w, size, k, width, K, panel):
-            fill_codes(codes, planes, scale, minimum, w, k, width, panel)
+            fill_codes(codes, planes, vectors, scale, minimum, w, k, width, panel)
 
         @helper
         def many(panel, x, k, width, K, acc):
-            return q8_0_many(group, of_group, planes, offset, minimum, meet, panel, x, k, width, K, acc)
+            return q8_0_many(group, of_group, planes, vectors, offset, minimum, meet, panel, x, k, width, K, acc)
 
         made = kernels(form, precision, one, fill, many, TILE, 1, halves, FEW)
         if not SET.eights:
@@ -330,7 +344,8 @@ def blocks_of_256(
     where dot products take it so, and two planes of nibbles where many tokens' sums would not fit 16 bits.
     """
     signed, planes = SET.signed and bits > 7, planes_of(bits)
-    group, of_group = group_tile(quads, bits // planes), group_scale(bits // planes)
+    parts = bits // planes
+    group, of_group, vectors = group_tile(quads, parts), group_scale(parts), vectors_of(parts)
     groups = eights.groups_of_256(quads, bits, size)
     multiply = dot4_wide_tile if bits > 7 and not signed else dot4_tile
     block_size, power = size, None if signed else bits - 1
@@ -341,11 +356,13 @@ def blocks_of_256(
 
     @helper
     def fill(w, size, k, width, K, panel):
-        fill_block(codes, planes, scales, of_group, minima, factor, min_factor, quads, power, block_size, w, k, panel)
+        fill_block(
+            codes, planes, vectors, scales, of_group, minima, factor, min_factor, quads, power, block_size, w, k, panel
+        )
 
     @helper
     def many(panel, x, k, width, K, acc):
-        return q8_k_many(group, planes, minima, quads, power, panel, x, k, K, acc)
+        return q8_k_many(group, planes, vectors, minima, quads, power, panel, x, k, K, acc)
 
     @helper
     def few(w, size, x, K, shared, sums, zeros):
