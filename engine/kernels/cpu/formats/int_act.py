@@ -21,9 +21,10 @@ from ..machine.codegen import LANES
 from ..machine.kernel import helper
 from ..machine.simd import fma, get_i32, get_u16, load_f32
 from ..machine.tiles import add_tile, fma_tile, tile_width
+from ..machine.work import fetch_ahead
 from ..matmul.form import Columns, Form, Products
 from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, abreast, words_at
-from ..matmul.product import PART, VECTOR, columns_many, fetch_ahead, kernels, store_all
+from ..matmul.product import PART, VECTOR, columns_many, kernels, store_all
 
 LINE = 64  # bytes: what stands in front is whole lines
 GROUPS = 1 << 16  # at most

@@ -26,8 +26,9 @@ from ..machine.simd import (
     where_less,
 )
 from ..machine.tiles import add_tile, fma_tile, tile_width, unsigned_code
+from ..machine.work import fetch_ahead
 from .form import Products
-from .product import PART, VECTOR, columns_many, fetch_ahead, kernels, store_all
+from .product import PART, VECTOR, columns_many, kernels, store_all
 
 CHAIN = 32  # columns that are summed before they meet the others; a group is a number of them
 COLUMN = LANES // 8  # bytes of a column of a row block, for each bit of a code

@@ -44,10 +44,11 @@ from ..machine.tiles import (
     zero_tile,
     zeros_like,
 )
+from ..machine.work import fetch_ahead
 from . import eights
 from .eights import FEW, store_pairs
 from .form import Integer, Products
-from .product import ABREAST, PIECE, VECTOR, fetch_ahead, kernels
+from .product import ABREAST, PIECE, VECTOR, kernels
 
 TILE = SET.tile
 many = zero_tile(floats, TILE)

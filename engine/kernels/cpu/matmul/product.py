@@ -31,7 +31,9 @@ from ..machine.tiles import (
     tile_width,
     zero_tile,
 )
-from ..machine.work import fetch
+from ..machine.work import fetch_ahead
+from . import eights
+from .eights import as_it_is
 from .form import Products
 
 TILE, FEW, ABREAST, PARTS = SET.tile_f32, SET.few, SET.abreast, SET.parts
@@ -39,7 +41,6 @@ VECTOR = 4 * LANES  # bytes
 PIECE = 256  # columns decoded at a time: a panel of them fits the first-level cache
 ROWS = 4  # row blocks that a piece of x is in the cache for: the sums of more would take its place
 TILES = 48  # that pass over a panel before the next is decoded: their sums fit beside it
-AHEAD = 8192  # bytes: more than a block of any format, within which the order of reading is the format's own
 
 PART, PANEL = VECTOR // PARTS, (PIECE + 64) * VECTOR // PARTS  # bytes: of a vector, and of a panel
 one, many = zero_tile(floats, 1), zero_tile(part_of(PARTS), TILE)
@@ -84,11 +85,6 @@ def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
                             else:
                                 to = y + (i + j) * OUT * stride + r * VECTOR + part * PART
                                 store_tile(to, stride, finish(acc), rows - r * LANES - part * (LANES // PARTS))
-
-
-@helper
-def as_it_is(acc):
-    return acc
 
 
 def kernels(
@@ -160,15 +156,6 @@ def _lay_out(first, last, x, stride, T, K, tile, out, out_size):
 
 lay_out = Kernel(_lay_out)
 lay_out_16 = specialise(_lay_out, "lay_out_16", __name__=__name__, SUMMED=16)
-
-
-@helper
-def fetch_ahead(w, count):
-    """Asks for the weights AHEAD of these `count` bytes. Prefetching by the machine alone gave a third of the speed;
-    asking for many lines at once, two thirds: who waits for memory does not compute. Two lines where registers are few:
-    no format has more at a time, and a loop over `count` takes registers.
-    """
-    fetch(w + AHEAD, count if ABREAST else 128)
 
 
 @helper
@@ -265,7 +252,10 @@ def coded(form: str, codes: Any, value: Any, scale: Any, rest: Any, quads: int) 
     def many(panel, x, k, width, K, acc):
         return values_many(rest, quads, panel, x, k, width, K, acc)
 
-    return kernels(form, "f32", one, fill, many)
+    made = kernels(form, "f32", one, fill, many)
+    if not SET.eights:
+        return made
+    return made[0], eights.few_f32(form, eights.coded(codes, value, scale, rest, quads)), made[2]
 
 
 @helper
@@ -318,4 +308,5 @@ def columns(form: str, column: Any) -> Products:
     def fill(w, size, k, width, K, panel):
         fill_columns(column, w, k, width, panel)
 
-    return kernels(form, "f32", one, fill, columns_many)
+    made = kernels(form, "f32", one, fill, columns_many)
+    return (made[0], eights.few_f32(form, eights.columns(column)), made[2]) if SET.eights else made
