@@ -23,7 +23,18 @@ from ..machine.simd import fma, get_i32, get_u16, load_f32
 from ..machine.tiles import tile_width
 from ..machine.work import fetch_ahead
 from ..matmul.form import Columns, Form, Products
-from ..matmul.grouped import CHAIN, CODES, LARGEST, ROUND, add_chain, as_it_is, begin, end, fill_chain, memory
+from ..matmul.grouped import (
+    CHAIN,
+    CODES,
+    LARGEST,
+    ROUND,
+    add_chain,
+    as_it_is,
+    begin,
+    end,
+    fill_chain,
+    memory,
+)
 from ..matmul.product import PART, VECTOR, columns_many, kernels
 
 LINE = 64  # bytes: what stands in front is whole lines

@@ -1,4 +1,4 @@
-"""Integer products of 8 rows at a time, for AVX2's 16 registers of 8 lanes: of one token and of few.
+"""Products in AVX2's 16 registers of 8 lanes, of one token and of few: integer ones are of 8 rows at a time.
 
 Codes come as vectors of 32 lanes, of which the first 8 are used: LLVM drops the others and what they would be made of.
 Their products with bytes add up in 16 bits (tiles.py, TOGETHER, says how many are exact).
@@ -16,6 +16,8 @@ from .codegen import (
     Tile,
     Vector,
     constant,
+    f32,
+    fused,
     i8,
     i16,
     i32,
@@ -23,6 +25,7 @@ from .codegen import (
     in_place,
     intp,
     ints,
+    joined,
     make_intrinsic,
     operation,
     pieces_of,
@@ -67,6 +70,33 @@ def _add_products(u: Any, x: Any, sums: Any) -> Any:
 
 
 add_products = make_intrinsic(_add_products, 3, _add_products)
+
+
+def _adding_values(name: str, part: int) -> Any:
+    """An intrinsic (v, x, acc) -> acc[t] + x[t] times that part of the lanes of v, floats; register by register, in
+    this order.
+    """
+
+    def write(v: Any, x: Any, acc: Any) -> Any:
+        registers = acc.vector.llvm.count // ROWS
+
+        def codegen(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            v, x, acc = args
+            own, n = pieces_of(b, v, ROWS)[part * registers :], sig.args[2].n
+            tokens = [splat_of(b, read_from(b, b.add(x, ir.Constant(i64, 4 * t)), f32), ROWS) for t in range(n)]
+            for t, token in enumerate(tokens):
+                pieces = zip(own, pieces_of(b, b.extract_value(acc, t), ROWS), strict=False)
+                added = [in_place(b, fused(b, piece, token, a), "=x,0") for piece, a in pieces]
+                acc = b.insert_value(acc, joined(b, added), t)
+            return acc
+
+        return acc(v, x, acc), codegen
+
+    write.__name__ = name
+    return make_intrinsic(write, 3, write)
+
+
+add_low_values, add_high_values = _adding_values("add_low_values", 0), _adding_values("add_high_values", 1)
 
 
 def _widening(name: str, up: int) -> Any:

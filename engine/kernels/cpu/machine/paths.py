@@ -70,7 +70,9 @@ SETS = {  # the best first
         dots=(f"{VPDP[0]}.256", f"{VPDP[1]}.256", 8),
         lacks=("avx512",),
     ),
-    "avx2": InstructionSet(AVX2, tile_f32=6, parts=2, few_ints=4, eights=True, planes=2, lacks=("avx512", "avxvnni")),
+    "avx2": InstructionSet(
+        AVX2, tile_f32=6, parts=2, few=4, few_ints=4, eights=True, planes=2, lacks=("avx512", "avxvnni")
+    ),
     "neon": InstructionSet(NEON, heads=1, abreast=False, asks=False, signed=True),
     "plain": InstructionSet(frozenset(), heads=1, planes=2),
 }

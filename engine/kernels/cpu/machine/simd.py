@@ -195,6 +195,13 @@ def prefetch(b: Any, address: Any) -> None:
     call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, address, i8), *hints])
 
 
+@operation(types.void, intp)
+def prefetch_second(b: Any, address: Any) -> None:
+    """The same, into the second-level cache."""
+    hints = [ir.Constant(i32, n) for n in (0, 2, 1)]
+    call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, address, i8), *hints])
+
+
 @operation(types.float32, intp)
 def get_f32(b: Any, address: Any) -> Any:
     return read_from(b, address, f32)

@@ -16,6 +16,8 @@ from ..machine.codegen import LANES
 from ..machine.eights import (
     PARTS,
     ROWS,
+    add_high_values,
+    add_low_values,
     add_products,
     floats8,
     load_f32_8,
@@ -30,12 +32,27 @@ from ..machine.eights import (
 )
 from ..machine.kernel import Kernel, helper, specialise
 from ..machine.paths import SET
-from ..machine.simd import even_bytes, mask, odd_bytes, scratch, shift_right, splat_f32, splat_i32, store_f32, store_i32
+from ..machine.simd import (
+    even_bytes,
+    mask,
+    odd_bytes,
+    prefetch_second,
+    scratch,
+    shift_right,
+    splat_f32,
+    splat_i32,
+    store_f32,
+    store_i32,
+)
 from ..machine.tiles import (
     TOGETHER,
     add_neighbours,
+    add_tile,
     dot2_tile,
+    fma_tile,
+    load_part,
     load_tile,
+    part_of,
     scale2_tile,
     scale_tile,
     spread_tile,
@@ -44,18 +61,24 @@ from ..machine.tiles import (
     tile_width,
     zero_tile,
 )
-from ..machine.work import AHEAD, fetch
-from .product import VECTOR, as_it_is
+from ..machine.work import AHEAD, fetch_ahead
 
 FEW = SET.few_ints
 
+VECTOR = 4 * LANES  # bytes
 PART = VECTOR // PARTS
 sums_memory, shared_memory = scratch(16 * VECTOR), scratch(28 * VECTOR)
 FACTORS, MINIMA, ONES = 24 * VECTOR, 25 * VECTOR, 26 * VECTOR  # behind 16 groups' scales and 8 vectors of pairs
+PARTS_F32 = 2  # of 32 rows in float32: sums of 4 tokens are 8 chains of additions, half of the registers
 OUT = 1  # tokens of a tile
 block: Any = None  # `kernels` puts a format's own in the place of these three
 zeros: Any = None
 finish: Any = None
+
+
+@helper
+def as_it_is(acc):
+    return acc
 
 
 def product_eights(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
@@ -71,7 +94,7 @@ def product_eights(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
             for part in range(PARTS):
                 to = y + i * OUT * stride + r * VECTOR + part * PART
                 acc = finish(load_tile(sums + part * width * PART, zeros()))
-                store_tile(to, stride, acc, rows - r * LANES - part * ROWS)
+                store_tile(to, stride, acc, rows - r * LANES - part * (LANES // PARTS))
 
 
 def kernels(form: str, precision: str, block: Any, halves: int) -> tuple[Kernel, Kernel]:
@@ -88,7 +111,88 @@ def kernels(form: str, precision: str, block: Any, halves: int) -> tuple[Kernel,
     )
 
 
-# ---- a group's products
+def few_f32(form: str, block: Any) -> Kernel:
+    """The product of few tokens with float32 activations; the block's parts are PARTS_F32."""
+    own: dict[str, Any] = {"PARTS": PARTS_F32, "PART": VECTOR // PARTS_F32, "OUT": SET.few, "finish": as_it_is}
+    zeros = zero_tile(part_of(PARTS_F32), SET.few)
+    return specialise(product_eights, "f32_few", __name__=form, block=block, zeros=zeros, **own)
+
+
+# ---- float32
+
+
+@helper
+def _four_columns(codes, value, w, g, quad, x, p):
+    c, word = codes(w, g, quad), 4 * tile_width(p)
+    x += 4 * quad * word
+    p = add_low_values(value(c, 0), x, p)
+    p = add_low_values(value(c, 1), x + word, p)
+    p = add_low_values(value(c, 2), x + 2 * word, p)
+    return add_low_values(value(c, 3), x + 3 * word, p)
+
+
+def _twice_columns(f: Any, quads: int) -> Any:
+    @helper
+    def both(codes, value, w, g, quad, x, p):
+        p = f(codes, value, w, g, quad, x, p)
+        return f(codes, value, w, g, quad + quads, x, p)
+
+    return both
+
+
+def coded(codes: Any, value: Any, scale: Any, rest: Any, quads: int) -> Any:
+    """The block of product.py's codes_one for few tokens, one group's chains at a time."""
+    own, parts, part_size = load_part(PARTS_F32), PARTS_F32, VECTOR // PARTS_F32
+    add = _four_columns
+    for doubled in range(quads.bit_length() - 1):
+        add = _twice_columns(add, 1 << doubled)
+
+    @helper
+    def block(w, size, x, K, shared, sums, zeros):
+        word = 4 * tile_width(zeros)
+        of_groups = x + K * word
+        group_size = size // (K // (4 * quads))
+        for g in range(K // (4 * quads)):
+            store_f32(shared + FACTORS, scale(w, g))
+            if rest is not None:
+                store_f32(shared + MINIMA, rest(w, g))
+            for part in range(parts):
+                fetch_ahead(w + g * group_size + part * (group_size // parts), group_size // parts)
+                p = add(codes, value, w + part * part_size, g, 0, x + 4 * quads * g * word, zeros)
+                at = sums + part * tile_width(zeros) * part_size
+                acc = scale_tile(p, own(shared + FACTORS + part * part_size), load_tile(at, zeros))
+                if rest is not None:
+                    acc = fma_tile(own(shared + MINIMA + part * part_size), of_groups + word * g, acc)
+                store_tile(at, part_size, acc, LANES // parts)
+
+    return block
+
+
+@helper
+def _add_to(at, p):
+    store_tile(at, VECTOR // PARTS_F32, add_tile(p, load_tile(at, p)), LANES // PARTS_F32)
+
+
+def columns(column: Any) -> Any:
+    """The block of product.py's columns_one for few tokens: the first half of the lanes, then the other."""
+
+    @helper
+    def block(w, size, x, K, shared, sums, zeros):
+        word, step = 4 * tile_width(zeros), size // K
+        for g in range(0, K, LANES):
+            low, high = zeros, zeros
+            for k in range(g, min(g + LANES, K)):
+                fetch_ahead(w + step * k, step)
+                low = add_low_values(column(w, k), x + word * k, low)
+            _add_to(sums, low)
+            for k in range(g, min(g + LANES, K)):
+                high = add_high_values(column(w, k), x + word * k, high)
+            _add_to(sums + tile_width(zeros) * VECTOR // PARTS_F32, high)
+
+    return block
+
+
+# ---- a group's integer products
 
 
 def _twice(f: Any, quads: int) -> Any:
@@ -145,8 +249,11 @@ def store_pairs(bytes_, power, at):
 
 @helper
 def fetch_lines(w, first, count):
-    """Asks for so many cache lines AHEAD of w, from that one on."""
-    fetch(w + AHEAD + first * 64, count * 64)
+    """Asks for so many cache lines AHEAD of w, from that one on. In the first-level cache a line on its way holds one
+    of few places until memory has sent it.
+    """
+    for i in range(first, first + count):
+        prefetch_second(w + AHEAD + i * 64)
 
 
 @helper

@@ -33,7 +33,8 @@ from ..machine.tiles import (
     zero_tile,
 )
 from ..machine.work import fetch, fetch_ahead
-from . import parts
+from . import eights, parts
+from .eights import as_it_is
 from .form import Products
 
 TILE, FEW, ABREAST, PARTS = SET.tile_f32, SET.few, SET.abreast, SET.parts
@@ -96,11 +97,6 @@ def product_many(first, last, w, size, x, x_size, y, stride, rows, K, tiles):
                             else:
                                 to = y + (i + j) * OUT * stride + r * VECTOR + part * PART
                                 store_tile(to, stride, finish(acc), rows - r * LANES - part * (LANES // PARTS))
-
-
-@helper
-def as_it_is(acc):
-    return acc
 
 
 def kernels(
@@ -291,7 +287,10 @@ def coded(form: str, codes: Any, value: Any, scale: Any, rest: Any, quads: int) 
     def many(panel, x, k, width, K, acc):
         return values_many(rest, quads, panel, x, k, width, K, acc)
 
-    return kernels(form, "f32", one, fill, many)
+    made = kernels(form, "f32", one, fill, many)
+    if not SET.eights:
+        return made
+    return made[0], eights.few_f32(form, eights.coded(codes, value, scale, rest, quads)), made[2]
 
 
 @helper
@@ -344,4 +343,5 @@ def columns(form: str, column: Any) -> Products:
     def fill(w, size, k, width, K, panel):
         fill_columns(column, w, k, width, panel)
 
-    return kernels(form, "f32", one, fill, columns_many)
+    made = kernels(form, "f32", one, fill, columns_many)
+    return (made[0], eights.few_f32(form, eights.columns(column)), made[2]) if SET.eights else made
