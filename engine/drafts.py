@@ -32,7 +32,7 @@ BACK, AHEAD = 2, 60  # tokens round the last copied one that are near
 MEMORY = 16  # forecasts: how fast a rate follows them
 EXTRA = 0.08  # of a token's time for each more in a pass, until that is measured
 SLOWER = 1.3  # by which a pass may seem slower than the last one of its width: a slow one may be another job's fault
-PAYS = 1.02  # times the speed of no draft, from which one is made
+PAYS = 1.1  # times the speed of no draft that a draft must promise: the one that promises most is oftener wrong
 
 
 class Forecast(NamedTuple):
@@ -56,8 +56,8 @@ class Drafts:
         self._said: dict[int, int] = {}
         self._copied = Forecast(-1, NEAR, 0)  # the last look-up that was right; place 0 once one was not
         self._last = 0  # the place behind what was copied last, whatever came since
-        self._rates = {SAID: 0.3, NEAR: 0.25, 1: 0.1, 2: 0.3, 3: 0.5}
-        self._rates |= {n: min(0.97, 0.7 + 0.03 * (n - 4)) for n in range(4, LONGEST + 1)}
+        self._rates = {SAID: 0.3, NEAR: 0.25, 1: 0.1, 2: 0.3, 3: 0.4}
+        self._rates |= {n: min(0.97, 0.6 + 0.04 * (n - 4)) for n in range(4, LONGEST + 1)}
         self._seconds: dict[int, float] = {}  # of a pass, by its width
 
     @property

@@ -140,12 +140,12 @@ def forecasts(text: list[int], drafts: Drafts, room: int = 99) -> Iterator[tuple
         drafts.extend([token])
 
 
-def measured(most: int = MOST, **costs: float) -> Drafts:
-    """Where passes took so long: w2=1.5 says half as long again for two tokens as for one."""
-    drafts = Drafts(most)
+def measured(costs: dict[int, float]) -> Drafts:
+    """Where a pass of so many tokens took so long, in times of one token's."""
+    drafts = Drafts()
     for _ in range(99):  # as often as it takes to be believed
-        for name, cost in {"w1": 1.0, **costs}.items():
-            drafts.took(int(name[1:]), cost)
+        for width, seconds in {1: 1.0, **costs}.items():
+            drafts.took(width, seconds)
     return drafts
 
 
@@ -197,7 +197,7 @@ def test_what_comes_once_is_not_drafted() -> None:
 def test_words_that_return_before_others_are_soon_left_alone() -> None:
     """A phrase of four tokens, each time with another token behind it: the look-up is always wrong."""
     text = [t for i in range(200) for t in (1, 2, 3, 4, 1000 + i, 2000 + i)]
-    made = list(forecasts(text, measured(w2=1.1, w4=1.3, w8=1.8, w16=3)))
+    made = list(forecasts(text, measured({2: 1.1, 4: 1.3, 8: 1.8, 16: 3})))
     assert not any(draft[:1] != [text[at]] for at, draft in made[300:] if draft)
     assert sum(draft[:1] == [text[at]] for at, draft in made[300:]) == 3 * 150  # 2, 3 and 4
 
@@ -206,17 +206,17 @@ def test_as_much_is_drafted_as_pays_for_its_time() -> None:
     """Of a copy that was right so far; where the measured time of a pass grows with its tokens, nothing pays."""
     text = list(range(100, 160))
     for costs, longest in (
-        ({"w2": 1.0, "w4": 1.1, "w8": 1.7, "w16": 2.8}, 15),
-        ({"w2": 1.0, "w4": 1.1, "w8": 2.5, "w16": 9}, 3),
-        ({"w2": 1.1, "w4": 3.0, "w8": 9.0, "w16": 20}, 1),
-        ({"w2": 2.1, "w4": 4.1, "w8": 8.1, "w16": 16.1}, 0),
+        ({2: 1.0, 4: 1.1, 8: 1.7, 16: 2.8}, 15),
+        ({2: 1.0, 4: 1.1, 8: 2.5, 16: 9}, 3),
+        ({2: 1.1, 4: 3.0, 8: 9.0, 16: 20}, 1),
+        ({2: 2.1, 4: 4.1, 8: 8.1, 16: 16.1}, 0),
     ):
-        drafts = measured(**costs)
+        drafts = measured(costs)
         assert max(len(draft) for _, draft in forecasts([*text, 7, 8, *text], drafts)) == longest
 
 
 def test_one_slow_pass_is_not_believed_and_the_next_right_one_is() -> None:
-    drafts = measured(w2=1.1, w4=1.2)
+    drafts = measured({2: 1.1, 4: 1.2})
     before = drafts._cost(4)
     drafts.took(4, 100.0)
     assert before < drafts._cost(4) <= before * SLOWER
@@ -225,5 +225,5 @@ def test_one_slow_pass_is_not_believed_and_the_next_right_one_is() -> None:
 
 
 def test_a_wide_pass_is_not_tried_where_a_narrow_one_was_dear() -> None:
-    drafts = measured(w2=1.9)
+    drafts = measured({2: 1.9})
     assert drafts._cost(16) > 14
