@@ -149,7 +149,7 @@ class Model:
 
         max_tokens: None: 256, or as many as the context still holds. temperature 0: greedy. stop: strings, which the
         text ends before, and ids, besides those that end an answer. draft: how many tokens are looked up ahead at most,
-        0 for none; None: 7 where the choice is greedy. It changes no answer. progress: told how many prompt positions
+        0 for none; None: 15 where the choice is greedy. It changes no answer. progress: told how many prompt positions
         are done.
         Raises BadInput at once; while iterated, if the logits are not finite or the file was changed.
         """

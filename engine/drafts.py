@@ -1,26 +1,46 @@
-"""What may come next, looked up in what was there: the tokens that followed the last n-gram where it stood before.
+"""What may come next, looked up in what was there: the tokens that followed where the last ones stood before.
 
 A pass over the newest token and a draft costs little more than one over the token alone, for the weights are read once
 (Leviathan et al. 2023; the look-up is Saxena's prompt look-up decoding, 2023). The draft's tokens stay as far as they
 are what would have been chosen; so the answer is that of no drafts.
 
+Where a forecast comes from: the longest match of the last tokens in prompt and answer; where one token alone matches,
+its place behind what was copied last; and what the model itself has said after that token, also behind a draft that was
+wrong (Luo et al.'s token recycling, 2024, of the likeliest token alone).
+
 How much is drafted: every look-up is a forecast, and whether it was right is known also where it was not drafted. So a
-rate of hits is kept for each length of the match, and drafts are made where that is high: a text without repetitions
-costs next to nothing.
+rate of hits is kept for each kind, and what a pass of so many tokens costs is measured. That draft is made whose
+expected tokens are the most for their time; a text without repetitions costs next to nothing.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from typing import NamedTuple
 
-MOST = 7  # tokens of a draft, where nobody says otherwise; with the newest token a pass of 8
+import numpy as np
+from numpy.typing import NDArray
+
+MOST = 15  # tokens of a draft, where nobody says otherwise; with the newest token a pass of 16
 LIMIT = 63
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)  # tokens of a pass: products of the CPU backend take four at a time
 GRAMS = (4, 3, 2)  # tokens that are looked up, the longest first
 LONGEST = 16  # of a match: longer ones are as good
-SURE = 0.7  # rate of hits from which a draft is made
-SHORT = 3  # tokens of a draft while full ones are not as sure
-SURER = 0.9
-MEMORY = 8  # forecasts: how fast a rate follows them
+NEAR, SAID = 0, -1  # kinds of forecast beside the lengths of a match
+BACK, AHEAD = 2, 60  # tokens round the last copied one that are near
+MEMORY = 16  # forecasts: how fast a rate follows them
+EXTRA = 0.08  # of a token's time for each more in a pass, until that is measured
+SLOWER = 1.3  # by which a pass may seem slower than the last one of its width: a slow one may be another job's fault
+PAYS = 1.1  # times the speed of no draft that a draft must promise: the one that promises most is oftener wrong
+
+
+class Forecast(NamedTuple):
+    """token: what may come. kind: the length of the match before it, NEAR or SAID. place: where it was found, or 0."""
+
+    token: int
+    kind: int
+    place: int
 
 
 class Drafts:
@@ -32,9 +52,13 @@ class Drafts:
         self.most, self.passes, self.made = most, 0, 0
         self._seen: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> where the token after its latest place is
-        self._next, self._match = 0, 0  # where the forecast token is (0: nowhere), and the length of the match before
-        # A match of 4 counts as 3 hits of 4, until there are others.
-        self._rates = [1 - 1 / max(n, 1) for n in range(LONGEST + 1)]
+        self._places: dict[int, list[int]] = {}  # token -> where the tokens after it are
+        self._said: dict[int, int] = {}
+        self._copied = Forecast(-1, NEAR, 0)  # the last look-up that was right; place 0 once one was not
+        self._last = 0  # the place behind what was copied last, whatever came since
+        self._rates = {SAID: 0.3, NEAR: 0.25, 1: 0.1, 2: 0.3, 3: 0.4}
+        self._rates |= {n: min(0.97, 0.6 + 0.04 * (n - 4)) for n in range(4, LONGEST + 1)}
+        self._seconds: dict[int, float] = {}  # of a pass, by its width
 
     @property
     def tokens_per_pass(self) -> float:
@@ -43,7 +67,7 @@ class Drafts:
 
     def widths(self) -> tuple[int, ...]:
         """How many tokens a pass may have: few numbers, since a backend may prepare for each of them."""
-        return tuple(sorted({1, min(SHORT, self.most) + 1, self.most + 1}))
+        return (*(n for n in WIDTHS if n <= self.most), self.most + 1)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """These have come."""
@@ -51,27 +75,85 @@ class Drafts:
             for token in tokens:
                 self._append(token)
 
-    def draft(self) -> list[int]:
-        """The tokens that may come next, as many as pay; none where nothing is sure enough."""
-        rate = self._rates[self._match] if self._next else 0.0
-        count = 0 if rate < SURE else self.most if rate >= SURER else min(SHORT, self.most)
-        text = self._seen[self._next : self._next + count]
-        while len(text) < count:  # it has come to its own end, and goes on with itself
-            text.append(text[len(text) - (len(self._seen) - self._next)])
-        return text
+    def said(self, tokens: Sequence[int], logits_TV: NDArray[np.floating]) -> None:
+        """What the model held likeliest after each of the tokens of a pass, right ones and wrong ones. `extend` is told
+        of the right ones first: else a forecast would come true of itself."""
+        if self.most:
+            self._said.update(zip(tokens, logits_TV.argmax(axis=1).tolist(), strict=True))
+
+    def took(self, width: int, seconds: float) -> None:
+        """A pass of so many tokens took so long."""
+        known = self._seconds.get(width, self._cost(width) * self._seconds[1] if 1 in self._seconds else seconds)
+        self._seconds[width] = min(seconds, known * SLOWER)
+
+    def draft(self, room: int) -> list[int]:
+        """The tokens that may come next, as many as pay and at most `room`; none where nothing is likely enough."""
+        widths = [n for n in self.widths() if n <= room + 1]
+        seen, end = self._seen, len(self._seen)
+        copied, last = self._copied, self._last
+        chance, expected = 1.0, [1.0]  # of a pass with so many tokens drafted: the tokens that it will give
+        while len(expected) < widths[-1] and (found := self._find(copied, last)):
+            best = max(found, key=lambda f: self._rates[f.kind])
+            chance *= self._rates[best.kind]
+            expected.append(expected[-1] + chance)
+            copied, last = self._follow(best.token, found, last)
+            seen.append(best.token)  # what is drafted is looked up as what has come is
+        drafted = seen[end:]
+        del seen[end:]
+        gains = {n: expected[min(n, len(expected)) - 1] / self._cost(n) for n in widths}
+        width = max(gains, key=lambda n: gains[n])
+        return drafted[: width - 1] if gains[width] > PAYS else []
+
+    def _cost(self, width: int) -> float:
+        """The time of a pass of so many tokens, in times of one token's: measured, or as from the next narrower one."""
+        one = self._seconds.get(1)
+        if one is None or width == 1:
+            return 1 + EXTRA * (width - 1)
+        if width in self._seconds:
+            return max(1.0, self._seconds[width] / one)
+        n = max(n for n in self._seconds if n < width)
+        extra = (self._seconds[n] / one - 1) / (n - 1) if n > 1 else 0.0
+        return 1 + max(EXTRA, extra) * (width - 1)
+
+    def _find(self, copied: Forecast, last: int) -> list[Forecast]:
+        """Forecasts of the token behind those seen: by a look-up and by what was said, if there are any."""
+        seen = self._seen
+        if not seen:
+            return []
+        match, place = copied.kind, copied.place
+        if match < GRAMS[0]:
+            for n in GRAMS:
+                if n > match and (found := self._after.get(tuple(seen[-n:]))):
+                    match, place = n, found
+                    break
+        if not place and (places := self._places.get(seen[-1])):
+            near = bisect_left(places, last - BACK) if last else len(places)
+            if near < len(places) and places[near] < last + AHEAD:
+                match, place = NEAR, places[near]
+            else:
+                match, place = 1, places[-1]
+        made = [Forecast(seen[place], match, place)] if place else []
+        if (token := self._said.get(seen[-1])) is not None:
+            made.append(Forecast(token, SAID, 0))
+        return made
+
+    @staticmethod
+    def _follow(token: int, found: list[Forecast], last: int) -> tuple[Forecast, int]:
+        """Where the copy goes on behind a token, and what is near from now on."""
+        for f in found:
+            if f.place and f.token == token:
+                return Forecast(-1, min(f.kind + 1, LONGEST), f.place + 1), f.place + 1
+        return Forecast(-1, NEAR, 0), last
 
     def _append(self, token: int) -> None:
         seen = self._seen
-        if self._next:
-            hit = seen[self._next] == token
-            self._rates[self._match] += (hit - self._rates[self._match]) / MEMORY
-            self._next, self._match = (self._next + 1, min(self._match + 1, LONGEST)) if hit else (0, 0)
+        found = self._find(self._copied, self._last)
+        for f in found:
+            self._rates[f.kind] += ((f.token == token) - self._rates[f.kind]) / MEMORY
+        self._copied, self._last = self._follow(token, found, self._last)
+        for n in GRAMS:
+            if len(seen) >= n:
+                self._after[tuple(seen[-n:])] = len(seen)
+        if seen:
+            self._places.setdefault(seen[-1], []).append(len(seen))
         seen.append(token)
-        grams = {n: tuple(seen[-n:]) for n in GRAMS if len(seen) >= n}
-        if self._match < GRAMS[0]:
-            for n, gram in grams.items():
-                if n > self._match and gram in self._after:
-                    self._next, self._match = self._after[gram], n
-                    break
-        for gram in grams.values():
-            self._after[gram] = len(seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -128,13 +129,16 @@ def generate(
         drafts.extend(seen)
         steps: dict[int, Callable[[NDArray[np.int32]], Any]] = {}
         while (left := len(ids) + max_tokens - len(seen)) and token not in stop:
-            draft = drafts.draft()[: left - 1]
+            draft = drafts.draft(left - 1)[: left - 1]
             width = next((n for n in drafts.widths() if len(draft) < n <= left), 1)
             draft = draft[: width - 1]
-            if width not in steps:
+            if first := width not in steps:
                 steps[width] = ops.record(partial(page, of=EVERY if width > 1 else LAST), cache, width)
             tokens_T = np.array([token, *draft, *[token] * (width - 1 - len(draft))], np.int32)
+            started = perf_counter()
             logits_TV = ops.to_host(steps[width](tokens_T)).reshape(width, -1)
+            if not first:  # whose memory is new
+                drafts.took(width, perf_counter() - started)
             drafts.passes += 1
             for t in range(len(draft) + 1):
                 token = choose(logits_TV[t])
@@ -144,6 +148,7 @@ def generate(
                 if token in stop or draft[t : t + 1] != [token]:
                     break
             cache.length = len(seen) - 1  # all that was fed, and stays
+            drafts.said(tokens_T[: len(draft) + 1].tolist(), logits_TV[: len(draft) + 1])
     finally:
         if session is not None and len(seen) > len(ids):
             session.ids = seen[:-1]  # fed, whatever was drafted beyond
