@@ -25,11 +25,12 @@ FACTS = ("input_ids", "positions", "position_ids", "attention_mask")
 ORDER = ("input_ids", "positions")
 # Modules whose input is a stage where no module's output is, by the last words of their paths.
 INPUTS = {m.path.rpartition(".")[2] for s in STAGES for m in s.hf if m.side == "input"}
-# Modules that are stages whatever is inside of them: PEFT puts adapters beside the product, in a module around both.
-PRODUCTS = {
+# Modules that are stages whatever is inside of them: PEFT puts adapters beside a product, or a look-up, in a module
+# around both.
+WHOLE = {
     m.path.rpartition(".")[2]
     for s in STAGES
-    if s.kind in ("product", "bias")
+    if s.kind in ("look-up", "product", "bias")
     for m in (*s.hf, *s.fused)
     if m.side != "input"
 }
@@ -94,9 +95,9 @@ def hooks(model: Any, path: str | os.PathLike[str], **facts: str) -> Iterator[No
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         angles = last == "rotary_emb" and not any(word.isdigit() for word in name.split("."))  # of the whole model
-        if any(word in PRODUCTS for word in name.split(".")[:-1]):
+        if any(word in WHOLE for word in name.split(".")[:-1]):
             continue
-        leaf = last in PRODUCTS or not any(True for _ in module.children())
+        leaf = last in WHOLE or not any(True for _ in module.children())
         if name and not angles and (last.isdigit() or leaf):
             handles.append(module.register_forward_hook(_aside(after(name))))
         if last in INPUTS:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import BadInput
 from ..quant.tensor import QTensor, dequantize, quantize, row_slabs
 from .files import Checkpoint
-from .weights import Adapted, Adapter, Weights
+from .weights import Adapted, Weights, summed
 
 
 def merged(checkpoint: Checkpoint, w: Weights) -> tuple[Checkpoint, list[str]]:
@@ -91,15 +91,4 @@ class _Merged(QTensor):
         return made
 
     def _rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        values = dequantize(self._part.base, start, stop).astype(np.float64)
-        for a in self._part.adapters:
-            up, down = dequantize(a.up, start, stop).astype(np.float64), dequantize(a.down).astype(np.float64)
-            values += a.scale * (up @ down)
-            values *= self._gain(a, start, stop)
-        return quantize(values, self.format, self.name).data
-
-    def _gain(self, a: Adapter, start: int, stop: int) -> Any:
-        if a.dora is None:
-            return 1.0
-        gain = a.dora.gain(a.scale)
-        return gain if self._by_column else gain[start:stop, None]
+        return quantize(summed(self._part, start, stop, self._by_column), self.format, self.name).data

@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..quant.tensor import QTensor, dequantize
+from ..quant.tensor import QTensor, dequantize, take
 from .config import Config
 
 # What a leaf is, told by its field's annotation.
@@ -33,6 +34,16 @@ class Adapter:
     scale: float
     bias: Vector = None
     dora: Any = None
+
+    def head(self, rows: int) -> Adapter:
+        """What it adds to the first rows of a file's matrix."""
+        d = self.dora
+        return replace(
+            self,
+            up=take(self.up, np.arange(rows)),
+            bias=None if self.bias is None else self.bias[:rows],
+            dora=None if d is None else Dora(d.magnitude[:rows], d.squares[:, :rows]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +186,18 @@ def parts(leaf: Any) -> tuple[Any, ...]:
 def plain(part: Any) -> Any:
     """The matrix without its adapters."""
     return part.base if isinstance(part, Adapted) else part
+
+
+def summed(part: QTensor | Adapted, start: int, stop: int, by_column: bool = False) -> NDArray[np.float64]:
+    """Rows start..stop of a matrix with its adapters, float64 [stop - start, I]. by_column: it is an embedding."""
+    values = dequantize(plain(part), start, stop).astype(np.float64)
+    for a in part.adapters if isinstance(part, Adapted) else ():
+        up, down = dequantize(a.up, start, stop).astype(np.float64), dequantize(a.down).astype(np.float64)
+        values += a.scale * (up @ down)
+        if a.dora is not None:
+            gain = a.dora.gain(a.scale)
+            values *= gain if by_column else gain[start:stop, None]
+    return values
 
 
 def _formed(form: Callable[..., Any], vector: Callable[..., Any], stacked: tuple[Any, ...]) -> Any:

@@ -250,13 +250,13 @@ def test_every_stage(name: str, precision: str) -> None:
     assert judge.worst["linear"] > 0
 
 
-@pytest.mark.parametrize("what", ["adapters", "biases"])
+@pytest.mark.parametrize("what", ["embedding", "bias", "dora", "biases"])
 def test_every_stage_with_more_of_each_product(what: str) -> None:
-    """Two adapters to a matrix, also of a tied head; a bias of every product of a layer: as the reference backend in
-    float64, to float32's rounding."""
+    """Two adapters to a matrix, also of a tied head and of the embedding, also with biases and with DoRA; a bias of
+    every product of a layer: as the reference backend in float64, to float32's rounding."""
     biases = {"model_type": "llama", "asked": ("attention_bias", "mlp_bias")} if what == "biases" else {}
     w = tiny_weights(tied=True, **SMALL, **biases)
-    w = w if biases else with_adapters(w, 2)
+    w = w if biases else with_adapters(w, 2, more=what)
     passes = (ids(2), ids(1))
     for mine, want in zip(collect(w, "cuda", "f32", *passes), collect(w, "reference", "f64", *passes), strict=True):
         assert mine.keys() == want.keys()

@@ -1,10 +1,11 @@
 """Which models open from which containers, and how near Transformers they then are: docs/family.md.
 
     python -P -m qwenref.tests.family docs/family.md
+    python -P -m qwenref.tests.family - 'qwen2, tied' llama
 
-needs torch and transformers (`make oracle`): each architecture's small random model is run by Transformers as it is
-installed, and by this engine out of each container. Quantised folders come from tests/golden/quantised.safetensors,
-with what Transformers computed of them then.
+(the second prints the rows of some models) needs torch and transformers (`make oracle`): each architecture's small
+random model is run by Transformers as it is installed, and by this engine out of each container. Quantised folders come
+from tests/golden/quantised.safetensors, with what Transformers computed of them then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,7 +80,8 @@ class Row:
 
     @property
     def line(self) -> str:
-        return f"| {self.release} | {self.model} | {self.container} | {self.ids} | {self.stages} | {self.judged} |"
+        cells = (self.release, self.model, self.container, self.ids, self.stages, self.judged, f"`- '{self.model}'`")
+        return f"| {' | '.join(cells)} |"
 
 
 def said(*words: str | Path) -> None:
@@ -117,11 +119,13 @@ def in_containers(folder: Path, place: Path) -> Iterator[tuple[str, Path]]:
         yield name.upper(), made
 
 
-def of_architectures() -> Iterator[Row]:
+def of_architectures(wanted: Collection[str]) -> Iterator[Row]:
     from qwenref.tools.dev.golden_stages import key
 
     models = {"qwen2": QWEN2, "qwen2, tied": QWEN2 | {"tie_word_embeddings": True}} | MODELS
     for name, config in models.items():
+        if wanted and name not in wanted:
+            continue
         with TemporaryDirectory() as at:
             place = Path(at)
             (place / "model").mkdir()
@@ -155,9 +159,11 @@ def of_architectures() -> Iterator[Row]:
                 )  # fmt: skip
 
 
-def of_other_heads() -> Iterator[Row]:
+def of_other_heads(wanted: Collection[str]) -> Iterator[Row]:
     """Embedding models, classifiers and reward models. stages: the worst error of vectors and scores."""
     for name, config in HEADS.items():
+        if wanted and name not in wanted:
+            continue
         with TemporaryDirectory() as at:
             place = Path(at)
             (place / "model").mkdir()
@@ -184,8 +190,10 @@ def of_other_heads() -> Iterator[Row]:
                 yield Row(ENDS[kind], name, container, "", f"{worst:.0e} ({', '.join(found)})", judged)
 
 
-def of_quantised() -> Iterator[Row]:
+def of_quantised(wanted: Collection[str]) -> Iterator[Row]:
     for name in QUANTISED:
+        if wanted and name.removeprefix("model ") not in wanted:
+            continue
         with TemporaryDirectory() as at:
             path, logits_TV, tokens = model(name, Path(at) / "m")
             w = open_weights(path).weights
@@ -204,8 +212,10 @@ HEAD = """# The family: releases and containers
 Each architecture's small random model, run by Transformers {transformers} (torch {torch}) and by this engine out of
 each container, into which `engine convert` brought it; of one that sees also in GGUF as gguf-py names it. Quantised
 folders are as their own libraries wrote them (tools/dev/golden_quantised.py). Written by `python -P -m
-qwenref.tests.family docs/family.md`; the same by a test:
-`pytest tests/engine/test_family.py -k NAME`, of a quantised one `pytest tests/engine/files/test_quantised.py -k NAME`.
+qwenref.tests.family docs/family.md`; a row again by that command with what its last column says in place of the file.
+Without torch, from golden files: `pytest tests/engine/test_family.py -k NAME`, of a quantised one
+`pytest tests/engine/files/test_quantised.py -k NAME`, where each of 40 kinds of quantised weights is also brought into
+GGUF and back by `engine convert`, and found the same by `engine diff --weights`.
 
 Ids: how many of a greedy answer are Transformers', on the CPU backend. Stages: the worst relative error of one, in
 float64, of all stages of a prompt and two steps; of a model without logits, of its vectors (by the last row, the mean,
@@ -214,8 +224,8 @@ bfloat16, and bfloat16 by plain hooks) that `engine verify` explains with this f
 the smallest: Qwen's eps of 1e-6 is no float32 number, and Transformers adds another one in float64; Llama 3's scaling
 goes into GGUF as divisors in float32, as llama.cpp has it.
 
-| releases | model | container | ids | stages | judged |
-|---|---|---|---|---|---|
+| releases | model | container | ids | stages | judged | command |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -228,11 +238,16 @@ def page(rows: list[Row]) -> str:
 
 
 def main() -> None:
+    to, *wanted = sys.argv[1:]
     rows = []
-    for row in (*of_architectures(), *of_other_heads(), *of_quantised()):
-        print(row.line, file=sys.stderr, flush=True)
-        rows.append(row)
-    Path(sys.argv[1]).write_text(page(rows))
+    for rows_of in (of_architectures, of_other_heads, of_quantised):
+        for row in rows_of(wanted):
+            print(row.line, file=sys.stderr, flush=True)
+            rows.append(row)
+    if to != "-":
+        Path(to).write_text(page(rows))
+    elif not rows:
+        raise SystemExit(f"there is no model {' or '.join(wanted)}; docs/family.md has their names")
 
 
 if __name__ == "__main__":

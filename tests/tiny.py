@@ -17,6 +17,7 @@ import numpy as np
 
 from qwenref.engine.bind import bind
 from qwenref.engine.config import Config, with_rope
+from qwenref.engine.dora import dora_of
 from qwenref.engine.forward import forward
 from qwenref.engine.kernels import backend
 from qwenref.engine.kernels.adapted import adapting
@@ -159,11 +160,15 @@ def tiny_weights(
     return bind(c, {t.ggml.format(i): tensor(t.role, t.ggml.format(i)) for t, i in wanted})
 
 
-def with_adapters(w: Weights, count: int = 1, rank: int = 5) -> Weights:
-    """The same model, every matrix but V with so many random LoRA adapters, of the size that training gives them."""
+def with_adapters(w: Weights, count: int = 1, rank: int = 5, more: str = "") -> Weights:
+    """The same model, every matrix but V with so many random LoRA adapters, of the size that training gives them.
+
+    more: "embedding", which has them, too; "bias", with which each adapter has one; "dora", by which each, and the
+    embedding's, gives every row a length near to its own.
+    """
     rng = np.random.default_rng(2)
 
-    def adapted(part: QTensor) -> QTensor | Adapted:
+    def adapted(part: QTensor, by_column: bool = False) -> QTensor | Adapted:
         if "attn_v" in part.name:
             return part
         own = []
@@ -173,7 +178,14 @@ def with_adapters(w: Weights, count: int = 1, rank: int = 5) -> Weights:
                 tiny_tensor(f"{part.name}.{half}.weight", "F32", shape, std=size * shape[1] ** -0.5, mean=0.0, rng=rng)
                 for (half, shape), size in zip(shapes.items(), (0.2, 1.0), strict=True)
             )
-            own.append(Adapter(*halves, scale))
+            a = Adapter(*halves, scale)
+            if more == "bias":
+                a = replace(a, bias=rng.normal(0, 0.2, part.shape[0]))
+            if more == "dora":
+                start = dora_of(part, a.down, a.up, np.ones(part.shape[by_column]), by_column)
+                lengths = rng.uniform(0.7, 1.3, part.shape[by_column]) / start.gain(scale)
+                a = replace(a, dora=replace(start, magnitude=lengths.astype(np.float32).astype(np.float64)))
+            own.append(a)
         return Adapted(part, tuple(own))
 
     def mapped(node: Layer | Weights, *names: str) -> dict[str, Any]:
@@ -181,7 +193,8 @@ def with_adapters(w: Weights, count: int = 1, rank: int = 5) -> Weights:
         return {name: leaf if len(leaf) > 1 else leaf[0] for name, leaf in found.items()}
 
     layers = tuple(replace(x, **mapped(x, "qkv", "attn_out", "gate_up", "ffn_down")) for x in w.layers)
-    return replace(w, layers=layers, **mapped(w, "lm_head"))
+    embed = adapted(w.embed, by_column=True) if more in ("embedding", "dora") else w.embed
+    return replace(w, layers=layers, embed=embed, **mapped(w, "lm_head"))
 
 
 def scaled(w: Weights, **scaling: Any) -> Weights:

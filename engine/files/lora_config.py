@@ -92,7 +92,10 @@ def check_wanted(said: Mapping[str, Any], module: str) -> None:
         odd = isinstance(targets, list) and not _named(module, targets)
     if odd:
         raise BadInput(f"target_modules does not name {module}, of which {WEIGHTS} has weights")
-    if isinstance(said.get("exclude_modules"), list) and _named(module, said["exclude_modules"]):
+    out = said.get("exclude_modules")
+    if (isinstance(out, list) and _named(module, out)) or (
+        isinstance(out, str) and _understood(out) and re.fullmatch(out, module)
+    ):
         raise BadInput(f"exclude_modules names {module}, of which {WEIGHTS} has weights")
     layer = re.search(r"\.(\d+)\.", module)
     wanted = [layers] if isinstance(layers, int) else layers

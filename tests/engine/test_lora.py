@@ -194,6 +194,7 @@ def values(*shape: int) -> np.ndarray:
         ({"target_modules": r".*\.(q|up)_proj"}, {}, ["target_modules does not name", "down_proj"]),
         ({"layers_to_transform": [1]}, {}, ["layers_to_transform does not name"]),
         ({"exclude_modules": ["o_proj"]}, {}, ["exclude_modules names"]),
+        ({"exclude_modules": r".*\.(o|q)_proj"}, {}, ["exclude_modules names"]),
         ({}, {A: ...}, ["up_proj: lora_A is missing"]),
         ({}, {A: values(4, 48)}, ["is for a matrix of [48, 48]", "[48, 32]", "another model"]),
         ({}, {A: values(4, 32, 1)}, ["[4, 32, 1]", "a matrix is needed"]),

@@ -151,6 +151,63 @@ def test_a_healthy_dump_is_explained(folders: Callable[..., Any], dtype: str, ti
         assert {f.verdict for f in findings(m.merge_and_unload(), tmp_path).findings} <= {EXACT, REPRODUCED}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("title", ["Qwen2", "Llama"])
+def test_a_healthy_dump_of_dora_is_explained(
+    folders: Callable[..., Any], dtype: str, title: str, tmp_path: Path
+) -> None:
+    """Of every projection, and of the embedding; merged, too."""
+    m = folders(dtype, title, r=6, lora_alpha=10, target_modules=[*ALL, "embed_tokens"], use_dora=True)
+    found = findings(m, tmp_path)
+    assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED}
+    assert {f.stage for f in found.findings} >= {"embedding", "qkv_bias", "lm_head"}
+    if dtype == "float32":
+        assert {f.verdict for f in findings(m.merge_and_unload(), tmp_path).findings} <= {EXACT, REPRODUCED}
+
+
+@pytest.mark.parametrize("arguments", [
+    {"target_modules": ["embed_tokens", "q_proj"]}, {"target_modules": ["q_proj", "o_proj"], "bias": "all"},
+    {"target_modules": ["q_proj", "down_proj"], "lora_bias": True},
+])  # fmt: skip
+def test_a_healthy_dump_with_more_is_explained(
+    folders: Callable[..., Any], arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    m = folders("bfloat16", r=6, lora_alpha=10, **arguments)
+    assert {f.verdict for f in findings(m, tmp_path).findings} <= {EXACT, REPRODUCED}
+
+
+MORE: dict[str, tuple[str, Callable[[Any], Any], tuple[int, str], str]] = {
+    "DoRA's magnitude forgotten": (
+        "model.layers.1.mlp.down_proj", lambda module: module.lora_variant.clear(), (1, "ffn_out"), "dora-magnitude",
+    ),
+    "DoRA left out": (
+        "model.layers.1.self_attn.o_proj", lambda module: module.enable_adapters(False), (1, "attn_out"),
+        "adapter-missing",
+    ),
+    "DoRA by another scale": (
+        "model.layers.1.mlp.gate_proj", lambda module: module.set_scale("default", 0.3), (1, "ffn_gate"),
+        "adapter-scaled",
+    ),
+    "the embedding's forgotten magnitude": (
+        "model.embed_tokens", lambda module: module.lora_variant.clear(), (0, "embedding"), "dora-magnitude",
+    ),
+    "the embedding's left out": (
+        "model.embed_tokens", lambda module: module.enable_adapters(False), (0, "embedding"), "adapter-missing",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MORE)
+def test_a_mistake_with_dora_in_pefts_own_module(folders: Callable[..., Any], mistake: str, tmp_path: Path) -> None:
+    where, make, at, name = MORE[mistake]
+    m = folders(r=6, lora_alpha=10, target_modules=[*ALL, "embed_tokens"], use_dora=True)
+    make(m.base_model.model.get_submodule(where))
+    bad = [f for f in findings(m, tmp_path).findings if f.verdict not in (EXACT, REPRODUCED)]
+    assert {(f.layer, f.stage) for f in bad} == {at}
+    for f in bad:
+        assert f.hypotheses and f.hypotheses[0].name == name, f.hypotheses
+
+
 MISTAKES: dict[str, tuple[str, Callable[[Any], None], str, str]] = {
     "left out": ("self_attn.o_proj", lambda module: module.enable_adapters(False), "attn_out", "adapter-missing"),
     "left out of one of three": ("self_attn.q_proj", lambda module: module.enable_adapters(False), "qkv_bias",

@@ -37,6 +37,13 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "embedding": {"r": 3, "lora_alpha": 4, "target_modules": ["embed_tokens", "q_proj"]},
     "embedding, rslora": {"r": 2, "lora_alpha": 3, "use_rslora": True, "target_modules": ["embed_tokens"]},
     "whole": {"r": 2, "lora_alpha": 3, "target_modules": ALL[:2], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "dora": {"r": 3, "lora_alpha": 4, "target_modules": ALL, "use_dora": True},
+    "dora, head and embedding": {
+        "r": 2, "lora_alpha": 3, "target_modules": ["embed_tokens", "lm_head", "v_proj"], "use_dora": True,
+    },
+    "lora_bias": {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "down_proj"], "lora_bias": True},
+    "bias": {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"], "bias": "all"},
+    "pattern": {"r": 2, "lora_alpha": 3, "target_modules": r"model\.layers\.(?:0|1)\.mlp\.(up|down)_proj"},
     "whole norms": {"r": 2, "lora_alpha": 3, "target_modules": ALL[:2], "modules_to_save": ["input_layernorm"]},
 }  # fmt: skip
 # name: adapters that are active together, and what each one's scale is multiplied with.
@@ -57,7 +64,9 @@ def with_adapter(model: Any, name: str, seed: int, folder: Path) -> None:
     made = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **arguments))
     rng = np.random.default_rng(seed)
     for parameter_name, p in made.named_parameters():
-        if ".lora_" in parameter_name or ".modules_to_save." in parameter_name:
+        if "lora_magnitude_vector" in parameter_name:  # lengths, near to those that it begins with
+            p.data *= torch.from_numpy(rng.uniform(0.7, 1.3, tuple(p.shape)).astype(np.float32))
+        elif p.requires_grad:
             p.data = torch.from_numpy(rng.normal(0, 0.3, tuple(p.shape)).astype(np.float32))
             p.data = p.data.to(getattr(torch, ADAPTERS[name].get("dtype", "float32")))
     made.save_pretrained(folder)

@@ -10,15 +10,25 @@ from numpy.typing import NDArray
 
 from ...engine.config import Config
 from ...engine.kernels import reference
-from ...quant.tensor import dequantize
+from ...quant.tensor import dequantize, take
 from ..stages import Kind, of_kind
 from .evidence import Evidence
 from .facts import NoTokenIds, OutsideVocabulary, Unjudgeable
 from .recipes import flash, ggml_flash, operations
 from .recipes.facts.fused import PRODUCT
 from .recipes.facts.mixing import GGML
-from .recipes.matrix import FileMatrix
-from .recipes.products import Beside, added, in_float64, operand, product, summation
+from .recipes.matrix import FileMatrix, matrix_of
+from .recipes.products import (
+    Beside,
+    adapted,
+    in_float64,
+    of_product,
+    of_rows,
+    operand,
+    plain_product,
+    product,
+    summation,
+)
 from .recipes.recipe import Recipe
 from .recipes.scaled import WHOLE
 from .span import FLOAT32, Array, Span, joined
@@ -99,12 +109,13 @@ def embedding(s: Inputs) -> Span:
     tokens = s.evidence.tokens
     if tokens is None or max(s.pos) >= len(tokens):
         raise Unjudgeable(NoTokenIds())
-    w = s.evidence.weights.embed
+    w = matrix_of(s.evidence.weights.embed)
     bad = [tokens[p] for p in s.pos if not 0 <= tokens[p] < w.shape[0]]
     if bad:
         raise Unjudgeable(OutsideVocabulary(bad[0], w.shape[0]))
-    rows = np.concatenate([dequantize(w, tokens[p], tokens[p] + 1) for p in s.pos])
-    return operations.rounded(s.recipe, Span.point(operations.weight(s.recipe, rows)))
+    token_T = np.array([tokens[p] for p in s.pos])
+    y = Span.point(operations.weight(s.recipe, dequantize(take(w.tensor, token_T))))
+    return operations.rounded(s.recipe, adapted(s.recipe, y, of_rows(token_T), w.adapters, looked_up=True))
 
 
 def norm(s: Inputs, x: Span, gain: Array, eps: float | Array | None = None) -> Span:
@@ -169,18 +180,24 @@ def bias_of(s: Inputs) -> Span:
         more = summation(matrices[0].shape[1], 2 * np.square(b), np.zeros(1))
         if any(m.adapters for m in matrices):
             # Adapters are added to product and bias, which were stored: a rounding more, of what is without them.
-            more = more + s.recipe.result.u * (np.abs(x.mid + b) + np.abs(adapters_of(s, of)))
+            added, less = adapters_of(s, of)
+            without = np.abs(x.mid + b) + np.abs(added)
+            # DoRA takes the bias off again, which is rounded, and multiplies what is left with its gain less 1.
+            more = more + s.recipe.result.u * (without + less * (without + np.abs(x.mid) + np.abs(added)))
     return operations.add(s.recipe, x, Span.point(b), more=more)
 
 
-def adapters_of(s: Inputs, product_stage: str) -> Array:
-    """[T, O]: what adapters add to another stage of the layer, a product."""
-    (given,), parts = s.evidence.stage(product_stage).inputs, []
+def adapters_of(s: Inputs, product_stage: str) -> tuple[Array, Array]:
+    """What adapters add to another stage of the layer, a product: [T, O]. And the size of DoRA's gain less 1, [O]."""
+    (given,), added, less = s.evidence.stage(product_stage).inputs, list[Array](), list[Array]()
     x = flat(s.input(given))
     for m in s.evidence.matrices(s.layer, product_stage):
-        own = [added(s.recipe, x, a).mid for a in m.adapters]
-        parts.append(sum(own, np.zeros((len(x.mid), m.shape[0]))))
-    return np.concatenate(parts, 1)
+        gains = [np.abs(a.dora.gain(a.scale) - 1) for a in m.adapters if a.dora is not None]
+        # Without a gain nothing hangs on the product, and it need not be decoded again.
+        y = plain_product(s.recipe, x, m) if gains else Span.point(np.zeros((len(x.mid), m.shape[0])))
+        added.append(adapted(s.recipe, y, of_product(x), m.adapters).mid - y.mid)
+        less.append(sum(gains, np.zeros(m.shape[0])))
+    return np.concatenate(added, 1), np.concatenate(less)
 
 
 def rotation_of(s: Inputs) -> Span:

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from ...engine.weights import Adapted
 from ..dump import Entry
 from .arithmetic import narrowest, whole_engines
 from .budgets import SHARE, budgets, commonest, kind
@@ -145,7 +146,8 @@ def _adapter(judge: Judge, e: Entry, recipe: Recipe) -> bool:
     one would often be within a budget of noise."""
     own = judge.evidence.stage(e.stage.name)
     stages = own.inputs if own.kind == "bias" else (own.name,) if own.kind == "product" else ()
-    if not any(m.adapters for stage in stages for m in judge.evidence.matrices(e.layer, stage)):
+    looked_up = own.kind == "look-up" and isinstance(judge.evidence.weights.embed, Adapted)
+    if not looked_up and not any(m.adapters for stage in stages for m in judge.evidence.matrices(e.layer, stage)):
         return False
     site, _, _ = judge.again(e, recipe)
     return bool(explain(site, judge.evidence.values(e), {h.name for h in adapters.TABLE}))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...quant.tensor import dequantize
+from ...engine.weights import Adapted, plain, summed
+from ...quant.tensor import QTensor
 from .evidence import Evidence
 from .facts import IdsFromEmbedding, IdsUnknown, Remark
 
@@ -31,17 +32,24 @@ def known_tokens(evidence: Evidence) -> tuple[tuple[int, ...] | None, Remark | N
 
 
 def nearest(evidence: Evidence, x_TD: np.ndarray) -> list[int]:
-    """The row of the embedding nearest to each of x, a slab of rows at a time. Of equal rows, the first."""
+    """The row of the embedding nearest to each of x, a slab of rows at a time. Of equal rows, the first. An embedding
+    with adapters is looked at with them and without: the engine may have left them out."""
     w = evidence.weights.embed
+    ways = (_nearest(w, x_TD), _nearest(plain(w), x_TD)) if isinstance(w, Adapted) else (_nearest(w, x_TD),)
+    return min(ways, key=lambda way: way[1])[0]
+
+
+def _nearest(w: QTensor | Adapted, x_TD: np.ndarray) -> tuple[list[int], float]:
+    """The rows, and how far they are, summed: squares, but for those of x itself."""
     V, D = w.shape
     step = max(1, SLAB // D)
     x = np.nan_to_num(np.asarray(x_TD, np.float64))
     best, which = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
     for start in range(0, V, step):
-        rows = dequantize(w, start, min(start + step, V)).astype(np.float64)
+        rows = summed(w, start, min(start + step, V), by_column=True)
         distance = np.square(rows).sum(1) - 2 * x @ rows.T
         i = distance.argmin(1)
         d = distance[np.arange(len(x)), i]
         which = np.where(d < best, start + i, which)
         best = np.minimum(best, d)
-    return which.tolist()
+    return which.tolist(), float(best.sum())

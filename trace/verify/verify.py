@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ...engine.weights import Adapted, Layer, Weights, parts, plain
+from ...engine.weights import Layer, Weights, parts, plain
 from ...errors import BadInput
 from ...quant.tensor import Assembled, forget
 from ..dump import Dump
@@ -44,8 +44,6 @@ def verify(
     Raises BadInput if the dump cannot be one of this model's shape.
     """
     check_shape(dump, weights)
-    if isinstance(weights.embed, Adapted):
-        raise BadInput(f"{dump.path}: an adapter of the embedding is not judged; merge it (engine convert --lora)")
     if against is not None:
         check_shape(dump, against)
     keep_pages()

@@ -48,20 +48,29 @@ def reader(asked: Fields) -> Callable[[Module], QTensor]:
     if len(blocks) > 1:
         raise asked.bad("config_groups", "one size of blocks for all")
     block = blocks.pop() if blocks else None
+    sizes = {w.whole("group_size") for w in weights}
+    where = f"{asked.where}: config_groups: group_size"
     packed_bits = sorted(b for b, kind in settings if kind == "int" and type(b) is int and 1 <= b <= 8)
 
     def weight(m: Module) -> QTensor:
         if "weight_packed" in m.parts:
-            return packed(m, packed_bits)
+            return packed(m, packed_bits, sizes, where)
         w = m.tensor("weight", "I8", "F8_E4M3", "F8_E5M2")
         if (8, "int" if w.format == "I8" else "float") not in settings:
             raise m.bad("weight", f"is {w.format}, of which {asked.where} says nothing")
-        return integers(m, block) if w.format == "I8" else fp8.scaled(m, block)
+        return integers(m, block, sizes, where) if w.format == "I8" else fp8.scaled(m, block)
 
     return weight
 
 
-def packed(m: Module, bits: list[int]) -> QTensor:
+def check_group(m: Module, I: int, G: int, sizes: set[int | None], where: str) -> None:
+    """Raises BadInput where no group of config.json is of the size that the scales of a row have."""
+    if G > 1 and I // G not in sizes:
+        m.group(I, G, next(iter(sizes)) if len(sizes) == 1 else None, where)
+
+
+def packed(m: Module, bits: list[int], sizes: set[int | None], where: str) -> QTensor:
+    """sizes: the groups that config.json speaks of, and where."""
     packed_OW = m.array("weight_packed", ("I32",), (None, None))
     said = m.array("weight_shape", ("I64", "I32"), (2,)).tolist()
     O, I = len(packed_OW), said[1]
@@ -74,6 +83,7 @@ def packed(m: Module, bits: list[int]) -> QTensor:
     rows, G = scales_OG.shape if scales_OG.ndim == 2 else (1, 1)
     if rows not in (1, O) or I % G or I // G * B % 8:
         raise m.bad("weight_scale", f"has shape {scales_OG.shape}, which is not that of {O} rows of {I} values")
+    check_group(m, I, G, sizes, where)
     half = 1 << (B - 1)
     zeros: Array | None = None
     if "weight_zero_point" in m.parts:
@@ -101,13 +111,14 @@ def packed(m: Module, bits: list[int]) -> QTensor:
     return m.weight(f"INT/{B}/{size}/{kind}", (O, I), fields)
 
 
-def integers(m: Module, block: tuple[int, int] | None) -> QTensor:
-    """Signed bytes, up by 128 in a block."""
+def integers(m: Module, block: tuple[int, int] | None, sizes: set[int | None], where: str) -> QTensor:
+    """Signed bytes, up by 128 in a block. sizes, where: as in packed."""
     codes_OI = m.array("weight", ("I8",), (None, None))
     O, I = codes_OI.shape
     given = m.tensor("weight_scale", "F32", "F16", "BF16").shape
     raw, kind = m.scales("weight_scale", tuple(given))
     if len(given) == 2 and given[0] == O and given[1] > 1 and I % given[1] == 0:
+        check_group(m, I, given[1], sizes, where)
         size, by_row = I // given[1], lambda s: s
     else:
         size, by_row = fp8.scale_places(m, "weight_scale", (O, I), given, block)

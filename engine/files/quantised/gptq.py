@@ -48,6 +48,8 @@ def reader(asked: Fields) -> Callable[[Module], QTensor]:
             B = R * 32 // I
             if R * 32 != B * I or B not in BITS or (bits != B and not mixed):
                 raise m.bad("qweight", f"has shape {(R, O)}, which is not {bits} bits of the {I} columns of g_idx")
+            if not mixed:
+                m.check_sizes(g_idx_I, G, group, where)
         else:
             I = R * 32 // bits
             g_idx_I = np.arange(I) // m.group(I, G, group, where)

@@ -81,10 +81,21 @@ class Module:
         """Values in a group of a row. said: what config.json says, -1 or None for a whole row. Raises BadInput."""
         size = width if said in (-1, None) else said
         if size is None or size < 1 or width % size or width // size != groups:
-            raise BadInput(
-                f"{where} is {said}: the {width} values of a row of {self.name} are no {groups} groups of {size}"
-            )
+            raise self._no_groups(width, groups, said, where)
         return size
+
+    def check_sizes(self, group_I: Array, groups: int, said: int | None, where: str) -> None:
+        """Raises BadInput unless the groups of the columns are of the size that config.json says; the last may be
+        smaller. said: as in `group`; None says nothing."""
+        size, own = len(group_I) if said == -1 else said, np.bincount(group_I, minlength=groups)
+        if size is not None and ((own[:-1] != size).any() or not 0 < own[-1] <= size):
+            raise self._no_groups(len(group_I), groups, said, where)
+
+    def _no_groups(self, width: int, groups: int, said: int | None, where: str) -> BadInput:
+        size = width if said in (-1, None) else said
+        return BadInput(
+            f"{where} is {said}: the {width} values of a row of {self.name} are no {groups} groups of {size}"
+        )
 
     def weight(self, format: str, shape: tuple[int, int], fields: Callable[[], Mapping[str, Array]]) -> QTensor:
         """The weight [O, I] in blocks. fields: the blocks' fields, each [O, groups] or broadcast to it."""

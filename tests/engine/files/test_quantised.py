@@ -26,7 +26,7 @@ from qwenref.engine.kernels.cpu.matmul.packed import pack
 from qwenref.engine.load import open_weights
 from qwenref.errors import BadInput
 from qwenref.quant.codes import SCALES
-from qwenref.quant.tensor import QTensor, as_stored, by_column, dequantize, format_of, take
+from qwenref.quant.tensor import QTensor, as_stored, by_column, dequantize, format_of, quantize, take
 from qwenref.tools.main import main
 from qwenref.trace.verify.hypotheses.products import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import FileMatrix
@@ -171,6 +171,37 @@ def test_commands(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert status == 0, out
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_is_converted(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model one of whose matrices is of that kind: into the other container and back, values all the same."""
+    tensors, config = parts_of(case)
+    O, I = dequantize(golden()[0][case]["="]).shape
+    layer, rng = "model.layers.0", np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (64, I), "lm_head.weight": (64, I), "model.norm.weight": (I,),
+        f"{layer}.input_layernorm.weight": (I,), f"{layer}.post_attention_layernorm.weight": (I,),
+        f"{layer}.self_attn.q_proj.bias": (O,), f"{layer}.self_attn.k_proj.weight": (O, I),
+        f"{layer}.self_attn.k_proj.bias": (O,), f"{layer}.self_attn.v_proj.weight": (O, I),
+        f"{layer}.self_attn.v_proj.bias": (O,), f"{layer}.self_attn.o_proj.weight": (I, O),
+        f"{layer}.mlp.gate_proj.weight": (96, I), f"{layer}.mlp.up_proj.weight": (96, I),
+        f"{layer}.mlp.down_proj.weight": (I, 96),
+    }  # fmt: skip
+    names = {name: name.replace("m.", f"{layer}.self_attn.q_proj.", 1) for name in tensors}
+    whole = {names[name]: replace(w, name=names[name]) for name, w in tensors.items()}
+    whole |= {n: quantize(rng.standard_normal(shape) / 8, "BF16", n) for n, shape in shapes.items()}
+    said = {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6,
+        "hidden_size": I, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": O, "num_key_value_heads": 1,
+        "intermediate_size": 96, "vocab_size": 64, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    path = save(tmp_path / "m", whole, said | config)
+    for source, to in ((path, tmp_path / "m.gguf"), (tmp_path / "m.gguf", tmp_path / "back")):
+        assert answer(capsys, "convert", source, to)[0] == 0
+        status, out, _ = answer(capsys, "diff", "--weights", path, to)
+        assert status == 0 and "differ" not in out, out
+
+
 def test_biases_that_the_quantiser_has_added(tmp_path: Path) -> None:
     """AutoGPTQ gave every Linear one; Qwen's own GPTQ folders have them, of zeros."""
     tensors, config = parts_of("model gptq-4-act")
@@ -269,6 +300,10 @@ WRONG = [
     ("gptq-4", says(is_marlin_format=True), r"is_marlin_format is True"),
     ("gptq-4", part("g_idx", lambda w: changed(w, "<i4", 9, 2)), r"m\.g_idx' is 2 at 9, and there are 2 groups"),
     ("gptq-4", part("g_idx", lambda w: changed(w, "<i4", 63, -1)), r"m\.g_idx' is -1 at 63"),
+    ("gptq-4", says(group_size=48), r"group_size is 48: the 64 values of a row of m are no 2 groups of 48"),
+    ("gptq-4-act", says(group_size=16), r"group_size is 16: the 64 values of a row of m are no 2 groups of 16"),
+    ("gptq-4-act", says(group_size=0), r"group_size is 0: the 64 values of a row of m are no 2 groups of 0"),
+    ("gptq-4-channel", says(group_size=32), r"group_size is 32: the 64 values of a row of m are no 1 groups of 32"),
     ("gptq-4", part("g_idx", lambda w: cut(w, 60)), r"m\.qweight' has shape \(8, 32\)"),
     ("gptq-4", part("scales", lambda w: changed(w, "<u2", 40, HALF_NAN)), r"m\.scales' is nan at \(1, 8\)"),
     ("gptq-4", part("scales", lambda w: cut(w, 2, 16)), r"m\.scales' has shape \(2, 16\).*must be \(any, 32\)"),
@@ -294,6 +329,8 @@ WRONG = [
     ("ct-int4", says(sparsity_config={"format": "sparse-24-bitmask"}), r"sparsity_config: format is 'sparse-24"),
     ("ct-int4", says(transform_config={"x": 1}), r"transform_config"),
     ("ct-int8", part("weight", lambda w: replace(w, format="BF16")), r"m\.weight' has dtype BF16; it must have I8"),
+    ("ct-int4", weights_say(group_size=48), r"group_size is 48: the 64 values of a row of m are no 2 groups of 48"),
+    ("ct-int4", weights_say(group_size=0), r"group_size is 0: the 64 values"),
     ("ct-int4", weights_say(num_bits=8), r"m\.weight_packed' has shape \(32, 8\), which is not \[32, 64\] values of 8"),
     ("ct-int4", part("weight_shape", lambda w: changed(w, "<i8", 1, 1 << 40)), r"m\.weight_packed' has shape"),
     ("ct-int4", part("weight_shape", lambda w: changed(w, "<i8", 0, -32)), r"m\.weight_packed' has shape"),

@@ -22,9 +22,9 @@ Change = Callable[[tuple[Adapter, ...]], tuple[Adapter, ...]]
 
 
 @cache
-def adapted(formats: str = "F32", count: int = 1) -> Weights:
+def adapted(formats: str = "F32", count: int = 1, more: str = "") -> Weights:
     sizes = {"hidden": 256, "head_dim": 64, "mlp": 256} if formats != "F32" else {}
-    return with_adapters(tiny_weights(formats=formats, **sizes), count)
+    return with_adapters(tiny_weights(formats=formats, **sizes), count, more=more)
 
 
 def planted(w: Weights, field: str, change: Change, at: int = 1) -> Weights:
@@ -39,6 +39,16 @@ def planted(w: Weights, field: str, change: Change, at: int = 1) -> Weights:
 @pytest.mark.parametrize(("engine", "count"), [("HF float32", 1), ("HF bfloat16", 2), ("reference f64", 2)])
 def test_healthy(engine: str, count: int) -> None:
     w = adapted(count=count)
+    found = verify(dump_of(w, engine, TOKENS, steps=[5, 9]), w)
+    assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED} and found.status == 0
+
+
+@pytest.mark.parametrize(("engine", "count", "more"), [
+    ("HF float32", 2, "embedding"), ("HF bfloat16", 1, "dora"), ("cpu f32", 2, "dora"), ("HF float32", 1, "bias"),
+])  # fmt: skip
+def test_healthy_with_more(engine: str, count: int, more: str) -> None:
+    """An adapter of the embedding, too; DoRA; adapters' biases. Its tokens are told from the dump."""
+    w = adapted(count=count, more=more)
     found = verify(dump_of(w, engine, TOKENS, steps=[5, 9]), w)
     assert {f.verdict for f in found.findings} <= {EXACT, REPRODUCED} and found.status == 0
 
@@ -91,3 +101,60 @@ def test_one_of_two_adapters_and_one_of_three_matrices() -> None:
     found = verify(dump_of(replace(w, layers=layers), "HF float32", TOKENS), w)
     (f,) = [f for f in found.findings if f.verdict == UNEXPLAINED]
     assert (f.layer, f.stage) == (0, "qkv_matmul") and "is not applied" in f.hypotheses[0].sentence
+
+
+def scaled(adapters: tuple[Adapter, ...], factor: float) -> tuple[Adapter, ...]:
+    return tuple(replace(a, scale=a.scale * factor) for a in adapters)
+
+
+def plain_lora(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+    return tuple(replace(a, dora=None) for a in adapters)
+
+
+OF_EMBEDDING: dict[str, tuple[str, Change, str, str]] = {
+    "left out": ("embedding", lambda a: (), "adapter-missing", "the adapter is not applied"),
+    "twice": ("embedding", lambda a: a * 2, "adapter-twice", "the adapter is applied twice"),
+    "half": ("embedding", lambda a: scaled(a, 0.5), "adapter-scaled", "the adapter adds 0.5 times what it should"),
+    "DoRA left out": ("dora", lambda a: (), "adapter-missing", "the adapter is not applied"),
+    "no lengths": ("dora", plain_lora, "dora-magnitude", "DoRA's magnitude is left out"),
+}
+
+
+@pytest.mark.parametrize(("mistake", "engine"), [
+    ("left out", "HF float32"), ("twice", "HF bfloat16"), ("half", "cpu f32"), ("DoRA left out", "HF float32"),
+    ("no lengths", "HF float32"),
+])  # fmt: skip
+def test_a_mistake_with_the_embeddings_adapter(mistake: str, engine: str) -> None:
+    more, change, name, words = OF_EMBEDDING[mistake]
+    w = adapted(more=more)
+    wrong = replace(w, embed=replace(w.embed, adapters=change(w.embed.adapters)))
+    bad = [f for f in verify(dump_of(wrong, engine, TOKENS), w).findings if f.verdict == UNEXPLAINED]
+    assert {(f.layer, f.stage) for f in bad} == {(0, "embedding")}
+    for f in bad:
+        assert f.hypotheses and f.hypotheses[0].name == name and words in f.hypotheses[0].sentence, f.hypotheses
+
+
+DORA: dict[str, tuple[Change, str, str]] = {
+    "forgotten": (plain_lora, "dora-magnitude", "left out, as if the adapter were plain LoRA"),
+    "norm of W": (
+        lambda a: (replace(a[0], dora=replace(a[0].dora, squares=a[0].dora.squares * [[1.0], [0.0], [0.0]])),),
+        "dora-magnitude", "divided by the norm of W alone, not of W + scale B A, in the adapter",
+    ),
+    "by 0.3": (lambda a: scaled(a, 0.3), "adapter-scaled", "the adapter adds 0.3 times what it should"),
+    "left out": (lambda a: (), "adapter-missing", "the adapter is not applied"),
+    "twice": (lambda a: a * 2, "adapter-twice", "the adapter is applied twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mistake", "field", "engine"), [
+    ("forgotten", "attn_out", "HF float32"), ("norm of W", "ffn_down", "HF float32"), ("by 0.3", "attn_out", "cpu f32"),
+    ("left out", "qkv", "HF bfloat16"), ("twice", "ffn_down", "HF float32"),
+])  # fmt: skip
+def test_a_mistake_with_dora(mistake: str, field: str, engine: str) -> None:
+    change, name, words = DORA[mistake]
+    w = adapted(more="dora")
+    found = verify(dump_of(planted(w, field, change), engine, TOKENS), w)
+    bad = [f for f in found.findings if f.verdict == UNEXPLAINED]
+    assert {(f.layer, f.stage) for f in bad} == {(1, stage) for stage in STAGES[field]}
+    for f in bad:
+        assert f.hypotheses and f.hypotheses[0].name == name and words in f.hypotheses[0].sentence, f.hypotheses

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....engine.config import Config
+from ....engine.weights import plain
 from ..fit import fit_of
 from ..formulas import PRODUCTS, bias_of, flat, input_of, linear
 from ..recipes import operations
@@ -125,7 +126,7 @@ def group_orders(c: Config) -> Iterator[tuple[str, NDArray[np.intp]]]:
 
 @hypothesis("head-embedding", "the output head is the embedding (tied), not its own matrix", "lm_head")
 def head_embedding(s: Site) -> Variants:
-    return None if s.config.tie_word_embeddings else through(s, matrices=[FileMatrix(s.evidence.weights.embed)])
+    return None if s.config.tie_word_embeddings else through(s, matrices=[FileMatrix(plain(s.evidence.weights.embed))])
 
 
 @hypothesis("product-wrong-input", "the product is of {}", *PRODUCTS)

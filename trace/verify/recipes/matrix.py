@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ....engine.weights import Adapted, Adapter
 from ....quant.format import Format
-from ....quant.tensor import QTensor, dequantize, format_of, take
+from ....quant.tensor import QTensor, dequantize, format_of
 from ..span import Array
 
 SLAB = 1 << 17  # weights decoded at a time, so that what is made of them stays in a core's own cache
@@ -64,7 +64,7 @@ class FileMatrix:
     def head(self, rows: int, largest: float | None = None) -> FileMatrix:
         """Its first rows."""
         rows = min(rows, self.shape[0])
-        few = tuple(replace(a, up=take(a.up, np.arange(rows))) for a in self.adapters)
+        few = tuple(a.head(rows) for a in self.adapters)
         return replace(self.rebuilt(lambda b: b, 0, rows), change=self.change, largest=largest, adapters=few)
 
     def top(self) -> float:

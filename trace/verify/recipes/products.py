@@ -12,7 +12,7 @@ roundings in 2.8.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from ....engine.weights import Adapter
 from ....quant import q16
-from ....quant.tensor import format_of
+from ....quant.tensor import dequantize, format_of, take, transposed
 from ..parallel import each
-from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus
+from ..span import BFLOAT16, FLOAT16, FLOAT32, Array, Float, Span, hull, plus, times
 from . import cuda_blocks
 from .loaded import loaded
 from .matrix import FileMatrix, group_sums
@@ -54,31 +54,74 @@ def product(
 ) -> Span:
     """x W^T, [T, O], for x [T, I], before the result is rounded; or some rows of it. With what its adapters add."""
     y = plain_product(r, x, w, rows, None if w.adapters else beside)
-    return adapted(r, y, x.shaped(lambda v: v[rows]) if w.adapters else x, w.adapters)
+    return adapted(r, y, of_product(x.shaped(lambda v: v[rows])), w.adapters) if w.adapters else y
 
 
-def adapted(r: Recipe, y: Span, x: Span, adapters: Sequence[Adapter]) -> Span:
-    """The product y of x with the matrix alone, and what adapters add to it."""
+Halves = Callable[[Recipe, Adapter], Span]
+
+
+def of_product(x: Span) -> Halves:
+    """up (down x), each step rounded."""
+
+    def halves(r: Recipe, a: Adapter) -> Span:
+        first = plain_product(r, x, FileMatrix(a.down)).map(r.result.round)
+        y = plain_product(r, first, FileMatrix(a.up))
+        if a.bias is not None:  # the sum may begin at it: each of its additions rounds a sum that is larger by as much
+            more = summation(a.up.shape[1], 2 * np.square(a.bias), np.zeros(1))
+            y = plus(Span(y.mid, y.lo - more, y.hi + more), Span.point(a.bias))
+        return y.map(r.result.round)
+
+    return halves
+
+
+def of_rows(tokens: NDArray[np.integer]) -> Halves:
+    """Rows of up [V, r] times down: an embedding's, whose halves PEFT rounds once."""
+
+    def halves(r: Recipe, a: Adapter) -> Span:
+        rows = Span.point(dequantize(take(a.up, tokens)))
+        return plain_product(r, rows, FileMatrix(transposed(a.down))).map(r.result.round)
+
+    return halves
+
+
+def adapted(r: Recipe, y: Span, halves: Halves, adapters: Sequence[Adapter], looked_up: bool = False) -> Span:
+    """What a matrix alone gives, and what adapters add to it. looked_up: the matrix is an embedding."""
     for i, a in enumerate(adapters):
         stored = y.map(r.result.round)
         # PEFT stores the plain product, and the sum when all adapters are in it; others each time.
-        y = plus(hull(y, stored) if i else stored, added(r, x, a))
+        y = _with(r, hull(y, stored) if i else stored, halves, a, looked_up)
     return y
 
 
-def added(r: Recipe, x: Span, a: Adapter) -> Span:
-    """scale * up (down x), each step rounded: to float32, in which PEFT computes adapters whatever the model is of, or
-    as an engine of 16 bits computes everything else."""
-    y = _steps(FLOAT32_RECIPE, x, a)
+def _with(r: Recipe, y: Span, halves: Halves, a: Adapter, looked_up: bool) -> Span:
+    """y + scale * up (down x), each step rounded: to float32, in which PEFT computes adapters whatever the model is of,
+    or as an engine of 16 bits computes everything else."""
+    sums = _sum(FLOAT32_RECIPE, y, halves, a, looked_up)
     if r.result is FLOAT32 and r.weights is None:
-        return y
-    return hull(y, _steps(replace(r, quantiser=None, requantised=None), x, a))
+        return sums
+    return hull(sums, _sum(replace(r, quantiser=None, requantised=None), y, halves, a, looked_up))
 
 
-def _steps(r: Recipe, x: Span, a: Adapter) -> Span:
-    y = plain_product(r, x, FileMatrix(a.down)).map(r.result.round)
-    y = plain_product(r, y, FileMatrix(a.up)).map(r.result.round)
-    return y.map(lambda v: r.result.round(v * a.scale))
+def _sum(r: Recipe, y: Span, halves: Halves, a: Adapter, looked_up: bool) -> Span:
+    more = halves(r, a)
+    if a.dora is None:
+        return plus(y, more.map(lambda v: r.result.round(v * a.scale)))
+    gain, less = (x if r.weights is None else x.map(r.weights.round) for x in _gain(a))
+    more = times(more, gain).map(r.result.round).map(lambda v: r.result.round(v * a.scale))
+    if looked_up:
+        return plus(times(y, gain).map(r.result.round), more)
+    return plus(y, plus(times(y, less).map(r.result.round), more).map(r.result.round))
+
+
+def _gain(a: Adapter) -> tuple[Span, Span]:
+    """DoRA's gain [1, O] as float32 may have it (docs/budgets.md), and that less 1."""
+    own, both, added = a.dora.squares
+    gain_O, rank = a.dora.gain(a.scale), a.down.shape[0]
+    sums = SIGMAS_ONE_SIGN * np.sqrt(2 * max(a.down.shape[1], a.up.shape[0]) / 3) / 2
+    longer = np.abs(a.scale) * np.sqrt(added / (own + a.scale * (2 * both + a.scale * added)))
+    relative = FLOAT32.u * (6 + sums + longer * (3 + SIGMAS * rank / 3))
+    gain = Span.around(gain_O[None], (gain_O * relative)[None])
+    return gain, gain.map(lambda v: FLOAT32.round(v - 1))
 
 
 def plain_product(
