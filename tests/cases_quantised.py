@@ -429,7 +429,7 @@ class SiluOfUp(Engine):
 
 
 @case("ggml-org/llama.cpp#15629", "CANN: the first layer makes the table, the others use the step's before",
-      "RoPE's positions are off by -1", "decode step 2", plan=steps)  # fmt: skip
+      "RoPE's positions are off by -1", plan=steps)  # fmt: skip
 class StaleTable(Engine):
     def table(self, pos: A) -> tuple[A, A]:
         return super().table(pos - 1 if self.layer and self.phase > 1 else pos)
@@ -549,7 +549,7 @@ class Sumless(Engine):
     eight = True
 
 
-@right("rows that are no whole number of 128", "activations in 8 bits, as ggml", model="320", plan=steps)
+@right("rows that are no whole number of 128", "activations", model="320", plan=steps)
 class OddWidth(Engine):
     eight = True
 
