@@ -15,7 +15,7 @@ from qwenref.engine.kernels import backend
 from qwenref.errors import BadInput
 from qwenref.quant import aprq4
 from qwenref.quant.tensor import dequantize, format_of, quantize
-from qwenref.trace.verify.hypotheses.products import wrong_decoders
+from qwenref.trace.verify.hypotheses.decoders import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import FileMatrix
 from qwenref.trace.verify.recipes.products import operand, product
 from qwenref.trace.verify.recipes.recipe import FLOAT32_RECIPE, RECIPES
@@ -177,7 +177,7 @@ def test_a_format_with_a_group_size_of_its_own(group: int, affine: None) -> None
     x = rng.standard_normal((3, 128))
     np.testing.assert_allclose(product(FLOAT32_RECIPE, Span.point(x), m).mid, x @ want.T.astype(np.float64), rtol=1e-12)
     assert all(operand(r, x, name)[0] is x for r in RECIPES)
-    wrong = {what: one.rows(0, 6) for what, one in wrong_decoders(m)}
+    wrong = {what: made().rows(0, 6) for what, made, _ in wrong_decoders(m)}
     np.testing.assert_allclose(
         wrong["each group's constant (offset or minimum) is left out"], (blocks[..., :group] * scale).reshape(6, 128),
         atol=1e-6,

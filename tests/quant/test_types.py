@@ -32,7 +32,7 @@ from qwenref.tools.convert import QUANTIZE
 from qwenref.tools.main import main
 from qwenref.trace.verify.finding import BUDGET, EXACT, REPRODUCED, UNEXPLAINED
 from qwenref.trace.verify.formulas import PRODUCTS
-from qwenref.trace.verify.hypotheses.products import wrong_decoders
+from qwenref.trace.verify.hypotheses.decoders import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import FileMatrix
 from qwenref.trace.verify.verify import verify
 
@@ -233,7 +233,7 @@ def test_wrong_nibbles(name: str) -> None:
         return np.flatnonzero(both[0] != both[1]).tolist()
 
     def wrongly(what: str) -> Callable[[QTensor], np.ndarray]:
-        return lambda w: dict(wrong_decoders(FileMatrix(w)))[what].rows(0, 1)
+        return lambda w: next(made for name, made, _ in wrong_decoders(FileMatrix(w)) if name == what)().rows(0, 1)
 
     low, high = 0x05, 0x50  # no code and the one with these bits flipped are the same value
     assert (moved(1, low, expected), moved(1, high, expected)) == ([1], [run // 2 + 1])

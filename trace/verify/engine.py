@@ -172,5 +172,12 @@ def unlike(judge: Judge, group: Group, groups: Mapping[Group, Sequence[Judged]])
     def takes(r: Recipe) -> tuple[tuple[Any, ...], ...]:
         return tuple((r.operand(weight_format), r.requantised, r.sums) for weight_format in dict.fromkeys(group[3]))
 
-    layers = [judge.good[g][0] for g in groups if g[:2] == ("product", "layer") and g in judge.good]
-    return bool(layers) and takes(judge.good[group][0]) not in {takes(r) for r in (Recipe(), *layers)}
+    layers = {g: judge.good[g][0] for g in groups if g[:2] == ("product", "layer") and g in judge.good}
+    own = judge.good[group][0]
+    if not layers or takes(own) in {takes(r) for r in (Recipe(), *layers.values())}:
+        return False
+    for g, r in layers.items():  # where much is missing, the layers' may be explained by less than they take
+        like_it = replace(r, quantiser=own.quantiser, requantised=own.requantised, sums=own.sums)
+        if not all(judge.explains(p.entry, like_it) for p in groups[g] if p.finding.explained):
+            return True
+    return False

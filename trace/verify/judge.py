@@ -31,6 +31,7 @@ from .span import FLOAT16, FLOAT32, Array, Float, Span, joined
 
 MASKED = ("mask", "above_diagonal")  # of scores: these say what stands above the diagonal, which is not judged
 TRIES = 600  # arithmetics of one stage
+LOOSE, MORE = 3.0, 80  # times what the likeliest allows; arithmetics that are tried beyond one that allows more
 LIKELIEST = 60  # of them that come before what is wide
 FEW, COLUMNS = 16, 64  # positions and columns that show most wrong arithmetics to be wrong
 ROWS = 32  # positions at which a stage is compared with the plain one
@@ -123,6 +124,7 @@ class Judge:
         spans: list[tuple[Recipe, Span, Fit]] = []
         failed: list[Recipe] = []
         plain, beside = None, self.beside(e, got)
+        last = None  # after how many tries to stop
         for recipe in self.tries(e, got):
             shown_here = self.shows(e, recipe)
             if shown_here in tried:
@@ -144,7 +146,11 @@ class Judge:
             spans.append((recipe, span, fit))
             if recipe == FLOAT32_RECIPE:
                 plain = span, fit
-            if fit.good or len(tried) >= TRIES:
+            if fit.good and last is None:
+                # Other matrices that allow much more may not be the engine's, but near to what it does.
+                loose = recipe.requantised is not None and fit.allowed > LOOSE * spans[0][2].allowed
+                last = len(tried) + MORE * loose
+            if len(tried) >= (TRIES if last is None else min(TRIES, last)):
                 break
         if plain is None:
             plain = self.plain(e, got, beside.parts)

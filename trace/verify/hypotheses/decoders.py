@@ -14,6 +14,7 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ....engine.weights import plain
 from ....quant.format import Format
 from ....quant.q4_k import pack_scales, unpack_scales
 from ....quant.tensor import format_of, take
@@ -431,7 +432,7 @@ def decoder(s: Site) -> Several:
 @hypothesis("decoder-look-up", "the {}", "embedding")
 def decoder_look_up(s: Site) -> Several:
     """Of the rows that a look-up takes: in the look-up alone, or wherever the format is read."""
-    tokens, m = s.evidence.tokens, FileMatrix(s.evidence.weights.embed)
+    tokens, m = s.evidence.tokens, FileMatrix(plain(s.evidence.weights.embed))
     if tokens is None or m.shape[0] * m.shape[1] > MOST or max(s.pos) >= len(tokens):
         return
     ids = np.array([tokens[p] for p in s.pos])

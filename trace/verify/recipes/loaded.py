@@ -48,7 +48,7 @@ def _levels(w: FileMatrix) -> Rows:
 
 
 LEVELS = "levels in bfloat16"
-LOADED = ("int8 even tensor", "int8 tensor", "int8 token", "e4m3 tensor", "e4m3 token", "float16", "bfloat16")
+LOADED = ("int8 even tensor", "int8 tensor", "int8 token", "e4m3 tensor", "e4m3 token", "float16")
 ROWS: dict[str, Loaded] = {
     **{kind: _eight(kind) for kind in LOADED},
     LEVELS: Loaded(_levels, levels.known, decoded=False, both=BFLOAT16),

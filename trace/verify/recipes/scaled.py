@@ -90,7 +90,6 @@ KINDS: dict[str, Scaled] = {
     "e5m2": Scaled(E5M2.most, "all", E5M2, fixed=1.0),
     "int8 32": Scaled(INT8, 32),
     "int8 32 halves": Scaled(INT8, 32, kept=FLOAT16),
-    "int8 128": Scaled(INT8, 128),
     "float16": Scaled(FLOAT16.most, "all", FLOAT16, fixed=1.0),
     "bfloat16": Scaled(BFLOAT16.most, "all", BFLOAT16, fixed=1.0),
 }

@@ -27,7 +27,6 @@ WORDS = {
 WIDE = {
     "float16": "keys and values held in float16",
     "bfloat16": "keys and values held in bfloat16",
-    "int8 32": "keys and values held in int8, a scale for each 32 numbers",
     "int8 32 halves": "keys and values held in int8, a scale in float16 for each 32 numbers",
 }
 GGML = tuple(kind + turned for kind in ggml_cache.TYPES for turned in (ggml_cache.TURNED, ""))
@@ -37,7 +36,7 @@ SCALED = tuple(kind for kind in WORDS if kind not in ("e4m3", "e5m2"))  # their 
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
     if stage.kind not in ("scores", "mix"):
         return ()
-    return (None, *WORDS, *WIDE, *GGML) if result is FLOAT32 else (None, *WORDS, *(kind + ROUNDED for kind in SCALED))
+    return (None, *WORDS, *GGML, *WIDE) if result is FLOAT32 else (None, *WORDS, *(kind + ROUNDED for kind in SCALED))
 
 
 def words(value: str | None, result: Float) -> str:

@@ -21,17 +21,14 @@ WORDS = {
     "e4m3 tensor": "FP8 activations (e4m3), one scale",
     "e4m3 block": "FP8 activations (e4m3), a scale for each 128 columns",
     "int8 32": "int8 activations, a scale for each 32 columns",
-    "int8 32 halves": "int8 activations, a scale in float16 for each 32 columns",
-    "int8 128": "int8 activations, a scale for each 128 columns",
     "float16": "activations in float16",
-    "bfloat16": "activations in bfloat16",
     "cuda rows": "activations in 8-bit blocks of 32 with sums, as ggml on CUDA (MMVQ)",
     "cuda tiles": "activations in 8-bit blocks of 32 with sums, as ggml on CUDA (MMQ)",
     "uint8 tensor": "uint8 activations, one scale and zero point",
     "uint8 token": "uint8 activations, a scale and zero point for each token",
     "uint7 tensor": "activations in 7 bits, one scale and zero point (torch.ao, reduced range)",
 }
-SIXTEEN = ("float16", "bfloat16")  # of engines that keep float32 otherwise
+SIXTEEN = ("float16",)  # of engines that keep float32 otherwise
 
 HALVES = {
     "F32": "",
@@ -45,7 +42,7 @@ def values(stage: Stage, result: Float) -> Sequence[str | None]:
         return ()
     eight = tuple(kind for kind in WORDS if kind not in (*GGML, *CUDA, "int16", "sumless"))
     if result is FLOAT32:
-        return (None, *GGML, "int16", "sumless", *CUDA, *eight)
+        return (None, *GGML, "int16", *CUDA, *eight, "sumless")
     return (None, *(kind for kind in eight if kind not in SIXTEEN))
 
 

@@ -16,10 +16,9 @@ WORDS = {
     "e4m3 tensor": "matrices in FP8 (e4m3), one scale",
     "e4m3 token": "matrices in FP8 (e4m3), a scale for each row",
     "float16": "matrices in float16",
-    "bfloat16": "matrices in bfloat16",
     LEVELS: "4-bit levels and sizes in bfloat16, products too (bitsandbytes on a CPU)",
 }
-SIXTEEN = ("float16", "bfloat16")  # of engines of 16 bits `weights` says it
+SIXTEEN = ("float16",)  # of engines of 16 bits `weights` says it
 
 
 def values(stage: Stage, result: Float) -> Sequence[str | None]:
