@@ -12,11 +12,29 @@ from ..judge import FEW
 from ..recipes.scaled import WHOLE
 from ..site import Site, Values
 from ..span import FLOAT32, Span
-from . import adapters, attention, batch, caps, dump, head, layers, masks, norms, products, rope, rows, shards, vectors
+from . import (
+    adapters,
+    attention,
+    batch,
+    caps,
+    dump,
+    head,
+    layers,
+    masks,
+    norms,
+    pieces,
+    products,
+    rope,
+    rows,
+    shards,
+    vectors,
+)
 from .hypothesis import Hypothesis
 from .ways import Way, in_itself, ways
 
-FILES = (adapters, attention, masks, rows, caps, dump, shards, products, head, rope, norms, vectors, layers, batch)
+FILES = (
+    adapters, attention, masks, rows, pieces, caps, dump, shards, products, head, rope, norms, vectors, layers, batch,
+)  # fmt: skip
 ALIKE = 2 * FLOAT32.u  # of the error that is left: less tells no mistake from another, and the earlier stage's is told
 TABLE: tuple[Hypothesis, ...] = tuple(h for file in FILES for h in file.TABLE)
 
