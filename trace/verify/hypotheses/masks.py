@@ -95,6 +95,8 @@ def described(
             f"this pass is masked as if the cache were empty, so that its first row sees key 0 alone: the upper left "
             f"corner, {plural(held, 'key')} too few"
         )
+    if held and len(pos_T1) == 1 and np.array_equal(seen_TS[0], key_S < seen_TS.sum()) and (seen_TS <= causal_TS).all():
+        return f"only the first {plural(int(seen_TS.sum()), 'key')} {'is' if seen_TS.sum() == 1 else 'are'} seen"
     for shift in range(-len(key_S), len(key_S)):
         if shift and np.array_equal(seen_TS, key_S <= pos_T1 + shift):
             return (

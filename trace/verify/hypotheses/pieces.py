@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ..recipes import operations
 from ..site import Site
-from ..span import FLOAT32, Array, Span, plus
-from .attention import Indices, mixed, scored
+from ..span import FLOAT32, Array, Span, joined, plus
+from .attention import Indices, attended, mixed, scored
 from .hypothesis import Hypothesis, Several, entering
 from .masks import keys, listed
 
@@ -20,6 +20,7 @@ hypothesis = entering(TABLE)
 
 EACH = 64  # keys up to which every place of a cut is tried
 BLOCKS = (8, 16, 32, 64, 128, 256)
+PAGES = (4, 8, 16, 32, 64, 128, 256)
 LEAST = np.finfo(float).tiny
 
 Weights = Callable[[Array, Array], Array]
@@ -159,3 +160,24 @@ def as_heads_first(x: Array) -> Array:
 
 def as_rows_first(x: Array) -> Array:
     return x.swapaxes(0, 1).reshape(x.shape)
+
+
+@hypothesis("pages-in-turn", "blocks of {} keys and of as many values lie in turn, and are read as if each lay alone",
+            "attention")  # fmt: skip
+def pages_in_turn(s: Site) -> Several:
+    """A stride of one block where it is two: block b of the keys is found where half of b says, block b of the values
+    one further on."""
+    k, v = s.so_far("k_post_rope"), s.so_far(s.evidence.valued)
+    S = len(k.mid)
+    for size in PAGES:
+        if size < S and k.mid.shape == v.mid.shape:
+            row = np.arange(S)
+            block = row // size
+
+            def taken(at: Indices, row: Indices = row, size: int = size) -> Span:
+                """The rows of block `at` in memory: keys of its half, or values."""
+                rows = at // 2 * size + row % size
+                among = joined([k, v, k.shaped(lambda x: np.zeros_like(x[:1]))], 0)
+                return among.shaped(lambda x: x[np.where(rows < S, rows + S * (at % 2), 2 * S)])
+
+            yield str(size), attended(s, taken(block), taken(block + 1))

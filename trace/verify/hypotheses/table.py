@@ -22,6 +22,7 @@ from . import (
     layers,
     masks,
     norms,
+    packing,
     pieces,
     products,
     rope,
@@ -33,7 +34,8 @@ from .hypothesis import Hypothesis
 from .ways import Way, in_itself, ways
 
 FILES = (
-    adapters, attention, masks, rows, pieces, caps, dump, shards, products, head, rope, norms, vectors, layers, batch,
+    adapters, attention, masks, rows, pieces, caps, dump, shards, products, packing, head, rope, norms, vectors, layers,
+    batch,
 )  # fmt: skip
 ALIKE = 2 * FLOAT32.u  # of the error that is left: less tells no mistake from another, and the earlier stage's is told
 TABLE: tuple[Hypothesis, ...] = tuple(h for file in FILES for h in file.TABLE)
