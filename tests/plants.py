@@ -176,6 +176,13 @@ def _(run: Run, y: A) -> A:
     return r(r(r(x) * r(f32(1) / np.sqrt(r(mean + f32(run.config.rms_norm_eps))))) * r(gain))
 
 
+@plant("norm-scale-short", *NORMS)
+def _(run: Run, y: A) -> A:
+    x, gain = norm_input(run, y)
+    scale = f32(1) / np.sqrt(np.square(x).mean(-1, keepdims=True, dtype=f32) + f32(run.config.rms_norm_eps))
+    return run.kernels.mul(tail(run, x * to_bfloat16(scale)), np.broadcast_to(tail(run, gain), x.shape).copy())
+
+
 @plant("norm-twice", "ffn_norm")
 def _(run: Run, y: A) -> A:
     _, gain = norm_input(run, y)
@@ -533,6 +540,11 @@ def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T * 0, run.weights.inv_freq_h)
 
 
+@plant("rope-position-doubled", *ROPE, step=True)
+def _(run: Run, y: A) -> A:
+    return run.kernels.rope(unrotated(run, y), run.pos_T + run.pos_T[0], run.weights.inv_freq_h)
+
+
 @plant("rope-sign", *ROPE, engines=(*OWN, *HF))
 def _(run: Run, y: A) -> A:
     return run.kernels.rope(unrotated(run, y), run.pos_T, -run.weights.inv_freq_h)
@@ -844,6 +856,57 @@ def _(run: Run, y: A) -> A:
     visible = np.concatenate([np.broadcast_to(seen(run, scores), scores.shape), fill == 0], -1)
     p = free_softmax(run, np.concatenate([scores, fill], -1), -1, visible)
     return run.kernels.attn_mix(p, np.pad(values(run), ((0, fill.shape[2]), (0, 0), (0, 0))), run.pos_T)
+
+
+def merged(run: Run, weigh: Callable[[A, A], A], cut: int = 4) -> A:
+    """Attention over the keys before a cut and those from it on, merged by weights of the two parts' sums [N, T]."""
+    p, v = run.get("attn_softmax"), values(run)
+    parts = [np.where((np.arange(p.shape[2]) < cut) == first, p, f32(0)) for first in (True, False)]
+    sums = [part.sum(-1) for part in parts]
+    zero = np.zeros_like(sums[0])
+    factors = [np.divide(w, old, out=zero.copy(), where=old > 0) for w, old in zip(weigh(*sums), sums, strict=True)]
+    each = [run.kernels.attn_mix(part, v, run.pos_T) for part in parts]
+    return tail(run, sum(y * w.T[..., None] for y, w in zip(each, factors, strict=True)))
+
+
+@plant("softmax-merged", "attention")
+def _(run: Run, y: A) -> A:
+    """Logarithms to base 2 of the sums are taken for natural ones."""
+
+    def weigh(a: A, b: A) -> A:
+        with np.errstate(divide="ignore"):
+            e = np.exp(np.log2(np.stack([a, b])))
+        return e / e.sum(0)
+
+    return merged(run, weigh)
+
+
+@plant("softmax-merged-heads", "attention", named="softmax-merged")
+def _(run: Run, y: A) -> A:
+    """The logarithms lie [groups, kv heads], and are read as [kv heads, groups]."""
+    c = run.config
+    shape = c.num_attention_heads // c.num_key_value_heads, c.num_key_value_heads
+
+    def weigh(a: A, b: A) -> A:
+        e = np.stack([x.reshape(*shape[::-1], -1).swapaxes(0, 1).reshape(x.shape) for x in (a, b)])
+        e = e * (np.stack([a, b]) > 0)
+        return e / e.sum(0)
+
+    return merged(run, weigh)
+
+
+@plant("strides", "attn_scores")
+def _(run: Run, y: A) -> A:
+    q = run.get("q_post_rope")
+    T, N, H = q.shape
+    return run.kernels.attn_scores(q.reshape(N, T, H).swapaxes(0, 1), keys(run), run.pos_T) if T > 1 else y
+
+
+@plant("strides-values", "attention", named="strides")
+def _(run: Run, y: A) -> A:
+    v = values(run)
+    S, K, H = v.shape
+    return run.kernels.attn_mix(run.get("attn_softmax"), v.reshape(K, S, H).swapaxes(0, 1), run.pos_T)
 
 
 @plant("softmax-not-normalised", "attn_softmax")

@@ -4,7 +4,7 @@ it?"""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +23,9 @@ from .hypotheses.layers import weights_on
 from .hypotheses.table import explain
 from .judge import Group, Judge
 from .locate import locate
+from .recipes.facts.fused import PRODUCT
 from .recipes.recipe import Recipe
+from .span import FLOAT32
 
 TRIES = 4  # of one stage in several layers on which every hypothesis is tried
 
@@ -207,14 +209,24 @@ def agreeing(judge: Judge, f: Finding, findings: Sequence[Finding]) -> Finding:
 
 
 def plausible(judge: Judge, e: Entry, first: Recipe) -> Iterator[Recipe]:
-    """What attention may have been computed with beside the first guess, where all of it is wrong and nothing was
-    learned: the arithmetic of every engine that has a name."""
-    if judge.group(e) not in judge.good and e.stage.kind == "mix":
-        told = {judge.shows(e, first)}
-        for r in whole_engines(judge.involved(e), [narrowest(judge.evidence.values(e))], judge.votes):
-            if judge.shows(e, r) not in told:
-                told.add(judge.shows(e, r))
-                yield judge.meant(r)
+    """What a stage may have been computed with beside the first guess, where all of its kind is wrong and nothing was
+    learned: attention with the arithmetic of every engine that has a name; in 16 bits a norm that is stored once or
+    twice, a product with weights that are rounded or not, a bias inside the product or after it."""
+    if judge.group(e) in judge.good:
+        return
+    told = {judge.shows(e, first)}
+    others: Iterable[Recipe] = ()
+    if e.stage.kind == "mix":
+        others = whole_engines(judge.involved(e), [narrowest(judge.evidence.values(e))], judge.votes)
+    elif e.stage.kind == "norm" and first.result is not FLOAT32:
+        others = [replace(first, norm=n) for n in ("once", "twice")]
+    elif e.stage.kind in ("product", "bias") and first.result is not FLOAT32:
+        fused = (first.fused, first.fused ^ {PRODUCT})
+        others = [replace(first, weights=w, fused=f) for w in (first.result, None) for f in fused]
+    for r in others:
+        if judge.shows(e, r) not in told:
+            told.add(judge.shows(e, r))
+            yield judge.meant(r)
 
 
 def _name(judge: Judge, e: Entry, f: Finding, recipe: Recipe, only: Collection[str] | None) -> Finding:

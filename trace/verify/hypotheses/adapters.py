@@ -90,6 +90,21 @@ def adapter_twice(s: Site) -> Several:
         yield what, parts.sum(adapters)
 
 
+@hypothesis("adapter-other", "what {} adds is added to the other", *PRODUCTS)
+def adapter_other(s: Site) -> Several:
+    """The slices of a fused product change places: those of one shape do, or one has both and the other none."""
+    parts = Parts(s)
+    for i, m in enumerate(parts.matrices):
+        for j, other in enumerate(parts.matrices):
+            if i != j and parts.own[i] and m.shape == other.shape:
+                alone, both = list(parts.own), list(parts.own)
+                both[i], both[j] = (), parts.own[i] + parts.own[j]
+                yield f"the adapter of {module(m)}, and not to its own,", parts.sum(both)
+                if i < j and parts.own[j]:
+                    alone[i], alone[j] = parts.own[j], parts.own[i]
+                    yield f"each of the adapters of {module(m)} and {module(other)}", parts.sum(alone)
+
+
 @hypothesis("adapter-scaled", "{} what it should", *STAGES)
 def adapter_scaled(s: Site) -> Several:
     """The factor is the one that fits the dump best, in squares."""

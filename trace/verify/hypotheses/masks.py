@@ -31,7 +31,7 @@ def mask_other(s: Site) -> Several:
         return
     own_TS = ~reference.hidden(s.see_T, len(key_S), s.evidence.window(s.layer))
     for seen_TS in masks(s) if got is None else [np.asarray((got > 0).any(0))]:
-        words = described(seen_TS, own_TS, key_S, pos_T1)
+        words = described(seen_TS, own_TS, key_S, pos_T1, s.evidence.rows[s.phase][0])
         if words and seen_TS.any(1).all():
             span = softmax_of(s, full, seen_TS)
             # What our own mask hides is not in the dump; it is recomputed, to the roundings of a dot product.
@@ -71,8 +71,10 @@ def dumped(s: Site) -> NDArray[np.float64] | None:
     return None if mine is None else np.asarray(s.evidence.values(mine), np.float64)
 
 
-def described(seen_TS: Mask, own_TS: Mask, key_S: NDArray[np.integer], pos_T1: NDArray[np.integer]) -> str:
-    """A mask in words; nothing where it is the model's own."""
+def described(
+    seen_TS: Mask, own_TS: Mask, key_S: NDArray[np.integer], pos_T1: NDArray[np.integer], held: int = 0
+) -> str:
+    """A mask in words; nothing where it is the model's own. held: keys of the passes before."""
     if np.array_equal(seen_TS, own_TS):
         return ""
     causal_TS = key_S <= pos_T1
@@ -88,7 +90,14 @@ def described(seen_TS: Mask, own_TS: Mask, key_S: NDArray[np.integer], pos_T1: N
     size = int(span_T.max())
     if np.array_equal(seen_TS, causal_TS & (key_S > pos_T1 - size)):
         return f"a window of {plural(size, 'position')}, where this layer has {window_words(own_TS, causal_TS, pos_T1)}"
-    for shift in range(-8, 9):
+    if held and np.array_equal(seen_TS, key_S <= pos_T1 - held):
+        return (
+            f"this pass is masked as if the cache were empty, so that its first row sees key 0 alone: the upper left "
+            f"corner, {plural(held, 'key')} too few"
+        )
+    if held and len(pos_T1) == 1 and np.array_equal(seen_TS[0], key_S < seen_TS.sum()) and (seen_TS <= causal_TS).all():
+        return f"only the first {plural(int(seen_TS.sum()), 'key')} {'is' if seen_TS.sum() == 1 else 'are'} seen"
+    for shift in range(-len(key_S), len(key_S)):
         if shift and np.array_equal(seen_TS, key_S <= pos_T1 + shift):
             return (
                 f"each position sees {plural(abs(shift), 'key')} too {'many' if shift > 0 else 'few'}: a wrong corner"

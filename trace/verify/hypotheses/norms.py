@@ -226,6 +226,26 @@ def norm_short(s: Site) -> Several:
         yield f.name, times(once, Span.point(f.round(gain))).map(f.round)
 
 
+@hypothesis("norm-scale-short", "1 / rms is rounded to {} before it multiplies", *NORMS)
+def norm_scale_short(s: Site) -> Several:
+    """One number of a row: all of the row is off by one factor. The rest is in float32, stored once or twice."""
+    x, gain = normed(s)
+    squares = np.square(x.mid)
+    mean = Span.around(squares.mean(-1, keepdims=True), operations.U * squares.sum(-1, keepdims=True))
+    exact = mean.map(lambda v: 1 / np.sqrt(np.maximum(v, 0) + s.config.rms_norm_eps))
+    for f in (BFLOAT16, FLOAT16):
+        once = widened(times(x, exact.map(f.round)))
+        yield f.name, operations.rounded(s.recipe, widened(times(once, point(s, gain))))
+        if s.recipe.result is not FLOAT32:
+            yield f.name, operations.mul(s.recipe, once.map(s.recipe.result.round), point(s, gain))
+
+
+def widened(x: Span) -> Span:
+    """To two of float32's roundings."""
+    slack = 2 * operations.U * np.abs(x.mid)
+    return Span(x.mid, x.lo - slack, x.hi + slack)
+
+
 @hypothesis("norm-twice", "the norm is applied twice", *NORMS)
 def norm_twice(s: Site) -> Variants:
     x, gain = normed(s)

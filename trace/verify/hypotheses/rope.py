@@ -139,6 +139,14 @@ def rope_position_restart(s: Site) -> Variants:
     return rotated(s, turned(s), angle(s, -s.pos[0])) if s.pos[0] else None
 
 
+@hypothesis("rope-position-doubled", "RoPE counts positions from {} what the cache holds in each pass", *ROPE)
+def rope_position_doubled(s: Site) -> Several:
+    """An offset that is added to one that holds it already."""
+    held = s.evidence.rows[s.phase][0]
+    if held or s.judged != s.stage:  # the first pass of several is right; alone it shows nothing
+        yield "twice", rotated(s, turned(s), angle(s, held))
+
+
 @hypothesis("rope-sign", "RoPE turns the other way", *ROPE)
 def rope_sign(s: Site) -> Variants:
     return rotated(s, turned(s), -angle(s))

@@ -25,19 +25,21 @@ from . import (
     layers,
     masks,
     norms,
+    packing,
+    pieces,
     products,
     rope,
     rows,
     shards,
     vectors,
-)  # fmt: skip
+)
 from .by_part import parts_of
 from .hypothesis import Hypothesis
 from .ways import Way, in_itself, ways
 
 FILES = (
-    adapters, attention, masks, rows, caps, channels, dump, shards, products, decoders, activations, head, rope, norms,
-    vectors, layers, batch,
+    adapters, attention, masks, rows, pieces, caps, channels, dump, shards, products, packing, decoders, activations,
+    head, rope, norms, vectors, layers, batch,
 )  # fmt: skip
 ZEROS = "zeros"  # which any part may be
 ALIKE = 2 * FLOAT32.u  # of the error that is left: less tells no mistake from another, and the earlier stage's is told

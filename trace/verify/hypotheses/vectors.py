@@ -245,6 +245,10 @@ def residual_twice(s: Site) -> Several:
     x, y = addends(s)
     yield "the residual", operations.add(s.recipe, operations.add(s.recipe, x, y), x)
     yield "the block's output", operations.add(s.recipe, operations.add(s.recipe, x, y), y)
+    if s.stage == "post_ffn_residual":
+        earlier = s.input(s.evidence.stage("post_attn_residual").inputs[1])
+        yield "attention's output", operations.add(s.recipe, operations.add(s.recipe, x, earlier), y)
+        yield "the layer's input", operations.add(s.recipe, operations.add(s.recipe, x, s.before()), y)
 
 
 @hypothesis("residual-sign", "the block's output is subtracted", *RESIDUALS)
