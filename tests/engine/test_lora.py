@@ -128,13 +128,15 @@ def test_merged_values(folders: Path, was: str, becomes: str) -> None:
 # ------------------------------------------------------------------------------------------------------ bad adapters
 
 
-def changed(folders: Path, tmp_path: Path, settings: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """The adapter "all" with other fields (... takes one away) and other tensors (arrays of float32)."""
+def changed(
+    folders: Path, tmp_path: Path, settings: dict[str, Any], tensors: dict[str, Any], name: str = "all"
+) -> Path:
+    """An adapter with other fields (... takes one away) and other tensors (arrays of float32)."""
     folder = tmp_path / "adapter"
     folder.mkdir()
-    said = json.loads((folders / "all" / "adapter_config.json").read_text()) | settings
+    said = json.loads((folders / name / "adapter_config.json").read_text()) | settings
     (folder / "adapter_config.json").write_text(json.dumps({k: v for k, v in said.items() if v is not ...}))
-    held, _ = read_tensors(folders / "all" / "adapter_model.safetensors", {"F32": 4})
+    held, _ = read_tensors(folders / name / "adapter_model.safetensors", {"F32": 4})
     arrays = {name: data.view(np.float32).reshape(shape) for name, (_, shape, data) in held.items()} | tensors
     save_file({k: v for k, v in arrays.items() if v is not ...}, folder / "adapter_model.safetensors")
     return folder
@@ -145,7 +147,6 @@ WHOLE, SCORE = "base_model.model.lm_head.weight", "base_model.model.score.weight
 EMBEDDING_A = "base_model.model.model.embed_tokens.lora_embedding_A"
 MAGNITUDE = f"{PREFIX}.lora_magnitude_vector"
 BIAS = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"
-DORA = {"use_dora": True, "target_modules": ["up_proj"]}
 A, B = f"{PREFIX}.lora_A.weight", f"{PREFIX}.lora_B.weight"
 
 
@@ -162,9 +163,8 @@ def values(*shape: int) -> np.ndarray:
         ({"use_dora": "yes"}, {}, ["use_dora is 'yes'", "true or false"]),
         ({"use_dora": True, "lora_bias": True}, {}, ["use_dora and lora_bias are both set"]),
         ({}, {MAGNITUDE: values(48)}, ["up_proj", "lora_magnitude_vector is there; use_dora is False"]),
-        (DORA, {MAGNITUDE: values(47)}, ["up_proj", "lora_magnitude_vector is [47], and must be [48]"]),
-        (DORA, {MAGNITUDE: values(48, 1)}, ["lora_magnitude_vector", "[48, 1]", "a vector is needed"]),
-        (DORA, {MAGNITUDE: values(48) * np.nan}, ["lora_magnitude_vector", "48 values are not finite"]),
+        ({"use_dora": True}, {MAGNITUDE: values(48, 1)}, ["lora_magnitude_vector", "[48, 1]", "a vector is needed"]),
+        ({"use_dora": True}, {MAGNITUDE: values(48) * np.nan}, ["lora_magnitude_vector", "48 values are not finite"]),
         ({"modules_to_save": ["lm_head"]}, {}, ["modules_to_save names lm_head", "no tensor of it"]),
         ({"modules_to_save": "lm_head"}, {}, ["modules_to_save is 'lm_head'", "list"]),
         ({"modules_to_save": ["lm_head"]}, {WHOLE: values(65, 32)}, ["lm_head.weight is [65, 32]", "grown"]),
@@ -226,6 +226,24 @@ def test_a_bad_adapter_is_one_line(
     assert "\n" not in line and len(line) < 500 and str(folder) in line, line
     for word in words:
         assert word in line, line
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({MAGNITUDE: values(47)}, ["up_proj: lora_magnitude_vector is [47], and must be [48]"]),
+        ({MAGNITUDE: ...}, ["up_proj: lora_magnitude_vector is missing; use_dora is True"]),
+        ({A: ..., B: ...}, ["up_proj: lora_magnitude_vector is there, and lora_A and lora_B are missing"]),
+    ],
+)
+def test_a_bad_adapter_of_dora_is_one_line(
+    folders: Path, tmp_path: Path, tensors: dict[str, Any], words: list[str]
+) -> None:
+    folder = changed(folders, tmp_path, {}, tensors, "dora")
+    with pytest.raises(BadInput) as error:
+        open_weights(folders / "base", loras=opened_loras(str(folder)))
+    line = str(error.value)
+    assert "\n" not in line and str(folder) in line and all(word in line for word in words), line
 
 
 def test_what_is_no_adapter(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "embedding": {"r": 3, "lora_alpha": 4, "target_modules": ["embed_tokens", "q_proj"]},
     "embedding, rslora": {"r": 2, "lora_alpha": 3, "use_rslora": True, "target_modules": ["embed_tokens"]},
     "whole": {"r": 2, "lora_alpha": 3, "target_modules": ALL[:2], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "whole norms": {"r": 2, "lora_alpha": 3, "target_modules": ALL[:2], "modules_to_save": ["input_layernorm"]},
     "dora": {"r": 3, "lora_alpha": 4, "target_modules": ALL, "use_dora": True},
     "dora, head and embedding": {
         "r": 2, "lora_alpha": 3, "target_modules": ["embed_tokens", "lm_head", "v_proj"], "use_dora": True,
@@ -44,7 +45,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "lora_bias": {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "down_proj"], "lora_bias": True},
     "bias": {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"], "bias": "all"},
     "pattern": {"r": 2, "lora_alpha": 3, "target_modules": r"model\.layers\.(?:0|1)\.mlp\.(up|down)_proj"},
-    "whole norms": {"r": 2, "lora_alpha": 3, "target_modules": ALL[:2], "modules_to_save": ["input_layernorm"]},
 }  # fmt: skip
 # name: adapters that are active together, and what each one's scale is multiplied with.
 CASES: dict[str, list[tuple[str, float]]] = {name: [(name, 1.0)] for name in ADAPTERS} | {

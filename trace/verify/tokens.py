@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ...engine.weights import Adapted, plain, summed
@@ -33,9 +35,13 @@ def known_tokens(evidence: Evidence) -> tuple[tuple[int, ...] | None, Remark | N
 
 def nearest(evidence: Evidence, x_TD: np.ndarray) -> list[int]:
     """The row of the embedding nearest to each of x, a slab of rows at a time. Of equal rows, the first. An embedding
-    with adapters is looked at with them and without: the engine may have left them out."""
+    with adapters is looked at with them, without, and without DoRA's magnitude: the engine may have left these out."""
     w = evidence.weights.embed
-    ways = (_nearest(w, x_TD), _nearest(plain(w), x_TD)) if isinstance(w, Adapted) else (_nearest(w, x_TD),)
+    ways = [_nearest(w, x_TD)]
+    if isinstance(w, Adapted):
+        ways.append(_nearest(plain(w), x_TD))
+        if any(a.dora is not None for a in w.adapters):
+            ways.append(_nearest(replace(w, adapters=tuple(replace(a, dora=None) for a in w.adapters)), x_TD))
     return min(ways, key=lambda way: way[1])[0]
 
 

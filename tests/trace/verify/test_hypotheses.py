@@ -203,7 +203,7 @@ def test_a_mistake_in_a_stage_that_the_dump_lacks() -> None:
 
 def test_every_hypothesis_is_planted_somewhere() -> None:
     here = {"other-file", "other-stage", "bias-included", "layout"}
-    adapters = {"adapter-missing", "adapter-twice", "adapter-scaled"}  # test_verify_lora.py
+    adapters = {"adapter-missing", "adapter-twice", "adapter-scaled", "dora-magnitude"}  # test_verify_lora.py
     heads = {"head-run"}  # test_heads.py: a vocabulary of three times a state's size
     mixed_up = {"layer-weights", "weights-displaced", "batch-row", "batch-cache"}  # test_mixed_up.py
     blocks = {"softmax-blocks"}  # test_hooked.py: more keys than a block
