@@ -18,7 +18,7 @@ from ..dump import Dump
 from ..stages import of_pieces
 from .engine import settled
 from .evidence import Evidence
-from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, OtherModel, OtherTokens
+from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, OtherModel, OtherTokens, Remark
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .formulas import PRODUCTS, ROPE, as_heads
 from .judge import Judge
@@ -51,7 +51,7 @@ def verify(
     evidence.tokens, told_of_ids = known_tokens(evidence)
     if seen := next((i for i in evidence.tokens or () if i in weights.config.pictures), None):
         raise BadInput(f"{dump.path}: token {seen} stands for a picture; give the dump of a prompt of text alone")
-    remarks = [
+    remarks: list[Remark | None] = [
         told_of_ids,
         FilesMissing(tuple(dump.missing)) if dump.missing else None,
         FilesIgnored(tuple(dump.ignored)) if dump.ignored else None,
@@ -62,7 +62,9 @@ def verify(
     for n, e in enumerate(dump.entries):
         findings.append(judge.judge(e))
         done(n + 1)
-    findings, recipe = settled(judge, doubted(judge, findings))
+    findings, untold = doubted(judge, findings)
+    remarks.append(untold)
+    findings, recipe = settled(judge, findings)
     second = None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
     findings = review(judge, findings, recipe, second)
     blocks = [plain(p) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)]
