@@ -224,4 +224,12 @@ class IdsUnknown:
     partial: bool
 
 
-Remark = FilesMissing | FilesIgnored | IdsFromEmbedding | IdsUnknown
+@dataclass(frozen=True, slots=True)
+class FrequenciesUntold:
+    """Attention is explained by RoPE's own frequencies under an arithmetic that leaves much open, and by a mistake in
+    them as well (rivals.py)."""
+
+    mistake: str
+
+
+Remark = FilesMissing | FilesIgnored | IdsFromEmbedding | IdsUnknown | FrequenciesUntold

@@ -9,27 +9,30 @@ is a matter of chance; one that is wrong is nearer to the wrong ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..dump import Entry
 from .arithmetic import whole_engines, wide
-from .facts import Unjudgeable
+from .facts import FrequenciesUntold, Unjudgeable
 from .finding import UNEXPLAINED, Finding
 from .formulas import ROPE
 from .hypotheses import rope
 from .hypotheses.ways import turned
 from .judge import Judge, shown
 from .recipes.recipe import Recipe
-from .span import FLOAT32, Array
+from .span import BFLOAT16, FLOAT16, FLOAT32, Array
 
 LOOSE = "contracted"  # of Recipe.turn
 TIGHT = ("rounded", "tables", "float32")
 MISTAKES = tuple(h for h in rope.TABLE if h.name in ("rope-frequencies", "rope-angles"))
-TRIES = 2  # stages in which no mistake was nearer, after which none is sought
+TRIES = 3  # stages in which every mistake is looked at; in the others, only the one that was nearest in these
 CHANCE = 1e-9  # that a fair coin, thrown for each head at each position, shows as many
+IN_A_ROW = 30  # throws, as unlikely: no other arithmetic is looked at then
+OTHER = {BFLOAT16: FLOAT16, FLOAT16: BFLOAT16}  # buffers are cast with the weights, so to the engine's own format
+Candidate = tuple[Recipe, str]  # an arithmetic, and a mistake in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +41,33 @@ class Rival:
 
     finding: Finding
     entry: Entry
-    recipe: Recipe
-    sentence: str
     nearer: int
     farther: int
 
+    @property
+    def lead(self) -> int:
+        return self.nearer - self.farther
 
-def doubted(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
-    """The findings; those that a mistake explains better are unexplained, and their arithmetic is the mistake's."""
-    rivals: list[Rival] = []
-    hopeless = 0
-    for f in findings:
-        e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
-        loose = None if e is None or hopeless > TRIES else loosely(judge, f, e)
-        if e is not None and loose is not None:
-            found = nearest(judge, f, e, loose, rivals)
-            hopeless += found is None
-            rivals += [] if found is None else [found]
+
+def doubted(judge: Judge, findings: Sequence[Finding]) -> tuple[list[Finding], FrequenciesUntold | None]:
+    """The findings; those that a mistake explains better are unexplained, and their arithmetic is the mistake's. And
+    what is to be said where the dump tells neither the mistake nor that there is none."""
+    candidate, rivals, tried = contest(judge, findings)
+    if candidate is None:
+        return list(findings), None
     nearer, farther = sum(r.nearer for r in rivals), sum(r.farther for r in rivals)
-    if nearer <= farther or by_chance(nearer, farther) > CHANCE:
-        return list(findings)
+    if by_chance(nearer, farther) * tried > CHANCE:
+        return list(findings), FrequenciesUntold(candidate[1])
+    if nearer <= farther:
+        return list(findings), None
+    rivals = [r for r in rivals if r.lead > 0]
     seen = {f.key: f for f in findings}
     for r in rivals:
         for recipe in judge.good[judge.group(r.entry)]:
             if recipe.turn == LOOSE:
                 judge.forget(r.entry, recipe)
                 break
-        judge.rivals[r.finding.key] = r.recipe
+        judge.rivals[r.finding.key] = candidate[0]
         seen[r.finding.key] = replace(r.finding, verdict=UNEXPLAINED)
     for group in {judge.group(r.entry) for r in rivals}:
         places = [f for f in seen.values() if f.explained and judge.group(entry(judge, f)) == group]
@@ -73,7 +76,28 @@ def doubted(judge: Judge, findings: Sequence[Finding]) -> list[Finding]:
             judge.good[group] = left
         else:
             del judge.good[group]
-    return list(seen.values())
+    return list(seen.values()), None
+
+
+def contest(judge: Judge, findings: Sequence[Finding]) -> tuple[Candidate | None, list[Rival], int]:
+    """The mistake that is nearest, the stages that it may explain, and of how many it was chosen."""
+    tallies: dict[Candidate, list[Rival]] = {}
+    best: Candidate | None = None
+    tried = stages = 0
+    for f in findings:
+        e = judge.evidence.dump.get(f.stage, f.layer, f.phase)
+        if e is None or (stages >= TRIES and best is None):
+            continue
+        loose = loosely(judge, f, e)
+        if loose is not None:
+            stages += 1
+            known = [best] if stages > TRIES and best is not None else list(tallies)
+            for candidate, told in compared(judge, f, e, loose, known):
+                tallies.setdefault(candidate, []).append(told)
+            if stages <= TRIES:
+                tried = len(tallies)
+                best = max(tallies, key=lambda c: sum(r.lead for r in tallies[c]), default=None)
+    return best, [] if best is None else tallies[best], tried
 
 
 def by_chance(heads: int, tails: int) -> float:
@@ -102,24 +126,24 @@ def loosely(judge: Judge, f: Finding, e: Entry) -> Recipe | None:
     return next((r for r in explaining if r.turn == LOOSE), None)
 
 
-def nearest(judge: Judge, f: Finding, e: Entry, loose: Recipe, known: Sequence[Rival]) -> Rival | None:
-    """The mistake that is nearer at most heads and positions than none under the same arithmetic, or the loose one.
-    Once one is known, no other is looked at, and it counts where it is farther, too."""
+def compared(
+    judge: Judge, f: Finding, e: Entry, loose: Recipe, known: Collection[Candidate]
+) -> Iterator[tuple[Candidate, Rival]]:
+    """At how many heads and positions each mistake that explains the stage is nearer than none under the same
+    arithmetic, or the loose one; and at how many it is farther. known: the only ones to look at, if there are any."""
     got = np.asarray(judge.evidence.values(e), np.float64)
     as_loose = off(got, judge.again(e, loose)[1].mid)
-    best: Rival | None = None
-    for recipe in [known[0].recipe] if known else recipes(judge, e, loose):
+    for recipe in dict.fromkeys(r for r, _ in known) if known else recipes(judge, e, loose):
         right = np.minimum(as_loose, off(got, judge.again(e, recipe)[1].mid))
+        everywhere = False
         for sentence, mid in by_mistake(judge, e, recipe):
-            wrong = off(got, mid)
-            told = Rival(f, e, recipe, sentence, int((wrong < right).sum()), int((wrong > right).sum()))
-            if known and sentence == known[0].sentence:
-                return told
-            if not known and told.nearer - told.farther > (0 if best is None else best.nearer - best.farther):
-                best = told
-        if best is not None and not best.farther:
+            if not known or (recipe, sentence) in known:
+                wrong = off(got, mid)
+                told = Rival(f, e, int((wrong < right).sum()), int((wrong > right).sum()))
+                everywhere |= told.nearer >= IN_A_ROW and not told.farther
+                yield (recipe, sentence), told
+        if everywhere and not known:
             break
-    return best
 
 
 def off(got: Array, mid: Array) -> Array:
@@ -146,7 +170,7 @@ def by_mistake(judge: Judge, e: Entry, recipe: Recipe) -> Iterator[tuple[str, Ar
         try:
             for (detail, _), whole in turned(h, site, None):
                 span = shown(got, whole, e)
-                if judge.compared(e, site, got, span).good:
+                if OTHER[recipe.result].name not in detail and judge.compared(e, site, got, span).good:
                     yield h.sentence.format(detail), span.mid
         except Unjudgeable:
             continue

@@ -20,7 +20,9 @@ from ..stages import Key, of_pieces
 from .arithmetic import formats_of
 from .engine import settled
 from .evidence import Evidence
-from .facts import FilesIgnored, FilesMissing, First, FirstNotFinite, FormatWrong, NotFinite, OtherModel, OtherTokens
+from .facts import (
+    FilesIgnored, FilesMissing, First, FirstNotFinite, FormatWrong, NotFinite, OtherModel, OtherTokens, Remark,
+)  # fmt: skip
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .formulas import PRODUCTS, ROPE, as_heads
 from .judge import Judge
@@ -51,7 +53,7 @@ def verify(
     evidence.tokens, told_of_ids = known_tokens(evidence)
     if seen := next((i for i in evidence.tokens or () if i in weights.config.pictures), None):
         raise BadInput(f"{dump.path}: token {seen} stands for a picture; give the dump of a prompt of text alone")
-    remarks = [
+    remarks: list[Remark | None] = [
         told_of_ids,
         FilesMissing(tuple(dump.missing)) if dump.missing else None,
         FilesIgnored(tuple(dump.ignored)) if dump.ignored else None,
@@ -64,7 +66,9 @@ def verify(
             forget_layer(weights.layers[before])
         findings.append(judge.judge(e))
         done(n + 1)
-    findings, recipe = settled(judge, doubted(judge, findings))
+    findings, untold = doubted(judge, findings)
+    remarks.append(untold)
+    findings, recipe = settled(judge, findings)
     second = None if against is None else Judge(Evidence(dump, against, evidence.tokens, rotations=evidence.rotations))
     findings = review(judge, findings, recipe, second)
     blocks = [plain(p) for layer in weights.layers for p in (*layer.qkv, layer.ffn_down)]

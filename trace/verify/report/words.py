@@ -14,6 +14,7 @@ from ..facts import (
     First,
     FirstNotFinite,
     FormatWrong,
+    FrequenciesUntold,
     FromTokens,
     IdsFromEmbedding,
     IdsUnknown,
@@ -93,6 +94,9 @@ def words(fact: Reason | Note | First | Remark) -> str:
             if partial:
                 return "no token ids: the embedding has rows of some positions only"
             return "no token ids: the dump has neither a manifest that tells them nor an embedding"
+        case FrequenciesUntold(mistake):
+            told = f"its own explain attention, and so does this mistake: {mistake}"
+            return f"RoPE's frequencies cannot be told from this dump ({told}): dump q_post_rope and k_post_rope"
 
 
 def _spots(spots: Sequence[Spot], layer: int | None) -> str:
