@@ -27,11 +27,12 @@ from .parts import begin, both_halves, halves, memory, zeros_half
 def _of_32(take: Any, fetches: bool) -> Any:
     @helper
     def half(codes, offset, scale, minimum, meet, w, g, step, x, steps, sums, zero, at):
-        p = start_tile(sums, -offset, zero)
-        for quad in range(8):
+        word, p = 4 * tile_width(zero), start_tile(sums, -offset, zero)
+        for quad in range(0, 8, 2):
             if fetches:
-                fetch_ahead(w + (g * 8 + quad) * step, step)
-            p = dot4_tile(take(codes(w, g, quad)), x + 4 * tile_width(zero) * quad, p)
+                fetch_ahead(w + (g * 8 + quad) * step, 2 * step)
+            p = dot4_tile(take(codes(w, g, quad)), x + word * quad, p)
+            p = dot4_tile(take(codes(w, g, quad + 1)), x + word * (quad + 1), p)
         acc = scale2_tile(p, take(scale(w, g)), steps, load_tile(at, zero))
         if minimum is not None:
             acc = meet(take(minimum(w, g)), steps, sums, acc)
@@ -53,10 +54,11 @@ def _of_256(take: Any, fetches: bool) -> Any:
         for four in range(16 // quads):
             for g in range(4 * four, 4 * four + 4):
                 p = zeros_like(zero)
-                for c in range(g * quads, (g + 1) * quads):
+                for c in range(g * quads, (g + 1) * quads, 2):
                     if fetches:
-                        fetch_ahead(w + c * step, step)
+                        fetch_ahead(w + c * step, 2 * step)
                     p = dot4_tile(take(codes(w, g, c - g * quads)), x + word * c, p)
+                    p = dot4_tile(take(codes(w, g, c - g * quads + 1)), x + word * (c + 1), p)
                 total = multiply_tile(p, take(signed_byte(scales(w, four), g & 3)), total)
             if minima is None and power is not None:
                 total = pairs(scales(w, four), power, own + 2 * four * word, total)

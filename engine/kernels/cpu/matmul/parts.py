@@ -17,7 +17,6 @@ from ..machine.paths import SET
 from ..machine.tiles import fma_tile, load_tile, put_tile, scale_tile, tile_width
 from ..machine.work import fetch_ahead
 
-QUARTER = LANES  # bytes of a vector's quarter
 quarters = tuple((take_part(i, 4), words_part(i, 4), store_part(i, 4)) for i in range(4))
 halves = take_part(0, 2), take_part(1, 2)
 zeros_half, zeros_quarter = zeros_part(2), zeros_part(4)
