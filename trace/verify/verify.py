@@ -21,7 +21,15 @@ from .arithmetic import formats_of
 from .engine import settled
 from .evidence import Evidence
 from .facts import (
-    FilesIgnored, FilesMissing, First, FirstNotFinite, FormatWrong, NotFinite, OtherModel, OtherTokens, Remark,
+    FilesIgnored,
+    FilesMissing,
+    First,
+    FirstNotFinite,
+    FormatWrong,
+    NotFinite,
+    OtherModel,
+    OtherTokens,
+    Remark,
 )  # fmt: skip
 from .finding import EXACT, REPRODUCED, UNEXPLAINED, UNJUDGED, Finding, Verification
 from .formulas import PRODUCTS, ROPE, as_heads

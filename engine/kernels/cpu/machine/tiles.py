@@ -402,7 +402,7 @@ def multiply_tile(b: Any, t: int, p: Any, v: Any, acc: Any) -> Any:
 
 
 # How many sums of 2 products of codes and bytes add up in 16 bits: 2 x (2^bits - 1) x 128 each, together below 2^15.
-TOGETHER = {2: 42, 3: 18, 4: 8, 5: 4, 6: 2}
+TOGETHER = {2: 42, 3: 18, 4: 8, 5: 4, 6: 2, 7: 1}
 
 
 def _in_words(bits: int) -> bool:
