@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from qwenref.engine.kernels.cpu.machine import codegen, simd, tiles
+from qwenref.engine.kernels.cpu.machine import codegen, eights, simd, tiles
 from qwenref.engine.kernels.cpu.machine.codegen import LANES
 from qwenref.engine.kernels.cpu.machine.paths import NEON, PATH, SET, choose_path
 from qwenref.errors import BadInput
@@ -376,3 +376,60 @@ def test_choice_of_path() -> None:
     for forced in ("avx512", "sse9"):
         with pytest.raises(BadInput, match=f"QWENREF_SIMD={forced}: this machine has avx2, plain"):
             choose_path(forced, avx2)
+
+
+ON_AVX2 = pytest.mark.skipif(not SET.eights, reason="made of AVX2's registers")
+
+
+@ON_AVX2
+def test_products_of_eight_rows() -> None:
+    zeros = tiles.zero_tile(eights.floats8, N)
+
+    @njit
+    def integers(out, codes, x, factors, start):
+        p = eights.add_products(simd.load_i32(codes), x, eights.sums_like(zeros()))
+        p = eights.add_products(simd.load_i32(codes + 128), x + 4 * N, p)
+        total = eights.widen(p, factors, tiles.start_tile(start, -3, zeros()))
+        total = eights.widen_high(p, factors, total)
+        tiles.store_tile(out, 32, tiles.scale_tile(total, eights.load_f32_8(start + 4 * N), zeros()), 8)
+
+    codes = RNG.integers(0, 16, (2, LANES, 4), dtype=np.uint8)
+    x = RNG.integers(-128, 128, (2, N, 4), dtype=np.int8)
+    pairs = RNG.integers(-500, 500, (8, 2), dtype=np.int16)
+    start = RNG.integers(-99, 99, N, dtype=np.int32)
+    pairs[:, 1] = pairs[:, 0]
+    ones = np.concatenate([start, np.ones(8, np.float32).view(np.int32)])
+    out = np.zeros((N, 8), np.float32)
+    integers(*(address(a) for a in (out, codes, x, pairs, ones)))
+    sums = np.einsum("qrc,qtc->tr", codes[:, :8].astype(np.int64), x.astype(np.int64))
+    assert equal(out, (sums * pairs[:, 0] * 17 - 3 * start[:, None]).astype(np.float32))
+
+
+@ON_AVX2
+@pytest.mark.parametrize("half", [0, 1])
+def test_values_of_half_a_row_block_meet_tokens(half: int) -> None:
+    zeros, add = tiles.zero_tile(tiles.part_of(2), N), (eights.add_low_values, eights.add_high_values)[half]
+
+    @njit
+    def kernel(out, v, x):
+        p = add(simd.load_f32(v), x, add(simd.load_f32(v), x, zeros()))
+        tiles.store_tile(out, 64, p, 16)
+
+    out = np.zeros((N, 16), np.float32)
+    kernel(*(address(a) for a in (out, A, B)))
+    own = np.tile(A[16 * half : 16 * half + 16], (N, 1))
+    once = fused(own, B[:N, None], np.zeros_like(own))
+    assert equal(out, fused(own, B[:N, None], once))
+
+
+@ON_AVX2
+@pytest.mark.parametrize("index", range(4))
+def test_a_byte_as_both_numbers_of_16_bits(index: int) -> None:
+    pair = (eights.pair_of_byte0, eights.pair_of_byte1, eights.pair_of_byte2, eights.pair_of_byte3)[index]
+
+    @njit
+    def kernel(out, v):
+        simd.store_i32(out, pair(simd.load_i32(v)))
+
+    want = np.repeat(I.view(np.int8).reshape(-1, 4)[:, index].astype(np.int16), 2)
+    assert ints_of(kernel, I).tobytes() == want.tobytes()
