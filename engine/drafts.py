@@ -32,7 +32,7 @@ BACK, AHEAD = 2, 60  # tokens round the last copied one that are near
 MEMORY = 16  # forecasts: how fast a rate follows them
 EXTRA = 0.08  # of a token's time for each more in a pass, until that is measured
 SLOWER = 1.3  # by which a pass may seem slower than the last one of its width: a slow one may be another job's fault
-PAYS = 1.1  # times the speed of no draft that a draft must promise: the one that promises most is oftener wrong
+SURE = 0.85  # of the tokens that a draft promises so many are counted: the one that promises most is oftener wrong
 
 
 class Forecast(NamedTuple):
@@ -56,8 +56,8 @@ class Drafts:
         self._said: dict[int, int] = {}
         self._copied = Forecast(-1, NEAR, 0)  # the last look-up that was right; place 0 once one was not
         self._last = 0  # the place behind what was copied last, whatever came since
-        self._rates = {SAID: 0.3, NEAR: 0.25, 1: 0.1, 2: 0.3, 3: 0.4}
-        self._rates |= {n: min(0.97, 0.6 + 0.04 * (n - 4)) for n in range(4, LONGEST + 1)}
+        self._rates = {SAID: 0.3, NEAR: 0.25, 1: 0.1, 2: 0.3, 3: 0.5}
+        self._rates |= {n: min(0.97, 0.7 + 0.03 * (n - 4)) for n in range(4, LONGEST + 1)}
         self._seconds: dict[int, float] = {}  # of a pass, by its width
 
     @property
@@ -100,9 +100,8 @@ class Drafts:
             seen.append(best.token)  # what is drafted is looked up as what has come is
         drafted = seen[end:]
         del seen[end:]
-        gains = {n: expected[min(n, len(expected)) - 1] / self._cost(n) for n in widths}
-        width = max(gains, key=lambda n: gains[n])
-        return drafted[: width - 1] if gains[width] > PAYS else []
+        gains = {n: (1 + SURE * (expected[min(n, len(expected)) - 1] - 1)) / self._cost(n) for n in widths}
+        return drafted[: max(gains, key=lambda n: gains[n]) - 1]
 
     def _cost(self, width: int) -> float:
         """The time of a pass of so many tokens, in times of one token's: measured, or as from the next narrower one."""
