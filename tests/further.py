@@ -150,9 +150,11 @@ ROWS: tuple[Row, ...] = (
     (
         "pytorch/pytorch#108108",
         "is_causal masks from the upper left corner, over a cache",
-        FIRST,
-        LOCATED,
-        "3 of 72 stages are not explained, all by one mistake: the mask is another: position 10 sees key 0.",
+        SINCE,
+        NAMED,
+        "3 of 72 stages are not explained, all by one mistake: the mask is another: this pass is masked as "
+        "if the cache were empty, so that its first row sees key 0 alone: the upper left corner, 10 keys "
+        "too few.",
     ),
     (
         "huggingface/candle#3520",
