@@ -621,9 +621,10 @@ def main() -> None:
         if not only or c.number in only:
             rows.append((c, *outcome(c)))
             print(c.number, *rows[-1][1:], sep="\t", flush=True)
+    from . import further
     from .stopped import table  # which is of these
 
-    Path(sys.argv[1]).write_text(page(rows) + "\n" + "\n".join(table()) + "\n")
+    Path(sys.argv[1]).write_text("\n".join([page(rows), *further.table(), "", *table(), ""]))
 
 
 if __name__ == "__main__":

@@ -240,6 +240,14 @@ def _(run: Run, y: A) -> A:
     return run.kernels.linear(run.get("attention").reshape(len(y), -1), transposed(layer(run).attn_out))
 
 
+@plant("packing", "attn_out", engines=(*OWN[:2], *HF), formats="Q4_0")
+def _(run: Run, y: A) -> A:
+    """Eight codes of a word are in AWQ's order, and are taken one after the other."""
+    w = decoded(layer(run).attn_out)
+    order = (np.arange(w.shape[1]).reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]]).ravel()
+    return run.kernels.linear(run.get("attention").reshape(len(y), -1), matrix_of(w[:, order]))
+
+
 @plant(
     "weight-transposed-down",
     "ffn_out",
@@ -895,6 +903,19 @@ def _(run: Run, y: A) -> A:
     return merged(run, weigh)
 
 
+@plant("pages-in-turn", "attention", engines=(*OWN[:2], *HF))
+def _(run: Run, y: A) -> A:
+    """Blocks of 4 keys and 4 values lie in turn; the stride is that of one block."""
+    k, v = keys(run), values(run)
+    S, size = len(k), 4
+    pages = -(-S // size)
+    k_full, v_full = (np.concatenate([x, np.zeros((pages * size - S, *x.shape[1:]), f32)]) for x in (k, v))
+    memory = np.concatenate([x[n * size : (n + 1) * size] for n in range(pages) for x in (k_full, v_full)])
+    scores = run.kernels.attn_scores(run.get("q_post_rope"), np.ascontiguousarray(memory[:S]), run.pos_T)
+    p = run.kernels.softmax(scores, run.pos_T)
+    return run.kernels.attn_mix(p, np.ascontiguousarray(memory[size : size + S]), run.pos_T)
+
+
 @plant("strides", "attn_scores")
 def _(run: Run, y: A) -> A:
     q = run.get("q_post_rope")
@@ -1034,6 +1055,13 @@ def _(run: Run, y: A) -> A:
 @plant("residual-twice", *RESIDUALS)
 def _(run: Run, y: A) -> A:
     return run.kernels.add(y, carried(run))
+
+
+@plant("residual-twice-attention", "post_ffn_residual", named="residual-twice")
+def _(run: Run, y: A) -> A:
+    """A sum in place, into the buffer that stands for the residual: attention's output is in it twice."""
+    both = run.kernels.add(run.get("post_attn_residual"), run.get("attn_out"))
+    return run.kernels.add(both, run.get("ffn_out"))
 
 
 @plant("residual-sign", *RESIDUALS)

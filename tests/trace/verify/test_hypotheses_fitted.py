@@ -163,6 +163,19 @@ ENGINES = dict.fromkeys(
 )
 LATER = ("part-elsewhere",)  # what the first layer cannot have
 
+
+def tile_unscaled(run: Run, y: A) -> A:
+    x = run.get("ffn_swigl").copy()
+    x[:, -64:] *= f32(4)
+    return run.kernels.linear(x, layer(run).ffn_down)
+
+
+def by_two_ranks(run: Run, y: A) -> A:
+    x = run.get("ffn_swigl")
+    halves = [np.where((np.arange(x.shape[1]) < x.shape[1] // 2) == first, x, f32(0)) for first in (True, False)]
+    return run.kernels.add(*(run.kernels.linear(half, layer(run).ffn_down) for half in halves))
+
+
 # name -> stage, mistake, what the sentence holds. One that is only described is not named after a cause.
 FITTED: dict[str, tuple[str, Wrong, str]] = {
     "mask-other": ("attn_softmax", partial(windowed, size=4), "a window of 4 positions, where this layer has none"),
@@ -171,6 +184,7 @@ FITTED: dict[str, tuple[str, Wrong, str]] = {
     "values-heads": ("attention", lambda run, y: np.roll(y, 1, 1), "rolled by 1"),
     "bias-rank": ("qkv_bias", rank_of_bias, "only rank 0 of 2"),
     "rank-missing": ("ffn_out", half_sum, "of 2 ranks, only rank 0 is summed"),
+    "ranks-rounded": ("ffn_out", by_two_ranks, "the shares of 2 ranks are rounded each"),
     "part-zero": ("ffn_up", columns_lost, "columns 505 to 511 are 0"),
     "part-stale": ("attn_out", one_stale, "position 5 holds 4's row"),
     "part-factor": ("attention", head_quieter, "a factor of 0.5 in head 3"),
@@ -213,6 +227,13 @@ def test_planted(name: str, engine: str = "HF bfloat16") -> None:
     assert ("factor" in told) == (name == "cache-scale"), "a factor of all values is not what is wrong"
 
 
+def test_a_tile_that_counts_more_is_named() -> None:
+    dump = dump_of(weights(), "HF float32", TOKENS, mistakes={("ffn_out", 1): tile_unscaled})
+    (f,) = [f for f in verify(dump, weights()).findings if f.verdict == UNEXPLAINED]
+    assert (f.layer, f.stage) == (1, "ffn_out")
+    assert "inputs 448 to 511 count 4 times" in [h.sentence for h in f.hypotheses if h.name == "product-tile"]
+
+
 @pytest.mark.parametrize("engine", ["HF bfloat16", "HF float32", "ggml, 16-bit KV"])
 @pytest.mark.parametrize("name", ["head-softmax", "head-order"])
 def test_logits_in_another_form_are_named_first(name: str, engine: str) -> None:
@@ -234,6 +255,10 @@ def test_masks_in_words() -> None:
         "documents or chunks that do not see each other begin at positions 0, 3, 6"
     )
     assert words(key_S <= pos_T1 + 2) == "each position sees 2 keys too many: a wrong corner"
+    assert words(key_S <= pos_T1 - 3) == "each position sees 3 keys too few: a wrong corner"
+    corner = described(key_S <= pos_T1[5:] - 5, own_TS[5:], key_S, pos_T1[5:], held=5)
+    assert corner.startswith("this pass is masked as if the cache were empty") and "5 keys too few" in corner
+    assert described(key_S[None] < 6, own_TS[7:], key_S, pos_T1[7:], held=7) == "only the first 6 keys are seen"
     assert words(own_TS & ((key_S != 1) | (pos_T1 < 5))) == "position 5 sees keys 0, 2 to 5"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qwenref.engine.weights import Adapted, Adapter, Weights, parts
+from qwenref.quant.tensor import QTensor
 from qwenref.trace.verify.verify import EXACT, REPRODUCED, UNEXPLAINED, verify
 
 from ...engines import dump_of
@@ -159,3 +160,27 @@ def test_a_mistake_with_dora(mistake: str, field: str, engine: str) -> None:
     assert {(f.layer, f.stage) for f in bad} == {(1, stage) for stage in STAGES[field]}
     for f in bad:
         assert f.hypotheses and f.hypotheses[0].name == name and words in f.hypotheses[0].sentence, f.hypotheses
+
+
+def test_what_an_adapter_adds_lands_in_another_slice() -> None:
+    w = adapted()
+    q, k, v = w.layers[1].qkv
+    other, turned = Adapted(v, k.adapters), replace(k, adapters=swapped(k.adapters))
+    for moved, words in (
+        ((q, k.base, other), "what the adapter of K adds is added to V, and not to its own"),
+        ((q, turned, other), "what the adapters of K and V add is added to the other"),
+    ):
+        right = w if moved[1] is k.base else with_layer(w, (q, k, Adapted(v, swapped(k.adapters))))
+        found = verify(dump_of(with_layer(w, moved), "HF float32", TOKENS), right)
+        (f,) = [f for f in found.findings if f.verdict == UNEXPLAINED]
+        assert (f.layer, f.stage) == (1, "qkv_matmul")
+        assert f.hypotheses[0].sentence == words
+
+
+def swapped(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+    """An adapter of its own for V: the same, of the other sign and half the size."""
+    return tuple(replace(a, scale=-a.scale / 2) for a in adapters)
+
+
+def with_layer(w: Weights, qkv: tuple[Adapted | QTensor, ...]) -> Weights:
+    return replace(w, layers=(w.layers[0], replace(w.layers[1], qkv=qkv)))

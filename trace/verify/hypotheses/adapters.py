@@ -90,19 +90,19 @@ def adapter_twice(s: Site) -> Several:
         yield what, parts.sum(adapters)
 
 
-@hypothesis("adapter-other", "what {} adds is added to the other", *PRODUCTS)
+@hypothesis("adapter-other", "what {}", "qkv_matmul")
 def adapter_other(s: Site) -> Several:
     """The slices of a fused product change places: those of one shape do, or one has both and the other none."""
     parts = Parts(s)
     for i, m in enumerate(parts.matrices):
         for j, other in enumerate(parts.matrices):
             if i != j and parts.own[i] and m.shape == other.shape:
-                alone, both = list(parts.own), list(parts.own)
-                both[i], both[j] = (), parts.own[i] + parts.own[j]
-                yield f"the adapter of {module(m)}, and not to its own,", parts.sum(both)
+                taken, swapped = list(parts.own), list(parts.own)
+                taken[i], taken[j] = (), parts.own[i] + parts.own[j]
+                yield f"the adapter of {'QKV'[i]} adds is added to {'QKV'[j]}, and not to its own", parts.sum(taken)
                 if i < j and parts.own[j]:
-                    alone[i], alone[j] = parts.own[j], parts.own[i]
-                    yield f"each of the adapters of {module(m)} and {module(other)}", parts.sum(alone)
+                    swapped[i], swapped[j] = parts.own[j], parts.own[i]
+                    yield f"the adapters of {'QKV'[i]} and {'QKV'[j]} add is added to the other", parts.sum(swapped)
 
 
 @hypothesis("adapter-scaled", "{} what it should", *STAGES)

@@ -52,6 +52,7 @@ def norm_gain_plus_one(s: Site) -> Several:
     x, gain = normed(s)
     yield "as the engine rounds it", norm(s, x, 1 + operations.weight(s.recipe, gain))
     yield "as the file has it", norm(s, x, 1 + gain)
+    yield "as the file has it", norm(s.under(replace(s.recipe, weights=None)), x, 1 + gain)  # the sum is not stored
 
 
 @hypothesis("norm-gain-missing", "the norm's gain is not applied", *NORMS)

@@ -130,7 +130,7 @@ def product_tile(s: Site) -> Several:
     span, x_TI = s.compute(), flat(input_of(s)).mid
     if got.shape != span.mid.shape or span.mid.ndim != 2 or len(got) != len(x_TI):
         return
-    w_OI = np.concatenate([m.rows(0, m.shape[0]) for m in matrices]).astype(np.float64)
+    w_OI = operations.weight(s.recipe, np.concatenate([m.rows(0, m.shape[0]) for m in matrices]).astype(np.float64))
     error_TO, I = got - span.mid, w_OI.shape[1]
     noise = float(np.square(span.radius).mean()) + (s.recipe.result.u * float(np.abs(got).mean())) ** 2
     best: tuple[float, int, int, Array] | None = None

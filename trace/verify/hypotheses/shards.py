@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...stages import by_name, layer_name
-from ..formulas import PRODUCTS, flat, input_of, weight_of
+from ..formulas import PRODUCTS, flat, input_of, linear, weight_of
 from ..recipes import operations
 from ..site import Site
-from ..span import Array, Span
+from ..span import FLOAT32, Array, Span, plus
 from .attention import Mask
 from .hypothesis import Hypothesis, Several, entering
 from .masks import dumped, listed
@@ -65,6 +65,23 @@ def rank_missing(s: Site) -> Several:
             for words, kept_I in (("only rank {} is summed", rank_I == r), ("rank {} is not summed", rank_I != r)):
                 if ranks > 2 or words.startswith("only"):
                     yield f"{ranks} ranks, {words.format(r)}", through(s, kept(x, kept_I))
+
+
+@hypothesis("ranks-rounded", "the shares of {} are rounded each before they are summed: an all-reduce in 16 bits, "
+            "which is rounding and no mistake", *SUMMED)  # fmt: skip
+def ranks_rounded(s: Site) -> Several:
+    x, r = flat(input_of(s)), s.recipe
+    I = x.mid.shape[1]
+    for ranks in RANKS if r.result is not FLOAT32 else ():
+        if I % ranks:
+            continue
+        rank_I = np.arange(I) // (I // ranks)
+        shares = [linear(s, kept(x, rank_I == rank), s.matrices()) for rank in range(ranks)]
+        stored, whole = shares[0], shares[0]
+        for share in shares[1:]:
+            stored, whole = operations.add(r, stored, share), plus(whole, share)
+        yield f"{ranks} ranks", stored
+        yield f"{ranks} ranks", operations.rounded(r, whole)
 
 
 @hypothesis("inputs-left-out", "the sum leaves out the last {}", *PRODUCTS)

@@ -243,8 +243,10 @@ def residual_alone(s: Site) -> Variants:
 @hypothesis("residual-twice", "{} is added twice", *RESIDUALS)
 def residual_twice(s: Site) -> Several:
     x, y = addends(s)
-    yield "the residual", operations.add(s.recipe, operations.add(s.recipe, x, y), x)
-    yield "the block's output", operations.add(s.recipe, operations.add(s.recipe, x, y), y)
+    once = operations.add(s.recipe, x, y)
+    for words, which, other in (("the residual", x, y), ("the block's output", y, x)):
+        yield words, operations.add(s.recipe, once, which)
+        yield words, operations.add(s.recipe, which.map(partial(np.multiply, 2)), other)
     if s.stage == "post_ffn_residual":
         earlier = s.input(s.evidence.stage("post_attn_residual").inputs[1])
         yield "attention's output", operations.add(s.recipe, operations.add(s.recipe, x, earlier), y)
