@@ -28,7 +28,7 @@ from qwenref.errors import BadInput
 from qwenref.quant.codes import SCALES
 from qwenref.quant.tensor import QTensor, as_stored, by_column, dequantize, format_of, quantize, take
 from qwenref.tools.main import main
-from qwenref.trace.verify.hypotheses.products import wrong_decoders
+from qwenref.trace.verify.hypotheses.decoders import wrong_decoders
 from qwenref.trace.verify.recipes.matrix import FileMatrix
 
 from ...mutations import in_json
@@ -86,7 +86,7 @@ def test_the_judge_can_take_its_formats_apart(case: str) -> None:
     m = FileMatrix(assembled(*parts_of(case))[0]["m.weight"])
     right = m.rows(0, 4)
     np.testing.assert_array_equal(m.rebuilt(lambda b: b).rows(0, 4), right)
-    wrong = {what: one.rows(0, 4) for what, one in wrong_decoders(m)}
+    wrong = {what: made().rows(0, 4) for what, made, _ in wrong_decoders(m)}
     assert not any(np.array_equal(one, right) for what, one in wrong.items() if "one too" not in what)
     assert any("constant" in what for what in wrong) == (m.facts.minimum is not None)
     assert any("nibbles" in what for what in wrong) == (case in ("gptq-4", "bnb-nf4"))

@@ -203,11 +203,18 @@ def test_a_mistake_in_a_stage_that_the_dump_lacks() -> None:
 
 def test_every_hypothesis_is_planted_somewhere() -> None:
     here = {"other-file", "other-stage", "bias-included", "layout"}
-    adapters = {"adapter-missing", "adapter-twice", "adapter-scaled", "dora-magnitude"}  # test_verify_lora.py
+    adapters = {
+        "adapter-missing",
+        "adapter-twice",
+        "adapter-scaled",
+        "adapter-other",
+        "dora-magnitude",
+    }  # test_verify_lora.py
     heads = {"head-run"}  # test_heads.py: a vocabulary of three times a state's size
     mixed_up = {"layer-weights", "weights-displaced", "batch-row", "batch-cache"}  # test_mixed_up.py
     blocks = {"softmax-blocks"}  # test_hooked.py: more keys than a block
-    assert {h.name for h in TABLE} == {p.named for p in PLANTS} | here | adapters | heads | mixed_up | blocks | set(
-        FITTED
-    )
+    tiles = {"product-tile"}  # test_hypotheses_fitted.py: the factor is fitted, so there is no one sentence
+    assert {h.name for h in TABLE} == {
+        p.named for p in PLANTS
+    } | here | adapters | heads | mixed_up | blocks | tiles | set(FITTED)
     assert len({h.name for h in TABLE}) == len(TABLE)

@@ -102,7 +102,8 @@ def unsigned(m: FileMatrix, field: str) -> FileMatrix:
     def change(start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
         f, stop = m.facts, start + len(w)
         raw = m.rebuilt(lambda b: b, start, stop).tensor.data.view(f.struct)[field].reshape(len(w), -1)
-        negative = np.repeat(raw < 0, w.shape[1] // raw.shape[1], axis=1)
+        each = -(-w.shape[1] // f.block) * f.block // raw.shape[1]  # a row's last block may be cut
+        negative = np.repeat(raw < 0, each, axis=1)[:, : w.shape[1]]
         one = m.rebuilt(lambda b: filled(b, field, 1), start, stop).rows(0, len(w))
         return w + np.float32(256) * one * negative
 
