@@ -200,8 +200,6 @@ def local(f: Format) -> Iterator[Way]:
     if f.constants:
         yield "each group's constant (offset or minimum) is left out", lambda m: constant_times(m, 0)
         yield "each group's constant (offset or minimum) has the wrong sign", lambda m: constant_times(m, -1)
-    for n in (-1, 1):
-        yield f"zero points (or minima) are off by one step, values are {n:+d} step", partial(stepped, n)
     if right is not None and right.shape[1] < 8 and (f.offset or f.high):
         words = "codes are taken for two's complement" if f.offset else "the highest bit of each code is inverted"
         yield words, of_blocks(partial(top_bits, f, right))
@@ -228,10 +226,6 @@ def neighbours(run: int, m: FileMatrix) -> FileMatrix:
         return m
     order = np.arange(run).reshape(2, -1).T.reshape(-1)
     return replace(m, change=lambda start, w: w.reshape(len(w), -1, run)[..., order].reshape(w.shape))
-
-
-def stepped(n: int, m: FileMatrix) -> FileMatrix:
-    return m if m.steps(0, 1) is None else zero_points_off(m, n)
 
 
 def four_bits(
@@ -296,6 +290,9 @@ def wrong_decoders(m: FileMatrix) -> Iterator[tuple[str, Callable[[], FileMatrix
     if m.facts.block > 1:
         for words, way in local(m.facts):
             yield words, partial(way, m), True
+        for n in (-1, 1) if m.steps(0, 1) is not None else ():
+            words = f"zero points (or minima) are off by one step, values are {n:+d} step"
+            yield words, partial(zero_points_off, m, n), True
         if m.shape[1] % m.facts.block == 0:
             for words, way in across(m):
                 yield words, partial(way, m), False
