@@ -318,7 +318,7 @@ def _piece(a: Assembly, rows: Rows, target: str, held: Held, ranks: int) -> Piec
         known = None
     if known is None or mine is None:
         raise BadInput(
-            f"{where}: shape {held.array.shape} does not fit {target} ({_spelled(a, held)}){_why(a, rows, raw)}"
+            f"{where}: shape {held.array.shape} does not fit {target} ({_spelled(a, held)}){_why(a, target, rows, raw)}"
         )
     try:
         _, axes = arranged(mine, letters, {**sizes, **known}, r.axes or (letters if a.places.ordered else None))
@@ -387,8 +387,11 @@ def _spelled(a: Assembly, held: Held) -> str:
     )
 
 
-def _why(a: Assembly, rows: Rows, raw: Raw) -> str:
+def _why(a: Assembly, target: str, rows: Rows, raw: Raw) -> str:
     """The positions that there are, and the stages that the shape does fit."""
+    more = raw.shape[-1] - a.sizes["V"] if "V" in a.sizes and raw.shape else 0
+    if letters_of(target)[-1] == "V" and 0 < more <= 2 * a.sizes["V"]:
+        return f"; a head that is padded? Leave its last {more} columns away"
 
     def fits(name: str) -> bool:
         letters = letters_of(name)

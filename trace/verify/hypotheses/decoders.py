@@ -50,6 +50,9 @@ def constant_times(m: FileMatrix, factor: float) -> FileMatrix:
 
 def zero_points_off(m: FileMatrix, n: int) -> FileMatrix:
     """The zero point counts n steps more."""
+    minimum = m.facts.minimum
+    if minimum is not None and m.facts.struct[minimum].kind == "i":  # and the weight is rounded with it (quant/int.py)
+        return m.rebuilt(partial(moved_by, minimum, -n))
 
     def change(start: int, w: NDArray[np.float32]) -> NDArray[np.float32]:
         step = m.steps(start, start + len(w))
@@ -57,6 +60,11 @@ def zero_points_off(m: FileMatrix, n: int) -> FileMatrix:
         return w + np.float32(n) * step
 
     return replace(m, change=change)
+
+
+def moved_by(field: str, n: int, b: Blocks) -> Blocks:
+    b[field] += n
+    return b
 
 
 def upper_times(m: FileMatrix, factor: float) -> FileMatrix:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ....quant.codes import rounded, scales_of, unpack
 from ..formulas import PRODUCTS, flat, input_of
 from ..recipes import operations
 from ..recipes.matrix import FileMatrix
@@ -23,7 +24,7 @@ TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
 
 Slab = NDArray[np.float32]
-Parts = tuple[Slab, Slab, Slab]  # of some rows: codes, what a step of each is worth, what decodes where a code is 0
+Parts = tuple[Slab, Slab, Slab]  # of some rows: codes, what a step of each is worth, the code that stands for 0
 AWQ = np.array([0, 2, 4, 6, 1, 3, 5, 7])  # the order of eight numbers in a word of AWQ
 ORDERS: tuple[tuple[str, Indices], ...] = (
     ("in AWQ's order, which is not undone", AWQ),
@@ -37,19 +38,37 @@ TELL = 4  # positions from which each output may have a factor of its own
 
 
 def parts(m: FileMatrix, start: int, stop: int) -> Parts:
-    """Rows of a matrix by what they are made of."""
-    step, zero = m.steps(start, stop), m.constants(start, stop)
-    assert step is not None
-    w = m.rows(start, stop)
-    return np.divide(w - zero, step, out=np.zeros_like(w), where=step != 0), step, zero
+    """Rows of a matrix by what they are made of, as its file has them or as they follow from what decodes."""
+    if whole_zeros(m):
+        f, (_, bits, _, scales) = m.facts, m.format.split("/")
+        b = m.rebuilt(lambda b: b, start, stop).tensor.data.view(f.struct).reshape(stop - start, -1)
+        groups: list[Slab] = [scales_of(b["scale"], scales), b["zero"].astype(np.float32)]
+        step, zero = (np.repeat(v, f.block, 1)[:, : m.shape[1]] for v in groups)
+        code: Slab = unpack(b["qs"].reshape(stop - start, -1), int(bits)).astype(np.float32)
+        return code[:, : m.shape[1]], step, zero
+    step_OI, least = m.steps(start, stop), m.constants(start, stop)
+    assert step_OI is not None
+    there = step_OI != 0
+    code, zero = (
+        np.divide(v, step_OI, out=np.zeros_like(v), where=there) for v in (m.rows(start, stop) - least, least)
+    )
+    return code, step_OI, -zero
 
 
-def remade(m: FileMatrix, make: Callable[[Parts], Slab]) -> FileMatrix:
-    """The matrix of other weights. Eight rows that begin at a multiple of 8 are always made together."""
+def whole_zeros(m: FileMatrix) -> bool:
+    """Whether groups have whole zero points; a weight is then rounded to the type of its scale (quant/int.py)."""
+    minimum = m.facts.minimum
+    return minimum is not None and m.facts.struct[minimum].kind == "i"
+
+
+def remade(m: FileMatrix, make: Callable[[Parts], Parts]) -> FileMatrix:
+    """The matrix of other parts. Eight rows that begin at a multiple of 8 are always made together."""
 
     def change(start: int, w: Slab) -> Slab:
         first, last = start // 8 * 8, min(-(-(start + len(w)) // 8) * 8, m.shape[0])
-        return np.asarray(make(parts(m, first, last))[start - first :][: len(w)], np.float32)
+        code, step, zero = (v[start - first :][: len(w)] for v in make(parts(m, first, last)))
+        made = np.asarray((code - zero) * step, np.float32)
+        return rounded(made, m.format.rpartition("/")[2]) if whole_zeros(m) else made
 
     return replace(m, change=change)
 
@@ -66,11 +85,11 @@ def repacked(m: FileMatrix) -> Iterator[tuple[str, FileMatrix]]:
     for words, order in ORDERS:
         rows, columns = partial(by_eights, order, 0), partial(by_eights, order, 1)
         if O % 8 == 0:
-            yield f"zero points of eight outputs are read {words}", remade(m, lambda p, f=rows: zeros_by(p, f))  # type: ignore[misc]
-            yield f"codes of eight outputs are read {words}", remade(m, lambda p, f=rows: f(p[0]) * p[1] + p[2])  # type: ignore[misc]
-            yield f"scales of eight outputs are read {words}", remade(m, lambda p, f=rows: scales_by(p, f))  # type: ignore[misc]
+            yield f"zero points of eight outputs are read {words}", remade(m, partial(changed, 2, rows))
+            yield f"codes of eight outputs are read {words}", remade(m, partial(changed, 0, rows))
+            yield f"scales of eight outputs are read {words}", remade(m, partial(changed, 1, rows))
         if I % 8 == 0:
-            yield f"codes of eight inputs are read {words}", remade(m, lambda p, f=columns: f(p[0]) * p[1] + p[2])  # type: ignore[misc]
+            yield f"codes of eight inputs are read {words}", remade(m, partial(changed, 0, columns))
     for size in SIDES:
         if I % size == 0:
             order = np.arange(size).reshape(2, -1).T.ravel()
@@ -81,28 +100,27 @@ def repacked(m: FileMatrix) -> Iterator[tuple[str, FileMatrix]]:
                 at = (np.arange(I).reshape(-1, size)[:, which]).ravel()
                 yield (
                     f"codes of {size} inputs are read {words}",
-                    remade(m, lambda p, at=at: p[0][:, at] * p[1] + p[2]),  # type: ignore[misc]
+                    remade(m, partial(changed, 0, partial(columns_at, at))),
                 )
     group = m.facts.group
     for ranks in (2, 4, 8):
         if I % (ranks * group) == 0:
             own = np.arange(I) % (I // ranks)  # each rank's inputs, of the groups that it takes for its own
+            there = partial(columns_at, own)
             yield (
                 f"each of {ranks} ranks counts the groups of its inputs from the first",
-                remade(m, lambda p, at=own: p[0] * p[1][:, at] + p[2][:, at]),  # type: ignore[misc]
+                remade(m, lambda p, there=there: changed(1, there, changed(2, there, p))),  # type: ignore[misc]
             )
 
 
-def zeros_by(p: Parts, order: Callable[[Slab], Slab]) -> Slab:
-    code, step, zero = p
-    points = np.divide(zero, step, out=np.zeros_like(zero), where=step != 0)
-    return (code + order(points)) * step
+def changed(which: int, change: Callable[[Slab], Slab], p: Parts) -> Parts:
+    """The parts with one of them changed."""
+    code, step, zero = (change(v) if i == which else v for i, v in enumerate(p))
+    return code, step, zero
 
 
-def scales_by(p: Parts, order: Callable[[Slab], Slab]) -> Slab:
-    code, step, zero = p
-    points = np.divide(zero, step, out=np.zeros_like(zero), where=step != 0)
-    return (code + points) * order(step)
+def columns_at(at: Indices, x: Slab) -> Slab:
+    return x[:, at]
 
 
 @hypothesis("packing", "the quantised weights are packed otherwise than they are read: {}", *PRODUCTS)
