@@ -19,6 +19,7 @@ from ..formulas import WITHIN
 from ..site import Site
 from ..span import Array
 
+ROOM = 1 << 18  # scores that are there at once
 MOST = 512  # keys that are told apart
 ROWS = 16  # positions that are looked at
 STARTS = 64  # blocks of one size that change places
@@ -229,16 +230,19 @@ def shifts(s: Site, turn_Ph: Array, shift_P: NDArray[np.integer]) -> Iterator[in
     right_NTS = pairs_NTSh.real.sum(-1)
     old_S = np.arange(len(k)) < s.evidence.rows[s.phase][0]
     which = (np.ones_like(old_S), old_S) if old_S.any() else (np.ones_like(old_S),)
+    size = max(1, ROOM // pairs_NTSh[..., 0].size)
     away = []
-    for turn_h in turn_Ph:
-        wrong_NTS = (pairs_NTSh @ np.exp(1j * turn_h)).real
-        away.append([_turned(w, np.where(turned_S, wrong_NTS, right_NTS)) for turned_S in which])
-    yield from shift_P[np.argmin(away, 0)].tolist()
+    for start in range(0, len(turn_Ph), size):
+        turned_hP = np.exp(1j * turn_Ph[start : start + size].T)
+        wrong_PNTS = np.moveaxis((pairs_NTSh @ turned_hP).real, -1, 0)
+        away.append([_turned(w, np.where(turned_S, wrong_PNTS, right_NTS)) for turned_S in which])
+    yield from shift_P[np.concatenate(away, 1).argmin(1)].tolist()
 
 
-def _turned(w: Whole, scores_NTS: Array) -> float:
-    """How far the result is with these scores, before their scale."""
-    masked = np.where(w.seen_TS, scores_NTS / np.sqrt(w.k_SNH.shape[2]), -np.inf)
+def _turned(w: Whole, scores_PNTS: Array) -> Array:
+    """[P]: how far the results are with these scores, before their scale."""
+    masked = np.where(w.seen_TS, scores_PNTS / np.sqrt(w.k_SNH.shape[2]), -np.inf)
     power = np.exp(masked - masked.max(-1, keepdims=True))
-    summed = (power.swapaxes(0, 1)[:, :, None] @ w.v_SNH.swapaxes(0, 1)).swapaxes(0, 1)
-    return float(w.away(summed, power.sum(-1)[..., None]).sum())
+    y_PNTH = power @ w.v_SNH.swapaxes(0, 1) / power.sum(-1)[..., None]
+    away: Array = np.square(y_PNTH - w.got_TNH.swapaxes(0, 1)).sum((1, 2, 3))
+    return away
