@@ -874,7 +874,7 @@ def merged(run: Run, weigh: Callable[[A, A], A], cut: int = 4) -> A:
     zero = np.zeros_like(sums[0])
     factors = [np.divide(w, old, out=zero.copy(), where=old > 0) for w, old in zip(weigh(*sums), sums, strict=True)]
     each = [run.kernels.attn_mix(part, v, run.pos_T) for part in parts]
-    return tail(run, sum(y * w.T[..., None] for y, w in zip(each, factors, strict=True)))
+    return tail(run, run.kernels.add(*(y * w.T[..., None] for y, w in zip(each, factors, strict=True))))
 
 
 @plant("softmax-merged", "attention")
