@@ -25,6 +25,12 @@ from .span import BFLOAT16, FLOAT16, FLOAT32, Array, Float
 OPENED = 32 << 20  # bytes of files: each arithmetic that is tried on a stage looks at the same few
 
 
+def begin(e: Entry) -> tuple[int, bytes]:
+    """How many values an entry has, and the first of them."""
+    values = e.values().reshape(-1)
+    return values.size, values[:16].tobytes()
+
+
 @dataclass
 class Evidence:
     """A dump, and the model that it is judged by.
@@ -70,6 +76,14 @@ class Evidence:
     @property
     def config(self) -> Config:
         return self.weights.config
+
+    @cached_property
+    def begun(self) -> dict[tuple[int, bytes], list[Entry]]:
+        """The dump's entries by how they begin: those of one file that stands twice are together."""
+        found: dict[tuple[int, bytes], list[Entry]] = {}
+        for e in self.dump.entries:
+            found.setdefault(begin(e), []).append(e)
+        return found
 
     @cached_property
     def stages(self) -> Mapping[str, Stage]:

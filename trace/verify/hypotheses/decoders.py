@@ -17,14 +17,14 @@ from ....engine.weights import plain
 from ....quant.format import Format
 from ....quant.q4_k import pack_scales, unpack_scales
 from ....quant.tensor import format_of, take
-from ..formulas import PRODUCTS
+from ..formulas import PRODUCTS, flat, input_of
 from ..recipes import operations
 from ..recipes.matrix import Blocks, FileMatrix, cleared
 from ..site import Site
 from ..span import Span
 from .bits import Bits, code_bits, codes_of, moved, orders, put_codes
 from .hypothesis import Hypothesis, Several, entering
-from .products import MOST, through
+from .products import COLUMNS, MOST, NOTHING, glimpsed, through
 
 TABLE: list[Hypothesis] = []
 hypothesis = entering(TABLE)
@@ -315,8 +315,14 @@ def decoder(s: Site) -> Several:
             return
         for name, wrong, _ in wrong_decoders(m):
             ways.setdefault(f"{m.format} decoder is wrong: {name}", {})[i] = wrong
+    # A whole matrix is read anew only where its first rows, where they are enough, may be the dump's.
+    first, x = matrices[0].head(COLUMNS), flat(input_of(s))
+    few = {f"{first.format} decoder is wrong: {name}": made for name, made, alone in wrong_decoders(first) if alone}
     for name, wrong_at in ways.items():
-        yield name, through(s, matrices=[wrong_at[i]() if i in wrong_at else m for i, m in enumerate(matrices)])
+        if 0 in wrong_at and name in few and glimpsed(s, x, few[name]()) is False:
+            yield name, NOTHING
+        else:
+            yield name, through(s, x, [wrong_at[i]() if i in wrong_at else m for i, m in enumerate(matrices)])
 
 
 @hypothesis("decoder-look-up", "the {}", "embedding")
