@@ -643,12 +643,16 @@ def outcome(c: Case) -> tuple[str, str]:
     if c.right:
         words = next((line for line in report.lines() if line.startswith("The engine computes with")), "")
         said = f"{report.sentence} {words}"
-        return NAMED if not report.status and all(w in said for w in c.said) else MISSED, said
+        return MISSED if report.status else NAMED if all(w in said for w in c.said) else DESCRIBED, said
     said = report.sentence
     if report.status != 1:
         return MISSED, said
     named = bool(c.said) and all(w in said for w in c.said)
     return NAMED if named else DESCRIBED if c.described and all(w in said for w in c.described) else MISSED, said
+
+
+# What is said of engines that are right.
+RIGHT = {NAMED: "explained", DESCRIBED: "explained, in other words than were looked for", MISSED: "accused"}
 
 
 def page(rows: list[tuple[Case, str, str]]) -> str:
@@ -673,7 +677,7 @@ def page(rows: list[tuple[Case, str, str]]) -> str:
             lines += ["", "| # | an engine that is right | | what verify says |", "|---|---|---|---|"]
         said = words.replace("|", "/")
         if c.right:
-            lines.append(f"| {c.number} | {c.story} | {'explained' if how == NAMED else 'accused'} | {said} |")
+            lines.append(f"| {c.number} | {c.story} | {RIGHT[how]} | {said} |")
         else:
             lines.append(f"| {c.number} | {c.thread} | {c.story} | {how} | {said} |")
     return "\n".join(lines) + "\n"
