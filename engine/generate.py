@@ -129,7 +129,7 @@ def generate(
         drafts.extend(seen)
         steps: dict[int, Callable[[NDArray[np.int32]], Any]] = {}
         while (left := len(ids) + max_tokens - len(seen)) and token not in stop:
-            draft = drafts.draft(left - 1)[: left - 1]
+            draft = drafts.draft(left - 1)
             width = next((n for n in drafts.widths() if len(draft) < n <= left), 1)
             draft = draft[: width - 1]
             if first := width not in steps:

@@ -188,18 +188,22 @@ def store_f32_first(b: Any, address: Any, v: Any, count: Any) -> None:
     write_first(b, address, v, count)
 
 
+def _ask(b: Any, address: Any, level: int) -> None:
+    """LLVM's hint: to read data, into the caches from this level on; 3 is the first, 2 the second."""
+    hints = [ir.Constant(i32, n) for n in (0, level, 1)]
+    call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, address, i8), *hints])
+
+
 @operation(types.void, intp)
 def prefetch(b: Any, address: Any) -> None:
     """Asks for the cache line of an address, which need not be one."""
-    hints = [ir.Constant(i32, n) for n in (0, 3, 1)]  # to read, into every level, data
-    call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, address, i8), *hints])
+    _ask(b, address, 3)
 
 
 @operation(types.void, intp)
 def prefetch_second(b: Any, address: Any) -> None:
     """The same, into the second-level cache."""
-    hints = [ir.Constant(i32, n) for n in (0, 2, 1)]
-    call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer(b, address, i8), *hints])
+    _ask(b, address, 2)
 
 
 @operation(types.float32, intp)

@@ -346,7 +346,6 @@ def blocks_of_256(
     signed, planes = SET.signed and bits > 7, planes_of(bits)
     parts = bits // planes
     group, of_group, vectors = group_tile(quads, parts), group_scale(parts), vectors_of(parts)
-    groups = eights.groups_of_256(quads, bits, size)
     multiply = dot4_wide_tile if bits > 7 and not signed else dot4_tile
     block_size, power = size, None if signed else bits - 1
 
@@ -364,14 +363,32 @@ def blocks_of_256(
     def many(panel, x, k, width, K, acc):
         return q8_k_many(group, planes, vectors, minima, quads, power, panel, x, k, K, acc)
 
-    @helper
-    def few(w, size, x, K, shared, sums, zeros):
-        eights.q8_k_eights(
-            groups, codes, scales, minima, factor, min_factor, quads, power, w, block_size, x, K, shared, sums, zeros
-        )
-
     def products(precision: str, halves: int) -> Products:
         made = kernels(form, precision, one, fill, many, TILE, 1, halves, FEW)
-        return (*eights.kernels(form, precision, few, halves), made[2]) if SET.eights else made
+        if not SET.eights:
+            return made
+        groups = eights.groups_of_256(quads, bits, size)
+
+        @helper
+        def block(w, size, x, K, shared, sums, zeros):
+            eights.q8_k_eights(
+                groups,
+                codes,
+                scales,
+                minima,
+                factor,
+                min_factor,
+                quads,
+                power,
+                w,
+                block_size,
+                x,
+                K,
+                shared,
+                sums,
+                zeros,
+            )
+
+        return *eights.kernels(form, precision, block, halves), made[2]
 
     return Integer(int8=products("int8", 1), int16=products("int16", 2))
